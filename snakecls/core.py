@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'atomic_write', 'write_json', 'read_json',
-           'plain', 'file_hash', 'track']
+           'plain', 'file_hash', 'keep_freed_memory', 'track']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
@@ -127,6 +127,19 @@ def file_hash(
         while chunk := stream.read(chunk_bytes):
             digest.update(chunk)
     return digest.hexdigest()
+
+# %% ../nbs/00_core.ipynb #2e119d43
+def keep_freed_memory() -> bool:  # whether the allocator took it; only glibc on Linux does
+    "Let glibc keep freed memory for the next batch instead of giving it back to the kernel; the process stays at its largest size."
+    import ctypes
+
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl
+        return False
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # from malloc.h
+    return all([mallopt(m_mmap_max, 0), mallopt(m_trim_threshold, 2**31 - 1), mallopt(m_top_pad, 64 << 20)])
 
 # %% ../nbs/00_core.ipynb #8374c562
 def track(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['C_GRID', 'PreparedPhotos', 'photo_batches', 'autocast', 'faster_precision', 'pooled_features', 'batch_features',
-           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'fit_logistic', 'softmax', 'set_head']
+           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'fit_logistic', 'softmax', 'set_head', 'model_probs',
+           'photo_probs']
 
 # %% ../../nbs/models/23_features.ipynb #a6056653
 import time
@@ -210,3 +211,38 @@ def set_head(
         head.weight.copy_(torch.from_numpy(probe.weight))
         if head.bias is not None:
             head.bias.copy_(torch.from_numpy(probe.bias))
+
+# %% ../../nbs/models/23_features.ipynb #b01e57e0
+@torch.inference_mode()
+def model_probs(
+    model: nn.Module,  # in eval mode; logits (n, n_classes) out
+    batch: torch.Tensor,  # (n, 3, h, w), float32, normalised
+    *,
+    temperature: float = 1.0,  # > 0
+    flip: bool = False,  # average with the mirrored photos
+) -> torch.Tensor:  # (n, n_classes), rows sum to 1
+    "Turn a network's logits into probabilities."
+    views = [(model(view).float() / temperature).softmax(-1) for view in two_views(batch, flip)]
+    return sum(views) / len(views)
+
+
+def photo_probs(
+    model: nn.Module,
+    photos: Sequence,  # whatever `open_photo` takes
+    spec: PhotoSpec,
+    *,
+    temperature: float = 1.0,
+    flip: bool = False,
+    bs: int = 32,
+    num_workers: int | None = None,
+    description: str = "Predicting",
+) -> np.ndarray:  # (n, n_classes) float32
+    "Predict photos in batches, with a progress bar; the network's training mode comes back afterwards."
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        batches = track(photo_batches(photos, spec, bs=bs, num_workers=num_workers), description)
+        rows = [model_probs(model, batch.to(device), temperature=temperature, flip=flip).cpu().numpy() for batch in batches]
+    finally:
+        model.train(was_training)
+    return np.concatenate(rows) if rows else np.zeros((0, head_module(model).out_features), np.float32)

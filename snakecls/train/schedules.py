@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from fastai.callback import schedule as _  # gives Learner its fit_one_cycle, fit_flat_cos and lr_find
 from fastai.learner import Learner
 
@@ -213,16 +212,10 @@ def valid_metrics(
     learn: Learner,
     dl,  # validation loader, at any size
 ) -> dict[str, float]:  # n, f1_macro, accuracy, top3_accuracy, loss
-    "Measure the Learner's model on a loader, with nothing of training in the way."
-    was_training, device = learn.model.training, next(learn.model.parameters()).device
-    learn.model.eval()
-    probs, targets = [], []
-    with torch.inference_mode():
-        for x, y in dl:
-            probs.append(learn.model(x.to(device)).float().softmax(1).cpu().numpy())
-            targets.append(y.cpu().numpy())
-    learn.model.train(was_training)
-    return classification_metrics(np.concatenate(targets), np.concatenate(probs))
+    "Measure the Learner on a loader, as `get_preds` sees it."
+    with learn.no_bar(), learn.no_logging():
+        probs, targets = learn.get_preds(dl=dl)
+    return classification_metrics(targets.numpy(), probs.numpy())
 
 
 def monitored(metrics: dict[str, float], monitor: str) -> float:

@@ -1,0 +1,154 @@
+"""What several tests share: a tiny bundle, photos, a running app, a browser."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))  # the checkout itself, installed or not
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+FACTS = {
+    "Micrurus fulvius": {"common_name": "Eastern coral snake", "venomous": True, "countries": ["United States"]},
+    "Lampropeltis elapsoides": {"common_name": "Scarlet kingsnake", "venomous": False, "countries": ["United States"]},
+    "Crotalus adamanteus": {"common_name": "Eastern diamondback rattlesnake", "venomous": True, "countries": ["United States"]},
+    "Pantherophis guttatus": {"common_name": "Corn snake", "venomous": False},
+    "Natrix natrix": {"common_name": "Grass snake", "venomous": None, "countries": ["Germany", "France"]},
+}
+
+
+def draw_snake(seed: int, size: tuple[int, int] = (120, 90)):
+    "Draw a striped tube on a noisy ground; a PIL image."
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    body = abs(y - 0.5 - 0.25 * np.sin(x * 7 + seed)) < 0.1
+    ground = generator.integers(90, 200, (size[1], size[0], 3))
+    rings = np.where((x * 14 % 2 < 1)[..., None], generator.integers(0, 255, 3), generator.integers(0, 255, 3))
+    return Image.fromarray(np.where(body[..., None], rings, ground).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def snake_photos(tmp_path_factory) -> list[Path]:
+    "Five photos; the first lies on its side, as its EXIF says."
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(5):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 0 else 1
+        draw_snake(number, (120 + 10 * number, 90)).save(folder / f"{number}.jpg", quality=92, exif=exif)
+    return sorted(folder.glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def broken_photo(tmp_path_factory) -> Path:
+    "A file that begins like a JPEG and is none."
+    path = tmp_path_factory.mktemp("broken") / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0 this is no photo")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory) -> Path:
+    "A bundle of a tiny network with random weights, five species and two examples; read only."
+    import timm
+    import torch
+
+    from snakecls.models.bundle import write_bundle
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=len(FACTS))
+    info = {
+        "model": {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": len(FACTS)}}, "labels": list(FACTS),
+        "photo": {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}, "temperature": 0.5, "flip": True, "name": "tiny",
+        "label_facts": FACTS, "notice": "Random weights: for tests only.", "licence": "Apache-2.0", "weights_source": "random",
+    }
+    return write_bundle(tmp_path_factory.mktemp("run") / "best", model, info, examples=[(draw_snake(7), "Natrix natrix"), (draw_snake(8), "")])
+
+
+# A program that writes down every address outside this machine that it asks for, and refuses it.
+WATCH_NETWORK = """
+import os, sys
+def watch(event, args):
+    if event == "socket.connect": host = args[1][0] if isinstance(args[1], tuple) else "localhost"
+    elif event == "socket.getaddrinfo": host = args[0]
+    else: return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0"):
+        open(os.environ["WATCH_NETWORK"], "a").write(f"{event} {host}\\n")
+        raise OSError(f"no network in tests: {host}")
+sys.addaudithook(watch)
+"""
+
+
+class RunningApp:
+    "An app in a process of its own: its address, and what it asked of the network."
+
+    def __init__(self, script: Path, folder: Path, scratch: Path, **environment: str):
+        (scratch / "sitecustomize.py").write_text(WATCH_NETWORK)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.network, self.log = f"http://127.0.0.1:{port}/", scratch / "network.txt", scratch / "app.log"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKECLS_", "GRADIO_", "PYTHON"))}
+        kept |= {"PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, [str(scratch), os.environ.get("SNAKECLS_TEST_PATH")])),
+                 "WATCH_NETWORK": str(self.network), "GRADIO_TEMP_DIR": str(scratch / "uploads"), "NO_PROXY": "*"}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen([sys.executable, str(script)], cwd=folder, env=kept | environment, stdout=log,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait(self, seconds: float = 90) -> "RunningApp":
+        "Wait until the app answers; fail with its log when it does not."
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.url, timeout=2).close()
+                return self
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"the app did not start:\n{self.log.read_text()}")
+
+    def stop(self) -> None:
+        "End the app and whatever it started."
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def start_app(tmp_path_factory) -> Iterator[Callable[..., RunningApp]]:
+    "A function that starts an app.py: `start_app(script, folder, **environment)`; all are ended with the session."
+    apps: list[RunningApp] = []
+
+    def start(script: Path, folder: Path, **environment: str) -> RunningApp:
+        apps.append(RunningApp(script, folder, tmp_path_factory.mktemp("app"), **environment))
+        return apps[-1]
+
+    yield start
+    for app in apps:
+        app.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "A headless Chromium: SNAKECLS_CHROMIUM, one on the path, or Playwright's own."
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = [os.environ.get("SNAKECLS_CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    with sync_api.sync_playwright() as playwright:
+        path = next(filter(None, found), playwright.chromium.executable_path)
+        if not Path(path).exists():
+            pytest.skip("there is no Chromium: set SNAKECLS_CHROMIUM, apt install chromium, or run 'playwright install chromium'")
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield chromium
+        chromium.close()

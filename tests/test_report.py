@@ -1,0 +1,130 @@
+"The report of a run: one file that stands alone, whatever the run folder holds or lacks."
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from snakecls.core import write_json
+from snakecls.evaluate.report import write_report
+from snakecls.workflow.tracking import RunFolder
+
+NASTY = ["<script>alert('x')</script>", "Naja & \"friends\"", "蛇 {{ 7 * 7 }}", "a/b\\c"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def make_run(root: Path, *, n_classes: int = 14, n: int = 120, photos: bool = True, splits: tuple[str, ...] = ("valid", "test")) -> RunFolder:
+    "Make a run folder with drawn photos and made-up predictions."
+    rng = np.random.default_rng(0)
+    labels = (NASTY + [f"Genus{i:02d} species{i:02d}" for i in range(n_classes)])[:n_classes]
+    with RunFolder.create(root / "runs", "fake <b>run</b>") as run:
+        metrics = {"name": "fake <b>run</b>", "labels": labels, "seconds": 754.2, "parent": None}
+        for split in splits:
+            truth = rng.integers(0, n_classes, n)
+            probs = rng.dirichlet(np.ones(n_classes), n) * 0.85 + np.eye(n_classes)[truth] * 0.15
+            paths = [f"{split}/{i}.jpg" for i in range(n)]
+            if photos:
+                (root / split).mkdir(parents=True)
+                for path in paths:
+                    Image.fromarray(rng.integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(root / path)
+            table = pd.DataFrame({"path": paths, "label": [labels[i] for i in truth], "predicted": [labels[i] for i in probs.argmax(1)]})
+            table = pd.concat([table, pd.DataFrame(probs, columns=[f"p_{i}" for i in range(n_classes)])], axis=1)
+            table.to_parquet(run / f"predictions-{split}.parquet")
+            metrics[split] = {"n": n, "f1_macro": 0.8, "accuracy": 0.81, "top3_accuracy": 0.95, "loss": 0.6, "f1_macro_interval": [0.75, 0.85]}
+        scores = metrics[splits[0]] if splits else {}
+        metrics |= {"probe": {"stage": 1, "epoch": 0, "size": 128, "f1_macro": 0.7}, "best": {"stage": 2, "epoch": 2, "size": 224},
+                    "stages": [{"stage": i, "size": size, "epochs": 2, "seconds": 60.0, "own": scores, "final": scores} for i, size in [(1, 128), (2, 224)]]}
+        run.write_metrics(metrics)
+        run.write_experiment({"name": "fake", "data": {"source": "photos.csv"}, "model": {"arch": "resnet18"}})
+        run.write_environment(root)
+        for stage, size in [(1, 128), (2, 224)]:
+            for epoch in range(stage - 1, 3):
+                run.add_epoch({"stage": stage, "epoch": epoch, "size": size, "train_loss": None if epoch == 0 else 0.5, "valid_loss": 0.6,
+                               "f1_macro": 0.7 + 0.02 * epoch, "is_best": (stage, epoch) == (2, 2)})
+        facts = {label: {"common_name": f"The {i}th", "venomous": [True, False, None][i % 3]} for i, label in enumerate(labels)}
+        write_json(run / "best" / "bundle.json", {"label_facts": facts})
+    return run
+
+
+class Addresses(HTMLParser):
+    "Collect everything that a page would fetch."
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def parse(page: str) -> Addresses:
+    parser = Addresses()
+    parser.feed(page)
+    return parser
+
+
+def test_the_page_stands_alone_and_is_small(tmp_path):
+    run = make_run(tmp_path)
+    page = write_report(run.path, photo_root=tmp_path).read_text()
+    parsed = parse(page)
+    assert len(page.encode()) < 1_500_000
+    assert all(address.startswith("data:") for address in parsed.found) and parsed.tags.count("img") == 18
+    assert not {"script", "iframe"} & set(parsed.tags) and not re.search(r"url\(|@import", page)
+    for text in ("0.800", "0.750 to 0.850", "120 test photos", "Fine-tuning helped", "128 px", "Confusion matrix", "Most confused"):
+        assert text in page, text
+
+
+def test_text_of_the_user_is_escaped(tmp_path):
+    page = write_report(make_run(tmp_path, n_classes=5, photos=False).path).read_text()
+    assert "<script" not in page and "<b>run" not in page and "{{ 7 * 7 }}" in page and "蛇" in page and "Naja &amp; &#34;friends&#34;" in page
+
+
+@pytest.mark.parametrize("missing", ["metrics.json", "history.csv", "experiment.yaml", "environment.json", "status.json", "best/bundle.json",
+                                     "predictions-test.parquet", "predictions-*.parquet"])
+def test_a_missing_part_leaves_a_shorter_page(tmp_path, missing):
+    run = make_run(tmp_path, photos=False)
+    for file in run.path.glob(missing):
+        file.unlink()
+    page = write_report(run.path).read_text()
+    assert "How it was made" in page and ("is not there any more" in page or missing == "predictions-*.parquet")
+    assert "None" not in re.sub(r"<pre>.*?</pre>|None of", "", page, flags=re.DOTALL) and ">nan<" not in page
+
+
+def test_a_run_without_test_photos_speaks_of_validation(tmp_path):
+    page = write_report(make_run(tmp_path, photos=False, splits=("valid",)).path).read_text()
+    assert "on 120 validation photos" in page and "expect a little less on new ones" in page and "test photos" not in page
+
+
+def test_a_failed_run_says_so(tmp_path):
+    with pytest.raises(RuntimeError), RunFolder.create(tmp_path, "broken") as run:
+        run.write_experiment({"name": "broken"})
+        raise RuntimeError("out of <memory>")
+    page = write_report(run.path).read_text()
+    assert "This run failed" in page and "RuntimeError: out of &lt;memory&gt;" in page
+
+
+def test_two_reports_of_the_same_run_are_the_same(tmp_path):
+    run = make_run(tmp_path, photos=False)
+    assert write_report(run.path).read_bytes() == write_report(run.path).read_bytes()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("n_classes", [3, 14, 60])
+def test_nothing_sticks_out_on_a_telephone_or_asks_the_network(tmp_path, n_classes):
+    from playwright.sync_api import sync_playwright
+
+    report = write_report(make_run(tmp_path, n_classes=n_classes, photos=False).path)
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        for width in (390, 1280):
+            page, asked = browser.new_page(viewport={"width": width, "height": 844}), []
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(report.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()

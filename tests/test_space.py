@@ -1,0 +1,50 @@
+"""The folder that becomes a Space works alone."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPO
+
+gradio_client = pytest.importorskip("gradio_client")
+
+
+@pytest.fixture(scope="module")
+def space(tiny_bundle, tmp_path_factory):
+    from snakecls.deploy.hub import write_space
+
+    return write_space(tiny_bundle, tmp_path_factory.mktemp("hub") / "space", space="maria/tiny-snakes")
+
+
+def test_the_space_answers_from_its_own_folder_alone(space, start_app, tiny_bundle, snake_photos):
+    from snakecls.deploy.predict import Predictor
+
+    app = start_app(space / "app.py", space).wait()
+    code = "import snakecls, snakecls.deploy.app; print(snakecls.__file__, snakecls.deploy.app.__file__)"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    files = subprocess.run([sys.executable, "-c", code], cwd=space, env=clean, capture_output=True, text=True, check=True).stdout.split()
+    assert files == [str(space / "snakecls" / "__init__.py"), str(space / "snakecls" / "deploy" / "app.py")]
+    assert f"Serving {space / 'bundle'}" in app.log.read_text()
+    client = gradio_client.Client(app.url, verbose=False, analytics_enabled=False)
+    answer = client.predict(gradio_client.handle_file(str(snake_photos[1])), api_name="/predict")
+    expected = Predictor(tiny_bundle).predict(snake_photos[1])
+    assert [row["label"] for row in answer] == [p.label for p in expected]
+    assert [row["prob"] for row in answer] == pytest.approx([p.prob for p in expected], abs=1e-5)
+    assert not app.network.exists(), app.network.read_text()
+
+
+def test_the_space_has_the_same_app_and_versions(space):
+    from snakecls.deploy.hub import APP, requirement_lines
+
+    assert (REPO / "app.py").read_text(encoding="utf-8") == APP == (space / "app.py").read_text(encoding="utf-8")
+    assert len(APP.splitlines()) <= 60
+    settings = (REPO / "settings.ini").read_text(encoding="utf-8")
+    for line in (space / "requirements.txt").read_text().split():
+        assert line in requirement_lines() and line in settings
+
+
+def test_the_space_holds_nothing_of_this_machine(space):
+    for file in space.rglob("*"):
+        if file.is_file() and file.suffix in (".md", ".json", ".txt", ".py"):
+            assert str(REPO) not in file.read_text(encoding="utf-8"), file

@@ -1,0 +1,61 @@
+"Properties of the bootstrap that hold for any labels."
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from snakecls.stats import bootstrap_interval, mean_sd, paired_bootstrap
+
+labels = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=2, max_size=60)
+metrics = st.sampled_from(["f1_macro", "accuracy", "balanced_accuracy"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels, metrics, st.randoms(use_true_random=False))
+def test_shuffling_the_samples_changes_nothing(rows, metric, random):
+    truth, a, b = map(np.array, zip(*rows))
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    assert bootstrap_interval(metric, truth, a, n=50) == bootstrap_interval(metric, truth[order], a[order], n=50)
+    assert paired_bootstrap(metric, truth, a, b, n=50) == paired_bootstrap(metric, truth[order], a[order], b[order], n=50)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels, metrics)
+def test_interval_lies_in_range_and_renaming_changes_nothing(rows, metric):
+    truth, guess, _ = map(np.array, zip(*rows))
+    interval = bootstrap_interval(metric, truth, guess, n=50)
+    assert 0 <= interval.low <= interval.high <= 1 and 0 <= interval.value <= 1
+    names = np.array(["b", "e", "f", "g", "z"])  # in the same order as the numbers
+    assert bootstrap_interval(metric, names[truth], names[guess], n=50) == interval
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels)
+def test_value_is_scikit_learns(rows):
+    truth, guess, _ = map(np.array, zip(*rows))
+    assert np.isclose(bootstrap_interval("f1_macro", truth, guess, n=10).value, f1_score(truth, guess, average="macro"))
+    assert np.isclose(bootstrap_interval("accuracy", truth, guess, n=10).value, accuracy_score(truth, guess))
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels)
+def test_comparison_is_antisymmetric_and_fair(rows):
+    truth, a, b = map(np.array, zip(*rows))
+    forth, back = (paired_bootstrap("f1_macro", truth, *pair, n=50) for pair in [(a, b), (b, a)])
+    assert np.isclose(forth.difference, -back.difference) and 0 < forth.p <= 1
+    assert paired_bootstrap("f1_macro", truth, a, a, n=50) == (0, 0, 0, 1)
+
+
+def test_interval_covers_the_true_accuracy_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        right = rng.random(150) < 0.8
+        interval = bootstrap_interval("accuracy", np.ones(150, int), right.astype(int), n=200)
+        covered += interval.low <= 0.8 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_mean_sd_always_says_n(values):
+    assert mean_sd(values).endswith(f"(n={len(values)})") and ("±" in mean_sd(values)) == (len(values) > 1)
