@@ -123,7 +123,7 @@ def test_nothing_sticks_out_on_a_telephone_or_asks_the_network(tmp_path, n_class
         browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
         for width in (390, 1280):
             page, asked = browser.new_page(viewport={"width": width, "height": 844}), []
-            page.on("request", lambda request: asked.append(request.url))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.goto(report.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert all(url.startswith(("file:", "data:")) for url in asked)

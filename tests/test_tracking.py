@@ -138,7 +138,7 @@ def test_a_wandb_server_that_never_answers_costs_ten_seconds_and_a_warning(tmp_p
 
 def test_without_a_key_wandb_records_offline_in_the_run_folder(tmp_path):
     process = run_python(TRACK, tmp_path, WANDB_MODE="", WANDB_API_KEY="", NETRC=os.devnull, HOME=str(tmp_path))
-    out, err = process.communicate(timeout=60)
+    err = process.communicate(timeout=60)[1]
     assert process.returncode == 0 and err.count("TrackerWarning") == 1 and "no API key" in err
     assert list(tmp_path.glob("*-tracked/wandb/offline-run-*/*.wandb"))
 

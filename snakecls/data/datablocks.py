@@ -74,9 +74,10 @@ class SeededDL(TfmdDL):
 
 # %% ../../nbs/data/16_datablocks.ipynb #3b2f8016
 def photo_block(
-    spec: PhotoSpec,  # size, resizing and normalisation: what the model sees
+    spec: PhotoSpec,  # size, resizing and normalisation: what validation and the served model see
     labels: list[str],  # the classes, in the order of the model's outputs
     *,
+    size: int | None = None,  # px of training photos; None: as in `spec`
     target: str = "label",  # column with the class
     augment: Augment = Augment(),  # training only
     seeds: SampleSeeds | None = None,
@@ -84,7 +85,7 @@ def photo_block(
     "Make the DataBlock for one label per photo: `ImageBlock`, `CategoryBlock`, the table's split."
     if not isinstance(spec.size, int):
         raise UserError(f"photo.size is {spec.size}; training works on squares, so give one number of pixels.")
-    items, batches = train_tfms(spec.size, augment, seeds or SampleSeeds(), resize=spec.resize)
+    items, batches = train_tfms(size or spec.size, augment, seeds or SampleSeeds(), resize=spec.resize)
     return DataBlock(
         blocks=(photo_input(), CategoryBlock(vocab=list(labels))),
         get_x=ReadColumn("path"), get_y=ReadColumn(target), splitter=split_rows, dl_type=SeededDL,
@@ -106,28 +107,29 @@ def split_rows(table: pd.DataFrame) -> tuple[list[int], list[int]]:
 # %% ../../nbs/data/16_datablocks.ipynb #b967fb8c
 def photo_dls(
     table: pd.DataFrame,  # path, the target column, split (train, valid; rows of other splits are left aside)
-    size: int = 224,  # px
+    size: int = 224,  # px, of training photos
     *,
+    valid_size: int | None = None,  # px, of validation photos; None: as training. Random crops show things larger, so a larger one suits (FixRes, Touvron et al. 2019)
     target: str = "label",
     labels: list[str] | None = None,  # order of the classes; None: the sorted labels of the training photos
-    spec: PhotoSpec | None = None,  # resizing and normalisation; its size is replaced by `size`
+    spec: PhotoSpec | None = None,  # resizing and normalisation; its size is replaced by that of validation
     augment: Augment = Augment(),
     bs: int = 32,  # training batch; validation uses twice as many
     seed: int = 42,
     num_workers: int | None = None,  # None: one less than the processors, at most 8
     device: str | None = None,
-) -> DataLoaders:  # with `.spec`, and `.rebuild(size=…, bs=…)` for the next stage
+) -> DataLoaders:  # with `.spec`, and `.rebuild(size=…, valid_size=…, bs=…, seed=…)` for the next stage
     "Make DataLoaders for one label per photo from a table."
     table = check_target(table, target)
     labels = list(labels) if labels is not None else sorted(table.loc[table["split"] == "train", target].unique())
     check_known(table, target, labels)
-    spec = replace(spec or PhotoSpec(size=size), size=size)
+    spec = replace(spec or PhotoSpec(size=size), size=valid_size or size)
     n_train = int((table["split"] == "train").sum())
     if bs < 2:
         raise UserError(f"bs is {bs}; give at least 2, as batch norm needs two photos.")
     seeds = SampleSeeds(seed)
     workers = default_workers() if num_workers is None else num_workers
-    block = photo_block(spec, labels, target=target, augment=augment, seeds=seeds)
+    block = photo_block(spec, labels, size=size, target=target, augment=augment, seeds=seeds)
     dls = block.dataloaders(table, bs=min(bs, n_train), val_bs=min(2 * bs, 64), num_workers=workers, device=device)
     dls.train.seeds, dls.spec, dls.labels, dls.target = seeds, spec, labels, target
     dls.rebuild = partial(photo_dls, table, target=target, labels=labels, spec=spec, augment=augment, num_workers=num_workers, device=device)

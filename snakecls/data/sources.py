@@ -87,11 +87,13 @@ def read_folder(
     if not photos:
         raise UserError(f"the folder '{folder}' holds no photos ({', '.join(IMAGE_SUFFIXES)}); give the folder that holds the class folders.")
     parts = [photo[len(_slashes(str(folder))) + 1 :].split("/") for photo in photos]
-    parts = [part[_wrapper_depth(parts, splits) :] for part in parts]
+    depth = _wrapper_depth(parts, splits)
+    parts = [part[depth:] for part in parts]
     by_split = _has_split_folders(parts, splits)
+    named = {name: split_name(name, splits) if by_split else None for name in {part[0] for part in parts}}
     rows, depth = [], 2 if by_split else 1
     for photo, part in zip(photos, parts):
-        split = split_name(part[0], splits) if by_split else None
+        split = named[part[0]]
         if len(part) <= depth or (by_split and split is None):
             issues.append({"path": photo, "issue": "no label", "reason": "the photo lies outside the class folders"})
         else:
@@ -200,14 +202,14 @@ def find_files(
     "Look up which files exist, listing each folder once."
     folders = paths.str.replace(r"/[^/]*$", "", regex=True).unique()
     names = {folder: _names(folder) for folder in folders}
-    known = pd.Index([f"{folder}/{name}" for folder in folders for name in names[folder]], dtype=object)
-    found = paths.isin(known)
-    if not found.all() and len(known):
+    known = {f"{folder}/{name}" for folder in folders for name in names[folder]}
+    written = paths.tolist()  # a set is ten times faster here than `isin` on pandas' Arrow text
+    found = [path in known for path in written]
+    if known and not all(found):
         similar = _unique_spellings(known)
-        meant = {path: similar[path.casefold()] for path in paths[~found].unique() if path.casefold() in similar}
-        paths = paths.map(lambda path: meant.get(path, path))
-        found = found | paths.isin(known)
-    return paths, found
+        written = [path if here else similar.get(path.casefold(), path) for path, here in zip(written, found)]
+        found = [path in known for path in written]
+    return pd.Series(written, index=paths.index, dtype=paths.dtype), pd.Series(found, index=paths.index, dtype=bool)
 
 # %% ../../nbs/data/09_sources.ipynb #4a0e033d
 def _names(folder: str) -> list[str]:

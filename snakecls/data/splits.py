@@ -25,7 +25,7 @@ def _keys(
 ) -> pd.Series:  # text; rows with the same key stay together
     "Name what each row belongs to: its group, or itself where it has none."
     paths = table["path"].astype(str)
-    shared = os.path.commonprefix([paths.min(), paths.max()])
+    shared = os.path.commonprefix([paths.min(), paths.max()])  # noqa: RUF071 (of the text; cut at its last slash below)
     own = "path:" + paths.str.slice(shared.rfind("/") + 1)
     if group is None:
         return own
@@ -142,7 +142,7 @@ def _warn_of_small(table: pd.DataFrame, pool: np.ndarray, shares: Mapping[str, f
     for split in [split for split, share in shares.items() if share]:
         without = sorted(set(names.unique()) - set(names[table.loc[pool, "split"] == split].unique()))
         if without:
-            warning = f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, which are too small to be divided ({some(without)}); add photos, or leave them out with min_per_class."
+            warning = f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be divided ({some(without)}); add photos, or leave them out with min_per_class."
             add_issues(table, [], warning=warning)
 
 
@@ -267,14 +267,15 @@ def verify_manifest(
 def _new(manifest: pd.DataFrame) -> list[tuple[str, str, str]]:
     "Find photos that lie beside those of the manifest."
     folders = sorted({os.path.dirname(path) for path in manifest["path"]})
-    known = set(manifest["path"])
+    known = set(manifest["path"].tolist())
     found = {photo for folder in folders if os.path.isdir(folder) for photo in list_photos(folder)[0]}
     return [(photo, "new", "not in the manifest") for photo in found - known]
 
 
 def _different(manifest: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str, str]]:
     "Find photos that a table adds, or has under another label or in another split."
-    rows = [(path, "new", "not in the manifest") for path in table["path"][~table["path"].isin(manifest["path"])]]
+    known = set(manifest["path"].tolist())
+    rows = [(path, "new", "not in the manifest") for path in table["path"].tolist() if path not in known]
     both = manifest.merge(table, on="path", suffixes=("_then", "_now"))
     for column, state in (("label", "relabelled"), ("split", "moved")):
         if f"{column}_now" in both:

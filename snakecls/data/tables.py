@@ -45,7 +45,7 @@ def _drop_incomplete(table: pd.DataFrame, where: str) -> pd.DataFrame:
         missing = table[column].isna()
         if missing.any():
             rows = table[missing].fillna({"path": ""})
-            warning = f"left out {missing.sum():,} of {count(len(table), 'row')} in {where} that have no {column}; fill it in to use them."
+            warning = f"left out {missing.sum():,} of {count(len(table), 'row')} in {where} without a {column}; fill it in to use them."
             table = add_issues(table[~missing], rows, issue, f"the {column} is empty", warning=warning)
     if table.empty:
         raise UserError(f"{where} has no row with both a path and a label; fill them in.")
@@ -63,7 +63,7 @@ def _drop_missing(table: pd.DataFrame, where: str, root: str | Path) -> pd.DataF
     result = table.assign(path=paths)[photo]
     add_issues(result, [], warning=note)
     if len(missing):
-        warning = f"left out {len(missing):,} of {count(len(table), 'photo')} in {where} that do not exist ({some(missing['path'])}); put them in place, or correct the paths."
+        warning = f"left out {len(missing):,} of {count(len(table), 'photo')} in {where}, for there is no such file ({some(missing['path'])}); put them in place, or correct the paths."
         add_issues(result, missing, "missing", "no such file", warning=warning)
     if len(others):
         add_issues(result, others, "not a photo", "no image format that can be read", warning=f"left out {count(len(others), 'file')} in {where} of no image format that can be read ({some(others['path'])}); convert them to JPEG or PNG.")
@@ -81,7 +81,7 @@ def _drop_repeated(table: pd.DataFrame, where: str) -> pd.DataFrame:
             raise UserError(f"{where} gives more than one {column} to {count(len(clash), 'photo')} ({shown}); keep one row for each photo.")
     extra = table["path"].duplicated()
     if extra.any():
-        warning = f"left out {count(extra.sum(), 'row')} in {where} that repeat an earlier one ({some(table.loc[extra, 'path'])}); remove them from the table."
+        warning = f"left out {count(extra.sum(), 'row')} in {where} repeating an earlier one ({some(table.loc[extra, 'path'])}); remove them from the table."
         table = add_issues(table[~extra], table[extra], "repeated", "the same photo with the same label stands in an earlier row", warning=warning)
     return table
 
@@ -180,7 +180,7 @@ def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, t
     table, issues = read_folder(folder, splits=splits)
     shown = [issue for issue in issues if issue["reason"] != "hidden"]
     names = some(Path(issue["path"]).name for issue in shown)
-    warning = f"left out {count(len(shown), 'file')} in '{folder.name}' that are no photos of a class ({names})." if shown else ""
+    warning = f"left out {count(len(shown), 'file')} in '{folder.name}' outside the classes or no photos ({names})." if shown else ""
     return _finish(add_issues(table, issues, warning=warning), f"'{folder.name}'", target)
 
 

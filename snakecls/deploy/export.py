@@ -30,7 +30,6 @@ from .predict import Prediction, chunks, photo_probs, rank_labels
 from ..models.bundle import BundleInfo, info_from_dict
 
 if TYPE_CHECKING:
-    from fastai.data.core import DataLoaders
     from fastai.learner import Learner
 
 # %% ../../nbs/deploy/50_export.ipynb #a749e8e8

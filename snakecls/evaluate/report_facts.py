@@ -85,7 +85,7 @@ def read_split(
         return None
     y_true, y_pred = (table[column].astype(str).to_numpy(object) for column in ("label", "predicted"))
     known = [str(label) for label in facts.metrics.get("labels") or []]
-    labels = known + sorted(set([*y_true, *y_pred]) - set(known))
+    labels = known + sorted({*y_true, *y_pred} - set(known))
     columns = [f"p_{i}" for i in range(len(known))]
     probs = table[columns].to_numpy(float) if known and set(columns) <= set(table) else None
     return SplitFacts(name, labels, y_true, y_pred, probs, table["path"].astype(str).tolist())

@@ -39,9 +39,9 @@ section>.soft{margin-bottom:14px}
 .range u{position:absolute;top:-3px;width:4px;height:12px;margin-left:-2px;border-radius:2px;background:var(--accent)}
 .say{border-left:4px solid var(--accent)}.say.warn{border-left-color:var(--warn);background:var(--warnfill)}
 .say b{font-size:1.05rem;line-height:1.3;display:block;margin-bottom:2px}.say p{color:var(--soft);font-size:.875rem}
-.says{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}.two{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}
+.says{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}.one{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}.two{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}
 @media(min-width:900px){main{padding:32px 24px 64px;gap:20px}section{padding:22px 24px}.two{grid-template-columns:repeat(2,minmax(0,1fr));gap:28px}
-.two.wide{grid-template-columns:minmax(0,1.35fr) minmax(0,1fr)}}
+.one{gap:20px}.two.wide{grid-template-columns:minmax(0,1.35fr) minmax(0,1fr)}}
 """
 PARTS = """
 table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
@@ -53,7 +53,7 @@ th:last-child,td:last-child{padding-right:0}tr:last-child td{border-bottom:0}.be
 .bar i{display:block;height:100%;background:var(--accent);border-radius:3px}.bar.bad i{background:rgb(var(--bad))}
 .mark{display:inline-block;font-size:.7rem;line-height:1;font-weight:600;padding:3px 6px;border-radius:6px;background:rgb(var(--bad)/.16);color:rgb(var(--bad));white-space:nowrap}
 .pairs{list-style:none;margin:0;padding:0;display:grid;gap:12px}.pairs li{font-size:.9rem;line-height:1.35}.pairs .bar{margin:4px 0 3px}.pairs em{font-style:normal;color:rgb(var(--bad))}
-.matrix{overflow:auto;max-height:88vh}.grid{--label:9.2rem;display:grid;gap:2px;grid-template-columns:var(--label) repeat(var(--n),minmax(15px,1fr));
+.matrix{overflow-x:auto}.grid{--label:9.2rem;display:grid;gap:2px;grid-template-columns:var(--label) repeat(var(--n),minmax(15px,1fr));
 max-width:calc(var(--label) + var(--n)*40px);font-size:.72rem;font-variant-numeric:tabular-nums}
 .grid>*{display:flex;align-items:center;justify-content:center;min-width:0;border-radius:3px}.grid>b{font-weight:500;color:var(--soft);font-size:.68rem}
 .grid>strong{position:sticky;left:0;background:var(--card);border-radius:0;justify-content:flex-start;font-weight:500;overflow:hidden;white-space:nowrap;gap:5px}
@@ -119,7 +119,7 @@ def draw_curves(
         parts.append(f'<text x="{x(epoch):.1f}" y="{HIGH - 3}" text-anchor="middle">{epoch + 1}</text>')
     for number, line in enumerate(series.values()):
         parts.append(draw_line([(x(i), y(v)) for i, v in enumerate(line) if math.isfinite(v)], f"var(--c{number % 4})"))
-    if best is not None and math.isfinite(value := list(series.values())[0][best]):
+    if best is not None and math.isfinite(value := next(iter(series.values()))[best]):
         anchor = "end" if best > n * 0.7 else "start"
         parts.append(f'<circle cx="{x(best):.1f}" cy="{y(value):.1f}" r="5" fill="var(--card)" stroke="var(--c0)" stroke-width="2.5"/>'
                      f'<text x="{x(best) + (-9 if anchor == "end" else 9):.1f}" y="{min(y(value) + 16, HIGH - BOTTOM - 4):.1f}" text-anchor="{anchor}" '
@@ -176,7 +176,7 @@ LOW_PARTS = """
 {% if wrong or right %}<section><h2>Photos</h2><p class="soft">{{ split_line }} Tap a photo to see all of it.</p>
 {% if wrong %}<h3>Surest mistakes</h3><div class="photos">{% for p in wrong %}{{ photo(p) }}{% endfor %}</div>{% endif %}
 {% if right %}<h3>Right answers, drawn by lot</h3><div class="photos">{% for p in right %}{{ photo(p) }}{% endfor %}</div>{% endif %}</section>{% endif %}
-{% if matrix %}<div class="two wide"><section><h2>Confusion matrix</h2><p class="soft">Rows: what it is. Columns: what the model said, in the same order. {{ matrix.note }}</p>
+{% if matrix %}<div class="{{ "two wide" if matrix.rows|length <= 20 else "one" }}"><section><h2>Confusion matrix</h2><p class="soft">Rows: what it is. Columns: what the model said, in the same order. {{ matrix.note }}</p>
 <div class="matrix"><div class="grid" style="--n:{{ matrix.rows|length }}"><b></b>{% for r in matrix.rows %}<b title="{{ r.label }}">{{ r.number }}</b>{% endfor %}
 {% for r in matrix.rows %}<strong title="{{ r.label }}"><i>{{ r.number }}</i><span>{{ r.short }}</span></strong>{% for c in r.cells %}{% if c.count %}<i class="{{ c.kind }}" style="--a:{{ c.alpha }}" title="{{ r.label }} taken for {{ c.label }}: {{ c.count }}">{{ c.count }}</i>{% else %}<i></i>{% endif %}{% endfor %}
 

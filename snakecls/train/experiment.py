@@ -68,7 +68,8 @@ class ModelConfig(Config):
 
 class StageConfig(Config):
     "One stage of the schedule."
-    size: int = Field(ge=8, description="px of training and validation photos")
+    size: int = Field(ge=8, description="px of training photos")
+    valid_size: int | None = Field(None, ge=8, description="px of validation photos and of the served model; as training if not given")
     epochs: int = Field(1, ge=0, description="0 for a probe alone")
     freeze: Literal["body", "none"] | int = Field("none", description="body (head only), none, or k: stem and blocks 1 to k")
     lr: float | tuple[float, float] = Field(1e-3, description="one rate, or [first block, head]")

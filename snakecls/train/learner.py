@@ -51,7 +51,7 @@ def build_stages(experiment: Experiment) -> list[Stage]:
 def build_stage(stage: StageConfig, experiment: Experiment) -> Stage:
     "Fill in what a stage leaves to the experiment."
     return Stage(
-        size=stage.size, epochs=stage.epochs, freeze=stage.freeze, lr=stage.lr, head=stage.head, lr_schedule=stage.lr_schedule,
+        size=stage.size, valid_size=stage.valid_size, epochs=stage.epochs, freeze=stage.freeze, lr=stage.lr, head=stage.head, lr_schedule=stage.lr_schedule,
         bs=stage.bs or min(128, scaled_bs(experiment.train.bs, 224, stage.size)),
         mixup=experiment.augment.mixup if stage.mixup is None else stage.mixup,
         wd=experiment.train.wd if stage.wd is None else stage.wd,

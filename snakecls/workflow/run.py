@@ -100,7 +100,6 @@ def run_experiment(
             trackers.finish({})
             raise
         say(result.message)
-        run.finish()  # before the logbook compares it with the finished ones
         trackers.finish(metrics)
     return RunResult(run, metrics, result.message)
 
@@ -165,7 +164,8 @@ def describe_epoch(row: dict) -> str:
     "Say one epoch's numbers in a line."
     what = "probe  " if row["epoch"] == 0 else f"epoch {row['epoch']}"
     best = "  best so far" if row["is_best"] else ""
-    return (f"  stage {row['stage']}  {row['size']} px  {what}  loss {row['valid_loss']:.3f}  macro F1 {row['f1_macro']:.3f}  "
+    seen = f" (validated at {row['valid_size']})" if row["valid_size"] != row["size"] else ""
+    return (f"  stage {row['stage']}  {row['size']} px{seen}  {what}  loss {row['valid_loss']:.3f}  macro F1 {row['f1_macro']:.3f}  "
             f"top-3 {row['top3_accuracy']:.3f}  {row['seconds']:.0f} s{best}")
 
 # %% ../../nbs/workflow/61_run.ipynb #fcd6a59b

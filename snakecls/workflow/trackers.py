@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -220,7 +221,7 @@ class WandbTracker:
         in_time = self.done.wait(self.wait_s)
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        self._hang_up()
         where = f"; `wandb sync {self.state['dir']}` uploads it" if self.state.get("dir") else "; history.csv holds what it would have got"
         if self.state.get("state") != "done" and not in_time:
             warn_tracker(f"W&B did not finish within {self.wait_s:.0f} s, the run goes on without it{where}.")
@@ -230,8 +231,16 @@ class WandbTracker:
             warn_tracker(f"W&B recorded the run offline, because {self.state['why']}{where}.")
 
     def _say(self, **message: Any) -> None:
-        self.process.stdin.write(json.dumps(message, default=plain) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(message, default=plain) + "\n")
+            self.process.stdin.flush()
+        except OSError as e:
+            self._hang_up()
+            raise RuntimeError("its process has ended; wandb.log in the run folder says why") from e
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):  # what could not be sent cannot be sent now either
+            self.process.stdin.close()
 
     def _listen(self) -> None:
         for line in self.process.stdout:

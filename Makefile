@@ -1,0 +1,50 @@
+# Two commands set everything up: `make demo` and `make test`. Each target is one or two commands.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: demo test app lab lint check notebooks-test pytest slow clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/snakecls demo
+
+test: $(VENV)/.dev browser
+	$(MAKE) notebooks-test pytest
+
+notebooks-test: $(VENV)/.dev
+	$(BIN)/nbdev_test --n_workers 2
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest tests
+
+slow: $(VENV)/.dev
+	$(BIN)/nbdev_test --flags slow --n_workers 1
+
+app: $(VENV)/.runtime
+	$(BIN)/python app.py
+
+lab: $(VENV)/.dev
+	$(BIN)/jupyter lab nbs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+check: $(VENV)/.dev
+	$(BIN)/python tests/check_generated.py
+
+# The environments: `demo` and `app` need the project alone, the others the `dev` extra too.
+$(VENV)/.runtime: settings.ini setup.py
+	$(PYTHON) tools/make_env.py $(VENV)
+	touch $@
+
+$(VENV)/.dev: settings.ini setup.py
+	$(PYTHON) tools/make_env.py $(VENV) --dev
+	touch $@ $(VENV)/.runtime
+
+.PHONY: browser
+browser: $(VENV)/.dev
+	$(BIN)/python tools/find_browser.py --install
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,104 @@
+"""Every command has help and stands in the README; mistakes are one sentence with exit code 2; --json is JSON."""
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ["demo", "train", "evaluate", "predict", "app", "runs", "export", "publish"]
+
+
+def snakecls(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    "A folder in which `snakecls demo --tiny` has run."
+    folder = tmp_path_factory.mktemp("cli")
+    done = snakecls("demo", "shop", "--tiny", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "demo.json").write_text(done.stdout)
+    return folder
+
+
+def test_help_names_every_command_and_so_does_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    shown = snakecls("--help", cwd=tmp_path).stdout
+    for command in COMMANDS:
+        assert f" {command} " in shown
+        assert f"`snakecls {command}" in readme
+        assert snakecls(command, "--help", cwd=tmp_path).returncode == 0
+
+
+def test_help_is_quick(tmp_path):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        snakecls("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.6
+
+
+def test_demo_prints_json_and_leaves_a_run(demo):
+    said = json.loads((demo / "demo.json").read_text())
+    assert 0 <= said["metrics"]["test"]["f1_macro"] <= 1
+    assert [len(photo["top"]) for photo in said["held_out"]] == [3, 3, 3]
+    run = demo / Path(said["report"]).parent
+    for name in ("experiment.yaml", "environment.json", "manifest.parquet", "history.csv", "metrics.json", "run.log", "best/bundle.json", "best/weights.safetensors", "report.html", "export.pkl"):
+        assert (run / name).exists(), name
+
+
+def test_predict_evaluate_runs_export(demo):
+    run_root = ["--runs", "shop/runs"]
+    photo = next((demo / "shop/data/photos").rglob("*.jpg"))
+    rows = json.loads(snakecls("predict", str(photo), "--json", *run_root, cwd=demo).stdout)
+    assert len(rows[0]["top"]) == 3 and abs(sum(guess["prob"] for guess in rows[0]["top"]) - 1) < 1e-4
+    said = json.loads((demo / "demo.json").read_text())
+    scored = json.loads(snakecls("evaluate", "--json", *run_root, cwd=demo).stdout)
+    assert abs(scored["scores"]["f1_macro"] - said["metrics"]["test"]["f1_macro"]) < 1e-6
+    board = json.loads(snakecls("runs", "--json", *run_root, cwd=demo).stdout)
+    assert [row["status"] for row in board] == ["finished"]
+    assert "demo" in snakecls("runs", *run_root, cwd=demo).stdout
+    assert snakecls("export", "model", *run_root, cwd=demo).returncode == 0
+    again = json.loads(snakecls("predict", str(photo), "--json", "--bundle", "model", cwd=demo).stdout)
+    assert again == rows
+
+
+@pytest.mark.parametrize("words, message", [
+    (["train"], "nothing to train on"),
+    (["train", "nope.yaml"], "does not exist"),
+    (["train", "--data", "nowhere"], "does not exist"),
+    (["train", "shop/experiment.yaml", "--set", "modl.arch=x"], "did you mean 'model'"),
+    (["train", "shop/experiment.yaml", "--set", "model.arch=convnext_tny"], "did you mean 'convnext_tiny'"),
+    (["train", "shop/experiment.yaml", "--set", "schedule=[{size: 64, epochs: fast}]"], "schedule.0.epochs"),
+    (["train", "shop/experiment.yaml", "--set", "data.target=colour"], "target 'colour'"),
+    (["predict", "none.jpg"], "none.jpg does not exist"),
+    (["predict", "shop/data/photos.csv", "--runs", "shop/runs"], "photos.csv"),
+    (["evaluate", "foo", "--runs", "shop/runs"], "foo"),
+    (["app", "--runs", "empty"], "snakecls demo"),
+    (["publish", "--space", "me/snakes", "--runs", "shop/runs"], "--dry-run"),
+])
+def test_mistakes_are_one_sentence(demo, words, message):
+    done = snakecls(*words, cwd=demo)
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert message in said and "Traceback" not in said
+    assert len([line for line in said.strip().splitlines() if line.startswith("snakecls: ")]) <= 1
+
+
+def test_the_same_seed_gives_the_same_numbers(demo):
+    said = []
+    for _ in range(2):
+        done = snakecls("train", "shop/experiment.yaml", "--runs", "twice", "--logbook", "twice.md", "--json", cwd=demo)
+        assert done.returncode == 0, done.stderr
+        said.append(json.loads(done.stdout)["metrics"])
+    assert said[0]["stages"] != []
+    for part in ("valid", "test", "best", "probe"):
+        assert said[0][part] == said[1][part]
+    assert (demo / "twice.md").read_text().count("\n## ") == 2

@@ -1,0 +1,77 @@
+"""A layer imports those to its left, never one to its right, and there is no circle within a layer (DESIGN.md)."""
+import ast
+import os
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "snakecls"
+LAYERS = ["core", "stats", "data", "models", "train", "evaluate", "deploy", "workflow", "cli"]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")}
+
+
+def imported(name: str) -> set[str]:
+    "The package's modules that a module imports, inside functions too."
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: -node.level] if node.level else []
+            target = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {target} | {f"{target}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
+
+
+def layer(name: str) -> int:
+    return LAYERS.index(name.split(".")[1])
+
+
+def test_every_module_has_a_layer():
+    assert {name.split(".")[1] for name in MODULES} <= set(LAYERS)
+    assert len(MODULES) > 20
+
+
+def test_imports_go_to_the_left():
+    wrong = [f"{name} imports {other}" for name in MODULES for other in imported(name) if layer(other) > layer(name)]
+    assert not wrong
+
+
+def test_no_circles():
+    TopologicalSorter({name: imported(name) for name in MODULES}).prepare()  # raises CycleError
+
+
+def test_the_check_would_notice():
+    assert "snakecls.train.schedules" in imported("snakecls.train.learner")
+    assert "snakecls.workflow.run" in imported("snakecls.cli")  # inside a function
+
+
+def test_nothing_imports_nbdev_and_only_tests_use_fastcore_test():
+    for name, path in MODULES.items():
+        text = path.read_text()
+        assert "import nbdev" not in text and "from nbdev" not in text, name
+        assert "fastcore.test" not in text, name
+
+
+def test_modules_stay_small():
+    assert {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 450} == {}
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}).stdout
+
+
+def test_slow_imports_wait():
+    heavy = {"torch", "fastai", "timm", "gradio", "wandb", "pandas", "sklearn", "albumentations", "matplotlib"}
+    loaded = run_python("import sys, snakecls.cli; print(*sys.modules)").split()
+    assert not heavy & set(loaded)
+    loaded = run_python("import sys, snakecls.deploy.predict, snakecls.models.bundle, snakecls.data.photos; print(*sys.modules)").split()
+    assert not [name for name in loaded if name.split(".")[0] == "fastai" or name.startswith("snakecls.train")]
