@@ -1,4 +1,5 @@
 """Write README.md from nbs/index.ipynb by nbconvert (nbdev_readme needs Quarto)."""
+import re
 from pathlib import Path
 
 import nbformat
@@ -11,10 +12,13 @@ def make_readme() -> str:
     "Turn the index into Markdown: without hidden cells, with its outputs as text."
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not (cell.cell_type == "code" and cell.source.lstrip().startswith("#| hide"))]
+    notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if "text/html" not in output.get("data", {})]  # progress bars
             cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
     body, _ = MarkdownExporter().from_notebook_node(notebook)
+    body = re.sub(r"\n{3,}", "\n\n", body)
     return "<!-- Written from nbs/index.ipynb by tools/make_readme.py; edit the notebook. -->\n\n" + body.strip() + "\n"
 
 

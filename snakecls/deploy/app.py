@@ -35,13 +35,10 @@ def photo_input(**kwargs) -> "gr.Image":  # `kwargs` go to gr.Image
     "Make an image component that passes the uploaded file's path, untouched."
     import gradio as gr
 
-    class PhotoInput(gr.Image):
-        is_template = True  # for the browser it is a plain Image
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None or payload.path is None else str(payload.path)
-
-    return PhotoInput(type="filepath", **kwargs)
+    component = gr.Image(type="filepath", **kwargs)
+    # on the instance: gradio writes a .pyi file into the package for every subclass of a component
+    component.preprocess = lambda payload: None if payload is None or payload.path is None else str(payload.path)
+    return component
 
 
 def show_answer(

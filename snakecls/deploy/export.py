@@ -26,7 +26,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.photos import PhotoSpec, open_photo
-from .predict import Prediction, chunks, photo_probs, rank_labels
+from .predict import Prediction, photo_probs, rank_labels
 from ..models.bundle import BundleInfo, info_from_dict
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def loader_probs(
     create = (kinds[-1] if kinds else PILImage).create
     model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", torch.nn.Softmax(-1))
     parts = [np.zeros((0, len(learn.dls.vocab)), np.float32)]
-    for chunk in chunks(photos, bs):
+    photos = list(photos)
+    for chunk in (photos[start : start + bs] for start in range(0, len(photos), bs)):
         items = ValidPhotos([(create(open_photo(photo)),) for photo in chunk])
         loader = learn.dls.valid.new(items, bs=len(items), shuffle=False, drop_last=False, num_workers=0)
         with torch.inference_mode():

@@ -164,7 +164,7 @@ class FrozenBatchNorm(Callback):
 class FlipAverage(Callback):
     "Outside training, average the probabilities with those of the mirrored photos."
 
-    order = 5
+    order, for_inference = 5, True  # export keeps it
 
     def after_pred(self):
         "Replace the prediction by the log of the mean probability, on which softmax and cross-entropy act as on logits."

@@ -117,8 +117,9 @@ def progressive_fit(
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
     stages = [stages] if isinstance(stages, Stage) else list(stages)
     loaders = loaders or getattr(learn.dls, "rebuild", None)
-    check_schedule(learn, stages, loaders)
     saver = saver or SaveBestF1()
+    check_schedule(learn, stages, loaders, saver.monitor)
+    learn.model.to(learn.dls.device)
     result = ScheduleResult()
     final_dl = stage_loaders(loaders, stages[-1], seed).valid if len(stages) > 1 else None
     saver.in_schedule = True
@@ -142,14 +143,19 @@ def stage_loaders(loaders: Callable, stage: Stage, seed: int):
     return loaders(size=stage.size, bs=stage.bs, seed=seed, **extra)
 
 
-def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None) -> None:
+def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None, monitor: str) -> None:
     "Refuse what cannot work before the first photo is read."
+    names = ["train_loss", "valid_loss", *(metric.name for metric in learn.metrics)]
+    if monitor not in names:
+        raise unknown_name("monitor", monitor, names)
     if not stages:
         raise UserError("the schedule has no stage; give at least one.")
     if loaders is None:
         raise UserError("the Learner's loaders cannot be rebuilt at another size; make them with photo_dls, or give loaders=(a function of size, bs and seed).")
     for stage in stages:
         n_frozen_groups(learn.model, stage.freeze)
+    if monitor == "train_loss" and any(stage.head == "probe" for stage in stages):
+        raise UserError("monitor is train_loss, which a probe does not have; choose valid_loss or one of the metrics.")
 
 # %% ../../nbs/train/33_schedules.ipynb #3398096a
 def run_stage(
@@ -159,7 +165,7 @@ def run_stage(
     "Run one stage: rebuild the loaders, fit the probe, freeze, train; adds its rows and metrics to `result`."
     start = time.perf_counter()
     learn.dls = stage_loaders(loaders, stage, seed)
-    place = {"stage": number, "size": stage.size, "valid_size": stage.seen_size, "freeze": str(stage.freeze), "lr": stage.lr if isinstance(stage.lr, float) else stage.lr[-1]}
+    place = {"stage": number, "size": stage.size, "valid_size": stage.seen_size, "freeze": str(stage.freeze), "lr": stage.lr[-1] if isinstance(stage.lr, (tuple, list)) else stage.lr}
     clock = time.perf_counter()
 
     def add(row: dict) -> None:
@@ -176,7 +182,7 @@ def run_stage(
         own = probe_head(learn, seed)
         saver.learn = learn
         saver.consider(monitored(own, saver.monitor), epoch=0)
-        row = {"epoch": 0, "train_loss": float("nan"), "valid_loss": own["loss"]} | {k: own[k] for k in ("accuracy", "top3_accuracy", "f1_macro")}
+        row = {"epoch": 0, "valid_loss": own["loss"]} | {k: own[k] for k in ("accuracy", "top3_accuracy", "f1_macro")}
         if result.probe is None or row["f1_macro"] > result.probe["f1_macro"]:
             result.probe = place | row
         add(row)
