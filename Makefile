@@ -19,7 +19,7 @@ pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest tests
 
 slow: $(VENV)/.dev
-	$(BIN)/nbdev_test --flags slow --n_workers 1
+	grep -rlE --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '#\| *slow' nbs | xargs -rn 1 $(BIN)/nbdev_test --flags slow --n_workers 1 --path
 
 app: $(VENV)/.runtime
 	$(BIN)/python app.py

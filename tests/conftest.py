@@ -1,6 +1,6 @@
 """What several tests share: a tiny bundle, photos, a running app, a browser."""
+import importlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +13,21 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))  # the checkout itself, installed or not
+sys.path[:0] = [str(REPO), str(REPO / "tools")]  # the checkout itself, installed or not
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+CI = os.environ.get("SNAKECLS_RUN") == "ci"
+
+
+def do_without(reason: str) -> None:
+    "Skip a test for want of something; where all has to be there, in CI, it fails."
+    (pytest.fail if CI else pytest.skip)(reason)
+
+
+def need(module: str):
+    "Import a module that the test needs."
+    return importlib.import_module(module) if CI else pytest.importorskip(module)
+
 
 FACTS = {
     "Micrurus fulvius": {"common_name": "Eastern coral snake", "venomous": True, "countries": ["United States"]},
@@ -77,7 +90,7 @@ def tiny_bundle(tmp_path_factory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("run") / "best", model, info, examples=[(draw_snake(7), "Natrix natrix"), (draw_snake(8), "")])
 
 
-# A program that writes down every address outside this machine that it asks for, and refuses it.
+# A program that writes down that it watches, and then every address outside this machine that is asked for, which it refuses.
 WATCH_NETWORK = """
 import os, sys
 def watch(event, args):
@@ -89,6 +102,7 @@ def watch(event, args):
         open(os.environ["WATCH_NETWORK"], "a").write(f"{event} {host}\\n")
         raise OSError(f"no network in tests: {host}")
 sys.addaudithook(watch)
+open(os.environ["WATCH_NETWORK"], "a").write("watching\\n")
 """
 
 
@@ -119,6 +133,12 @@ class RunningApp:
                 time.sleep(0.2)
         raise AssertionError(f"the app did not start:\n{self.log.read_text()}")
 
+    def asked(self) -> list[str]:
+        "Give the addresses outside this machine that were asked for; fails where nobody watched."
+        lines = self.network.read_text().splitlines() if self.network.exists() else []
+        assert "watching" in lines, "sitecustomize.py was not loaded, so nobody watched the network"
+        return [line for line in lines if line != "watching"]
+
     def stop(self) -> None:
         "End the app and whatever it started."
         if self.process.poll() is None:
@@ -142,13 +162,13 @@ def start_app(tmp_path_factory) -> Iterator[Callable[..., RunningApp]]:
 
 @pytest.fixture(scope="session")
 def browser():
-    "A headless Chromium: SNAKECLS_CHROMIUM, one on the path, or Playwright's own."
-    sync_api = pytest.importorskip("playwright.sync_api")
-    found = [os.environ.get("SNAKECLS_CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    "A headless Chromium, as tools/find_browser.py finds it."
+    sync_api = need("playwright.sync_api")
+    from find_browser import find_browser
+
+    if (path := find_browser()) is None:
+        do_without("there is no Chromium: set SNAKECLS_CHROMIUM, apt install chromium, or run 'playwright install chromium'")
     with sync_api.sync_playwright() as playwright:
-        path = next(filter(None, found), playwright.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip("there is no Chromium: set SNAKECLS_CHROMIUM, apt install chromium, or run 'playwright install chromium'")
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
         yield chromium
         chromium.close()

@@ -1,6 +1,7 @@
 "The report of a run: one file that stands alone, whatever the run folder holds or lacks."
 import re
-import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from conftest import REPO
 from snakecls.core import write_json
 from snakecls.evaluate.report import write_report
 from snakecls.workflow.tracking import RunFolder
 
 NASTY = ["<script>alert('x')</script>", "Naja & \"friends\"", "蛇 {{ 7 * 7 }}", "a/b\\c"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def make_run(root: Path, *, n_classes: int = 14, n: int = 120, photos: bool = True, splits: tuple[str, ...] = ("valid", "test")) -> RunFolder:
@@ -37,13 +38,13 @@ def make_run(root: Path, *, n_classes: int = 14, n: int = 120, photos: bool = Tr
             metrics[split] = {"n": n, "f1_macro": 0.8, "accuracy": 0.81, "top3_accuracy": 0.95, "loss": 0.6, "f1_macro_interval": [0.75, 0.85]}
         scores = metrics[splits[0]] if splits else {}
         metrics |= {"probe": {"stage": 1, "epoch": 0, "size": 128, "f1_macro": 0.7}, "best": {"stage": 2, "epoch": 2, "size": 224},
-                    "stages": [{"stage": i, "size": size, "epochs": 2, "seconds": 60.0, "own": scores, "final": scores} for i, size in [(1, 128), (2, 224)]]}
+                    "stages": [{"stage": i, "size": size, "valid_size": valid_size, "epochs": 2, "seconds": 60.0, "own": scores, "final": scores} for i, size, valid_size in [(1, 128, 128), (2, 224, 352)]]}
         run.write_metrics(metrics)
         run.write_experiment({"name": "fake", "data": {"source": "photos.csv"}, "model": {"arch": "resnet18"}})
         run.write_environment(root)
-        for stage, size in [(1, 128), (2, 224)]:
+        for stage, size, valid_size in [(1, 128, 128), (2, 224, 352)]:
             for epoch in range(stage - 1, 3):
-                run.add_epoch({"stage": stage, "epoch": epoch, "size": size, "train_loss": None if epoch == 0 else 0.5, "valid_loss": 0.6,
+                run.add_epoch({"stage": stage, "epoch": epoch, "size": size, "valid_size": valid_size, "train_loss": None if epoch == 0 else 0.5, "valid_loss": 0.6,
                                "f1_macro": 0.7 + 0.02 * epoch, "is_best": (stage, epoch) == (2, 2)})
         facts = {label: {"common_name": f"The {i}th", "venomous": [True, False, None][i % 3]} for i, label in enumerate(labels)}
         write_json(run / "best" / "bundle.json", {"label_facts": facts})
@@ -75,8 +76,17 @@ def test_the_page_stands_alone_and_is_small(tmp_path):
     assert len(page.encode()) < 1_500_000
     assert all(address.startswith("data:") for address in parsed.found) and parsed.tags.count("img") == 18
     assert not {"script", "iframe"} & set(parsed.tags) and not re.search(r"url\(|@import", page)
-    for text in ("0.800", "0.750 to 0.850", "120 test photos", "Fine-tuning helped", "128 px", "Confusion matrix", "Most confused"):
+    for text in ("0.800", "0.750 to 0.850", "120 test photos", "Fine-tuning helped", "128 px", "224 → 352 px", "4 epochs", "Confusion matrix", "Most confused"):
         assert text in page, text
+
+
+def test_the_plots_are_pictures_and_pyplot_is_left_alone(tmp_path):
+    run = make_run(tmp_path, n_classes=60, photos=False)
+    code = ("import sys, matplotlib; before = dict(matplotlib.rcParams); from snakecls.evaluate.report import write_plots; write_plots(sys.argv[1]); "
+            "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=True, cwd=REPO)
+    sizes = {file.name: Image.open(file).size for file in (run / "plots").iterdir()}
+    assert set(sizes) == {"confusion-test.png", "confusion-valid.png", "history.png"} and min(map(min, sizes.values())) > 300
 
 
 def test_text_of_the_user_is_escaped(tmp_path):
@@ -113,18 +123,13 @@ def test_two_reports_of_the_same_run_are_the_same(tmp_path):
     assert write_report(run.path).read_bytes() == write_report(run.path).read_bytes()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("n_classes", [3, 14, 60])
-def test_nothing_sticks_out_on_a_telephone_or_asks_the_network(tmp_path, n_classes):
-    from playwright.sync_api import sync_playwright
-
+def test_nothing_sticks_out_on_a_telephone_or_asks_the_network(tmp_path, browser, n_classes):
     report = write_report(make_run(tmp_path, n_classes=n_classes, photos=False).path)
-    with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        for width in (390, 1280):
-            page, asked = browser.new_page(viewport={"width": width, "height": 844}), []
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(report.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert all(url.startswith(("file:", "data:")) for url in asked)
-        browser.close()
+    for width in (390, 1280):
+        page, asked = browser.new_page(viewport={"width": width, "height": 844}), []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(report.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert all(url.startswith(("file:", "data:")) for url in asked)
+        page.close()

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, need
 
-gradio_client = pytest.importorskip("gradio_client")
+gradio_client = need("gradio_client")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_space_answers_from_its_own_folder_alone(space, start_app, tiny_bund
     expected = Predictor(tiny_bundle).predict(snake_photos[1])
     assert [row["label"] for row in answer] == [p.label for p in expected]
     assert [row["prob"] for row in answer] == pytest.approx([p.prob for p in expected], abs=1e-5)
-    assert not app.network.exists(), app.network.read_text()
+    assert app.asked() == []
 
 
 def test_the_space_has_the_same_app_and_versions(space):

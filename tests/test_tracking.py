@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snakecls.core import UserError
-from snakecls.workflow.logbook import LogbookEntry, add_entry
+from snakecls.workflow.logbook import LogbookEntry, LogbookTracker, add_entry
 from snakecls.workflow.trackers import Trackers, WandbTracker
 from snakecls.workflow.tracking import RunFolder, find_run, list_runs, read_status
 
@@ -36,7 +36,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
 
 def test_a_killed_run_is_stopped_and_can_be_resumed_only_once(tmp_path):
     code = ("import sys, time; from snakecls.workflow.tracking import RunFolder\n"
-            "run = RunFolder.create(sys.argv[1], 'killed'); run.add_epoch({'epoch': 0}); print(run.path, flush=True); time.sleep(60)")
+            "run = RunFolder.create(sys.argv[1], 'killed'); run.add_epoch({'epoch': 1}); print(run.path, flush=True); time.sleep(60)")
     process = run_python(code, tmp_path)
     path = Path(process.stdout.readline().strip())
     assert read_status(path)["status"] == "running"
@@ -47,8 +47,27 @@ def test_a_killed_run_is_stopped_and_can_be_resumed_only_once(tmp_path):
     assert read_status(path)["status"] == "stopped"
     with RunFolder.open(path).start() as run:
         assert list_runs(tmp_path).status.tolist() == ["running"]
-        run.add_epoch({"epoch": 1})
+        run.add_epoch({"epoch": 0})  # a probe, and no epoch
+        run.add_epoch({"epoch": 2})
     assert list_runs(tmp_path)[["status", "epochs"]].values.tolist() == [["finished", 2]]
+
+
+def test_a_run_that_fails_after_its_metrics_wins_nothing(tmp_path):
+    logbook = tmp_path / "logbook.md"
+    for f1 in (0.5, 0.9):
+        try:
+            with RunFolder.create(tmp_path, "good" if f1 == 0.5 else "bad") as run:
+                tracker = LogbookTracker(logbook)
+                tracker.start({}, run)
+                run.write_metrics({"labels": ["a"], "valid": {"f1_macro": f1, "n": 3}})
+                if f1 == 0.9:
+                    raise OSError("no room for the bundle")
+                tracker.finish(run.metrics())
+        except OSError:
+            tracker.finish({})
+    assert list_runs(tmp_path).name.tolist() == ["good", "bad"]
+    headings = [line for line in logbook.read_text().splitlines() if line.startswith("## ")]
+    assert len(headings) == 2 and "(failed)" in headings[0] and "(first of its task)" in headings[1]
 
 
 def test_the_leaderboard_survives_damaged_runs(tmp_path):

@@ -19,7 +19,7 @@ def find_browser() -> str | None:
         with sync_playwright() as playwright:
             path = playwright.chromium.executable_path
         return path if os.path.exists(path) else None
-    except Exception:  # no Playwright, or one without a browser: there is none to find
+    except Exception:  # noqa: BLE001  (no Playwright, or one without a browser: there is none to find)
         return None
 
 

@@ -1,39 +1,75 @@
 """Make a virtual environment and install the project into it; standard library only, Python 3.10 to 3.12."""
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", help="the environment's folder")
-parser.add_argument("--dev", action="store_true", help="with the `dev` extra")
-parser.add_argument("--wheel", action="store_true", help="install a built wheel instead of this folder, as a user would")
-args = parser.parse_args()
+ROOT = Path(__file__).resolve().parent.parent
 
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"snakecls needs Python 3.10 to 3.12, this is {sys.version.split()[0]}; run make PYTHON=python3.11 …")
 
-root, folder = Path(__file__).parent.parent, Path(args.folder)
-if not (folder / "bin" / "python").exists():
+def make_venv(folder: Path) -> Path:  # its Python
+    "Make an environment with pip in it; one that was left half made, without pip, is made anew."
+    python = folder / "bin" / "python"
+    if has_pip(python):
+        return python
     print(f"Making the environment {folder} …", flush=True)
-    venv.create(folder, with_pip=True)
-pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    anew = (folder / "pyvenv.cfg").exists()  # nothing else is ever emptied
+    try:
+        venv.create(folder, with_pip=True, clear=anew, symlinks=True)
+    except (subprocess.CalledProcessError, SystemExit):  # Debian without python3-venv has no ensurepip: let the pip outside install one
+        venv.create(folder, with_pip=False, clear=True, symlinks=True)
+        subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "pip"])
+    if not has_pip(python):
+        sys.exit(f"there is no pip in {folder}; install Python's venv module (on Debian: apt install python3-venv) and try again")
+    return python
 
 
-def run(*command: str, quiet: str = "--quiet") -> None:
-    "Run pip; leave with its exit code where it fails."
-    result = subprocess.run([*pip, *command, quiet] if quiet else [*pip, *command])
-    if result.returncode:
-        sys.exit(f"pip {command[0]} failed (see above); is a package index in reach?")
+def has_pip(python: Path) -> bool:
+    "Say whether a Python is there and has pip."
+    return python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
-run("install", "--upgrade", "pip", "setuptools", "wheel")
-print("Installing snakecls and what it needs (PyTorch is large: a few minutes the first time) …", flush=True)
-if args.wheel:
-    run("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "wheels"), str(root))
-    wheel = max((folder / "wheels").glob("snakecls-*.whl"), key=lambda path: path.stat().st_mtime)
-    run("install", "--force-reinstall", "--no-deps", str(wheel))
-    run("install", str(wheel))
-else:
-    run("install", "--no-build-isolation", "--editable", f"{root}[dev]" if args.dev else str(root))
+def copy_sources(folder: Path, *, root: Path = ROOT) -> Path:  # `folder`
+    "Copy what the wheel is built from, and nothing that an earlier build has left."
+    folder.mkdir(parents=True)
+    for file in root.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder / file.name)
+    shutil.copytree(root / "snakecls", folder / "snakecls", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def install(python: Path, *, dev: bool, wheel: bool) -> None:
+    "Install the project: editable, or as the wheel that a user would get."
+    def pip(*command: str) -> None:
+        if subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *command, "--quiet"]).returncode:
+            sys.exit(f"pip {command[0]} failed (see above); is a package index in reach?")
+
+    pip("install", "--upgrade", "pip", "setuptools", "wheel")
+    print("Installing snakecls and what it needs (PyTorch is large: a few minutes the first time) …", flush=True)
+    if not wheel:
+        return pip("install", "--no-build-isolation", "--editable", f"{ROOT}[dev]" if dev else str(ROOT))
+    with tempfile.TemporaryDirectory() as temporary:
+        sources = copy_sources(Path(temporary) / "sources")
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", temporary, str(sources))
+        (built,) = Path(temporary).glob("snakecls-*.whl")
+        pip("install", "--force-reinstall", "--no-deps", str(built))
+        pip("install", str(built))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the environment's folder")
+    parser.add_argument("--dev", action="store_true", help="with the `dev` extra")
+    parser.add_argument("--wheel", action="store_true", help="install a built wheel instead of this folder, as a user would")
+    args = parser.parse_args()
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        sys.exit(f"snakecls needs Python 3.10 to 3.12, this is {sys.version.split()[0]}; run make PYTHON=python3.11 …")
+    install(make_venv(args.folder), dev=args.dev, wheel=args.wheel)
+
+
+if __name__ == "__main__":
+    main()

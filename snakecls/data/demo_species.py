@@ -209,7 +209,7 @@ def colour_skin(
     period, phase = pattern.period * individual.uniform(0.88, 1.12), individual.random(6) * 2 * np.pi
     uneven = 0.10 * np.sin(0.9 * a + phase[0]) + 0.06 * np.sin(2.3 * a + phase[1]) + 0.03 * np.sin(5 * v + 3 * a + phase[2])
     t = (a + uneven * period) / period + phase[3]
-    shares = np.array(pattern.shares) * individual.lognormal(0, 0.22, len(pattern.shares))
+    shares = np.array(pattern.shares) * individual.lognormal(0, 0.14, len(pattern.shares))
     skin = PATTERNS[pattern.kind](t, v + 0.05 * np.sin(2.9 * a + phase[4]), colours, shares)
     eye = np.hypot((a - 0.55) / 0.16, (np.abs(v) - 0.72) / 0.26) < 1
     layers = [

@@ -8,6 +8,7 @@ __all__ = ['HOOKS', 'inference_copy', 'without_hooks', 'hook_owner', 'careful_pi
            'load_trusted', 'LearnerPredictor']
 
 # %% ../../nbs/deploy/50_export.ipynb #7090f7c4
+import copy
 import operator
 import os
 import pickletools
@@ -26,7 +27,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.photos import PhotoSpec, open_photo
-from .predict import Prediction, photo_probs, rank_labels
+from .predict import Prediction, as_photo_list, rank_labels
 from ..models.bundle import BundleInfo, info_from_dict
 
 if TYPE_CHECKING:
@@ -35,24 +36,25 @@ if TYPE_CHECKING:
 # %% ../../nbs/deploy/50_export.ipynb #a749e8e8
 def inference_copy(
     learn: "Learner",
-) -> "Learner":  # shares model, loss and transforms with `learn`; no items, optimizer, metrics or callbacks of training
+) -> "Learner":  # shares model, loss and transforms with `learn`; no items, optimizer, metrics or callbacks but those `for_inference`
     "Make a Learner that holds what prediction needs, and nothing else."
     from fastai.callback.core import TrainEvalCallback
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import CastToTensor, Learner, Recorder
 
     cbs = [TrainEvalCallback, Recorder, CastToTensor, ProgressCallback]
+    cbs += [copy.copy(cb) for cb in learn.cbs if getattr(type(cb), "for_inference", False)]  # copies, for a Learner makes a callback its own
     dls = learn.dls.new_empty()
     dls.path = Path(".")  # not the folder of whoever trained it
-    copy = Learner(dls, learn.model, loss_func=learn.loss_func, path=".", cbs=cbs, default_cbs=False)
+    light = Learner(dls, learn.model, loss_func=learn.loss_func, path=".", cbs=cbs, default_cbs=False)
     for name in ("normalize", "arch"):  # what fastai's vision_learner adds
         if hasattr(learn, name):
-            setattr(copy, name, getattr(learn, name))
+            setattr(light, name, getattr(learn, name))
     info = dict(getattr(learn, "snakecls_info", None) or {})
     if isinstance(info.get("photo"), PhotoSpec):
         info["photo"] = info["photo"].to_dict()
-    copy.snakecls_info = info
-    return copy
+    light.snakecls_info = info
+    return light
 
 # %% ../../nbs/deploy/50_export.ipynb #f80f4d29
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -253,8 +255,11 @@ class LearnerPredictor:
         "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read."
         if not self.prepares:
             return loader_probs(self.learn, photos, bs=bs)
-        return photo_probs(self.learn.model, photos, self.info.photo, n_classes=len(self.labels), bs=bs,
-                           temperature=self.info.temperature, flip=self.info.flip)
+        from snakecls.models.features import photo_probs
+
+        photos = as_photo_list(photos, bs)  # the network alone: callbacks do not act, so `flip` acts once
+        return photo_probs(self.learn.model, photos, self.info.photo, temperature=self.info.temperature, flip=self.info.flip,
+                           bs=bs, description="Predicting" if len(photos) > bs else None)
 
     def predict(
         self,

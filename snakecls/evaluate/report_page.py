@@ -99,6 +99,7 @@ def draw_curves(
     *,
     best: int | None = None,  # the epoch to mark on the first series, counted from 0
     ceiling: float | None = None,  # the highest value there can be, such as 1 for a score
+    names: Sequence[str] | None = None,  # of the epochs, below the axis; counted from 1 without
 ) -> str:  # SVG
     "Draw lines over epochs, with a band for each stage."
     values = np.array([v for line in series.values() for v in line if math.isfinite(v)] or [0.0, 1.0])
@@ -116,7 +117,7 @@ def draw_curves(
         parts.append(f'<line x1="{LEFT}" x2="{WIDE - 6}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="var(--line)"/>'
                      f'<text x="{LEFT - 5}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
     for epoch in range(0, n, math.ceil(n / 10)):
-        parts.append(f'<text x="{x(epoch):.1f}" y="{HIGH - 3}" text-anchor="middle">{epoch + 1}</text>')
+        parts.append(f'<text x="{x(epoch):.1f}" y="{HIGH - 3}" text-anchor="middle">{html.escape(names[epoch]) if names else epoch + 1}</text>')
     for number, line in enumerate(series.values()):
         parts.append(draw_line([(x(i), y(v)) for i, v in enumerate(line) if math.isfinite(v)], f"var(--c{number % 4})"))
     if best is not None and math.isfinite(value := next(iter(series.values()))[best]):
@@ -130,8 +131,10 @@ def draw_curves(
 def draw_stage(left: float, right: float, caption: str, *, shade: bool) -> str:
     "Draw one stage's band and caption."
     opacity = 0.9 if shade else 0
+    shorter = [caption, caption.removesuffix(" px"), caption.split()[0]]
+    caption = next((text for text in shorter if 5.2 * len(text) <= right - left), shorter[-1])
     return (f'<rect x="{left:.1f}" y="{TOP - 16}" width="{right - left:.1f}" height="{HIGH - BOTTOM - TOP + 16}" rx="4" fill="var(--fill)" opacity="{opacity}"/>'
-            f'<text x="{(left + right) / 2:.1f}" y="{TOP - 5}" text-anchor="middle">{html.escape(caption if right - left > 30 else caption.split()[0])}</text>')
+            f'<text x="{(left + right) / 2:.1f}" y="{TOP - 5}" text-anchor="middle">{html.escape(caption)}</text>')
 
 
 def draw_line(points: list[tuple[float, float]], colour: str) -> str:
@@ -164,11 +167,11 @@ TOP_PARTS = """
 {% if problem %}<section class="say warn"><b>{{ problem.title }}</b><p>{{ problem.text }}</p></section>{% endif %}
 {% if tiles %}<div class="tiles">{% for t in tiles %}{{ tile(t) }}{% endfor %}</div>{% endif %}
 {% if verdicts %}<div class="says">{% for v in verdicts %}<section class="say {{ v.kind }}"><b>{{ v.title }}</b><p>{{ v.text }}</p></section>{% endfor %}</div>{% endif %}
-{% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size.</p><div class="two">
+{% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.</p><div class="two">
 {% for c in curves %}<div><div class="keys">{% for key in c.names %}<span><i style="background:var(--c{{ loop.index0 }})"></i>{{ key }}</span>{% endfor %}</div>{{ c.svg }}</div>{% endfor %}</div></section>{% endif %}
 {% if stages %}<section><h2>Stages</h2><p class="soft">Each stage on the validation photos, at its own size and at the final one.</p><div class="scroll"><table>
 <thead><tr><th>Stage</th><th>Epochs</th><th>F1, own size</th><th>F1, final size</th><th class="wide-only">Top-3, own</th><th class="wide-only">Top-3, final</th><th class="wide-only">Minutes</th></tr></thead><tbody>
-{% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }} · {{ s.size }} px{{ " ★" if s.best }}</td><td>{{ s.epochs }}</td><td>{{ num(s.own.f1_macro) }}</td>
+{% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }}{{ " · " + s.shown_size if s.shown_size }}{{ " ★" if s.best }}</td><td>{{ s.epochs or ("probe" if s.epochs == 0 else "–") }}</td><td>{{ num(s.own.f1_macro) }}</td>
 <td>{{ num(s.final.f1_macro) }}</td><td class="wide-only">{{ num(s.own.top3_accuracy) }}</td><td class="wide-only">{{ num(s.final.top3_accuracy) }}</td><td class="wide-only">{{ num(s.minutes, 1) }}</td></tr>{% endfor %}</tbody></table></div>
 {% if best_line %}<p class="soft" style="margin:12px 0 0">★ {{ best_line }}</p>{% endif %}</section>{% endif %}
 """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['C_GRID', 'PhotoBatches', 'stack_ready', 'autocast', 'feature_precision', 'pooled_features', 'batch_features',
-           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'fit_logistic', 'softmax', 'set_head', 'model_probs',
+           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'LogisticFit', 'softmax', 'set_head', 'model_probs',
            'photo_probs']
 
 # %% ../../nbs/models/23_features.ipynb #a6056653
@@ -136,7 +136,7 @@ def fit_probe(
     n_classes: int | None = None,
     C: float | None = None,  # None: chosen from `grid` by cross-validation
     grid: Sequence[float] = C_GRID,
-    folds: int = 4,
+    folds: int = 3,
     seed: int = 42,
 ) -> Probe:
     "Fit the linear probe; raises `UserError` where a class has no photo."
@@ -146,10 +146,11 @@ def fit_probe(
     if (missing := sorted(set(range(n_classes)) - set(targets.tolist()))):
         raise UserError(f"the linear probe needs a training photo of every class; classes number {missing[:5]} have none.")
     scores = {}
+    features = np.asarray(features, np.float32)
     if C is None:
         scores = cross_validate(features, targets, grid, folds, seed)
         C = min(scores, key=scores.get) if scores else grid[len(grid) // 2]
-    weight, bias = fit_logistic(features, targets, C)
+    weight, bias = LogisticFit(features, targets).weights(C)
     return Probe(weight=weight, bias=bias, C=float(C), scores=scores)
 
 
@@ -164,34 +165,44 @@ def cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[flo
     if len(common) < folds:
         return {}
     splits = [(np.concatenate([common[fit], rare]), common[held]) for fit, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(common, targets[common])]
+    fits = [LogisticFit(features[:, fit], targets[fit]) for fit, _ in splits]
     losses = {}
-    for C in track(grid, "Choosing the probe's regularisation"):
+    for C in track(sorted(grid), "Choosing the probe's regularisation"):
         fold_losses = []
-        for fit, held in splits:
-            weight, bias = fit_logistic(features[:, fit], targets[fit], C)
+        for fitted, (_, held) in zip(fits, splits):
+            weight, bias = fitted.weights(C, tol=1e-3)
             logits = (features[:, held] @ weight.T + bias).mean(0)
             fold_losses.append(log_loss(targets[held], softmax(logits), labels=np.unique(targets)))
         losses[float(C)] = float(np.mean(fold_losses))
-        if losses[float(C)] > 1.02 * min(losses.values()):
+        if losses[float(C)] > 1.01 * min(losses.values()):
             break  # the loss is convex in log C: past the minimum it only grows, and large C are the slow ones
     return losses
 
 
-def fit_logistic(features: np.ndarray, targets: np.ndarray, C: float) -> tuple[np.ndarray, np.ndarray]:
-    "Fit scikit-learn's logistic regression on standardised features and fold the standardisation into the weights."
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+class LogisticFit:
+    "scikit-learn's logistic regression on standardised features, each C starting from the weights of the one before."
 
-    X = features.reshape(-1, features.shape[-1])
-    mean, scale = X.mean(0), np.maximum(X.std(0), 1e-6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are enough for a starting point
-        fitted = LogisticRegression(C=C, max_iter=500, tol=1e-4).fit((X - mean) / scale, np.tile(targets, len(features)))
-    weight, bias = fitted.coef_, fitted.intercept_
-    if len(weight) == 1:  # scikit-learn gives two classes one row
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = (weight / scale).astype(np.float32)
-    return weight, (bias - weight @ mean).astype(np.float32)
+    def __init__(self, features: np.ndarray, targets: np.ndarray):
+        from sklearn.linear_model import LogisticRegression
+
+        X = features.reshape(-1, features.shape[-1])
+        self.mean, self.scale = X.mean(0), np.maximum(X.std(0), 1e-6)
+        self.X, self.y = ((X - self.mean) / self.scale).astype(np.float32), np.tile(targets, len(features))
+        self.model = LogisticRegression(max_iter=500, warm_start=True)
+
+    def weights(self, C: float, *, tol: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:  # (n_classes, n_features), (n_classes,)
+        "Fit with C and fold the standardisation into the weights."
+        from sklearn.exceptions import ConvergenceWarning
+        from threadpoolctl import threadpool_limits
+
+        with warnings.catch_warnings(), threadpool_limits(1):  # matrices this small lose time to a second thread
+            warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are enough for a starting point
+            fitted = self.model.set_params(C=C, tol=tol).fit(self.X, self.y)
+        weight, bias = fitted.coef_, fitted.intercept_
+        if len(weight) == 1:  # scikit-learn gives two classes one row
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        weight = (weight / self.scale).astype(np.float32)
+        return weight, (bias - weight @ self.mean).astype(np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

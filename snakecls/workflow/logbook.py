@@ -213,7 +213,7 @@ def make_entry(
     changes = diff_experiments(RunFolder(before).experiment(), experiment) if parent and before.is_dir() else []
     valid, git = metrics.get("valid"), environment.get("git") or {}
     verdict, compared = ("failed", message)
-    if valid:
+    if valid and not message:
         earlier = best_earlier(run)
         verdict, compared = judge_run(valid, earlier, compare_runs(run.path, run.path.parent / earlier["run"]) if earlier else None)
     result = "; ".join(filter(None, (describe_scores(split, metrics.get(split)) for split in ("valid", "test"))))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'LEADERBOARD', 'make_slug', 'make_run_path', 'append_row', 'format_rows', 'RunFolder', 'utc_now', 'open_lock',
-           'read_status', 'summarise_run', 'list_runs', 'find_run']
+           'read_status', 'summarise_run', 'count_epochs', 'list_runs', 'find_run']
 
 # %% ../../nbs/workflow/60_tracking.ipynb #8627b12a
 import csv
@@ -290,8 +290,8 @@ def summarise_run(path: Path) -> dict:
     run, status = RunFolder(path), read_status(path)
     row = {"run": run.id, "name": status.get("name", run.id), "status": status["status"], "message": status.get("message", "")}
     try:
-        metrics, experiment, epochs = run.metrics(), run.experiment(), len(run.history())
-    except Exception as e:  # whatever is wrong with one run, the others are still listed
+        metrics, experiment, epochs = run.metrics(), run.experiment(), count_epochs(run.history())
+    except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
         return {**row, "message": f"{row['message']} {type(e).__name__}: {e}".strip()}
     valid, test, best = (metrics.get(key) or {} for key in ("valid", "test", "best"))
     low, high = valid.get("f1_macro_interval") or (None, None)
@@ -301,19 +301,25 @@ def summarise_run(path: Path) -> dict:
             "seconds": metrics.get("seconds"), "parent": metrics.get("parent")}
 
 
+def count_epochs(history: Any) -> int:  # of DataFrame
+    "Count the epochs that were trained; a row with epoch 0 is a linear probe."
+    return int((history["epoch"] != 0).sum()) if "epoch" in history else len(history)
+
+
 LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "accuracy", "top3_accuracy",
                "test_f1_macro", "arch", "size", "epochs", "seconds", "parent", "message"]
 
 
 def list_runs(
     root: str | Path = "runs",  # the folder of all runs
-):  # DataFrame with the columns `LEADERBOARD`, best validation macro F1 first
+):  # DataFrame with the columns `LEADERBOARD`, finished runs before others, best validation macro F1 first
     "List all runs under a folder, finished, running, failed and stopped."
     import pandas as pd
 
     paths = sorted((file.parent for file in Path(root).glob("*/status.json")), reverse=True)
     rows = pd.DataFrame([summarise_run(path) for path in paths], columns=LEADERBOARD)
-    return rows.sort_values("f1_macro", ascending=False, na_position="last", kind="stable", ignore_index=True)
+    order = rows.assign(ended=rows.status == "finished").sort_values(["ended", "f1_macro"], ascending=False, na_position="last", kind="stable")
+    return order.drop(columns="ended").reset_index(drop=True)
 
 # %% ../../nbs/workflow/60_tracking.ipynb #20d13db9
 def find_run(

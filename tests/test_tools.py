@@ -1,0 +1,39 @@
+"""What makes the environment: sources without leftovers, and an environment that was left half made."""
+import subprocess
+import sys
+import venv
+
+from conftest import REPO
+from make_env import copy_sources, has_pip, make_venv
+
+
+def test_the_wheel_is_built_from_sources_alone(tmp_path):
+    for name in ("setup.py", "snakecls/core.py", "snakecls/__pycache__/gone.pyc", "build/lib/snakecls/deleted.py", "snakecls.egg-info/SOURCES.txt", ".venv/bin/python"):
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).write_text("")
+    copy = copy_sources(tmp_path / "copy", root=tmp_path / "project")
+    assert sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file()) == ["setup.py", "snakecls/core.py"]
+
+
+def test_the_sources_are_enough_to_build(tmp_path):
+    copy = copy_sources(tmp_path / "copy")
+    subprocess.run([sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path / "built")], cwd=copy, check=True, capture_output=True)
+    built = tmp_path / "built" / "lib" / "snakecls"
+    assert {file.relative_to(built) for file in built.rglob("*.py")} == {file.relative_to(REPO / "snakecls") for file in (REPO / "snakecls").rglob("*.py")}
+
+
+def test_an_environment_without_pip_is_made_anew(tmp_path, monkeypatch):
+    made = []
+
+    def create(folder, **options):
+        made.append(options)
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / "python").unlink(missing_ok=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)  # it has pip
+
+    venv.create(tmp_path / "env", with_pip=False)
+    assert not has_pip(tmp_path / "env" / "bin" / "python")
+    monkeypatch.setattr(venv, "create", create)
+    assert has_pip(make_venv(tmp_path / "env"))
+    assert make_venv(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
+    assert [(options["with_pip"], options["clear"]) for options in made] == [(True, True)]
