@@ -188,8 +188,8 @@ def predict(
             rows.append({"path": path, "error": str(e)})
     lines = [f"{row['path']}: " + (row["error"] if "error" in row else top_text([(g["label"], g["prob"]) for g in row["top"]])) for row in rows]
     show(rows, "\n".join(lines), json)
-    if any("error" in row for row in rows):
-        raise typer.Exit(2)
+    if failed := sum("error" in row for row in rows):
+        raise UserError(f"{failed} of {len(rows)} photos could not be read; the answer gives each one's reason, replace or leave them out.")
 
 # %% ../nbs/90_cli.ipynb #0e827adc
 @app.command(name="app")

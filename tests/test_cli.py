@@ -1,6 +1,7 @@
 """Every command has help and stands in the README; mistakes are one sentence with exit code 2; --json is JSON."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -104,3 +105,51 @@ def test_the_same_seed_gives_the_same_numbers(demo):
     for part in ("valid", "test", "best", "probe"):
         assert said[0][part] == said[1][part]
     assert (demo / "twice.md").read_text().count("\n## ") == 2
+
+
+def strict(text: str):
+    "Read JSON as other languages do: NaN is a mistake."
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.fixture(scope="session")
+def usual(demo, tmp_path_factory) -> Path:
+    "A folder in which `snakecls demo` has run without a name, as `make demo` does."
+    folder = tmp_path_factory.mktemp("usual")
+    shutil.copytree(demo / "shop" / "runs", folder / "snakecls-demo" / "runs")
+    return folder
+
+
+def test_without_runs_the_commands_find_the_demo(usual, demo, tmp_path):
+    photo = next((demo / "shop/data/photos").rglob("*.jpg"))
+    assert len(strict(snakecls("predict", str(photo), "--json", cwd=usual).stdout)[0]["top"]) == 3
+    run = strict(snakecls("runs", "--json", cwd=usual).stdout)[0]["run"]
+    bundle = f"snakecls-demo/runs/{run}/best"
+    assert strict(snakecls("export", str(tmp_path / "model"), "--json", cwd=usual).stdout) == {"model": bundle, "output": str(tmp_path / "model"), "format": "bundle"}
+    said = strict(snakecls("publish", "--space", "me/snakes", "--dry-run", str(tmp_path / "space"), "--json", cwd=usual).stdout)
+    assert said["model"] == bundle and (tmp_path / "space" / "bundle" / "bundle.json").exists()
+    assert snakecls("runs", "--runs", "runs", cwd=usual).stdout.startswith("There are no runs in runs")
+
+
+def test_evaluate_leaves_out_what_cannot_be_read_and_makes_the_csv_folder(demo, tmp_path):
+    shutil.copytree(demo / "shop" / "data", tmp_path / "data")
+    next((tmp_path / "data/photos").rglob("*.jpg")).write_bytes(b"broken")
+    done = snakecls("evaluate", "--runs", "shop/runs", "--data", str(tmp_path / "data/photos.csv"), "--csv", str(tmp_path / "new/dir/x.csv"), "--json", cwd=demo)
+    assert strict(done.stdout)["scores"]["n"] == 29, done.stderr
+    assert "1 of 30 photos cannot be read" in done.stderr
+    assert len((tmp_path / "new/dir/x.csv").read_text().splitlines()) == 30
+
+
+def test_a_question_with_an_emoji_and_the_command_reach_the_logbook(demo):
+    done = snakecls("train", "shop/experiment.yaml", "--question", "Is it a 🐍?", "--parent", "demo", "--runs", "shop/emoji", cwd=demo)
+    assert done.returncode == 2 and "demo" in done.stderr  # no such parent in these runs
+    done = snakecls("train", "shop/experiment.yaml", "--question", "Is it a 🐍?", "--runs", "emoji", "--logbook", "emoji.md", cwd=demo)
+    assert done.returncode == 0, done.stderr
+    logbook = (demo / "emoji.md").read_text(encoding="utf-8")
+    assert "Is it a 🐍?" in logbook and "snakecls train shop/experiment.yaml --question" in logbook
+    assert "snakecls app" in done.stdout
+
+
+def test_a_folder_is_not_an_experiment(demo):
+    done = snakecls("train", "shop/data", cwd=demo)
+    assert done.returncode == 2 and "--data shop/data" in done.stderr

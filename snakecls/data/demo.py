@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..core import UserError, atomic_write, derive_seed, read_json, track, unknown_name, write_json
+from ..core import UserError, atomic_write, derive_seed, read_json, track, write_json
 from .demo_drawing import draw_distractor, draw_snake
 from .demo_species import DISTRACTORS, SPECIES, Species, find_species
 

@@ -98,7 +98,7 @@ def exif_turn(
     "Read from EXIF (or XMP) how the camera was held."
     try:
         return TURNS.get(image.getexif().get(0x0112))
-    except Exception:  # broken EXIF raises a dozen types, and says nothing about the pixels
+    except Exception:  # noqa: BLE001  broken EXIF raises a dozen types, and says nothing about the pixels
         return None
 
 # %% ../../nbs/data/12_photos.ipynb #a8f8904d
@@ -156,7 +156,7 @@ def open_stream(source: Any) -> tuple[BinaryIO, bytes]:
     if isinstance(source, (str, Path)):
         if os.path.isdir(source):
             raise IsADirectoryError(str(source))
-        stream = open(source, "rb")
+        stream = open(source, "rb")  # noqa: SIM115  the caller closes it
     elif isinstance(source, (bytes, bytearray, memoryview)):
         stream = io.BytesIO(source)
     elif hasattr(source, "read"):

@@ -8,7 +8,6 @@ __all__ = ['IMAGE_SUFFIXES', 'TABLE_SUFFIXES', 'is_photo_name', 'list_photos', '
 
 # %% ../../nbs/data/09_sources.ipynb #578801e7
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 

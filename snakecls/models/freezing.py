@@ -8,7 +8,6 @@ __all__ = ['stage_groups', 'merge_tail', 'head_module', 'n_frozen_groups', 'free
 # %% ../../nbs/models/22_freezing.ipynb #1724ed36
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from ..core import UserError

@@ -159,8 +159,9 @@ class PredictConfig(Config):
 
 # %% ../../nbs/train/36_experiment.ipynb #1a3aef52
 DEFAULT_SCHEDULE = [
-    {"size": 288, "epochs": 0, "head": "probe"},
     {"size": 352, "epochs": 0, "head": "probe"},
+    {"size": 224, "valid_size": 288, "epochs": 2, "freeze": 2, "lr": [1e-5, 5e-5]},
+    {"size": 288, "valid_size": 352, "epochs": 2, "freeze": 2, "lr": [5e-6, 2.5e-5]},
 ]
 
 

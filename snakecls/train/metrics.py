@@ -8,7 +8,6 @@ __all__ = ['f1_macro_score', 'top_k_score', 'log_loss', 'classification_metrics'
 
 # %% ../../nbs/train/31_metrics.ipynb #9d07cdbf
 import numpy as np
-import torch
 from fastai.metrics import AccumMetric
 
 # %% ../../nbs/train/31_metrics.ipynb #4613ad88

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from fastai.callback import schedule as _  # gives Learner its fit_one_cycle, fit_flat_cos and lr_find
+from fastai.callback import schedule as _  # noqa: F401  gives Learner its fit_one_cycle, fit_flat_cos and lr_find
 from fastai.learner import Learner
 
 from ..core import UserError, derive_seed, seed_everything, unknown_name

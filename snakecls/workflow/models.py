@@ -52,9 +52,12 @@ def find_any_run(
             mistakes.append(e)
     if found:
         return max(found, key=lambda run: run.id)
+    if len(roots) == 1:
+        raise mistakes[0]
     board = all_runs(root)
-    if len(roots) == 1 or board["run"].str.startswith(name).any():  # one mistake, or a beginning that fits several runs
-        raise mistakes[0 if len(roots) == 1 else [list_runs(folder)["run"].str.startswith(name).any() for folder in roots].index(True)]
+    begun = board["run"][board["run"].str.startswith(name)].tolist()
+    if begun:
+        raise UserError(f"run '{name}' could be any of {', '.join(begun[:8])}; give more of it.")
     raise unknown_name("run", name, [*dict.fromkeys(board["name"]), *board["run"]])
 
 # %% ../../nbs/workflow/66_models.ipynb #ff5a25ea

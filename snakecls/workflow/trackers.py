@@ -60,7 +60,7 @@ class Trackers:
         for tracker in list(self.trackers):
             try:
                 getattr(tracker, event)(*args)
-            except Exception as e:  # a tracker is never worth the run
+            except Exception as e:  # noqa: BLE001  a tracker is never worth the run
                 self.trackers.remove(tracker)
                 warn_tracker(f"{type(tracker).__name__} failed at {event} and is left out from here on: {type(e).__name__}: {e}")
 
