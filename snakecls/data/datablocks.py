@@ -40,9 +40,9 @@ class Photo(PILImage):
 
 
 class OpenPhoto(Transform):
-    "Open a photo as `Photo`; the types tell `learn.predict` what it may be given."
+    "Open whatever `open_photo` takes as `Photo`."
 
-    def encodes(self, source: str | Path | bytes | np.ndarray | Image.Image):
+    def encodes(self, source: object):
         return Photo.create(source)
 
 
@@ -131,6 +131,8 @@ def photo_dls(
     workers = default_workers() if num_workers is None else num_workers
     block = photo_block(spec, labels, size=size, target=target, augment=augment, seeds=seeds)
     dls = block.dataloaders(table, bs=min(bs, n_train), val_bs=min(2 * bs, 64), num_workers=workers, device=device)
+    for dataset in (dls.train_ds, dls.valid_ds):
+        dataset.tls[0].types[1] = object  # fastai noted str, and `learn.predict` would refuse a Path, bytes or an array
     dls.train.seeds, dls.spec, dls.labels, dls.target = seeds, spec, labels, target
     dls.rebuild = partial(photo_dls, table, target=target, labels=labels, spec=spec, augment=augment, num_workers=num_workers, device=device)
     return dls

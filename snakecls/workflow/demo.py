@@ -29,9 +29,9 @@ DEMO_EXPERIMENT = {
     "predict": {"notice": NOTICE, "licence": "Apache-2.0 (drawn by snakecls)"},
     "train": {"bs": 32},
     "schedule": [
-        {"size": 128, "epochs": 2, "head": "probe", "freeze": "none", "lr": [2e-4, 2e-3]},
-        {"size": 192, "epochs": 2, "freeze": "none", "lr": [1e-4, 1e-3]},
-        {"size": 256, "epochs": 2, "freeze": "none", "lr": [5e-5, 5e-4]},
+        {"size": 128, "epochs": 1, "head": "probe", "lr": [2e-5, 2e-4]},
+        {"size": 192, "epochs": 1, "lr": [2e-5, 2e-4]},
+        {"size": 256, "epochs": 1, "head": "probe", "lr": [1e-5, 1e-4]},
     ],
 }
 
