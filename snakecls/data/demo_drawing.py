@@ -109,15 +109,16 @@ def lay_on_ground(
     index, v = skin_coordinates(body, len(ground))
     toward = np.array([np.cos(light), np.sin(light)])
     shift = tuple(int(c) for c in np.round(-toward[::-1] * body.width_px * 2 * 0.35))
-    mask, above = index >= 0, np.roll(index, shift, (0, 1))
-    place, around, above = index[mask], v[mask], above[mask]
+    rows, columns = np.divmod(np.flatnonzero(index >= 0), len(index))
+    place, around = index[rows, columns], v[rows, columns]
+    above = index[(rows - shift[0]) % len(index), (columns - shift[1]) % len(index)]
     step = np.hypot(*(body.points[1] - body.points[0])) / body.width_px  # from point to point, in body widths
     skin = colour_skin(pattern, place * step, around, len(body.points) * step, individual=individual, headless=headless)
     shadow = ((above >= 0) & (place - above > 1.6 / step)).astype(np.float32)  # of a coil that lies higher
     skin = shade_skin(skin, place * step, around, body.normals[place] @ toward, shadow)
-    canvas = np.zeros((*mask.shape, 4), np.uint8)
-    canvas[mask, :3] = np.clip(skin * 255, 0, 255)
-    canvas[mask, 3] = 255
+    canvas = np.zeros((*index.shape, 4), np.uint8)
+    canvas[rows, columns, :3] = np.clip(skin * 255, 0, 255)
+    canvas[rows, columns, 3] = 255
     layer = Image.fromarray(canvas).reduce(2)
     blurred = layer.getchannel(3).filter(ImageFilter.GaussianBlur(1 + body.width_px / 8))
     shade = np.roll(np.asarray(blurred), tuple(c // 2 for c in shift), (0, 1))
