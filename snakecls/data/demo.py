@@ -168,7 +168,7 @@ def make_demo(
     *,
     seed: int = 0,  # another seed gives other snakes
     n_per_species: int = 60,  # photos of each species, at least 3
-    size_px: int = 288,  # side of the square photos, 32 to 2048
+    size_px: int = 272,  # side of the square photos, 32 to 2048
     species: Sequence[str] | None = None,  # binomial names, at least two; default all twelve
     label_noise: float = 0.0,  # share of the training and validation photos under a wrong name, [0, 1)
     distractors: int | float = 0,  # photos of rope, hose or stick: a number, or a share of the photos where below 1

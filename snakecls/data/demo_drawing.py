@@ -192,7 +192,7 @@ def draw_scene(
 def draw_snake(
     species: str | Species,  # a binomial name, or a species of your own
     seed: int = 0,
-    size_px: int = 288,  # side of the square photo, at least 32
+    size_px: int = 272,  # side of the square photo, at least 32
     *,
     place_seed: int | None = None,  # photos with the same place seed show one animal in one place; default a place of its own
 ) -> Image.Image:  # RGB
@@ -208,7 +208,7 @@ def draw_snake(
 def draw_distractor(
     kind: str,  # 'rope', 'hose' or 'stick'
     seed: int = 0,
-    size_px: int = 288,  # side of the square photo, at least 32
+    size_px: int = 272,  # side of the square photo, at least 32
 ) -> Image.Image:  # RGB
     "Draw something that could be taken for a snake and is none."
     if kind not in DISTRACTORS:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import UserError
+from ..core import UserError, usual_mode
 from ..data.photos import PhotoSpec, open_photo
-from .predict import Prediction, as_photo_list, rank_labels
+from .predict import PhotoPredictor
 from ..models.bundle import BundleInfo, info_from_dict
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def export_learner(
         if stores_code(temporary):
             warnings.warn(f"{path.name} holds functions or classes that were defined in your notebook; "
                           "it loads only with the same Python version.", stacklevel=2)
-        os.replace(temporary, path)
+        os.replace(usual_mode(temporary), path)
     except TypeError as e:  # 'cannot pickle …'
         hint = "pip install 'plum-dispatch<2.10', whose functions can be pickled" if "RLock" in str(e) else "keep such objects out of it"
         raise UserError(f"The learner cannot be stored in {path.name}: {e}; {hint}.") from e
@@ -223,7 +223,7 @@ def load_trusted(path: Path, trust: bool) -> "Learner":
         raise UserError(f"{path} cannot be loaded as an exported learner ({type(e).__name__}: {e}); export it again.") from e
 
 
-class LearnerPredictor:
+class LearnerPredictor(PhotoPredictor):
     "Predict photos with fastai's `export.pkl`; the interface is `Predictor`'s."
 
     def __init__(
@@ -232,19 +232,8 @@ class LearnerPredictor:
         trust: bool = False,  # loading a pickle runs code: True says that you trust whoever wrote it
     ):
         self.learn = load_trusted(Path(path), trust)
-        self.learn.model.eval()
-        self.info = learner_info(self.learn)
+        self.model, self.info = self.learn.model.eval(), learner_info(self.learn)
         self.prepares = "photo" in (getattr(self.learn, "snakecls_info", None) or {})
-
-    @property
-    def labels(self) -> list[str]:
-        "The labels in the order of `probs`."
-        return self.info.labels
-
-    @property
-    def examples(self) -> list[tuple[Path, str]]:
-        "None: a pickle holds no photos."
-        return []
 
     def probs(
         self,
@@ -255,16 +244,4 @@ class LearnerPredictor:
         "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read."
         if not self.prepares:
             return loader_probs(self.learn, photos, bs=bs)
-        from snakecls.models.features import photo_probs
-
-        photos = as_photo_list(photos, bs)  # the network alone: callbacks do not act, so `flip` acts once
-        return photo_probs(self.learn.model, photos, self.info.photo, temperature=self.info.temperature, flip=self.info.flip,
-                           bs=bs, description="Predicting" if len(photos) > bs else None)
-
-    def predict(
-        self,
-        photo: Any,  # anything that `open_photo` takes
-        top: int = 3,  # how many labels
-    ) -> list[Prediction]:  # most likely first
-        "Give the most likely labels of one photo with their facts."
-        return rank_labels(self.probs([photo])[0], self.labels, top=top, facts=self.info.label_facts)
+        return super().probs(photos, bs=bs)  # the network alone: callbacks do not act, so `flip` acts once

@@ -29,7 +29,7 @@ def predict_table(
     target: str = "label",
     flip: bool = False,  # average with the mirrored photos
     temperature: float = 1.0,
-    bs: int = 32,
+    bs: int = 16,  # photos at a time
 ) -> pd.DataFrame:  # path, label, predicted, p_0 … p_{n-1}
     "Predict every photo of a table, in float32, as the served model does."
     probs = photo_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip, bs=bs, description="Predicting")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core import UserError, read_json, unknown_name, write_json
+from ..core import UserError, read_json, unknown_name, usual_mode, write_json
 from ..data.photos import PhotoSpec, open_photo
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def write_bundle(
     new.mkdir()
     try:
         save_file(weights, new / WEIGHTS_FILE, metadata={"format": "pt", "arch": str(info.model["arch"])})
+        usual_mode(new / WEIGHTS_FILE)  # safetensors gives it to its owner alone
         write_examples(new, examples)
         write_json(new / INFO_FILE, info_to_dict(info))
         take_place(new, folder)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LR_SCHEDULES', 'Stage', 'progressive_stages', 'scaled_bs', 'ScheduleResult', 'progressive_fit', 'stage_loaders',
-           'check_schedule', 'run_stage', 'stage_callbacks', 'fit_stage', 'probe_head', 'valid_metrics', 'monitored',
-           'finish']
+           'check_schedule', 'run_stage', 'stage_callbacks', 'fit_stage', 'probe_head', 'valid_metrics', 'last_metrics',
+           'monitored', 'finish']
 
 # %% ../../nbs/train/33_schedules.ipynb #0774c83a
 import time
@@ -189,7 +189,7 @@ def run_stage(
     if stage.epochs:
         seed_everything(seed)
         fit_stage(learn, stage, [saver, EpochRows(add), *stage_callbacks(stage, batch_norm, seed), *cbs])
-        own = valid_metrics(learn, learn.dls.valid)
+        own = last_metrics(learn, result.rows[-1])
     result.stages.append({"stage": number, "size": stage.size, "valid_size": stage.seen_size, "epochs": stage.epochs, "seconds": round(time.perf_counter() - start, 1), "own": own})
 
 
@@ -231,10 +231,21 @@ def valid_metrics(
     learn: Learner,
     dl,  # validation loader, at any size
 ) -> dict[str, float]:  # n, f1_macro, accuracy, top3_accuracy, loss
-    "Measure the Learner on a loader, as `get_preds` sees it."
+    "Measure the Learner on a loader, as `get_preds` sees it; `loss` is the Learner's own, label smoothing and all, as in the epochs' rows."
     with learn.no_bar(), learn.no_logging():
-        probs, targets = learn.get_preds(dl=dl)
-    return classification_metrics(targets.numpy(), probs.numpy())
+        probs, targets, losses = learn.get_preds(dl=dl, with_loss=True)
+    return classification_metrics(targets.numpy(), probs.numpy()) | {"loss": float(losses.mean())}
+
+
+def last_metrics(
+    learn: Learner,
+    row: dict,  # of the last epoch
+) -> dict[str, float]:  # as `valid_metrics`
+    "Give the last epoch's metrics: from its row where all stand there, else measured."
+    names = {"loss": "valid_loss", "f1_macro": "f1_macro", "accuracy": "accuracy", "top3_accuracy": "top3_accuracy"}
+    if not all(name in row for name in names.values()):
+        return valid_metrics(learn, learn.dls.valid)
+    return {"n": len(learn.dls.valid_ds)} | {name: row[column] for name, column in names.items()}
 
 
 def monitored(metrics: dict[str, float], monitor: str) -> float:

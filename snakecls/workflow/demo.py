@@ -27,11 +27,9 @@ DEMO_EXPERIMENT = {
     "name": "demo", "question": "Does the whole loop work on the drawn species?",
     "data": {"source": "data/photos.csv", "target": "binomial", "group": "observation_id", "facts": "data/facts.csv"},
     "predict": {"notice": NOTICE, "licence": "Apache-2.0 (drawn by snakecls)"},
-    "train": {"bs": 32},
     "schedule": [
-        {"size": 128, "epochs": 1, "head": "probe", "lr": [2e-5, 2e-4]},
-        {"size": 192, "epochs": 1, "lr": [2e-5, 2e-4]},
-        {"size": 256, "epochs": 1, "head": "probe", "lr": [1e-5, 1e-4]},
+        {"size": 128, "epochs": 1, "head": "probe", "lr": [2e-5, 2e-4], "bs": 16},
+        {"size": 256, "epochs": 1, "head": "probe", "freeze": 2, "lr": [1e-5, 1e-4], "bs": 8},
     ],
 }
 
