@@ -104,21 +104,29 @@ def to_columns(
     label_column: str | None = None,
     split_column: str | None = None,
     target: str | None = None,  # what is to be the label, if there is such a column
+    with_label: bool = True,  # False: of photos without a label, or whose labels are read elsewhere
 ) -> pd.DataFrame:  # a copy whose first columns are path and label, with the column of the split, if any, as 'split'
     "Find the columns for path, label and split and give them their standard names."
     path = find_column(raw.columns, PATH_COLUMNS, given=path_column, what="path_column")
     if path is None:
         raise UserError(f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with path_column.")
-    own_target = find_column(raw.columns, (target,)) if target and label_column is None else None
-    label = own_target or find_column(raw.columns, LABEL_COLUMNS, given=label_column, what="label_column")
-    if label is None:
-        raise UserError(f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with label_column.")
+    label = _label_column(raw, where, label_column, target) if with_label else None
     split = find_column(raw.columns, SPLIT_COLUMNS, given=split_column, what="split_column")
-    used = {path, split} | ({label} if _plain(label) in ("label", "labels") else set())
+    used = {path, split} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
     rest = rest.rename(columns={name: f"original_{name}" for name in ("path", "label", "split") if name in rest})
-    table = pd.concat([as_text(raw[path]).rename("path"), as_text(raw[label]).rename("label"), rest], axis=1)
+    named = [as_text(raw[path]).rename("path"), *([as_text(raw[label]).rename("label")] if with_label else [])]
+    table = pd.concat([*named, rest], axis=1)
     return table if split is None else table.assign(split=raw[split])
+
+
+def _label_column(raw: pd.DataFrame, where: str, given: str | None, target: str | None) -> str:
+    "Find the column of the labels."
+    own_target = find_column(raw.columns, (target,)) if target and given is None else None
+    label = own_target or find_column(raw.columns, LABEL_COLUMNS, given=given, what="label_column")
+    if label is None:
+        raise UserError(f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with label_column.")
+    return label
 
 
 _TEXT = pd.Series(["text"]).dtype  # 'str' from pandas 3 on, 'object' before
@@ -147,7 +155,8 @@ def to_splits(
     "Translate the values of `split` into train, valid and test, or give the column its own name back."
     values = table["split"]
     if _plain(name) == "is_valid":  # fastai's convention
-        values = values.astype(bool).map({True: "valid", False: "train"})
+        words = {"true": "valid", "1": "valid", "1.0": "valid", "yes": "valid", "false": "train", "0": "train", "0.0": "train", "no": "train"}
+        values = values.map(lambda value: value if pd.isna(value) else words.get(str(value).strip().lower(), value))
     known = {value: split_name(value, names) for value in values.dropna().unique()}
     if not given and not any(known.values()):
         return table.rename(columns={"split": name if name != "split" else "original_split"})

@@ -45,7 +45,7 @@ def to_bytes(
     "Scale numbers to 8 bits: bool and [0, 1] floats from 1, 16-bit values from 65535, larger ones from their maximum."
     if values.dtype == np.uint8:
         return values
-    if values.dtype == np.bool_ or values.dtype == np.uint16:
+    if values.dtype == np.bool_ or (values.dtype.kind == "u" and values.dtype.itemsize == 2):  # in either byte order
         top = 1 if values.dtype == np.bool_ else 65535
     elif values.dtype.kind in "iuf":
         floating = values.dtype.kind == "f"
@@ -80,7 +80,9 @@ def to_rgb(
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        return array_to_image(np.asarray(image)).convert("RGB")
+        values, clear = np.asarray(image), image.info.get("transparency")
+        grey = to_bytes(values)
+        return array_to_image(grey if clear is None else np.where(values == clear, np.uint8(255), grey)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -7,6 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'TABLE_SUFFIXES', 'is_photo_name', 'list_photos', '
            'find_files', 'locate']
 
 # %% ../../nbs/data/09_sources.ipynb #578801e7
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError
-from .columns import split_name
+from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, count, find_column, some, split_name
+from .messy_csv import has_quotes, is_well_formed, read_header, read_messy
 
 # %% ../../nbs/data/09_sources.ipynb #da3676c0
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".mpo", ".ppm", ".pgm")
@@ -166,18 +168,52 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise ValueError("it is a binary file")
     separator = max(b",;\t|", key=head.count)
     options = dict(sep=chr(separator), keep_default_na=False, na_values=_MISSING, low_memory=False)
-    options["dtype"] = _text_columns(path, options)
+    source, note = _repair(path, chr(separator)) if _is_broken(path, chr(separator)) else (path, "")
+    options["dtype"] = _text_columns(source, options)
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", **options)
+        table = pd.read_csv(source, encoding="utf-8-sig", **options)
     except UnicodeDecodeError:
-        table = pd.read_csv(path, encoding="cp1252", **options)
-    return table.loc[:, [not str(column).startswith("Unnamed: ") for column in table.columns]]
+        table = pd.read_csv(source, encoding="cp1252", **options)
+    table = table.loc[:, [not str(column).startswith("Unnamed: ") for column in table.columns]]
+    table.attrs["warnings"] = [note] if note else []
+    return table
 
 
-def _text_columns(path: Path, options: dict) -> dict[str, type]:
+def _text_columns(source: Path | io.StringIO, options: dict) -> dict[str, type]:
     "Find the columns whose numbers are names: those with a leading zero within the first rows."
-    head = pd.read_csv(path, encoding="cp1252", encoding_errors="replace", nrows=1000, dtype=str, **options)
+    head = pd.read_csv(source, encoding="cp1252", encoding_errors="replace", nrows=1000, dtype=str, **options)
+    if isinstance(source, io.StringIO):
+        source.seek(0)
     return {column: str for column in head if head[column].str.fullmatch(r"0\d+").any()}
+
+# %% ../../nbs/data/09_sources.ipynb #e5f387a4
+def _is_broken(path: Path, separator: str) -> bool:
+    "Tell whether pandas would stop at a file, or join its lines, for stray quotes and separators in a last column of free text."
+    header = read_header(path, separator)
+    known = [find_column(header, names) for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)]
+    if len(header) < 3 or header[-1] in known:
+        return False
+    return (has_quotes(path) or _is_uneven(path, len(header), separator)) and not is_well_formed(path, separator)
+
+
+def _is_uneven(path: Path, columns: int, separator: str) -> bool:
+    "Tell whether a file without quotes has a line with more columns than the header."
+    with open(path, "rb") as stream:
+        return path.suffix.lower() != ".gz" and any(line.count(separator.encode()) >= columns for line in stream)
+
+
+def _repair(path: Path, separator: str) -> tuple[io.StringIO, str]:
+    "Read a file with stray quotes or separators line by line."
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            stream.read()
+        encoding = "utf-8-sig"
+    except UnicodeDecodeError:
+        encoding = "cp1252"
+    text, broken = read_messy(path, separator, encoding=encoding)
+    last = text[: text.find("\r\n")].split(separator)[-1]
+    note = f"{count(len(broken), 'line')} of '{path.name}' had stray quotes or separators (line {some(broken)}); what was left over was read as '{last}'."
+    return io.StringIO(text), note
 
 # %% ../../nbs/data/09_sources.ipynb #ea29bf18
 def join_root(
@@ -236,6 +272,8 @@ def _unique_spellings(
 def locate(
     paths: pd.Series,  # as written in the table
     root: str | Path,  # where the table lies, or what the user gave
+    *,
+    split: str | None = None,  # what the table's name says it is, such as 'test' for Testing_set.csv; decides between folders beside it
 ) -> tuple[pd.Series, pd.Series, str]:  # paths; whether each exists; a sentence where they were found elsewhere
     "Find the photos of a table, also where its paths begin with somebody else's folders."
     full, found = find_files(join_root(paths, root))
@@ -250,11 +288,11 @@ def locate(
         elsewhere, found = find_files(join_root(bare, root))
         if found.any():
             return elsewhere, found, f"the photos were found as '{elsewhere[found].iloc[0]}', without the first folders of their paths in the table."
-    beside = _beside(paths, root)
+    beside = _beside(paths, root, split)
     return (full, found, "") if beside is None else beside
 
 
-def _beside(paths: pd.Series, root: str | Path) -> tuple[pd.Series, pd.Series, str] | None:
+def _beside(paths: pd.Series, root: str | Path, split: str | None) -> tuple[pd.Series, pd.Series, str] | None:
     "Look for the photos in the folders beside the table."
     folders = sorted(entry.path for entry in _entries(os.fspath(root)) if entry.is_dir() and not entry.name.startswith("."))
     tried = {folder: find_files(join_root(paths, folder)) for folder in folders[:100]}
@@ -262,6 +300,7 @@ def _beside(paths: pd.Series, root: str | Path) -> tuple[pd.Series, pd.Series, s
     if not counts:
         return None
     best = [folder for folder in counts if counts[folder] == max(counts.values())]
+    best = [folder for folder in best if split and split_name(Path(folder).name) == split] or best
     if len(best) > 1:
         raise UserError(f"the photos of the table could be in {' or '.join(map(repr, map(_slashes, best[:3])))}; say which with root.")
     return *tried[best[0]], f"the photos were found in the folder '{Path(best[0]).name}' beside the table."

@@ -16,6 +16,7 @@ import pandas as pd
 from ..core import UserError, atomic_write, derive_seed, file_hash, track, unknown_name
 from .columns import count, some
 from .sources import list_photos
+from .stratify import assign_groups, count_labels
 from .tables import add_issues, check_table
 
 # %% ../../nbs/data/14_splits.ipynb #8cea4c2a
@@ -93,6 +94,26 @@ def _divide(
     split = np.select([rank < n_test, rank < n_test + n_valid], ["test", "valid"], "train")
     return pd.Series(split, index=order).sort_index().to_numpy(dtype=object)
 
+# %% ../../nbs/data/14_splits.ipynb #b13ae46c
+def _by_labels(
+    table: pd.DataFrame,  # rows to divide, with `labels`
+    shares: list[float],  # of each part, sum 1
+    *,
+    seed: int,
+    group: str | None,
+    at_least_one: bool = True,
+) -> tuple[np.ndarray, pd.Series]:  # int, the part of each row; groups of each label
+    "Divide a table so that each label has its share in each part."
+    codes, keys = pd.factorize(_keys(table, group))
+    counts, names = count_labels(table["labels"], codes)
+    part = assign_groups(counts, np.bincount(codes), shares, _draw(keys, seed, "split"), at_least_one=at_least_one)
+    return part[codes], counts["label"].map(dict(enumerate(names))).value_counts()
+
+
+def _stratum(table: pd.DataFrame, stratify: str | None) -> str | None:
+    "Spread `labels` where a table has them and no `label`."
+    return "labels" if stratify == "label" and "label" not in table and "labels" in table else stratify
+
 # %% ../../nbs/data/14_splits.ipynb #7eca9a70
 def split_table(
     table: pd.DataFrame,  # tidy, with or without `split`
@@ -101,7 +122,7 @@ def split_table(
     test: float = 0.0,  # share kept for the end, in [0, 1)
     seed: int = 42,  # the same seed and photos give the same split, whatever the order of rows
     group: str | None = None,  # column whose equal values stay together, such as 'observation_id'
-    stratify: str | None = "label",  # column whose values are spread evenly; None: do not
+    stratify: str | None = "label",  # column whose values are spread evenly (`labels` where there is no `label`); None: do not
 ) -> pd.DataFrame:  # the same rows in the same order with `split`; attrs['warnings'] tells what could not be had
     "Fill in the splits that are missing: stratified, grouped, seeded."
     _check_shares(valid, test)
@@ -114,9 +135,15 @@ def split_table(
     if "split" not in table:
         result["split"] = "train"
     pool = (result["split"] == "train").to_numpy()
+    stratify = _stratum(table, stratify)
     if any(shares.values()):
-        groups, of_row = _groups(result[pool], seed=seed, group=group, stratify=stratify)
-        result.loc[pool, "split"] = _divide(groups, **shares, seed=seed)[of_row]
+        if stratify == "labels":
+            parts = {"train": 1 - sum(shares.values())} | {split: share for split, share in shares.items() if share}
+            part, _ = _by_labels(result[pool], list(parts.values()), seed=seed, group=group)
+            result.loc[pool, "split"] = np.array(list(parts), dtype=object)[part]
+        else:
+            groups, of_row = _groups(result[pool], seed=seed, group=group, stratify=stratify)
+            result.loc[pool, "split"] = _divide(groups, **shares, seed=seed)[of_row]
         _warn_of_small(result, pool, shares, stratify)
     elif group is not None and group not in table:
         raise unknown_name("group", group, table.columns)
@@ -138,9 +165,10 @@ def _warn_of_small(table: pd.DataFrame, pool: np.ndarray, shares: Mapping[str, f
     "Say which classes could not be spread over the splits that were drawn."
     if stratify is None:
         return
-    names = table.loc[pool, stratify].astype(str)
+    pool = table.loc[pool, [stratify, "split"]]
+    pool = pool.explode(stratify).dropna() if stratify == "labels" else pool.astype({stratify: str})
     for split in [split for split, share in shares.items() if share]:
-        without = sorted(set(names.unique()) - set(names[table.loc[pool, "split"] == split].unique()))
+        without = sorted(set(pool[stratify].unique()) - set(pool.loc[pool["split"] == split, stratify].unique()))
         if without:
             warning = f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be divided ({some(without)}); add photos, or leave them out with min_per_class."
             add_issues(table, [], warning=warning)
@@ -167,19 +195,32 @@ def kfold_table(
     if folds < 2:
         raise UserError(f"folds={folds} is too few; give 2 or more.")
     pool = (table["split"] != "test").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
+    if _stratum(table, "label") == "labels":
+        fold, counts = _by_labels(table[pool], [1 / folds] * folds, seed=seed, group=group, at_least_one=False)
+        _check_folds(counts.drop("", errors="ignore"), folds, group)
+        return _with_folds(table, pool, fold)
     groups, of_row = _groups(table[pool], seed=seed, group=group, stratify="label")
-    counts = groups["name"].value_counts()
-    if counts.min() < folds:
-        what = "photos" if group is None else f"values of {group}"
-        raise UserError(f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, or leave such classes out with min_per_class={folds}.")
+    _check_folds(groups["name"].value_counts(), folds, group)
     order = groups.sort_values(["stratum", "size", "draw"], ascending=[True, False, True])
     turn = order.groupby("stratum").cumcount() % (2 * folds)
     turn = np.minimum(turn, 2 * folds - 1 - turn)  # there and back again, so that no fold always gets the larger
     start = _draw(order["name"], seed, "fold") % np.uint64(folds)
     fold = pd.Series((turn.to_numpy() + start.astype(np.int64)) % folds, index=order.index).sort_index().to_numpy()
+    return _with_folds(table, pool, fold[of_row])
+
+
+def _with_folds(table: pd.DataFrame, pool: np.ndarray, fold: np.ndarray) -> pd.DataFrame:
+    "Add `fold`, which is -1 outside the pool."
     result = table.assign(fold=-1)
-    result.loc[pool, "fold"] = fold[of_row]
+    result.loc[pool, "fold"] = fold
     return result
+
+
+def _check_folds(counts: pd.Series, folds: int, group: str | None) -> None:
+    "Refuse more folds than the rarest class has photos or groups."
+    if counts.min() < folds:
+        what = "photos" if group is None else f"values of {group}"
+        raise UserError(f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, or leave such classes out with min_per_class={folds}.")
 
 
 def use_fold(
@@ -277,8 +318,8 @@ def _different(manifest: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, s
     known = set(manifest["path"].tolist())
     rows = [(path, "new", "not in the manifest") for path in table["path"].tolist() if path not in known]
     both = manifest.merge(table, on="path", suffixes=("_then", "_now"))
-    for column, state in (("label", "relabelled"), ("split", "moved")):
+    for column, state in (("label", "relabelled"), ("labels", "relabelled"), ("split", "moved")):
         if f"{column}_now" in both:
-            then, now = both[f"{column}_then"], both[f"{column}_now"]
+            then, now = ([", ".join(cell) if column == "labels" else cell for cell in both[f"{column}_{when}"]] for when in ("then", "now"))
             rows += [(path, state, f"was '{a}', is '{b}'") for path, a, b in zip(both["path"], then, now) if a != b]
     return rows
