@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LR_SCHEDULES', 'Stage', 'progressive_stages', 'scaled_bs', 'ScheduleResult', 'progressive_fit', 'stage_loaders',
-           'check_schedule', 'run_stage', 'stage_callbacks', 'fit_stage', 'probe_head', 'valid_metrics', 'last_metrics',
-           'monitored', 'finish']
+           'check_schedule', 'run_stage', 'stage_callbacks', 'fit_stage', 'probe_head', 'refit_probe', 'valid_metrics',
+           'last_metrics', 'monitored', 'finish']
 
 # %% ../../nbs/train/33_schedules.ipynb #0774c83a
 import time
@@ -225,6 +225,24 @@ def probe_head(
     targets = np.array([int(y) for y in learn.dls.train_ds.tls[-1]])
     set_head(learn.model, fit_probe(features, targets, n_classes=len(learn.dls.vocab), seed=seed))
     return valid_metrics(learn, learn.dls.valid)
+
+
+def refit_probe(
+    learn: Learner,  # after `progressive_fit`
+    result: ScheduleResult,
+    *,
+    seed: int = 42,
+) -> bool:  # whether it was done
+    """Fit the winning probe again on training and validation photos together, as scikit-learn's `refit` does after a search.
+
+    The backbone is the winner's, at the winner's size. Where an epoch of fine-tuning won, nothing changes. Validation scores measured afterwards would be of photos that were trained on."""
+    if result.best.get("epoch") != 0:
+        return False
+    splits = [(batch_features(learn.model, plain_batches(learn.dls, split), flip=True), np.array([int(y) for y in dataset.tls[-1]]))
+              for split, dataset in (("train", learn.dls.train_ds), ("valid", learn.dls.valid_ds))]
+    features, targets = np.concatenate([f for f, _ in splits], axis=1), np.concatenate([t for _, t in splits])
+    set_head(learn.model, fit_probe(features, targets, n_classes=len(learn.dls.vocab), seed=seed))
+    return True
 
 
 def valid_metrics(
