@@ -147,7 +147,8 @@ def to_splits(
     "Translate the values of `split` into train, valid and test, or give the column its own name back."
     values = table["split"]
     if _plain(name) == "is_valid":  # fastai's convention
-        values = values.astype(bool).map({True: "valid", False: "train"})
+        words = {"true": "valid", "1": "valid", "1.0": "valid", "yes": "valid", "false": "train", "0": "train", "0.0": "train", "no": "train"}
+        values = values.map(lambda value: value if pd.isna(value) else words.get(str(value).strip().lower(), value))
     known = {value: split_name(value, names) for value in values.dropna().unique()}
     if not given and not any(known.values()):
         return table.rename(columns={"split": name if name != "split" else "original_split"})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, read_json, unknown_name
+from ..core import UserError, unknown_name
 from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
@@ -98,7 +98,7 @@ def evaluation_table(
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = pd.read_parquet(manifest)
         split = split or ("test" if (table["split"] == "test").any() else "valid")
-        if split == "valid" and (Path(bundle).parent / "metrics.json").exists() and read_json(Path(bundle).parent / "metrics.json").get("refit"):
+        if split == "valid" and read_bundle(bundle).info.extra.get("refit"):
             table.attrs["warnings"] = ["the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before."]
     if split is not None:
         known = sorted(table["split"].dropna().unique()) if "split" in table else []

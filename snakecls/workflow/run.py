@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFITTED', 'NOT_REFITTED', 'load_facts', 'fact_value', 'RunResult', 'run_experiment', 'resolve_parent',
-           'prepare_table', 'describe_table', 'make_trackers', 'start_records', 'train', 'describe_epoch',
-           'finish_records', 'make_info', 'pick_examples']
+           'absolute_paths', 'prepare_table', 'describe_table', 'make_trackers', 'start_records', 'train',
+           'describe_epoch', 'finish_records', 'make_info', 'pick_examples']
 
 # %% ../../nbs/workflow/61_run.ipynb #d401e3f0
 import sys
@@ -93,7 +93,7 @@ def run_experiment(
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
     keep_freed_memory()
-    experiment = resolve_parent(experiment, root)
+    experiment = absolute_paths(resolve_parent(experiment, root))
     table = build_table(experiment)
     model = build_model(experiment, len(train_labels(table)))  # whatever cannot work is refused before a photo is read
     build_augment(experiment), find_device(experiment.train.device)
@@ -124,6 +124,16 @@ def resolve_parent(experiment: Experiment, root: str | Path) -> Experiment:
     if experiment.parent is None:
         return experiment
     return experiment.model_copy(update={"parent": find_run(root, experiment.parent).id})
+
+
+def absolute_paths(experiment: Experiment) -> Experiment:
+    "Let every path start from the root of the disk, so that the run's own experiment.yaml can be run again from anywhere."
+    def resolved(part, *names: str):
+        given = {name: getattr(part, name) for name in names}
+        return part.model_copy(update={name: str(Path(value).expanduser().absolute()) for name, value in given.items() if isinstance(value, str)})
+
+    is_file = isinstance(experiment.model.weights, str) and Path(experiment.model.weights).expanduser().exists()
+    return experiment.model_copy(update={"data": resolved(experiment.data, "source", "root", "facts"), "model": resolved(experiment.model, *(["weights"] if is_file else []))})
 
 
 def prepare_table(table: pd.DataFrame, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:  # readable photos, issues
@@ -217,7 +227,7 @@ def finish_records(
         "message": result.message, **scores, "refit": refitted, "flip": flip, "seconds": round(time.perf_counter() - start, 1), "parent": experiment.parent,
     }
     run.write_metrics(metrics)
-    info = make_info(experiment, learn, facts, scores)
+    info = make_info(experiment, learn, facts, scores, refit=refitted)
     write_bundle(run / "best", learn.model, info, examples=examples)
     learn.snakecls_info = info_to_dict(info)
     export_learner(learn, run / "export.pkl")
@@ -225,7 +235,7 @@ def finish_records(
     return metrics
 
 
-def make_info(experiment: Experiment, learn, facts: dict, scores: dict) -> BundleInfo:
+def make_info(experiment: Experiment, learn, facts: dict, scores: dict, *, refit: bool = False) -> BundleInfo:
     "Describe the model for its bundle."
     backbone = learn.model.backbone_info
     return BundleInfo(
@@ -233,6 +243,7 @@ def make_info(experiment: Experiment, learn, facts: dict, scores: dict) -> Bundl
         name=experiment.name, target=experiment.data.target, flip=experiment.predict.flip, label_facts=facts,
         metrics={split: values for split, values in scores.items() if values}, weights_source=backbone.weights_source,
         licence=f"weights: {backbone.licence}; photos: {experiment.predict.licence or 'not stated'}", notice=experiment.predict.notice,
+        extra={"refit": True} if refit else {},  # the validation scores are then of the model before
     )
 
 
