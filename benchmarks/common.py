@@ -1,6 +1,7 @@
 """What the benchmarks share: one row per measurement in results.csv, with spread, hardware and commit."""
 import statistics
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 from snakecls.workflow.environment import describe_environment, describe_hardware
@@ -9,9 +10,15 @@ from snakecls.workflow.tracking import append_row
 RESULTS = Path(__file__).parent / "results.csv"
 
 
+@cache
+def first_environment() -> dict:
+    "Describe the machine and the commit once: the first row written is a change of its own."
+    return describe_environment(Path(__file__).parent)
+
+
 def record(benchmark: str, arm: str, values: list[float], *, unit: str, note: str = "") -> dict:
     "Append a row: what was measured, n, mean, sd, minimum, median and maximum."
-    environment = describe_environment(Path(__file__).parent)
+    environment = first_environment()
     git = environment.get("git") or {}
     row = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "benchmark": benchmark, "arm": arm, "unit": unit, "n": len(values),

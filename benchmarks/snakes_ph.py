@@ -26,14 +26,15 @@ def run_ours(folder: Path, seed: int) -> dict:
 
 def run_fastai(seed: int) -> dict:
     "What the fastai course does: vision_learner, fine_tune(3) at 224 px, the same weights, all of train."
-    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, get_image_files, set_seed, vision_learner
+    from fastai.vision.all import ImageDataLoaders, Normalize, Resize, accuracy, aug_transforms, get_image_files, set_seed, vision_learner
 
     from snakecls.models.backbones import create_backbone
     from snakecls.train.metrics import classification_metrics
 
     start = time.perf_counter()
     set_seed(seed, reproducible=True)
-    dls = ImageDataLoaders.from_folder(PHOTOS, train="train", valid="val", item_tfms=Resize(256), batch_tfms=aug_transforms(size=224), bs=32, seed=seed)
+    dls = ImageDataLoaders.from_folder(PHOTOS, train="train", valid="val", item_tfms=Resize(256), bs=32, seed=seed,
+                                         batch_tfms=[*aug_transforms(size=224), Normalize.from_stats([0.5] * 3, [0.5] * 3)])  # vision_learner adds it only where it fetches the weights itself
     learn = vision_learner(dls, "tf_efficientnet_lite0", pretrained=False, metrics=accuracy)
     body = {name: tensor for name, tensor in create_backbone("tf_efficientnet_lite0", 2).state_dict().items() if not name.startswith("classifier")}
     learn.model[0].model.load_state_dict(body, strict=False)
@@ -50,10 +51,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--without-fastai", action="store_true")
+    parser.add_argument("--only-fastai", action="store_true")
     args = parser.parse_args()
     arms: dict[str, list[dict]] = {}
     for seed in args.seeds:
-        arms.setdefault("experiments/snakes_ph.yaml", []).append(run_ours(args.folder, seed))
+        if not args.only_fastai:
+            arms.setdefault("experiments/snakes_ph.yaml", []).append(run_ours(args.folder, seed))
         if not args.without_fastai:
             arms.setdefault("plain fastai, vision_learner + fine_tune(3)", []).append(run_fastai(seed))
     for arm, rows in arms.items():

@@ -18,7 +18,7 @@ from snakecls.core import UserError
 from snakecls.data.datablocks import photo_dls
 from snakecls.data.demo import make_demo
 from snakecls.deploy.predict import Predictor
-from snakecls.train.experiment import make_experiment
+from snakecls.train.experiment import load_experiment, make_experiment
 from snakecls.train.learner import build_learner, build_stages, build_table
 from snakecls.train.schedules import progressive_fit
 from snakecls.workflow.run import run_experiment
@@ -70,6 +70,20 @@ def test_the_bundle_says_what_the_run_has_measured(trained):
     assert f1 == pytest.approx(trained.metrics["best"]["value"], abs=1e-6) == trained.metrics["valid"]["f1_macro"]
     kept = pd.read_parquet(trained.run / "predictions-valid.parquet").set_index("path").loc[photos["path"]]
     np.testing.assert_allclose(kept[[f"p_{i}" for i in range(3)]].to_numpy(), probs, atol=1e-5)
+
+
+def test_a_refitted_probe_is_served_with_the_validation_scores_from_before(drawn, tmp_path):
+    given = settings(drawn) | {"schedule": [{"size": 64, "epochs": 0, "head": "probe"}]}
+    plain, refit = (run_experiment(make_experiment(given | {"name": name, "train": given["train"] | {"refit": name == "refit"}}), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+                    for name in ("plain", "refit"))
+    assert (plain.metrics["refit"], refit.metrics["refit"]) == (False, True) and "fitted again" in refit.message
+    assert plain.metrics["valid"] == refit.metrics["valid"]  # selection is the same, and its score too
+    assert "fitted again" in (refit.run / "report.html").read_text()
+    photos = pd.read_parquet(refit.run / "manifest.parquet").query("split == 'test'")["path"].tolist()
+    before, after = (Predictor(result.run / "best").probs(photos) for result in (plain, refit))
+    assert np.abs(before - after).max() > 1e-3  # what is served has seen more photos
+    tested = pd.read_parquet(refit.run / "predictions-test.parquet")
+    assert np.abs(tested[[f"p_{i}" for i in range(3)]].to_numpy() - after).max() < 1e-5  # and is what the test scores are of
 
 
 def test_the_exported_learner_predicts_like_the_bundle(trained):
@@ -130,12 +144,22 @@ def test_what_cannot_work_is_refused_before_a_photo_is_read(drawn, tmp_path, mon
 TRAIN = """
 import json, sys
 import snakecls.deploy.export, fastai.vision.all, timm
-from snakecls.train.experiment import make_experiment
+from snakecls.train.experiment import load_experiment, make_experiment
 from snakecls.workflow.run import run_experiment
 print("ready", flush=True)
 sys.stdin.readline()
 run_experiment(make_experiment(json.loads(sys.argv[1])), root=sys.argv[2], logbook=sys.argv[3], say=lambda text: None)
 """
+
+
+def test_a_runs_own_experiment_file_can_be_run_again_from_anywhere(drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(drawn.parent)
+    given = settings(Path(drawn.name)) | {"schedule": [{"size": 64, "epochs": 0, "head": "probe"}]}
+    first = run_experiment(make_experiment(given), root=tmp_path / "runs", logbook=tmp_path / "logbook.md", say=lambda text: None)
+    monkeypatch.chdir(tmp_path)
+    again = run_experiment(load_experiment(first.run / "experiment.yaml"), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+    assert again.metrics["valid"] == first.metrics["valid"] and again.metrics["test"] == first.metrics["test"]
+    assert re.search(r"Seeds:\W* 1 \(1\)", (tmp_path / "logbook.md").read_text())
 
 
 def test_two_runs_at_once_into_one_logbook_lose_nothing(drawn, tmp_path):

@@ -138,7 +138,7 @@ def export_learner(
         if stores_code(temporary):
             warnings.warn(f"{path.name} holds functions or classes that were defined in your notebook; "
                           "it loads only with the same Python version.", stacklevel=2)
-        os.replace(usual_mode(temporary), path)
+        os.replace(usual_mode(temporary, path), path)
     except TypeError as e:  # 'cannot pickle …'
         hint = "pip install 'plum-dispatch<2.10', whose functions can be pickled" if "RLock" in str(e) else "keep such objects out of it"
         raise UserError(f"The learner cannot be stored in {path.name}: {e}; {hint}.") from e

@@ -92,7 +92,7 @@ def space_readme(
     info, title = bundle.info, space.split("/")[1]
     score = (info.metrics.get("test") or info.metrics.get("valid") or {}) if isinstance(info.metrics, dict) else {}
     rows = [("labels", len(info.labels)), ("architecture", info.model["arch"]), ("first weights", info.weights_source),
-            ("macro F1", score.get("f1_macro")), ("top-3 accuracy", score.get("top3_accuracy")), ("photos measured on", score.get("n")),
+            ("macro F1", score.get("f1_macro")), ("top-3 accuracy", score.get("top3_accuracy")), ("photos measured on", score.get("n")), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
             ("licence of model and photos", info.licence), ("written", f"{info.created} by snakecls {info.snakecls}")]
     table = "\n".join(f"| {key} | {' '.join(str(round(value, 3) if isinstance(value, float) else value).split())} |" for key, value in rows if value)
     notice = " ".join(info.notice.split())

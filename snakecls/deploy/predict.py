@@ -45,7 +45,7 @@ def as_photo_list(
     bs: int,  # photos at a time
 ) -> list:
     "List the photos of a batch; raises `UserError` for one photo alone, and for an impossible batch size."
-    if isinstance(photos, (str, bytes, Path)) or hasattr(photos, "convert") or bs < 1:
+    if isinstance(photos, (str, bytes, Path)) or hasattr(photos, "convert") or getattr(photos, "ndim", 1) in (2, 3) or bs < 1:
         raise UserError("probs takes a list of photos and a batch size (bs) of at least 1; for one photo give [photo].")
     return list(photos)
 
@@ -53,6 +53,7 @@ def as_photo_list(
 class PhotoPredictor:
     "What every predictor does with its `model` (a network in evaluation mode) and its `info` (a `BundleInfo`)."
 
+    info: BundleInfo
     examples: list[tuple[Path, str]] = []  # photos with their labels, for the app
 
     @property

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['C_GRID', 'PhotoBatches', 'stack_ready', 'autocast', 'feature_precision', 'pooled_features', 'batch_features',
-           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'LogisticFit', 'softmax', 'set_head', 'model_probs',
-           'photo_probs']
+           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'LogisticFit', 'softmax', 'check_probe', 'set_head',
+           'model_probs', 'photo_probs']
 
 # %% ../../nbs/models/23_features.ipynb #a6056653
 import warnings
@@ -211,14 +211,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 # %% ../../nbs/models/23_features.ipynb #76be0374
+def check_probe(model: nn.Module) -> None:
+    "Refuse a network whose classifier is not one linear layer (a distilled ViT has two): a linear probe could not become its first weights."
+    head = model.get_classifier() if hasattr(model, "get_classifier") else head_module(model)
+    if not isinstance(head, nn.Linear):
+        kind = f"{len(head)} layers" if isinstance(head, (tuple, list)) else type(head).__name__
+        raise UserError(f"the network's classifier is {kind}, not one linear layer; start it without the linear probe (head: keep).")
+
+
 def set_head(
     model: nn.Module,  # its classifier has the probe's shape
     probe: Probe,
 ) -> None:
     "Write the probe into the network's classifier; raises `UserError` where it is not one linear layer of that shape."
+    check_probe(model)
     head = head_module(model)
-    if not isinstance(head, nn.Linear) or head.weight.shape != probe.weight.shape:
-        raise UserError(f"the network's classifier is {head}, not a linear layer of shape {tuple(probe.weight.shape)}; start it without the probe (head: keep).")
+    if head.weight.shape != probe.weight.shape:
+        raise UserError(f"the network's classifier has shape {tuple(head.weight.shape)} and the probe {tuple(probe.weight.shape)}; make the network with as many classes.")
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(probe.weight))
         if head.bias is not None:

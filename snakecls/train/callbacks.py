@@ -34,6 +34,11 @@ class SaveBestF1(SaveModelCallback):
         self.verbose, self.in_schedule = verbose, False
         self.stage, self.best_stage, self.best_epoch, self.best_size = 0, None, None, None
 
+    def start_again(self) -> None:
+        "Forget the best of an earlier schedule."
+        self.best, self.last_saved_path = None, None
+        self.stage, self.best_stage, self.best_epoch, self.best_size = 0, None, None, None
+
     def before_fit(self):
         "Check the monitor by name and begin a stage."
         names = list(self.recorder.metric_names[1:])

@@ -137,6 +137,7 @@ class TrainConfig(Config):
     wd: float = Field(0.01, ge=0, description="weight decay")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     batch_norm: Literal["all", "frozen", "train"] = Field("all", description="batch-norm statistics that are held still")
+    refit: bool = Field(False, description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before")
     num_workers: int | None = Field(None, ge=0, description="loading processes; one less than the processors if not given")
     device: str | None = Field(None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given")
 

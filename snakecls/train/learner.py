@@ -22,6 +22,7 @@ from ..data.photos import PhotoSpec
 from ..data.splits import split_table
 from ..data.tables import filter_classes, load_table
 from ..models.backbones import create_backbone
+from ..models.features import check_probe
 from ..models.freezing import n_frozen_groups, stage_groups
 from .callbacks import FlipAverage
 from .experiment import Experiment, StageConfig
@@ -119,6 +120,8 @@ def check_stages(model: torch.nn.Module, stages: list[Stage]) -> None:
     "Refuse blocks that are not there and sizes that the network does not take, by one black photo of each size."
     for stage in stages:
         n_frozen_groups(model, stage.freeze)
+        if stage.head == "probe":
+            check_probe(model)
     was_training = model.training
     model.eval()
     for size in sorted({size for stage in stages for size in (stage.size, stage.seen_size)}):

@@ -216,14 +216,16 @@ def make_entry(
     if valid and not message:
         earlier = best_earlier(run)
         verdict, compared = judge_run(valid, earlier, compare_runs(run.path, run.path.parent / earlier["run"]) if earlier else None)
-    result = "; ".join(filter(None, (describe_scores(split, metrics.get(split)) for split in ("valid", "test"))))
+    result = "; ".join(filter(None, [*(describe_scores(split, metrics.get(split)) for split in ("valid", "test")),
+                                     "the probe was fitted again on train and valid between the two" if metrics.get("refit") else ""]))
     commit = f"commit {git['commit'][:9]}{' with changes' if git.get('dirty') else ''}" if git else ""
-    seed = (experiment.get("data") or {}).get("seed", experiment.get("seed"))
+    seed, split_seed = experiment.get("seed"), (experiment.get("data") or {}).get("seed")
+    seeds = "" if seed is None else f"1 ({seed}{f', split by {split_seed}' if split_seed not in (None, seed) else ''})"
     took = f"{metrics['seconds']:.0f} s" if metrics.get("seconds") else ""
     return LogbookEntry(
         question or experiment.get("question") or experiment.get("name") or run.id, verdict, changes=changes, parent=parent,
         command=command, run=run.id, link=Path(os.path.relpath(run.path.resolve(), Path(logbook).resolve().parent)).as_posix(),
-        result=result, compared=compared, seeds="" if seed is None else f"1 ({seed})",
+        result=result, compared=compared, seeds=seeds,
         hardware=", ".join(filter(None, (describe_hardware(environment) if environment else "", took, commit))), tags=tuple(tags))
 
 

@@ -98,6 +98,8 @@ def evaluation_table(
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = pd.read_parquet(manifest)
         split = split or ("test" if (table["split"] == "test").any() else "valid")
+        if split == "valid" and read_bundle(bundle).info.extra.get("refit"):
+            table.attrs["warnings"] = ["the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before."]
     if split is not None:
         known = sorted(table["split"].dropna().unique()) if "split" in table else []
         if split not in known:
