@@ -1,6 +1,6 @@
 """Wrong labels and photos of something else, against the truth of the demonstration data: 5 % flipped labels, 5 % distractors.
 
-Usage: python benchmarks/label_issues.py FOLDER [SEEDS] [--explore]; the thresholds were chosen on seeds 0 to 2 (--explore: nothing is recorded), the default seeds are 3 to 7.
+Usage: python benchmarks/label_issues.py FOLDER [SEEDS] [--explore]; --explore is for choosing thresholds on seeds 0 to 2 (nothing is recorded; not done yet), the default seeds are 3 to 7.
 Drawings and features stay in FOLDER, so that a second call takes seconds."""
 import argparse
 import time

@@ -32,7 +32,7 @@ def suggest_names(
     names = label_names(table)
     has_label = encode_labels(table["labels"], names).astype(np.float64)
     has_word, vocabulary = _words(table[column].fillna("").astype(str), min_photos)
-    z = _log_odds(np.asarray((has_word.T @ has_label)), np.asarray(has_word.sum(axis=0)).ravel()[:, None], has_label.sum(axis=0)[None], len(table))
+    z = _log_odds(np.asarray(has_word.T @ has_label), np.asarray(has_word.sum(axis=0)).ravel()[:, None], has_label.sum(axis=0)[None], len(table))
     chosen = _choose(z)
     best = np.argsort(-z, axis=0, kind="stable")[:words].T
     return pd.DataFrame({
