@@ -16,22 +16,7 @@ from snakecls.data.labels import label_names
 from snakecls.data.snakeclef import snakeclef_facts
 from snakecls.data.splits import kfold_table, read_manifest, split_table, verify_manifest, write_manifest
 from snakecls.data.tables import filter_classes, load_table, load_unlabelled, summary
-
-REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
-
-def make(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
-def real(name: str) -> Path:
-    if not (REAL / name).exists():
-        pytest.skip(f"the real photographs are not there ({REAL / name}); set SNAKECLS_REAL_DATA")
-    return REAL / name
-
+from test_tables import make, real
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
