@@ -47,8 +47,6 @@ def show_answer(
     photo: str | None,  # the uploaded file
 ) -> str:  # HTML
     "Answer a photo; a photo that cannot be read gets a message."
-    from snakecls.deploy.predict import rank_labels
-
     if photo is None:
         return message_html("No photo yet", "Take it from a safe distance. The answer appears here.")
     try:
@@ -56,20 +54,22 @@ def show_answer(
     except PhotoError as e:
         return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
     facts = predictor.info.label_facts
-    dangers, shown = known_dangers(facts), rank_labels(probs, predictor.labels, facts=facts)
+    dangers, shown = known_dangers(facts), predictor.rank(probs, fill=True)
     rest = {label: float(prob) for label, prob in zip(predictor.labels, probs)}
     for prediction in shown:
         del rest[prediction.label]
-    hidden = sum(prob for label, prob in rest.items() if any(facts.get(label, {}).get(key) is not False for key in dangers))
+    risky = [prob for label, prob in rest.items() if any(facts.get(label, {}).get(key) is not False for key in dangers)]
+    hidden = max(risky, default=0.0) if predictor.info.problem == "multi_label" else sum(risky)  # probabilities of several labels have no sum
     return answer_html(shown, dangers, hidden=hidden)
 
 
 def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) -> list[dict[str, Any]]:
-    "Answer a photo for programs: the three most likely labels, each with its probability and facts."
+    "Answer a photo for programs: the most likely labels, each with its probability and facts; of several labels also with its threshold."
     import gradio as gr
 
     try:
-        return [{"label": p.label, "prob": p.prob, "facts": p.facts} for p in predictor.predict(photo if photo is not None else b"")]
+        answer = predictor.predict(photo if photo is not None else b"")
+        return [{"label": p.label, "prob": p.prob, "facts": p.facts} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) for p in answer]
     except PhotoError as e:
         raise gr.Error(f"The photo cannot be read: {e.reason}.", print_exception=False) from e
 

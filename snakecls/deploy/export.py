@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOOKS', 'inference_copy', 'without_hooks', 'hook_owner', 'careful_pickler', 'class_of_method', 'stores_code',
-           'export_learner', 'ValidPhotos', 'loader_probs', 'learner_labels', 'learner_info', 'learn_photo',
-           'load_trusted', 'LearnerPredictor']
+           'export_learner', 'ValidPhotos', 'learns_several', 'loader_probs', 'learner_labels', 'learner_info',
+           'learn_photo', 'load_trusted', 'LearnerPredictor']
 
 # %% ../../nbs/deploy/50_export.ipynb #7090f7c4
 import copy
@@ -153,6 +153,14 @@ class ValidPhotos(list):
     split_idx = 1
 
 
+def learns_several(learn: "Learner") -> bool:
+    "Tell whether a learner's target is several labels per photo."
+    from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize
+
+    tfms = getattr(learn.dls.valid_ds.tls[-1], "tfms", None) or []
+    return any(isinstance(tfm, (MultiCategorize, EncodedMultiCategorize)) for tfm in tfms)
+
+
 def loader_probs(
     learn: "Learner",
     photos: Iterable,  # anything that `open_photo` takes
@@ -165,7 +173,8 @@ def loader_probs(
 
     kinds = [kind for kind in getattr(learn.dls.valid_ds.tls[0], "types", []) if isinstance(kind, type) and issubclass(kind, PILBase)]
     create = (kinds[-1] if kinds else PILImage).create
-    model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", torch.nn.Softmax(-1))
+    usual = torch.nn.Sigmoid() if learns_several(learn) else torch.nn.Softmax(-1)
+    model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", usual)
     parts = [np.zeros((0, len(learn.dls.vocab)), np.float32)]
     photos = list(photos)
     for chunk in (photos[start : start + bs] for start in range(0, len(photos), bs)):
@@ -177,11 +186,11 @@ def loader_probs(
 
 # %% ../../nbs/deploy/50_export.ipynb #f9185024
 def learner_labels(learn: "Learner") -> list[str]:
-    "Give the labels of a single-label learner in the order of its outputs. Raises `UserError` where there are none."
+    "Give the labels of a learner in the order of its outputs. Raises `UserError` where there are none, or several targets."
     given = (getattr(learn, "snakecls_info", None) or {}).get("labels")
     vocab = getattr(learn.dls, "vocab", None)
     if vocab is not None and len(vocab) and not isinstance(vocab[0], str) and hasattr(vocab[0], "__len__"):
-        raise UserError("The learner has several targets; export one with a single label per photo.")
+        raise UserError("The learner has several targets; export one with a single target.")
     labels = [str(label) for label in (vocab if vocab is not None else given or [])]
     if not labels or (given is not None and list(map(str, given)) != labels):
         raise UserError("The learner's snakecls_info['labels'] are not the labels of its loaders (dls.vocab); set them alike.")
@@ -195,6 +204,9 @@ def learner_info(learn: "Learner") -> BundleInfo:  # of a bare learner, `photo` 
         items = ValidPhotos([(learn_photo(learn),)])
         batch = next(iter(learn.dls.valid.new(items, bs=1, shuffle=False, drop_last=False, num_workers=0)))
         given["photo"] = PhotoSpec(tuple(batch[0].shape[-2:]))
+    given.setdefault("problem", "multi_label" if learns_several(learn) else "single_label")
+    if given["problem"] == "multi_label" and given.get("thresholds") is None and hasattr(learn.loss_func, "thresh"):  # where fastai's own `predict` cuts
+        given["thresholds"] = [float(learn.loss_func.thresh)] * len(labels)
     model = {"library": "fastai", "arch": type(learn.model).__name__, "kwargs": {"num_classes": len(labels)}}
     return info_from_dict({"model": model} | given | {"labels": labels}, strict=False)
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['C_GRID', 'PhotoBatches', 'stack_ready', 'autocast', 'feature_precision', 'pooled_features', 'batch_features',
-           'two_views', 'Probe', 'fit_probe', 'cross_validate', 'LogisticFit', 'softmax', 'check_probe', 'set_head',
-           'model_probs', 'photo_probs']
+           'two_views', 'Probe', 'fit_probe', 'check_probe_targets', 'cross_validate', 'probe_folds', 'spread_labels',
+           'probe_loss', 'LogisticFit', 'softmax', 'check_probe', 'set_head', 'model_probs', 'photo_probs']
 
 # %% ../../nbs/models/23_features.ipynb #a6056653
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import UserError, track
+from ..core import UserError, track, unknown_name
 from ..data.photos import PhotoSpec, prepare_photo
+from .bundle import PROBLEMS
 from .freezing import head_module
 
 # %% ../../nbs/models/23_features.ipynb #2c2658e3
@@ -33,27 +34,31 @@ class PhotoBatches:
         *,
         bs: int = 32,
         n_threads: int = 2,
+        prepare: Callable = prepare_photo,  # (photo, spec) -> an array, or a list of arrays where a photo has several views
     ):
-        self.photos, self.spec, self.bs, self.n_threads = list(photos), spec, bs, n_threads
+        self.photos, self.spec, self.bs, self.n_threads, self.prepare = list(photos), spec, bs, n_threads, prepare
 
     def __len__(self) -> int:
         return -(-len(self.photos) // self.bs)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[torch.Tensor | list[torch.Tensor]]:
         with ThreadPoolExecutor(self.n_threads) as pool:
             ahead = deque()
             for start in range(0, len(self.photos), self.bs):
-                ahead.append([pool.submit(prepare_photo, photo, self.spec) for photo in self.photos[start : start + self.bs]])
+                ahead.append([pool.submit(self.prepare, photo, self.spec) for photo in self.photos[start : start + self.bs]])
                 if len(ahead) > 1:
                     yield stack_ready(ahead.popleft())
             while ahead:
                 yield stack_ready(ahead.popleft())
 
 
-def stack_ready(futures: list) -> torch.Tensor:
+def stack_ready(futures: list) -> torch.Tensor | list[torch.Tensor]:  # one tensor, or one for each view
     "Wait for a batch's photos; the first that cannot be read raises its `PhotoError`."
     try:
-        return torch.from_numpy(np.stack([future.result() for future in futures]))
+        photos = [future.result() for future in futures]
+        if isinstance(photos[0], list):
+            return [torch.from_numpy(np.stack(view)) for view in zip(*photos)]
+        return torch.from_numpy(np.stack(photos))
     except BaseException:
         for future in futures:
             future.cancel()
@@ -131,9 +136,9 @@ class Probe:
 
 def fit_probe(
     features: np.ndarray,  # (n_views, n_photos, n_features), or (n_photos, n_features)
-    targets: np.ndarray,  # (n_photos,) class numbers
+    targets: np.ndarray,  # (n_photos,) class numbers, or (n_photos, n_classes) 0 and 1 where a photo has several labels
     *,
-    n_classes: int | None = None,
+    n_classes: int | None = None,  # with class numbers; None: as many as occur
     C: float | None = None,  # None: chosen from `grid` by cross-validation
     grid: Sequence[float] = C_GRID,
     folds: int = 3,
@@ -141,10 +146,7 @@ def fit_probe(
 ) -> Probe:
     "Fit the linear probe; raises `UserError` where a class has no photo."
     features = features[None] if features.ndim == 2 else features
-    targets = np.asarray(targets)
-    n_classes = n_classes or int(targets.max()) + 1
-    if (missing := sorted(set(range(n_classes)) - set(targets.tolist()))):
-        raise UserError(f"the linear probe needs a training photo of every class; classes number {missing[:5]} have none.")
+    targets = check_probe_targets(np.asarray(targets), n_classes)
     scores = {}
     features = np.asarray(features, np.float32)
     if C is None:
@@ -154,17 +156,22 @@ def fit_probe(
     return Probe(weight=weight, bias=bias, C=float(C), scores=scores)
 
 
+def check_probe_targets(targets: np.ndarray, n_classes: int | None) -> np.ndarray:  # class numbers, or bool for several labels
+    "Check that every class has a photo; raises `UserError`."
+    if targets.ndim == 2:
+        missing, targets = np.flatnonzero(~(targets > 0.5).any(0)).tolist(), targets > 0.5
+    else:
+        missing = sorted(set(range(n_classes or int(targets.max()) + 1)) - set(targets.tolist()))
+    if missing:
+        raise UserError(f"the linear probe needs a training photo of every class; classes number {missing[:5]} have none.")
+    return targets
+
+
 def cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> dict[float, float]:
     "Give the mean log loss of each C; it ranks small sets with less noise than a score of right and wrong."
-    from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold
-
-    counts = np.bincount(targets)
-    common = np.flatnonzero(counts[targets] >= folds)  # photos of rarer classes are in every fit and in no held-out fold
-    rare = np.flatnonzero(counts[targets] < folds)
-    if len(common) < folds:
+    splits = probe_folds(targets, folds, seed)
+    if not splits:
         return {}
-    splits = [(np.concatenate([common[fit], rare]), common[held]) for fit, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(common, targets[common])]
     fits = [LogisticFit(features[:, fit], targets[fit]) for fit, _ in splits]
     losses = {}
     for C in track(sorted(grid), "Choosing the probe's regularisation"):
@@ -172,11 +179,50 @@ def cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[flo
         for fitted, (_, held) in zip(fits, splits):
             weight, bias = fitted.weights(C, tol=1e-3)
             logits = (features[:, held] @ weight.T + bias).mean(0)
-            fold_losses.append(log_loss(targets[held], softmax(logits), labels=np.unique(targets)))
+            fold_losses.append(probe_loss(targets[held], logits, classes=np.unique(targets)))
         losses[float(C)] = float(np.mean(fold_losses))
         if losses[float(C)] > 1.01 * min(losses.values()):
             break  # the loss is convex in log C: past the minimum it only grows, and large C are the slow ones
     return losses
+
+
+def probe_folds(targets: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:  # positions to fit on and held out
+    "Divide photos into folds; those of a class with fewer photos than folds are in every fit and in no held-out fold."
+    several = targets.ndim == 2
+    counts = targets.sum(0) if several else np.bincount(targets)
+    is_rare = targets[:, counts < folds].any(1) if several else counts[targets] < folds
+    common, rare = np.flatnonzero(~is_rare), np.flatnonzero(is_rare)
+    if len(common) < folds:
+        return []
+    if several:
+        fold = spread_labels(targets[common], folds, seed)
+        pairs = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds) if (fold == i).any()]
+    else:
+        from sklearn.model_selection import StratifiedKFold
+
+        pairs = StratifiedKFold(folds, shuffle=True, random_state=seed).split(common, targets[common])
+    return [(np.concatenate([common[fit], rare]), common[held]) for fit, held in pairs]
+
+
+def spread_labels(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (n_photos,) fold
+    "Divide photos with several labels so that each fold has its share of each label."
+    import pandas as pd
+
+    from snakecls.data.stratify import assign_groups, count_labels
+
+    numbers = pd.Series([[str(i) for i in np.flatnonzero(row)] for row in targets])
+    counts, _ = count_labels(numbers, np.arange(len(targets)))
+    draw = np.random.default_rng(seed).random(len(targets))
+    return assign_groups(counts, np.ones(len(targets), int), [1 / folds] * folds, draw, at_least_one=False)
+
+
+def probe_loss(targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
+    "Compute the cross-entropy that the probe's kind minimises, binary where photos have several labels."
+    from sklearn.metrics import log_loss
+
+    if targets.ndim == 2:
+        return float(np.logaddexp(0, np.where(targets, -logits, logits)).mean())
+    return log_loss(targets, softmax(logits), labels=classes)
 
 
 class LogisticFit:
@@ -187,8 +233,10 @@ class LogisticFit:
 
         X = features.reshape(-1, features.shape[-1])
         self.mean, self.scale = X.mean(0), np.maximum(X.std(0), 1e-6)
-        self.X, self.y = ((X - self.mean) / self.scale).astype(np.float32), np.tile(targets, len(features))
-        self.model = LogisticRegression(max_iter=500, warm_start=True)
+        self.X = ((X - self.mean) / self.scale).astype(np.float32)
+        self.several = targets.ndim == 2
+        self.ys = [np.tile(y, len(features)) for y in (targets.T if self.several else [targets])]
+        self.models = [LogisticRegression(max_iter=500, warm_start=True) for _ in self.ys]
 
     def weights(self, C: float, *, tol: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:  # (n_classes, n_features), (n_classes,)
         "Fit with C and fold the standardisation into the weights."
@@ -197,12 +245,20 @@ class LogisticFit:
 
         with warnings.catch_warnings(), threadpool_limits(1):  # matrices this small lose time to a second thread
             warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are enough for a starting point
-            fitted = self.model.set_params(C=C, tol=tol).fit(self.X, self.y)
-        weight, bias = fitted.coef_, fitted.intercept_
-        if len(weight) == 1:  # scikit-learn gives two classes one row
+            fitted = [self.fit_one(model, y, C, tol) for model, y in zip(self.models, self.ys)]
+        weight, bias = (np.concatenate(parts) for parts in zip(*fitted))
+        if len(weight) == 1 and not self.several:  # scikit-learn gives two classes one row
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         weight = (weight / self.scale).astype(np.float32)
         return weight, (bias - weight @ self.mean).astype(np.float32)
+
+    def fit_one(self, model, y: np.ndarray, C: float, tol: float) -> tuple[np.ndarray, np.ndarray]:
+        "Fit one regression; a label that all photos have, or none, gets its frequency and no weights."
+        if self.several and y.min() == y.max():
+            odds = (y.sum() + 0.5) / (len(y) - y.sum() + 0.5)
+            return np.zeros((1, self.X.shape[1])), np.array([np.log(odds)])
+        model.set_params(C=C, tol=tol).fit(self.X, y)
+        return model.coef_, model.intercept_
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -241,9 +297,15 @@ def model_probs(
     *,
     temperature: float = 1.0,  # > 0
     flip: bool = False,  # average with the mirrored photos
-) -> torch.Tensor:  # (n, n_classes), rows sum to 1
-    "Turn a network's logits into probabilities."
-    views = [(model(view).float() / temperature).softmax(-1) for view in two_views(batch, flip)]
+    problem: str = "single_label",  # or 'multi_label': each label has a probability of its own
+) -> torch.Tensor:  # (n, n_classes); rows sum to 1 for a single label
+    "Turn a network's logits into probabilities; raises `UserError` for another problem."
+    if problem not in PROBLEMS:
+        raise unknown_name("problem", problem, PROBLEMS)
+    views = []
+    for view in two_views(batch, flip):
+        logits = model(view).float() / temperature
+        views.append(logits.sigmoid() if problem == "multi_label" else logits.softmax(-1))
     return sum(views) / len(views)
 
 
@@ -254,16 +316,21 @@ def photo_probs(
     *,
     temperature: float = 1.0,
     flip: bool = False,
+    problem: str = "single_label",  # or 'multi_label'
     bs: int = 32,
     description: str | None = "Predicting",  # of the progress bar; None: no bar
+    prepare: Callable = prepare_photo,  # as in `PhotoBatches`; the probabilities of several views are averaged
 ) -> np.ndarray:  # (n, n_classes) float32
     "Predict photos in batches, with a progress bar; the network's training mode comes back afterwards."
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        batches = PhotoBatches(photos, spec, bs=bs)
-        batches = track(batches, description) if description else batches
-        rows = [model_probs(model, batch.to(device), temperature=temperature, flip=flip).cpu().numpy() for batch in batches]
+        batches = PhotoBatches(photos, spec, bs=bs, prepare=prepare)
+        rows = []
+        for batch in track(batches, description) if description else batches:
+            views = batch if isinstance(batch, list) else [batch]
+            probs = [model_probs(model, view.to(device), temperature=temperature, flip=flip, problem=problem) for view in views]
+            rows.append((sum(probs) / len(probs)).cpu().numpy())
     finally:
         model.train(was_training)
     return np.concatenate(rows) if rows else np.zeros((0, head_module(model).out_features), np.float32)
