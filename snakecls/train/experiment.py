@@ -52,9 +52,13 @@ class DataConfig(Config):
     source: str = Field(description="a folder of class folders, or a CSV or Parquet table; relative to the experiment file")
     target: str = Field("label", description="label, or any column; binomial, genus, species from Latin names")
     path_column: str | None = Field(None, description="column with the photo's path; recognised by its name if not given")
-    label_column: str | None = Field(None, description="column with the label; recognised by its name if not given")
+    label_column: str | list[str] | None = Field(None, description="column with the label; several for 0/1 columns with multi_label; recognised by its name if not given")
     split_column: str | None = Field(None, description="column with train, valid, test; recognised by its name if not given")
     root: str | None = Field(None, description="folder that a table's relative paths start from; the table's own if not given")
+    multi_label: bool = Field(False, description="a photo may have several labels")
+    separator: str | None = Field(None, min_length=1, description="between several labels in a cell; guessed if not given")
+    unlabelled: Literal["drop", "negative"] | None = Field(None, description="what a photo without labels means with multi_label; asked for where there are any")
+    corrections: str | None = Field(None, description="corrections.csv of the review page, applied before anything else")
     splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}")
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
@@ -275,7 +279,7 @@ def load_experiment(
         raise UserError(f"{path} cannot be read as an experiment file ({e}); give a YAML file.") from e
     values = read_yaml(text, where=str(path))
     experiment = make_experiment(values if values is not None else {}, overrides=overrides, where=path.name)
-    data = experiment.data.model_copy(update=paths_beside(path, experiment.data, "data", ("source", "root", "facts"), overrides))
+    data = experiment.data.model_copy(update=paths_beside(path, experiment.data, "data", ("source", "root", "facts", "corrections"), overrides))
     model = experiment.model.model_copy(update=paths_beside(path, experiment.model, "model", ("weights",), overrides))
     name = path.stem if "name" not in experiment.model_fields_set else experiment.name
     return experiment.model_copy(update={"data": data, "model": model, "name": name})
