@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "train", "evaluate", "predict", "app", "runs", "export", "publish"]
+COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "app", "runs", "export", "publish"]
 
 
 def snakecls(*words: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -133,7 +133,7 @@ def absolute_paths(experiment: Experiment) -> Experiment:
         return part.model_copy(update={name: str(Path(value).expanduser().absolute()) for name, value in given.items() if isinstance(value, str)})
 
     is_file = isinstance(experiment.model.weights, str) and Path(experiment.model.weights).expanduser().exists()
-    return experiment.model_copy(update={"data": resolved(experiment.data, "source", "root", "facts"), "model": resolved(experiment.model, *(["weights"] if is_file else []))})
+    return experiment.model_copy(update={"data": resolved(experiment.data, "source", "root", "facts", "corrections"), "model": resolved(experiment.model, *(["weights"] if is_file else []))})
 
 
 def prepare_table(table: pd.DataFrame, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:  # readable photos, issues
@@ -169,6 +169,8 @@ def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, i
     run.write_environment()
     write_manifest(table, run / "manifest.parquet", hashes=hashes)
     issues.to_parquet(run / "issues.parquet", index=False)
+    if done := table.attrs.get("corrections"):
+        pd.DataFrame(done).to_csv(run / "corrections.csv", index=False)
 
 # %% ../../nbs/workflow/61_run.ipynb #974af42c
 def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None]) -> ScheduleResult:
