@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core import UserError, atomic_write
 from .issue_groups import PAIRED, RANKED, VERDICTS, Kind, group_rows, make_kinds, path_finder, short_path, shorten_reason, waiting
-from .report import make_thumbnail
+from .report_photos import make_thumbnail
 from .report_page import COLOURS, LAYOUT, MACROS, PARTS
 
 # %% ../../nbs/evaluate/43_check_page.ipynb #f62721f2

@@ -46,7 +46,7 @@ class BundleInfo:
     licence: str = ""  # of weights and photos
     notice: str = ""  # shown in the app
     problem: str = "single_label"  # 'single_label', or 'multi_label': each label is there or not
-    thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: from which probability a label counts as there; multi-label only, None: 0.5
+    thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: above which probability a label counts as there; multi-label only, None: 0.5
     extra: dict[str, Any] = field(default_factory=dict)  # decision tables and what later versions add
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     snakecls: str = __version__  # the version that wrote it

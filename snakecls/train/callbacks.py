@@ -198,11 +198,17 @@ class FlipAverage(Callback):
 
     order, for_inference = 5, True  # export keeps it
 
+    def __init__(self, *, multi_label: bool = False):  # each label has a probability of its own
+        self.multi_label = multi_label
+
     def after_pred(self):
-        "Replace the prediction by the log of the mean probability, on which softmax and cross-entropy act as on logits."
+        "Replace the prediction by what gives the mean probability: its log for a softmax, its logit for a sigmoid."
         if not self.training:
-            mirrored = self.model(*(x.flip(-1) for x in self.xb))
-            self.learn.pred = torch.log((self.pred.softmax(-1) + mirrored.softmax(-1)) / 2)
+            both = [self.pred.float(), self.model(*(x.flip(-1) for x in self.xb)).float()]
+            if self.multi_label:
+                self.learn.pred = torch.logit(sum(logits.sigmoid() for logits in both) / 2, eps=1e-7)
+            else:
+                self.learn.pred = torch.log(sum(logits.softmax(-1) for logits in both) / 2)
 
 # %% ../../nbs/train/32_callbacks.ipynb #1cda3080
 class EpochRows(Callback):

@@ -4,31 +4,41 @@
 
 # %% auto #0
 __all__ = ['build_table', 'load_source', 'reviewed_column', 'build_stages', 'build_stage', 'build_augment', 'train_labels',
-           'build_model', 'build_learner', 'check_stages', 'find_device']
+           'build_model', 'build_loss', 'build_optimiser', 'measure_colours', 'build_learner', 'build_saver',
+           'build_callbacks', 'precision_callback', 'check_stages', 'find_device']
 
 # %% ../../nbs/train/37_learner.ipynb #dd166d65
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import Adam
 
 from ..core import UserError, seed_everything
 from ..data.augment import Augment, make_albumentations
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.datablocks import photo_dls
+from ..data.labels import label_names
 from ..data.photos import PhotoSpec
 from ..data.splits import split_table
 from ..data.tables import Issues, filter_classes, load_table
 from ..models.backbones import create_backbone
 from ..models.features import check_probe
 from ..models.freezing import n_frozen_groups, stage_groups
-from .callbacks import FlipAverage
-from .experiment import DataConfig, Experiment, StageConfig
+from ..models.info import measure_normalisation, with_normalisation
+from .auxiliary import AuxLoss, auxiliary_network
+from .averaging import ExponentialMovingAverage
+from .callbacks import FlipAverage, SaveBestF1
+from .gradients import AccumulateGradients, ClipGradients
+from .losses import PhotoLoss, make_loss
 from .metrics import epoch_metrics
+from .optimisers import make_optimiser
+from .precision_callback import PrecisionCallback, check_mode
 from .schedules import Stage, scaled_bs
+from .schema import DataConfig, Experiment, StageConfig
+from .stopping import EarlyStopping, ValidateEvery
 
 # %% ../../nbs/train/37_learner.ipynb #229e935a
 def build_table(
@@ -73,17 +83,19 @@ def build_stages(experiment: Experiment) -> list[Stage]:
 
 def build_stage(stage: StageConfig, experiment: Experiment) -> Stage:
     "Fill in what a stage leaves to the experiment."
+    augment = experiment.augment
+    mixup, cutmix = (getattr(augment, name) if getattr(stage, name) is None else getattr(stage, name) for name in ("mixup", "cutmix"))
     return Stage(
-        size=stage.size, valid_size=stage.valid_size, epochs=stage.epochs, freeze=stage.freeze, lr=stage.lr, head=stage.head, lr_schedule=stage.lr_schedule,
-        bs=stage.bs or min(128, scaled_bs(experiment.train.bs, 224, stage.size)),
-        mixup=experiment.augment.mixup if stage.mixup is None else stage.mixup,
-        wd=experiment.train.wd if stage.wd is None else stage.wd,
+        size=stage.size, valid_size=stage.valid_size, epochs=stage.epochs, freeze=stage.freeze, gradual=stage.gradual, lr=stage.lr, layer_decay=stage.layer_decay,
+        head=stage.head, lr_schedule=stage.lr_schedule, warmup=stage.warmup, label_smoothing=stage.label_smoothing, mixup=mixup, cutmix=cutmix,
+        mix_p=(augment.mix_p if stage.mix_p is None else stage.mix_p) if mixup or cutmix else 1.0,
+        bs=stage.bs or min(128, scaled_bs(experiment.train.bs, 224, stage.size)), wd=experiment.train.wd if stage.wd is None else stage.wd,
     )
 
 
 def build_augment(experiment: Experiment) -> Augment:
     "Turn the experiment's augmentation into `Augment`, with its albumentations checked."
-    values = experiment.augment.model_dump(exclude={"mixup"})
+    values = experiment.augment.model_dump(exclude={"mixup", "cutmix", "mix_p"})
     augment = Augment(**values | {"transforms": tuple(values["transforms"])})
     if augment.transforms:
         make_albumentations(augment.transforms)
@@ -95,7 +107,10 @@ def build_augment(experiment: Experiment) -> Augment:
 def train_labels(table: pd.DataFrame) -> list[str]:  # sorted; the order of the model's outputs
     "Give the labels that can be learned; raises `UserError` where validation or test has others."
     if "labels" in table:
-        raise UserError("several labels on a photo (data.multi_label) cannot be trained on from an experiment file yet; photo_dls takes such a table in a notebook.")
+        labels, others = label_names(table[table["split"] == "train"]), label_names(table)
+        if set(others) - set(labels):
+            raise UserError(f"{len(set(others) - set(labels))} labels have no training photo, such as '{sorted(set(others) - set(labels))[0]}'; add training photos, or leave these labels out (min_per_class, top_classes).")
+        return labels
     labels = sorted(table.loc[table["split"] == "train", "label"].unique())
     others = table[~table["label"].isin(labels)]
     if len(others):
@@ -106,12 +121,38 @@ def train_labels(table: pd.DataFrame) -> list[str]:  # sorted; the order of the 
 
 def build_model(
     experiment: Experiment,
-    n_classes: int,
+    labels: Sequence[str],  # in the order of the outputs
 ) -> torch.nn.Module:
     "Make the network with its weights and check that it takes every stage."
     seed_everything(experiment.seed)
-    model = create_backbone(experiment.model.arch, n_classes, weights=experiment.model.weights, **experiment.model.kwargs)
+    model = create_backbone(experiment.model.arch, len(labels), weights=experiment.model.weights, labels=list(labels), **experiment.model.kwargs)
     check_stages(model, build_stages(experiment))
+    build_loss(experiment, counts=[1] * len(labels), n_photos=2)  # refused here where the options do not fit one another
+    build_optimiser(experiment)
+    build_callbacks(experiment, model)
+    return model
+
+
+def build_loss(experiment: Experiment, *, counts: Sequence[int], n_photos: int) -> PhotoLoss:
+    "Make the loss that the experiment describes."
+    train = experiment.train
+    return make_loss(
+        train.loss, counts=counts, n_photos=n_photos, label_smoothing=train.label_smoothing, class_weights=train.class_weights,
+        focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, multi_label=experiment.data.multi_label,
+    )
+
+
+def build_optimiser(experiment: Experiment) -> Callable:
+    "Make the optimiser; a momentum that is not given is the optimiser's own."
+    return make_optimiser(experiment.train.optimiser, momentum=experiment.train.momentum)
+
+
+def measure_colours(model: torch.nn.Module, table: pd.DataFrame, experiment: Experiment) -> torch.nn.Module:  # `model`
+    "Give a network without pretrained weights the mean and standard deviation of the training photos."
+    if not model.backbone_info.pretrained:
+        size = max(stage.size for stage in experiment.schedule)
+        paths = table.loc[table["split"] == "train", "path"].tolist()
+        with_normalisation(model, *measure_normalisation(paths, size=size, resize=experiment.data.resize, seed=experiment.seed))
     return model
 
 
@@ -123,21 +164,52 @@ def build_learner(
     path: str | Path = ".",  # where the Learner saves
 ) -> Learner:  # its loaders have the first stage's size
     "Make the loaders, the network and the Learner that the experiment describes."
-    augment, stages, labels = build_augment(experiment), build_stages(experiment), train_labels(table)
-    model = build_model(experiment, len(labels)) if model is None else model
+    augment, stages, labels, multi = build_augment(experiment), build_stages(experiment), train_labels(table), experiment.data.multi_label
+    model = measure_colours(build_model(experiment, labels) if model is None else model, table, experiment)
     info = model.backbone_info
     spec = PhotoSpec(size=stages[0].seen_size, resize=experiment.data.resize, mean=info.mean, std=info.std)
     dls = photo_dls(
-        table, stages[0].size, valid_size=stages[0].valid_size, labels=labels, spec=spec, augment=augment, bs=stages[0].bs, seed=experiment.seed,
-        num_workers=experiment.train.num_workers, device=find_device(experiment.train.device),
+        table, stages[0].size, valid_size=stages[0].valid_size, labels=labels, spec=spec, augment=augment, bs=stages[0].bs, seed=experiment.seed, target="labels" if multi else "label",
+        oversample=experiment.train.oversample, num_workers=experiment.train.num_workers, device=find_device(experiment.train.device),
     )
     learn = Learner(
-        dls, model.to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(label_smoothing=experiment.train.label_smoothing),
-        opt_func=Adam, splitter=stage_groups, metrics=epoch_metrics(), wd=experiment.train.wd, train_bn=False,
-        path=Path(path), model_dir="checkpoints", cbs=[FlipAverage()] if experiment.predict.flip else None,
+        dls, model.to(memory_format=torch.channels_last), loss_func=build_loss(experiment, counts=dls.counts, n_photos=len(dls.train_ds)),
+        opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=epoch_metrics(multi, **({} if multi else {"top_k": experiment.top_k})), wd=experiment.train.wd, train_bn=False,
+        path=Path(path), model_dir="checkpoints", cbs=[FlipAverage(multi_label=multi)] if experiment.predict.flip else None,
     )
     learn.model.to(dls.device)
     return learn
+
+# %% ../../nbs/train/37_learner.ipynb #34ecc575
+def build_saver(experiment: Experiment) -> SaveBestF1:
+    "Make the callback that keeps the best weights of the whole schedule."
+    if experiment.monitor == "composite":
+        return SaveBestF1(rule="composite", score="f1_macro" if experiment.data.multi_label else "accuracy", verbose=False)
+    return SaveBestF1(experiment.monitor, verbose=False)
+
+
+def build_callbacks(experiment: Experiment, model: torch.nn.Module) -> list[Callback]:
+    "Make a stage's callbacks beside those that the stage itself asks for."
+    train, cbs = experiment.train, []
+    if train.ema:
+        cbs.append(ExponentialMovingAverage(train.ema))
+    if train.patience:
+        cbs.append(EarlyStopping(build_saver(experiment).monitor, train.patience, min_delta=train.min_delta, verbose=False))
+    if train.validate_every > 1:
+        cbs.append(ValidateEvery(train.validate_every))
+    if train.accumulate > 1:
+        cbs.append(AccumulateGradients(train.accumulate))
+    if train.clip is not None:
+        cbs.append(ClipGradients(train.clip))
+    if auxiliary_network(model) is not None:
+        cbs.append(AuxLoss())
+    return cbs
+
+
+def precision_callback(mode: str, device: torch.device) -> Callback:
+    "Make the callback that trains in a mode; it validates in float32, as the model will be served."
+    check_mode(mode, device)
+    return PrecisionCallback.from_mode(mode, in_validation=False)
 
 
 def check_stages(model: torch.nn.Module, stages: list[Stage]) -> None:

@@ -26,8 +26,8 @@ from ..data.tables import load_unlabelled
 from ..deploy.review_cases import make_cases
 from ..evaluate.check_page import write_check_page
 from ..evaluate.label_issues import ISSUE_COLUMNS, check_labels
-from ..train.experiment import DataConfig
 from ..train.learner import load_source
+from ..train.schema import DataConfig
 
 # %% ../../nbs/workflow/65_check.ipynb #306827dd
 def photo_groups(

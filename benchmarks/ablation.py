@@ -1,0 +1,116 @@
+"""What each single strategy adds to one small recipe, arm against base on the same photos: `python benchmarks/ablation.py OUTPUT DATA [SEEDS…] [--arms A B …] [--report-only]`.
+
+DATA is snakes_ph (val is the test) or butterflies_noisy (copies left out, a quarter is the test). Seeds give split and training. Runs that are there already are not run again, so it can be interrupted.
+The comparison is a paired bootstrap over photos: a photo is drawn with its predictions of all seeds (they are not independent)."""
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import record
+from sklearn.metrics import f1_score
+
+from snakecls.train.experiment import make_experiment
+from snakecls.train.learner import build_table
+from snakecls.workflow.run import run_experiment
+
+REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", "../shared/data")).resolve()
+DATA = {
+    "snakes_ph": {"source": str(REAL / "snakes_ph"), "splits": {"val": "test"}, "valid": 0.15},
+    "butterflies_noisy": {"source": str(REAL / "butterflies_noisy"), "valid": 0.15, "test": 0.25},
+}
+BASE = {"predict": {"flip": True}, "train": {"bs": 32}, "schedule": [{"size": 128, "bs": 32, "epochs": 3, "freeze": 4, "lr": [3e-5, 3e-4], "head": "probe"}]}
+ARMS: dict[str, list[str]] = {
+    "base": [],
+    "probe alone": ["schedule=[{size: 128, bs: 32, epochs: 0, head: probe}]"],
+    "no probe head": ["schedule.0.head=keep"],
+    "progressive 96 to 128": ["schedule=[{size: 96, bs: 32, epochs: 2, freeze: 4, lr: [3.0e-5, 3.0e-4], head: probe}, {size: 128, bs: 32, epochs: 2, freeze: 4, lr: [3.0e-5, 3.0e-4]}]"],
+    "mixup 0.2": ["augment.mixup=0.2"],
+    "cutmix 1.0, half of the batches": ["augment.cutmix=1.0", "augment.mix_p=0.5"],
+    "ema 0.99": ["train.ema=0.99"],
+    "label smoothing 0.1": ["train.label_smoothing=0.1"],
+    "albumentations": ["augment.backend=albumentations"],
+    "no augmentation": ["augment.backend=none"],
+    "nothing frozen": ["schedule.0.freeze=none"],
+    "head only": ["schedule.0.freeze=body", "schedule.0.lr=1.0e-3"],
+}
+
+
+def clean(table: pd.DataFrame) -> pd.DataFrame:
+    "Leave out copies, and all photos whose copies have different labels."
+    from snakecls.data.duplicates import find_duplicates
+    issues = find_duplicates(table)
+    drop = set(issues.loc[(issues["verdict"] == "drop") | (issues["issue"] == "conflicting labels"), "path"])
+    return table[~table["path"].isin(drop)].reset_index(drop=True)
+
+
+def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  # of the test photos
+    "Run an arm, or read what it said before."
+    kept = folder / f"{data}-{arm.replace(' ', '_')}-{seed}.parquet"
+    if not kept.exists():
+        experiment = make_experiment({**BASE, "name": f"{data}-{arm}-{seed}"[:70], "seed": seed, "data": DATA[data], "track": []}, overrides=ARMS[arm])
+        table = build_table(experiment)
+        if data == "butterflies_noisy":
+            table = clean(table)
+        result = run_experiment(experiment, root=folder / "runs", logbook=None, table=table, say=lambda text: None)
+        said = pd.read_parquet(result.run / "predictions-test.parquet")[["path", "label", "predicted"]]
+        said.assign(seconds=result.metrics["seconds"], best=result.message).to_parquet(kept)
+        print(f"{data} seed {seed} {arm}: macro F1 {result.metrics['test']['f1_macro']:.3f}, {result.metrics['seconds']:.0f} s. {result.message}", flush=True)
+    return pd.read_parquet(kept).assign(seed=seed)
+
+
+def compare(base: pd.DataFrame, arm: pd.DataFrame, n: int = 2000) -> tuple[float, float, float]:  # difference of macro F1 averaged over seeds; 95 % interval
+    "Bootstrap over photos, each with its predictions of all seeds."
+    both = base.merge(arm, on=["seed", "path", "label"], suffixes=("", "_arm"), validate="1:1")
+    rows = [group.index.to_numpy() for _, group in both.groupby("path")]
+    labels, names = both["label"].to_numpy(), sorted(both["label"].unique())
+    rng = np.random.default_rng(0)
+
+    def gain(index: np.ndarray) -> float:
+        part = both.iloc[index]
+        gains = []
+        for _, one in part.groupby("seed"):
+            score = [f1_score(one["label"], one[column], labels=names, average="macro", zero_division=0) for column in ("predicted", "predicted_arm")]
+            gains.append(score[1] - score[0])
+        return float(np.mean(gains))
+
+    assert len(labels)
+    drawn = [gain(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])) for _ in range(n)]
+    return gain(np.arange(len(both))), *np.quantile(drawn, [0.025, 0.975])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--report-only", action="store_true", help="Compare the runs that are there, record nothing.")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    arms = ["base", *(arm for arm in args.arms if arm != "base")]
+    tables = {arm: [] for arm in arms}
+    for seed in args.seeds:  # arms in turn within a seed
+        for arm in arms:
+            there = (args.folder / f"{args.data}-{arm.replace(' ', '_')}-{seed}.parquet").exists()
+            if there or not args.report_only:
+                tables[arm].append(predictions(args.folder, args.data, arm, seed))
+    for arm in arms:
+        if not tables[arm]:
+            continue
+        scores = [f1_score(one["label"], one["predicted"], average="macro") for one in tables[arm]]
+        seconds = [one["seconds"].iloc[0] for one in tables[arm]]
+        note = f"seeds {[int(one['seed'].iloc[0]) for one in tables[arm]]}, {np.mean(seconds):.0f} s a run; base: lite0, probe head, 128 px, 3 epochs, blocks 1 to 4 frozen"
+        if arm != "base":
+            seen = {int(one["seed"].iloc[0]) for one in tables[arm]}
+            base = pd.concat([one for one in tables["base"] if int(one["seed"].iloc[0]) in seen])
+            gain, low, high = compare(base, pd.concat(tables[arm]))
+            note = f"against base {gain:+.4f} ({low:+.4f} to {high:+.4f}, bootstrap over photos); " + note
+        print(f"{arm}: {np.mean(scores):.4f} ± {np.std(scores, ddof=1) if len(scores) > 1 else float('nan'):.4f}; {note}", flush=True)
+        if not args.report_only:
+            record(f"ablation {args.data}", arm, scores, unit="test macro F1", note=note)
+
+
+if __name__ == "__main__":
+    main()
