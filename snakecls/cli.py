@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'tell', 'show', 'finite', 'command_line', 'program', 'app_command',
            'scores_text', 'top_text', 'demo', 'run_text', 'run_json', 'train', 'check', 'review', 'train_several',
-           'evaluate', 'predict', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
+           'evaluate', 'predict', 'guess_json', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import json as json_module
@@ -222,6 +222,7 @@ def evaluate(
     data: Annotated[Optional[Path], typer.Option(help="A folder or table of photos; the run's own if not given.")] = None,
     split: Annotated[Optional[str], typer.Option(help="train, valid or test; with --data all photos if not given, else test where there is one.")] = None,
     csv: Annotated[Optional[Path], typer.Option(help="Write the predictions to this CSV file.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip (2 times the work), scales (3.1) or five_crop (5).")] = "none",
     runs: Runs = None,
     json: Json = False,
 ):
@@ -235,7 +236,7 @@ def evaluate(
     table = evaluation_table(bundle, data=data, split=split)
     for warning in table.attrs.get("warnings", []):
         tell(f"Note: {warning}")
-    predictions, scores = evaluate_bundle(bundle, table)
+    predictions, scores = evaluate_bundle(bundle, table, tta=tta)
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
         predictions.to_csv(csv, index=False)
@@ -260,13 +261,19 @@ def predict(
     for path in paths:
         try:
             guesses = predictor.predict(path, top=top)
-            rows.append({"path": path, "top": [{"label": guess.label, "prob": guess.prob, "facts": guess.facts} for guess in guesses]})
+            rows.append({"path": path, "top": [guess_json(guess) for guess in guesses]})
         except UserError as e:
             rows.append({"path": path, "error": str(e)})
-    lines = [f"{row['path']}: " + (row["error"] if "error" in row else top_text([(g["label"], g["prob"]) for g in row["top"]])) for row in rows]
+    lines = [f"{row['path']}: " + (row["error"] if "error" in row else top_text([(g["label"] + ("" if g.get("above", True) else " (below its threshold)"), g["prob"]) for g in row["top"]])) for row in rows]
     show(rows, "\n".join(lines), json)
     if failed := sum("error" in row for row in rows):
         raise UserError(f"{failed} of {len(rows)} photos could not be read; the answer gives each one's reason, replace or leave them out.")
+
+# %% ../nbs/90_cli.ipynb #975fc171
+def guess_json(guess: Any) -> dict:
+    "Give a guess for machines; with several labels on a photo also whether it is above its threshold."
+    several = {} if guess.threshold is None else {"threshold": guess.threshold, "above": guess.above}
+    return {"label": guess.label, "prob": guess.prob, "facts": guess.facts} | several
 
 # %% ../nbs/90_cli.ipynb #0e827adc
 @app.command(name="app")

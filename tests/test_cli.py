@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "app", "runs", "export", "publish"]
+COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "app", "runs", "ensemble", "export", "publish"]
 
 
 def snakecls(*words: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -153,3 +153,20 @@ def test_a_question_with_an_emoji_and_the_command_reach_the_logbook(demo):
 def test_a_folder_is_not_an_experiment(demo):
     done = snakecls("train", "shop/data", cwd=demo)
     assert done.returncode == 2 and "--data shop/data" in done.stderr
+
+
+def test_folds_a_grid_and_an_ensemble(demo):
+    small = ["train", "shop/experiment.yaml", "--set", "schedule=[{size: 64, epochs: 0, head: probe}]", "--set", "track=[]", "--json", "--runs", "several"]
+    folds = snakecls(*small, "--folds", "2", cwd=demo)
+    assert folds.returncode == 0, folds.stderr
+    said = json.loads(folds.stdout)
+    assert len(said["runs"]) == 2 and said["out_of_fold"]["n"] == sum(json.loads((demo / "several" / run / "metrics.json").read_text())["valid"]["n"] for run in said["runs"])
+    grid = snakecls(*small, "--grid", "data.seed=1,2", "--grid", "train.wd=0.1", cwd=demo)
+    assert grid.returncode == 0, grid.stderr
+    rows = json.loads(grid.stdout)
+    assert {row["setting"] for row in rows} == {"seed=1 wd=0.1", "seed=2 wd=0.1"}
+    both = snakecls("ensemble", *said["runs"], "--runs", "several", "--json", cwd=demo)  # the folds share their test photos
+    assert both.returncode == 0, both.stderr
+    assert json.loads(both.stdout)["split"] == "test" and len(json.loads(both.stdout)["members"]) == 2
+    twice = snakecls(*small, "--folds", "2", "--compare-precision", cwd=demo)
+    assert twice.returncode == 2 and "give one of them" in twice.stderr

@@ -95,8 +95,25 @@ class PhotoPredictor:
         from snakecls.models.features import photo_probs
 
         photos = as_photo_list(photos, bs)
-        return photo_probs(self.model, photos, self.info.photo, temperature=self.info.temperature, flip=self.info.flip,
-                           problem=self.info.problem, bs=bs, description="Predicting" if len(photos) > bs else None)
+        return photo_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs))
+
+    def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
+        "Say how the bundle wants `n` photos to be predicted."
+        return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs, "description": "Predicting" if n > bs else None}
+
+    def probs_all(
+        self,
+        photos: Iterable,  # anything that `open_photo` takes
+        *,
+        bs: int = 16,  # photos at a time
+    ) -> dict[str, np.ndarray]:  # target -> (n, n_classes), in the order of `info.targets`
+        "Give the calibrated probabilities of every target; of the only one where there is one. The cost is that of one."
+        from snakecls.models.features import target_probs
+
+        if self.info.targets is None:
+            return {self.info.target: self.probs(photos, bs=bs)}
+        photos = as_photo_list(photos, bs)
+        return dict(zip(self.info.targets, target_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs))))
 
     def predict(
         self,
@@ -105,6 +122,24 @@ class PhotoPredictor:
     ) -> list[Prediction]:  # most likely first
         "Give the most likely labels of one photo with their facts; with several labels per photo every one above its threshold."
         return self.rank(self.probs([photo])[0], top=top)
+
+    def predict_all(
+        self,
+        photo: Any,  # anything that `open_photo` takes
+        top: int = 3,  # how many labels of each target
+    ) -> dict[str, list[Prediction]]:  # target -> most likely first
+        "Give the most likely labels of each target; the first one's as `predict` does, and facts are about these."
+        first, *others = self.probs_all([photo]).items()
+        return {first[0]: self.rank(first[1][0], top=top)} | self.rank_others({target: probs[0] for target, probs in others}, top=top)
+
+    def rank_others(
+        self,
+        probs: dict[str, np.ndarray],  # target -> (n_classes,), of targets beside the first
+        *,
+        top: int = 1,
+    ) -> dict[str, list[Prediction]]:
+        "Rank the labels of the other targets."
+        return {target: rank_labels(values, self.info.targets[target], top=top) for target, values in probs.items()}
 
     def rank(
         self,
@@ -150,7 +185,7 @@ class EnsemblePredictor(PhotoPredictor):
         self.members = [Predictor(bundle, device=device) for bundle in bundles]
         first = self.members[0]
         for member, bundle in zip(self.members, bundles):
-            if (member.info.labels, member.info.problem) != (first.info.labels, first.info.problem):
+            if (member.info.labels, member.info.problem, list((member.info.targets or {}).items())) != (first.info.labels, first.info.problem, list((first.info.targets or {}).items())):
                 raise UserError(f"the bundles {bundles[0]} and {bundle} do not have the same labels in the same order; an ensemble needs that, so train them on the same classes.")
         cuts = [member.info.thresholds or [0.5] * len(first.labels) for member in self.members]
         thresholds = np.mean(cuts, axis=0).tolist() if first.info.problem == "multi_label" else None
@@ -160,3 +195,9 @@ class EnsemblePredictor(PhotoPredictor):
         "Give the mean of the members' probabilities; the cost is that of all members. Photos are decoded once for each."
         photos = as_photo_list(photos, bs)
         return np.mean([member.probs(photos, bs=bs) for member in self.members], axis=0)
+
+    def probs_all(self, photos: Iterable, *, bs: int = 16) -> dict[str, np.ndarray]:
+        "Give the mean of the members' probabilities of every target."
+        photos = as_photo_list(photos, bs)
+        answers = [member.probs_all(photos, bs=bs) for member in self.members]
+        return {target: np.mean([answer[target] for answer in answers], axis=0) for target in answers[0]}

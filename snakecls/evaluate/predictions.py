@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
-           'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table', 'score_lists', 'table_lists',
-           'evaluate_bundle']
+           'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
+           'score_lists', 'table_lists', 'evaluate_bundle']
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from ..core import UserError, unknown_name
 from ..data.labels import decode_labels, encode_labels
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array
 from ..models.bundle import load_model, read_bundle
-from ..models.features import photo_probs
+from ..models.features import photo_probs, target_probs
 from ..stats import bootstrap_interval
 from ..train.metrics import classification_metrics, multi_f1_score, multi_label_metrics, predict_labels
 
@@ -106,6 +106,21 @@ def predict_table(
     probs = photo_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem, bs=bs, description="Predicting", **more)
     target = target or ("labels" if problem == "multi_label" else "label")
     return probs_table(table["path"], table[target] if target in table else None, probs, labels, problem=problem, thresholds=thresholds)
+
+
+def predict_targets(
+    model: torch.nn.Module,  # with a head for each target
+    table: pd.DataFrame,  # path, and a column for each target whose labels are known
+    spec: PhotoSpec,
+    targets: dict[str, Sequence[str]],  # target -> labels, in the order of the model's outputs
+    *,
+    flip: bool = False,  # average with the mirrored photos
+    temperature: float = 1.0,
+    bs: int = 16,  # photos at a time
+) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
+    "Predict every target of every photo of a table, each photo once."
+    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip, problem="several_targets", bs=bs, description="Predicting")
+    return {target: probs_table(table["path"], table[target] if target in table else None, values, labels) for (target, labels), values in zip(targets.items(), probs, strict=True)}
 
 
 def probs_table(

@@ -66,6 +66,8 @@ def judge_probe(metrics: dict) -> dict | None:
     "Say what the linear probe has to do with the weights that were kept; None without a probe."
     probe, best, monitor = metrics.get("probe"), metrics.get("best") or {}, metrics.get("monitor") or "f1_macro"
     end = (metrics.get("valid") or {}).get("f1_macro", best.get("f1_macro"))
+    if metrics.get("problem") == "multi_label":  # the epochs and the probe were scored at 0.5, the split by the thresholds that were tuned on it
+        end = best.get("value") if monitor == "f1_macro" else None
     if not probe or probe.get("f1_macro") is None or end is None:
         return None
     start, seen = probe["f1_macro"], probe.get("valid_size") or probe.get("size")

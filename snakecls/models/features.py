@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['C_GRID', 'PhotoBatches', 'stack_ready', 'autocast', 'feature_precision', 'pooled_features', 'batch_features',
            'two_views', 'Probe', 'fit_probe', 'check_probe_targets', 'cross_validate', 'probe_folds', 'spread_labels',
-           'probe_loss', 'LogisticFit', 'softmax', 'check_probe', 'set_head', 'model_probs', 'photo_probs']
+           'probe_loss', 'LogisticFit', 'softmax', 'check_probe', 'set_head', 'set_linear', 'model_probs',
+           'target_probs', 'photo_probs']
 
 # %% ../../nbs/models/23_features.ipynb #a6056653
 import warnings
@@ -22,6 +23,7 @@ from ..core import UserError, track, unknown_name
 from ..data.photos import PhotoSpec, prepare_photo
 from .bundle import PROBLEMS
 from .freezing import head_module
+from .heads import TargetHeads, find_heads
 
 # %% ../../nbs/models/23_features.ipynb #2c2658e3
 class PhotoBatches:
@@ -270,18 +272,26 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def check_probe(model: nn.Module) -> None:
     "Refuse a network whose classifier is not one linear layer (a distilled ViT has two): a linear probe could not become its first weights."
     head = model.get_classifier() if hasattr(model, "get_classifier") else head_module(model)
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, (nn.Linear, TargetHeads)):
         kind = f"{len(head)} layers" if isinstance(head, (tuple, list)) else type(head).__name__
         raise UserError(f"the network's classifier is {kind}, not one linear layer; start it without the linear probe (head: keep).")
 
 
 def set_head(
     model: nn.Module,  # its classifier has the probe's shape
-    probe: Probe,
+    probe: Probe | Sequence[Probe],  # one for each target of a network with several
 ) -> None:
     "Write the probe into the network's classifier; raises `UserError` where it is not one linear layer of that shape."
     check_probe(model)
-    head = head_module(model)
+    probes, heads = [probe] if isinstance(probe, Probe) else list(probe), list((find_heads(model) or {"": head_module(model)}).values())
+    if len(probes) != len(heads):
+        raise UserError(f"there are {len(probes)} probes for {len(heads)} classifiers; give one for each target.")
+    for head, one in zip(heads, probes):
+        set_linear(head, one)
+
+
+def set_linear(head: nn.Linear, probe: Probe) -> None:
+    "Write a probe into a linear layer; raises `UserError` where their shapes differ."
     if head.weight.shape != probe.weight.shape:
         raise UserError(f"the network's classifier has shape {tuple(head.weight.shape)} and the probe {tuple(probe.weight.shape)}; make the network with as many classes.")
     with torch.no_grad():
@@ -292,35 +302,38 @@ def set_head(
 # %% ../../nbs/models/23_features.ipynb #b01e57e0
 @torch.inference_mode()
 def model_probs(
-    model: nn.Module,  # in eval mode; logits (n, n_classes) out
+    model: nn.Module,  # in eval mode; logits (n, n_classes) out, or a tuple of them
     batch: torch.Tensor,  # (n, 3, h, w), float32, normalised
     *,
     temperature: float = 1.0,  # > 0
     flip: bool = False,  # average with the mirrored photos
-    problem: str = "single_label",  # or 'multi_label': each label has a probability of its own
-) -> torch.Tensor:  # (n, n_classes); rows sum to 1 for a single label
+    problem: str = "single_label",  # or 'multi_label': each label has a probability of its own; or 'several_targets'
+) -> torch.Tensor | tuple[torch.Tensor, ...]:  # (n, n_classes), rows sum to 1 for a single label; a tuple where the network gives one
     "Turn a network's logits into probabilities; raises `UserError` for another problem."
     if problem not in PROBLEMS:
         raise unknown_name("problem", problem, PROBLEMS)
-    views = []
+    views, several = [], False
     for view in two_views(batch, flip):
-        logits = model(view).float() / temperature
-        views.append(logits.sigmoid() if problem == "multi_label" else logits.softmax(-1))
-    return sum(views) / len(views)
+        answer = model(view)
+        several = isinstance(answer, (tuple, list))
+        scaled = [logits.float() / temperature for logits in (answer if several else [answer])]
+        views.append([logits.sigmoid() if problem == "multi_label" else logits.softmax(-1) for logits in scaled])
+    means = tuple(sum(same) / len(views) for same in zip(*views))
+    return means if several else means[0]
 
 
-def photo_probs(
+def target_probs(
     model: nn.Module,
     photos: Sequence,  # whatever `open_photo` takes
     spec: PhotoSpec,
     *,
     temperature: float = 1.0,
     flip: bool = False,
-    problem: str = "single_label",  # or 'multi_label'
+    problem: str = "single_label",  # 'multi_label' or 'several_targets'
     bs: int = 32,
     description: str | None = "Predicting",  # of the progress bar; None: no bar
     prepare: Callable = prepare_photo,  # as in `PhotoBatches`; the probabilities of several views are averaged
-) -> np.ndarray:  # (n, n_classes) float32
+) -> list[np.ndarray]:  # (n, n_classes) float32 for each target; one where there is one
     "Predict photos in batches, with a progress bar; the network's training mode comes back afterwards."
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -330,7 +343,20 @@ def photo_probs(
         for batch in track(batches, description) if description else batches:
             views = batch if isinstance(batch, list) else [batch]
             probs = [model_probs(model, view.to(device), temperature=temperature, flip=flip, problem=problem) for view in views]
-            rows.append((sum(probs) / len(probs)).cpu().numpy())
+            by_target = zip(*probs) if isinstance(probs[0], tuple) else [probs]
+            rows.append([(sum(same) / len(same)).cpu().numpy() for same in by_target])
     finally:
         model.train(was_training)
-    return np.concatenate(rows) if rows else np.zeros((0, head_module(model).out_features), np.float32)
+    if rows:
+        return [np.concatenate(same) for same in zip(*rows)]
+    return [np.zeros((0, head.out_features), np.float32) for head in (find_heads(model) or {"": head_module(model)}).values()]
+
+
+def photo_probs(
+    model: nn.Module,
+    photos: Sequence,  # whatever `open_photo` takes
+    spec: PhotoSpec,
+    **kwargs,  # of `target_probs`
+) -> np.ndarray:  # (n, n_classes) float32
+    "Predict photos in batches; with several targets give the first one's probabilities."
+    return target_probs(model, photos, spec, **kwargs)[0]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, nearest, unknown_name
+from .heads import add_heads
 
 # %% ../../nbs/models/21_networks.ipynb #5c347d4f
 LIBRARIES = ("timm", "torchvision", "snakecls")
@@ -139,8 +140,12 @@ def build_network(
     library: str,  # one of LIBRARIES
     arch: str,  # one of its architectures
     kwargs: dict[str, Any],  # for the library's function; `num_classes` among them
+    *,
+    heads: dict[str, int] | None = None,  # target -> classes, where there are several; the first one's are `num_classes`
 ) -> nn.Module:  # with random weights, in training mode
     "Build a network by its library alone, offline. Raises `UserError` for an unknown name, or an argument that is unsafe or does not suit."
+    if heads is not None:
+        return add_heads(build_network(library, arch, kwargs), heads)
     if library not in BUILDERS:
         raise unknown_name("model.library", library, LIBRARIES)
     if not has_arch(library, arch):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_table', 'load_source', 'reviewed_column', 'build_stages', 'build_stage', 'build_augment', 'train_labels',
            'build_model', 'build_loss', 'build_optimiser', 'measure_colours', 'build_learner', 'build_saver',
-           'build_callbacks', 'precision_callback', 'check_stages', 'find_device']
+           'build_callbacks', 'check_precision', 'precision_callback', 'check_stages', 'find_device']
 
 # %% ../../nbs/train/37_learner.ipynb #dd166d65
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.torch_core import default_device
 
 from ..core import UserError, seed_everything
 from ..data.augment import Augment, make_albumentations
@@ -130,12 +131,18 @@ def build_model(
     build_loss(experiment, counts=[1] * len(labels), n_photos=2)  # refused here where the options do not fit one another
     build_optimiser(experiment)
     build_callbacks(experiment, model)
+    check_precision(experiment)
     return model
 
 
 def build_loss(experiment: Experiment, *, counts: Sequence[int], n_photos: int) -> PhotoLoss:
-    "Make the loss that the experiment describes."
+    "Make the loss that the experiment describes; raises `UserError` for options that do not go together."
     train = experiment.train
+    if train.oversample and (train.class_weights != "none" or train.loss == "seesaw"):
+        other = "loss seesaw" if train.loss == "seesaw" else f"class_weights {train.class_weights}"
+        raise UserError(f"train.oversample {train.oversample:g} and {other} both make up for rare classes, and together overdo it; keep one of them.")
+    if experiment.predict.thresholds != "half" and not experiment.data.multi_label:
+        raise UserError(f"predict.thresholds is {experiment.predict.thresholds}, which is for several labels on a photo (data.multi_label); leave it out.")
     return make_loss(
         train.loss, counts=counts, n_photos=n_photos, label_smoothing=train.label_smoothing, class_weights=train.class_weights,
         focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, multi_label=experiment.data.multi_label,
@@ -206,9 +213,14 @@ def build_callbacks(experiment: Experiment, model: torch.nn.Module) -> list[Call
     return cbs
 
 
+def check_precision(experiment: Experiment) -> None:
+    "Refuse a precision that the device cannot train in."
+    if experiment.train.precision != "auto":
+        check_mode(experiment.train.precision, find_device(experiment.train.device) or default_device())
+
+
 def precision_callback(mode: str, device: torch.device) -> Callback:
     "Make the callback that trains in a mode; it validates in float32, as the model will be served."
-    check_mode(mode, device)
     return PrecisionCallback.from_mode(mode, in_validation=False)
 
 
@@ -224,6 +236,8 @@ def check_stages(model: torch.nn.Module, stages: list[Stage]) -> None:
         try:
             with torch.inference_mode():
                 model(torch.zeros(1, 3, size, size))
+        except UserError:
+            raise
         except (AssertionError, RuntimeError, ValueError) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e

@@ -90,8 +90,9 @@ def evaluation_table(
 ) -> pd.DataFrame:  # path, label; attrs['warnings'] says what was left out
     "Find the photos to score a bundle on, without those that cannot be read; raises `UserError` where there are none."
     if data is not None:
-        target = read_bundle(bundle).info.target
-        table = load_table(data, target=None if target == "label" else target)
+        info = read_bundle(bundle).info
+        several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
+        table = load_table(data, **several)
     else:
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():

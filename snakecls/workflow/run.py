@@ -31,8 +31,8 @@ from ..models.bundle import BundleInfo, check_facts, info_to_dict, write_bundle
 from ..models.cost import count_parameters
 from ..train.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, train_labels
 from ..train.precision import choose_precision
-from ..train.precision_callback import check_mode, compile_model, uncompile_model
-from ..train.schedules import ScheduleResult, progressive_fit, refit_probe
+from ..train.precision_callback import compile_model, uncompile_model
+from ..train.schedules import ScheduleResult, check_schedule, progressive_fit, refit_probe
 from ..train.schema import Experiment
 from ..train.thresholds import compare_thresholds, tune_thresholds
 from .logbook import LogbookTracker
@@ -109,6 +109,7 @@ def run_experiment(
     if len(train_labels(table)) != model.num_classes:
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
     learn = build_learner(experiment, table, model=model)
+    check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command)
     with RunFolder.create(root, experiment.name) as run:
@@ -148,9 +149,8 @@ def resolve_weights(experiment: Experiment, root: str | Path) -> Experiment:
 
 
 def choose_mode(experiment: Experiment, learn, say: Callable[[str], None]) -> tuple[Experiment, list[dict] | None]:  # with the mode that was chosen; what was measured
-    "Measure `precision: auto`, check a mode that was given, and compile where that is asked for."
+    "Measure `precision: auto`, and compile where that is asked for."
     train, rows = experiment.train, None
-    check_mode("fp32" if train.precision == "auto" else train.precision, learn.dls.device)
     if train.precision == "auto":
         stage = build_stages(experiment)[-1]
         choice = choose_precision(learn.model, stage.size, bs=stage.bs)

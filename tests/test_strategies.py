@@ -1,0 +1,160 @@
+"""What an experiment file asks for reaches the Learner and the run, and what makes no sense is one sentence before a photo is read."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.optimizer import OptimWrapper
+from PIL import Image
+
+from snakecls.core import UserError
+from snakecls.data.photos import open_photo, resize_photo
+from snakecls.deploy.predict import Predictor
+from snakecls.train.experiment import make_experiment
+from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_table
+from snakecls.workflow.run import run_experiment
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    "Photos of three classes in unequal numbers: 30, 18, 9."
+    folder, rng = tmp_path_factory.mktemp("strategies"), np.random.default_rng(0)
+    for place, (label, n) in enumerate({"red": 30, "green": 18, "blue": 9}.items()):
+        (folder / label).mkdir()
+        for i in range(n):
+            pixels = rng.integers(0, 130, (40, 44, 3), dtype=np.uint8)
+            pixels[..., place] += 60
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    return folder
+
+
+def experiment(photos: Path, *overrides: str, **values):
+    base = {"data": {"source": photos, "valid": 0.34}, "model": {"arch": "resnet10t", "weights": "none"}, "schedule": [{"size": 32, "epochs": 1, "bs": 8}], "train": {"num_workers": 0}, "track": []}
+    return make_experiment(base | values, overrides=overrides)
+
+
+def learner(photos: Path, *overrides: str):
+    made = experiment(photos, *overrides)
+    return build_learner(made, build_table(made)), made
+
+
+def run(photos: Path, tmp_path: Path, *overrides: str, **values):
+    return run_experiment(experiment(photos, *overrides, **values), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+
+
+def test_losses_optimisers_metrics_and_sampling_are_the_experiments(photos):
+    learn, _ = learner(photos, "train.loss=focal", "train.class_weights=balanced", "train.focal_gamma=3", "train.optimiser=sgd", "train.momentum=0.5", "top_k=[2]", "monitor=top2_accuracy")
+    assert type(learn.loss_func).__name__ == "Focal" and learn.loss_func.gamma == 3
+    weights = dict(zip(learn.dls.labels, learn.loss_func.weights.tolist()))
+    assert weights["blue"] > weights["green"] > weights["red"]
+    assert [metric.name for metric in learn.metrics] == ["accuracy", "top2_accuracy", "f1_macro"]
+    learn.create_opt()
+    assert learn.opt.hypers[0]["mom"] == 0.5
+    learn, _ = learner(photos, "train.oversample=1")
+    drawn = pd.Series([int(y) for _ in range(8) for _, ys in learn.dls.train for y in ys]).value_counts(normalize=True)
+    assert drawn.max() - drawn.min() < 0.1  # classes equally often
+    assert isinstance(learner(photos, "train.optimiser=adadelta")[0].opt_func(learn.model.parameters(), lr=1.0), OptimWrapper)
+
+
+def test_callbacks_are_the_experiments(photos):
+    made = experiment(photos, "train.ema=0.99", "train.patience=2", "train.min_delta=0.01", "train.validate_every=2", "train.accumulate=3", "train.clip=0.5")
+    found = {type(cb).__name__: cb for cb in build_callbacks(made, torch.nn.Linear(2, 2))}
+    assert set(found) == {"ExponentialMovingAverage", "EarlyStopping", "ValidateEvery", "AccumulateGradients", "ClipGradients"}
+    assert (found["EarlyStopping"].patience, found["ExponentialMovingAverage"].decay) == (2, 0.99)
+    assert build_saver(experiment(photos, "monitor=composite")).rule == "composite"
+
+
+def test_colours_are_measured_where_no_weights_prescribe_them(photos, tmp_path):
+    learn, _ = learner(photos)
+    seen = np.stack([resize_photo(open_photo(path), learn.dls.spec) for path in learn.dls.train_ds.items["path"]]) / 255
+    assert np.allclose(learn.dls.spec.mean, seen.mean((0, 1, 2)), atol=1e-3) and np.allclose(learn.dls.spec.std, seen.std((0, 1, 2)), atol=1e-3)
+    result = run(photos, tmp_path)
+    assert Predictor(result.run / "best").info.photo.mean == pytest.approx(learn.dls.spec.mean)
+
+
+def test_early_stopping_validation_every_second_epoch_and_lr_auto(photos, tmp_path):
+    result = run(photos, tmp_path, "schedule=[{size: 32, epochs: 8, bs: 2, lr: auto}]", "train.patience=1", "train.min_delta=0.9", "train.validate_every=2")
+    history = pd.read_csv(result.run / "history.csv")
+    assert len(history) == 4 and history["f1_macro"].isna().tolist() == [True, False, True, False]
+    assert history["lr"].notna().all() and (result.run / "plots" / "lr-stage1.png").exists()
+
+
+def test_the_precision_that_was_chosen_stands_in_the_run(photos, tmp_path):
+    result = run(photos, tmp_path, "train.precision=auto")
+    assert result.metrics["mode"] in {row["mode"] for row in result.metrics["precision"]}
+    assert result.run.experiment()["train"]["precision"] == result.metrics["mode"]  # so that the run can be repeated
+    bf16 = run(photos, tmp_path, "train.precision=bf16", "name=bf16")
+    assert math.isclose(bf16.metrics["valid"]["f1_macro"], bf16.metrics["best"]["value"], abs_tol=1e-6)  # validated as it is served
+
+
+def test_a_run_starts_from_an_earlier_run_with_other_classes(photos, tmp_path):
+    first = run(photos, tmp_path, "name=first", "schedule.0.epochs=2")
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for label in ("red", "blue"):
+        (fewer / label).symlink_to(photos / label, target_is_directory=True)
+    (fewer / "violet").mkdir()
+    for i in range(6):
+        Image.new("RGB", (40, 40), (140 + i, 40, 160)).save(fewer / "violet" / f"{i}.png")
+    learn, _ = learner(fewer, f"model.weights={first.run / 'best'}")
+    before = Predictor(first.run / "best")
+    old = before.model.get_classifier().weight.detach() if hasattr(before, "model") else None
+    head = learn.model.get_classifier().weight.detach().cpu()
+    if old is not None:
+        assert torch.equal(head[learn.dls.labels.index("red")], old[before.labels.index("red")])
+    second = run(fewer, tmp_path, "name=second", "model.weights=first")
+    assert "run" in json.loads((second.run / "best/bundle.json").read_text())["weights_source"]
+    with pytest.raises(UserError, match="did you mean 'first'"):
+        run(fewer, tmp_path, "model.weights=frist")
+
+
+@pytest.mark.parametrize("arch, kwargs", [("lenet5", {}), ("alexnet_scratch", {"dense_neurons": 64}), ("googlenet_scratch", {"batch_norm": True}), ("cnn", {"filters": 8}), ("googlenet", {}), ("shufflenet_v2_x0_5", {})])
+def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kwargs):
+    result = run(photos, tmp_path, "schedule.0.size=64", model={"arch": arch, "weights": "none", "kwargs": kwargs})
+    predictor, said = Predictor(result.run / "best"), pd.read_parquet(result.run / "predictions-valid.parquet")
+    assert np.allclose(predictor.probs(said["path"].tolist()), said.filter(like="p_").to_numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides, sentence", [
+    (["schedule.0.cutmix=1", "schedule.0.size=8"], "at least 16 px"),
+    (["schedule.0.freeze=9"], "to 4"),
+    (["train.loss=bce"], "several labels"),
+    (["train.loss=seesaw", "train.label_smoothing=0.1"], "label_smoothing|label smoothing"),
+    (["train.loss=seesaw", "train.class_weights=balanced"], "class_weights|class weights"),
+    (["train.pos_weight=balanced"], "pos_weight"),
+    (["train.optimiser=adma"], "did you mean 'adam'"),
+    (["train.optimiser=adadelta", "train.momentum=0.5"], "adadelta has none"),
+    (["schedule.0.lr=fast"], "auto"),
+    (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
+    (["schedule.0.gradual=true"], "at least 2 epochs"),
+    (["schedule.0.lr_schedule=plateau"], "plateau"),
+    (["schedule.0.mix_p=0.5"], None),  # nothing is mixed, and nothing was asked to be: the share stands for later
+    (["monitor=top5_accuracy"], "choose one of"),
+    (["train.precision=fp61"], "fp16"),
+    (["train.precision=fp16"], "needs a GPU"),
+    (["train.oversample=1", "train.class_weights=balanced"], "oversample"),
+    (["train.oversample=2"], "oversample"),
+    (["model.arch=lenet"], "did you mean 'lenet5'"),
+    (["model.arch=cnn", "model.kwargs={kernel_size: 99}"], "from 800 px"),
+    (["predict.thresholds=per_class"], "multi_label|several labels"),
+])
+def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch, overrides, sentence):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a photo was read")
+    if sentence is None:
+        experiment(photos, *overrides)
+        return
+    for module in ("snakecls.workflow.run.keep_readable", "snakecls.models.info.photo_sums"):
+        monkeypatch.setattr(module, refuse)
+    with pytest.raises(UserError, match=sentence):
+        run(photos, tmp_path, *overrides)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_steps_for_a_search_leave_no_run_behind(photos, tmp_path):
+    with pytest.raises(UserError, match="too few to tell"):
+        run(photos, tmp_path, "schedule.0.lr=auto")
+    assert not (tmp_path / "runs").exists()
