@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DANGERS', 'SURE', 'LIKELY', 'CSS', 'TITLES', 'known_dangers', 'marks', 'verdict', 'verdict_several', 'caution',
            'has_thresholds', 'shown_name', 'percent', 'row_html', 'bar_html', 'caution_html', 'answer_html',
-           'message_html', 'header_html', 'notice_html']
+           'others_html', 'message_html', 'header_html', 'notice_html']
 
 # %% ../../nbs/deploy/53_page.ipynb #47a49b8f
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -151,12 +151,19 @@ def answer_html(
     dangers: Sequence[str],  # from `known_dangers`
     *,
     hidden: float = 0.0,  # as in `caution`
+    others: Mapping[str, "Prediction"] | None = None,  # target -> best guess, of the targets beside the first
 ) -> str:
     "Show the answer to a photo."
     heading, sentence = verdict_several(predictions) if has_thresholds(predictions) else verdict(predictions[0].prob)
     rows = "".join(row_html(prediction, dangers) for prediction in predictions)
     return (f'<div class="sc-answer" role="status">{caution_html(caution(predictions, dangers, hidden=hidden), dangers)}'
-            f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol></div>')
+            f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol>{others_html(others or {})}</div>')
+
+
+def others_html(others: Mapping[str, "Prediction"]) -> str:
+    "Show the best guess of each further target in a line."
+    lines = [f'<li data-target="{escape(target, quote=True)}"><span>{escape(target[:1].upper() + target[1:].replace("_", " "))}</span> <b>{escape(guess.label)}</b> {escape(percent(guess.prob))}</li>' for target, guess in others.items()]
+    return f'<ul class="sc-others">{"".join(lines)}</ul>' if lines else ""
 
 
 def message_html(
@@ -215,6 +222,9 @@ CSS = """
 .sc-mark.sc-unknown{background:var(--sc-amber);border-color:var(--sc-amber-line);color:var(--sc-amber-ink)}
 .sc-where{font-size:.95rem;margin:.45rem 0 0!important}
 .sc-message{border:2px dashed var(--sc-line);border-radius:14px;padding:1.4rem 1.2rem;background:var(--sc-card)}
+.sc-others{list-style:none;margin:.7rem 0 0;padding:.6rem 0 0;border-top:1px solid var(--sc-line);color:var(--sc-ink)}
+.sc-others li{margin:.15rem 0;overflow-wrap:anywhere}
+.sc-others span{color:var(--sc-soft)}
 .sc-message h2{font-size:1.3rem;font-weight:700;margin:0 0 .2rem;color:var(--sc-ink)}
 .sc-message p{color:var(--sc-soft);margin:0;overflow-wrap:anywhere}
 .sc-message.sc-error{border:2px solid var(--sc-amber-line);background:var(--sc-amber)}

@@ -204,11 +204,14 @@ class FlipAverage(Callback):
     def after_pred(self):
         "Replace the prediction by what gives the mean probability: its log for a softmax, its logit for a sigmoid."
         if not self.training:
-            both = [self.pred.float(), self.model(*(x.flip(-1) for x in self.xb)).float()]
-            if self.multi_label:
-                self.learn.pred = torch.logit(sum(logits.sigmoid() for logits in both) / 2, eps=1e-7)
-            else:
-                self.learn.pred = torch.log(sum(logits.softmax(-1) for logits in both) / 2)
+            plain, mirrored = self.pred, self.model(*(x.flip(-1) for x in self.xb))
+            self.learn.pred = self.average(plain, mirrored) if isinstance(plain, torch.Tensor) else tuple(map(self.average, plain, mirrored))  # one for each of several targets
+
+    def average(self, *views: torch.Tensor) -> torch.Tensor:  # logits
+        "Give the logits of the views' mean probability."
+        if self.multi_label:
+            return torch.logit(sum(logits.float().sigmoid() for logits in views) / 2, eps=1e-7)
+        return torch.log(sum(logits.float().softmax(-1) for logits in views) / 2)
 
 # %% ../../nbs/train/32_callbacks.ipynb #1cda3080
 class EpochRows(Callback):

@@ -49,7 +49,8 @@ class TargetsLoss(nn.Module):
     @property
     def label_smoothing(self) -> float:
         "The first target's label smoothing; a stage's sets that of all. Not there where a loss has none."
-        return [part.label_smoothing for part in self.parts][0]
+        amounts = [part.label_smoothing for part in self.parts]
+        return amounts[0]
 
     @label_smoothing.setter
     def label_smoothing(self, value: float) -> None:

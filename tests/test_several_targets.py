@@ -1,0 +1,113 @@
+"""Several targets at once: one head, loss and set of metrics each, from the experiment file to the bundle."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from snakecls.core import UserError
+from snakecls.data.demo import make_demo
+from snakecls.deploy.app import show_answer
+from snakecls.deploy.predict import Predictor
+from snakecls.models.bundle import load_model, read_bundle
+from snakecls.train.experiment import make_experiment
+from snakecls.workflow.run import run_experiment
+
+SPECIES = ["Crotalus adamanteus", "Crotalus horridus", "Natrix natrix"]
+TARGETS = ["binomial", "genus", "side"]
+
+
+def settings(table, **changes) -> dict:
+    "The smallest experiment with several targets: a probe for each, then an epoch."
+    values = {"name": "targets", "seed": 1, "data": {"source": str(table), "target": TARGETS, "valid": 0.3, "test": 0.2}, "model": {"arch": "resnet10t", "weights": "none"},
+              "train": {"num_workers": 0, "device": "cpu"}, "monitor": "genus_f1_macro", "predict": {"flip": True},
+              "schedule": [{"size": 64, "epochs": 2, "head": "probe", "bs": 8, "lr": 1e-3, "mixup": 0.2, "label_smoothing": 0.1}]}
+    return values | {key: values[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    "Drawn snakes of two genera, with a column that has nothing to do with them and one that never changes."
+    folder = make_demo(tmp_path_factory.mktemp("targets") / "data", n_per_species=8, size_px=64, species=SPECIES, n_workers=1)
+    table = pd.read_csv(folder / "photos.csv").drop(columns=["split"], errors="ignore")
+    table["side"], table["kingdom"] = ["left", "right"] * (len(table) // 2), "animals"
+    table["place"] = ["here", None, "there", "here"] * (len(table) // 4)
+    table.to_csv(folder / "targets.csv", index=False)
+    return folder / "targets.csv"
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return run_experiment(make_experiment(settings(drawn)), root=folder / "runs", logbook=folder / "logbook.md", say=lambda text: None)
+
+
+def test_every_target_is_measured_and_the_monitor_chooses(trained):
+    history = pd.read_csv(trained.run / "history.csv")
+    for target in TARGETS:
+        assert {f"{target}_{name}" for name in ("f1_macro", "accuracy", "top3_accuracy")} <= set(history)
+    np.testing.assert_allclose(history["f1_macro"], history[[f"{target}_f1_macro" for target in TARGETS]].mean(axis=1), atol=1e-5)
+    metrics = trained.metrics
+    assert len(history) == 3 and metrics["probe"]["genus_f1_macro"] == pytest.approx(history["genus_f1_macro"][0], abs=1e-5)
+    assert metrics["best"]["monitor"] == "genus_f1_macro" and metrics["best"]["value"] == pytest.approx(history["genus_f1_macro"].max(), abs=1e-5)
+    assert metrics["best"]["value"] == pytest.approx(metrics["targets"]["genus"]["valid"]["f1_macro"], abs=1e-6)  # the weights that were kept are those
+    assert metrics["problem"] == "several_targets" and list(metrics["targets"]) == TARGETS
+    assert metrics["targets"]["binomial"] == {"valid": metrics["valid"], "test": metrics["test"]} and metrics["labels"] == sorted(SPECIES)
+    assert json.loads((trained.run / "metrics.json").read_text())["targets"]["side"]["test"]["n"] == metrics["test"]["n"]
+    report = (trained.run / "report.html").read_text()
+    assert "Target &#39;side&#39;" in report or "Target 'side'" in report
+    assert (trained.run / "export.pkl").exists() and not (trained.run / "predictions-valid-binomial.parquet").exists()
+
+
+def test_the_bundle_says_what_the_run_says(trained):
+    bundle, predictor = read_bundle(trained.run / "best"), Predictor(trained.run / "best")
+    assert bundle.info.model["heads"] == {"binomial": 3, "genus": 2, "side": 2} and list(bundle.info.targets) == TARGETS
+    assert (bundle.info.labels, bundle.info.target) == (sorted(SPECIES), "binomial")
+    assert len(load_model(bundle).get_classifier()) == 3
+    photos = pd.read_parquet(trained.run / "manifest.parquet").query("split == 'valid'")
+    answers = predictor.probs_all(photos["path"])
+    for target, name in zip(TARGETS, ("predictions-valid", "predictions-valid-genus", "predictions-valid-side")):
+        kept = pd.read_parquet(trained.run / f"{name}.parquet").set_index("path").loc[photos["path"]]
+        labels = bundle.info.targets[target]
+        np.testing.assert_allclose(kept[[f"p_{i}" for i in range(len(labels))]].to_numpy(), answers[target], atol=1e-6)
+        predicted = [labels[i] for i in answers[target].argmax(1)]
+        assert f1_score(kept["label"], predicted, average="macro") == pytest.approx(trained.metrics["targets"][target]["valid"]["f1_macro"], abs=1e-6)
+    genus = pd.read_parquet(trained.run / "predictions-valid-genus.parquet")["label"]
+    assert set(genus) == {"Crotalus", "Natrix"}
+
+
+def test_the_predictor_and_the_app_answer_every_target(trained):
+    predictor = Predictor(trained.run / "best")
+    path = pd.read_parquet(trained.run / "manifest.parquet")["path"].iloc[0]
+    answer = predictor.predict_all(path, top=2)
+    assert list(answer) == TARGETS and answer["binomial"] == predictor.predict(path, top=2)
+    assert {one.label for one in answer["genus"]} == {"Crotalus", "Natrix"} and sum(one.prob for one in answer["genus"]) == pytest.approx(1, abs=1e-5)
+    page = show_answer(predictor, path)
+    for target in TARGETS[1:]:
+        assert f'data-target="{target}"' in page and answer[target][0].label in page
+
+
+def test_photos_without_a_target_are_left_out_with_a_note(drawn, tmp_path):
+    said = []
+    run = run_experiment(make_experiment(settings(drawn, data={"target": ["genus", "place"], "test": 0.0}, monitor="f1_macro", schedule=[{"size": 64, "epochs": 0, "head": "probe"}])),
+                         root=tmp_path, logbook=None, say=said.append)
+    table, issues = pd.read_parquet(run.run / "manifest.parquet"), pd.read_parquet(run.run / "issues.parquet")
+    assert (len(table), len(issues)) == (18, 6) and any("place" in line for line in said)
+    assert list(run.metrics["targets"]) == ["genus", "place"] and run.metrics["best"]["epoch"] == 0
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"data": {"target": ["binomial", "kingdom"]}, "monitor": "f1_macro"}, "only one 'kingdom'"),
+    ({"data": {"multi_label": True}}, "leave one of them out"),
+    ({"data": {"target": ["binomial", "gennus"]}, "monitor": "f1_macro"}, "did you mean 'genus'"),
+    ({"data": {"target": ["binomial"]}, "monitor": "f1_macro"}, "without a list"),
+    ({"train": {"oversample": 0.5}}, "rare in different photos"),
+    ({"train": {"loss": "bce"}}, "use cross_entropy"),
+    ({"model": {"arch": "googlenet_scratch"}}, "aux: false"),
+    ({"monitor": "family_f1_macro"}, "genus_f1_macro"),
+])
+def test_what_cannot_be_is_refused_before_a_run_folder_is_made(drawn, tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        run_experiment(make_experiment(settings(drawn, **changes)), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+    assert not (tmp_path / "runs").exists()
