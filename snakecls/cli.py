@@ -75,11 +75,13 @@ def app_command(bundle: Path) -> str:
 
 def scores_text(metrics: dict) -> str:
     "Write a run's scores in lines."
+    from snakecls.stats import top_names
+
     lines = []
     for split in ("valid", "test"):
         if scores := metrics.get(split):
             low, high = scores["f1_macro_interval"]
-            others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy", "top3_accuracy": "top-3"}
+            others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy"} | top_names(scores)
             lines.append(f"{split:5}  macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores))
     return "\n".join(lines)
 
@@ -247,7 +249,7 @@ def evaluate(
 def predict(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     bundle: Annotated[Optional[str], typer.Option(help="A bundle's folder, or a run's id or name; the newest run if not given.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many labels to name.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")] = 3,
     runs: Runs = None,
     json: Json = False,
 ):
@@ -316,6 +318,8 @@ def ensemble(
     from snakecls.workflow.several import ensemble_runs, soup_runs
 
     bundles = [find_model(model, root=runs) for model in models]
+    if output is not None and output.exists():
+        raise UserError(f"{output} exists already; give another name for --output, or remove it.")
     said = ensemble_runs(bundles, split=split)
     lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
     gain = said["comparison"]

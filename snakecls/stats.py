@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'count_classes', 'draw_f1_macro', 'draw_accuracy', 'draw_balanced_accuracy',
-           'draw_top3_accuracy', 'encode_arrays', 'top_class', 'score_draws', 'Interval', 'resample', 'check_bootstrap',
-           'bootstrap_interval', 'Comparison', 'paired_bootstrap', 'mean_sd']
+           'draw_top_accuracy', 'find_top_k', 'top_names', 'find_metric', 'encode_arrays', 'top_class', 'score_draws',
+           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'paired_bootstrap', 'mean_sd']
 
 # %% ../nbs/01_stats.ipynb #db979527
+import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -59,23 +61,39 @@ def draw_balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.nda
     return (hits / np.maximum(n_true, 1)).sum(-1) / (n_true > 0).sum(-1)
 
 
-def draw_top3_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    "Compute the share of each draw whose truth is among the three most probable classes."
-    best = np.argsort(-probs, axis=1, kind="stable")[:, :3]
+def draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray, *, k: int = 3) -> np.ndarray:
+    "Compute the share of each draw whose truth is among the k most probable classes."
+    best = np.argsort(-probs, axis=1, kind="stable")[:, :k]
     return (best == y_true[:, None]).any(1)[draws].mean(-1)
 
 
 METRICS = {"f1_macro": draw_f1_macro, "accuracy": draw_accuracy,
-           "balanced_accuracy": draw_balanced_accuracy, "top3_accuracy": draw_top3_accuracy}
+           "balanced_accuracy": draw_balanced_accuracy, "top3_accuracy": draw_top_accuracy}
+
+
+def find_top_k(names: Iterable[str]) -> list[int]:
+    "Find the k of the top-k accuracies among names of scores, such as 5 of `top5_accuracy`; the smallest first."
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"top(\d+)_accuracy", name)))
+
+
+def top_names(names: Iterable[str]) -> dict[str, str]:  # such as {'top5_accuracy': 'top-5'}
+    "Name the top-k accuracies among names of scores in words."
+    return {f"top{k}_accuracy": f"top-{k}" for k in find_top_k(names)}
+
+
+def find_metric(name: str) -> Callable | None:  # as in `METRICS`; None where there is none
+    "Find a metric by its name: one of `METRICS`, or `topK_accuracy` for any k."
+    top = find_top_k([name])
+    return partial(draw_top_accuracy, k=top[0]) if top else METRICS.get(name)
 
 # %% ../nbs/01_stats.ipynb #b1244894
 def encode_arrays(
-    metric: str | Callable,  # a name of `METRICS`, or a function of (y_true, y_pred)
+    metric: str | Callable,  # a name of `METRICS`, `topK_accuracy`, or a function of (y_true, y_pred)
     y_true: Iterable,  # (n_samples,), names or numbers
     *predictions: Iterable,  # each (n_samples,) labels, or (n_samples, n_classes) probabilities
 ) -> list[np.ndarray]:  # the same arrays in canonical order; labels as codes where the metric has a name
     "Check the arrays against each other and against the metric, and put the samples in order; raises `UserError`."
-    if isinstance(metric, str) and metric not in METRICS:
+    if isinstance(metric, str) and find_metric(metric) is None:
         raise unknown_name("metric", metric, METRICS)
     arrays = [np.asarray(array) for array in (y_true, *predictions)]
     if len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
@@ -93,9 +111,9 @@ def encode_arrays(
 
 def top_class(metric: str, prediction: np.ndarray) -> np.ndarray:
     "Turn probabilities into the most probable class, where the named metric looks at classes."
-    if metric == "top3_accuracy":
+    if find_top_k([metric]):
         if prediction.ndim != 2:
-            raise UserError("top3_accuracy needs probabilities (n_samples, n_classes); labels alone do not rank.")
+            raise UserError(f"{metric} needs probabilities (n_samples, n_classes); labels alone do not rank.")
         return prediction
     return prediction.argmax(1) if prediction.ndim == 2 else prediction
 
@@ -103,7 +121,7 @@ def top_class(metric: str, prediction: np.ndarray) -> np.ndarray:
 def score_draws(metric: str | Callable, y_true: np.ndarray, prediction: np.ndarray, draws: np.ndarray) -> np.ndarray:
     "Score each draw: all at once for a metric with a name, one after the other for a function."
     if isinstance(metric, str):
-        return METRICS[metric](y_true, prediction, draws)
+        return find_metric(metric)(y_true, prediction, draws)
     return np.array([metric(y_true[draw], prediction[draw]) for draw in draws], float)
 
 # %% ../nbs/01_stats.ipynb #8efbb0cc
@@ -138,7 +156,7 @@ def check_bootstrap(n: int, level: float) -> None:
 
 
 def bootstrap_interval(
-    metric: str | Callable,  # 'f1_macro', 'accuracy', 'balanced_accuracy', 'top3_accuracy', or f(y_true, y_pred) -> float
+    metric: str | Callable,  # 'f1_macro', 'accuracy', 'balanced_accuracy', 'topK_accuracy' such as 'top3_accuracy', or f(y_true, y_pred) -> float
     y_true: Iterable,  # (n_samples,), names or numbers
     y_pred: Iterable,  # (n_samples,) labels, or (n_samples, n_classes) probabilities whose columns y_true numbers
     *,

@@ -38,10 +38,10 @@ def test_every_experiment_file_runs(path, photos, tmp_path):
     values["data"] = {"source": str(photos / ("labels.csv" if several else "all")), "valid": 0.2, "test": 0.2, "resize": whole.data.resize} | ({"multi_label": True, "separator": " "} if several else {})
     size = 64 if whole.model.arch != "cnn" else 96
     for stage in values["schedule"]:
-        most = {"plateau": 3, "cosine_restarts": 3}.get(stage["lr_schedule"], 1)
+        most = 3 if whole.train.patience or stage["lr_schedule"] in ("plateau", "cosine_restarts") else 1
         stage |= {"size": size, "valid_size": None, "epochs": min(stage["epochs"], most), "bs": 4}
     values["augment"]["presize"] = None
-    values["train"] |= {"num_workers": 0, "precision": "fp32+channels_last"}
+    values["train"] |= {"num_workers": 0, "precision": "fp32+channels_last", "patience": 1 if whole.train.patience else None}  # the fewest epochs in which it can act are 3
     offline = whole.model.arch.split(".")[0] in ("tf_efficientnet_lite0",)
     values["model"]["weights"] = whole.model.weights if offline else "none"
     small = {"convnext_tiny": "convnext_atto", "resnet50": "resnet10t"}  # the same family, so that CI has the time

@@ -111,3 +111,16 @@ def test_what_cannot_be_is_refused_before_a_run_folder_is_made(drawn, tmp_path, 
     with pytest.raises(UserError, match=told):
         run_experiment(make_experiment(settings(drawn, **changes)), root=tmp_path / "runs", logbook=None, say=lambda text: None)
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_experiment_starts_from_the_heads_of_the_same_name(trained, drawn):
+    from snakecls.train.learner import build_model, build_table, several_targets, train_labels
+
+    experiment = make_experiment(settings(drawn, data={"target": ["genus", "place", "side"]}, model={"weights": str(trained.run / "best")}))
+    labels = train_labels(build_table(experiment), several_targets(experiment.data))
+    ours, theirs = build_model(experiment, labels), load_model(trained.run / "best")
+    assert ours.get_classifier().targets == ["genus", "place", "side"]
+    for new, old in ((ours.fc["0"], theirs.fc["1"]), (ours.fc["2"], theirs.fc["2"]), (ours.conv1[0], theirs.conv1[0])):
+        np.testing.assert_array_equal(new.weight.detach(), old.weight.detach())
+    single = make_experiment(settings(drawn, data={"target": "binomial"}, model={"weights": str(trained.run / "best")}, monitor="f1_macro"))
+    np.testing.assert_array_equal(build_model(single, sorted(SPECIES)).fc.weight.detach(), theirs.fc["0"].weight.detach())

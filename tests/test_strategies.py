@@ -9,12 +9,14 @@ import pytest
 import torch
 from fastai.optimizer import OptimWrapper
 from PIL import Image
+from safetensors.torch import load_file
 
 from snakecls.core import UserError
 from snakecls.data.photos import open_photo, resize_photo
 from snakecls.deploy.predict import Predictor
 from snakecls.train.experiment import make_experiment
-from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_table
+from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_stages, build_table
+from snakecls.train.precision import PrecisionChoice
 from snakecls.workflow.run import run_experiment
 
 
@@ -80,6 +82,27 @@ def test_early_stopping_validation_every_second_epoch_and_lr_auto(photos, tmp_pa
     history = pd.read_csv(result.run / "history.csv")
     assert len(history) == 4 and history["f1_macro"].isna().tolist() == [True, False, True, False]
     assert history["lr"].notna().all() and (result.run / "plots" / "lr-stage1.png").exists()
+    stage = result.metrics["stages"][0]
+    assert stage["epochs"] == 4 and stage["stopped"].startswith("Stopped after epoch 4 of 8") and "Stage 1 ended after epoch 4 of 8" in result.metrics["message"]
+    assert "Stage 1 ended after epoch 4 of 8" in (result.run / "report.html").read_text()
+
+
+def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):
+    from snakecls.cli import scores_text
+    from snakecls.evaluate.predictions import evaluate_bundle
+    from snakecls.workflow.models import leaderboard_text
+    from snakecls.workflow.tracking import list_runs
+
+    said = []
+    result = run_experiment(experiment(photos, "top_k=2", "data.test=0.2"), root=tmp_path / "runs", logbook=None, say=said.append)
+    for split in ("valid", "test"):
+        assert "top2_accuracy" in result.metrics[split] and "top3_accuracy" not in result.metrics[split]
+    page, board = (result.run / "report.html").read_text(), leaderboard_text(list_runs(tmp_path / "runs"), None)
+    for text in (scores_text(result.metrics), board, "\n".join(said)):
+        assert "top-2 " in text and "top-3" not in text
+    assert "Top-2 accuracy" in page and "Top-2, own" in page and "Top-3" not in page
+    table = build_table(experiment(photos))
+    assert "top2_accuracy" in evaluate_bundle(result.run / "best", table[table["split"] == "valid"])[1]
 
 
 def test_the_precision_that_was_chosen_stands_in_the_run(photos, tmp_path):
@@ -131,8 +154,28 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
     (["schedule.0.gradual=true"], "at least 2 epochs"),
     (["schedule.0.lr_schedule=plateau"], "plateau"),
-    (["schedule.0.mix_p=0.5"], None),  # nothing is mixed, and nothing was asked to be: the share stands for later
+    (["schedule.0.mix_p=0.5"], "nothing is mixed"),
+    (["augment.mix_p=0.5"], "no stage mixes"),
+    (["train.min_delta=0.1"], "without train.patience"),
+    (["train.patience=4", "schedule.0.epochs=5"], "give at most 3"),
+    (["train.patience=1", "train.validate_every=3", "schedule.0.epochs=6"], "2 validation"),
+    (["train.validate_every=3", "schedule.0.epochs=2"], "give at most 2"),
+    (["train.validate_every=2", "schedule.0.epochs=4", "schedule.0.lr_schedule=plateau"], "validate more often"),
+    (["schedule.0.epochs=2", "schedule.0.gradual=true", "schedule.0.freeze=4"], "keeps them all"),
+    (["schedule.0.layer_decay=0.5", "schedule.0.freeze=body"], "keeps them all"),
+    (["train.refit=true"], "no stage has a probe"),
+    (["train.pos_weight=balanced", "train.oversample=0.5"], "pos_weight balanced both make up"),
+    (["train.wd=.inf"], "train.wd is inf: .*finite number"),
+    (["schedule.0.lr=.inf"], "schedule.0.lr is inf: .*finite number"),
+    (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=3", "schedule.0.lr_options={cycel: 1}"], "did you mean 'cycle'"),
+    (["schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={cycle: 1}"], "choose one of: factor"),
+    (["train.optimiser=adadelta", "schedule.0.lr=1.0e-3"], "leave lr out"),
+    (["train.batch_norm=all"], "mean 0 and variance 1"),
+    (["train.batch_norm=frozen", "model.arch=lenet5"], "has no batch norm"),
+    (["top_k=[3, 0]"], "top_k.1 is 0"),
+    (["train.loss=focal", "schedule.0.label_smoothing=0.1"], "cannot be smoothed"),
     (["monitor=top5_accuracy"], "choose one of"),
+    (["monitor=top3_accuracy"], "always 1 with 3 classes"),
     (["train.precision=fp61"], "fp16"),
     (["train.precision=fp16"], "needs a GPU"),
     (["train.oversample=1", "train.class_weights=balanced"], "oversample"),
@@ -144,14 +187,75 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
 def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch, overrides, sentence):
     def refuse(*args, **kwargs):
         raise AssertionError("a photo was read")
-    if sentence is None:
-        experiment(photos, *overrides)
-        return
     for module in ("snakecls.workflow.run.keep_readable", "snakecls.models.info.photo_sums"):
         monkeypatch.setattr(module, refuse)
     with pytest.raises(UserError, match=sentence):
         run(photos, tmp_path, *overrides)
     assert not (tmp_path / "runs").exists()
+
+
+def test_weights_that_no_photo_allows_are_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("snakecls.workflow.run.keep_readable", lambda *args: pytest.fail("a photo was read"))
+    paths = sorted(photos.glob("*/*.png"))
+    pd.DataFrame({"path": paths, "labels": [f"photo {path.parent.name}" for path in paths]}).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(UserError, match="some label is on"):
+        run(photos, tmp_path, "train.pos_weight=balanced", data={"source": tmp_path / "labels.csv", "multi_label": True, "separator": " ", "valid": 0.34})
+
+
+def test_batch_norms_of_random_weights_are_trained_and_pretrained_ones_held(photos, tmp_path):
+    first = run(photos, tmp_path, "name=first")
+    assert first.run.experiment()["train"]["batch_norm"] == "train"
+    weights = load_file(first.run / "best" / "weights.safetensors")
+    assert all((value != 0).any() for name, value in weights.items() if name.endswith("running_mean"))
+    second = run(photos, tmp_path, "name=second", f"model.weights={first.run / 'best'}")
+    assert second.run.experiment()["train"]["batch_norm"] == "all"
+    again = load_file(second.run / "best" / "weights.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights if name.endswith("running_mean"))
+    assert any((weights[name] != again[name]).any() for name in weights if name.endswith("weight"))
+
+
+def test_options_of_a_rate_reach_the_optimiser_and_adadelta_has_its_own(photos, tmp_path):
+    stages = build_stages(experiment(photos, "schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={factor: 0.5, patience: 2}"))
+    assert stages[0].lr_options == {"factor": 0.5, "patience": 2} and stages[0].lr == 1e-3
+    result = run(photos, tmp_path, "train.optimiser=adadelta", "schedule.0.epochs=6")
+    assert pd.read_csv(result.run / "history.csv")["lr"].tolist() == [1.0] * 6
+    losses = pd.read_csv(result.run / "history.csv")["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0] - 0.1
+
+
+def choice(compiled: bool) -> PrecisionChoice:
+    rows = [{"mode": "bf16", "sound": True, "note": ""}, {"mode": "bf16 compiled", "sound": True, "note": "does not pay off within 8 steps"}]
+    return PrecisionChoice("bf16", rows, compiled, "measured")
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_compiling_is_weighed_where_the_precision_is_measured(photos, tmp_path, monkeypatch, pays):
+    asked, compiled = [], []
+    monkeypatch.setattr("snakecls.workflow.run.choose_precision", lambda model, size, **kwargs: asked.append(kwargs) or choice(pays))
+    monkeypatch.setattr("snakecls.workflow.run.compile_model", lambda learn: compiled.append(learn))
+    result = run(photos, tmp_path, "train.precision=auto", "train.compile=true", schedule=[{"size": 32, "epochs": 2, "bs": 8}, {"size": 48, "epochs": 1, "bs": 4}])
+    n = (pd.read_parquet(result.run / "manifest.parquet")["split"] == "train").sum()
+    assert asked == [{"bs": 4, "compile": True, "planned_steps": 2 * (n // 8) + n // 4}]
+    assert len(compiled) == pays and result.run.experiment()["train"]["compile"] == pays
+
+
+def test_compiling_that_was_asked_for_is_timed(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("snakecls.workflow.run.compile_model", lambda learn: learn.model.compile(backend="eager"))
+    assert run(photos, tmp_path, "train.compile=true").metrics["compile_seconds"] > 0
+    assert run(photos, tmp_path).metrics["compile_seconds"] is None
+
+
+def test_without_epochs_nothing_is_measured_or_compiled(photos, tmp_path, monkeypatch):
+    for name in ("choose_precision", "compile_model"):
+        monkeypatch.setattr(f"snakecls.workflow.run.{name}", lambda *args, **kwargs: pytest.fail("measured"))
+    result = run(photos, tmp_path, "train.precision=auto", "train.compile=true", schedule=[{"size": 32, "epochs": 0, "head": "probe"}])
+    assert (result.metrics["mode"], result.metrics["precision"]) == ("fp32+channels_last", None)
+
+
+def test_a_step_longer_than_an_epoch_is_told(photos, tmp_path):
+    told = []
+    run_experiment(experiment(photos, "train.accumulate=50"), root=tmp_path / "runs", logbook=None, say=told.append)
+    assert any("train.accumulate is 50" in text for text in told)
 
 
 def test_too_few_steps_for_a_search_leave_no_run_behind(photos, tmp_path):

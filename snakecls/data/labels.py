@@ -197,6 +197,8 @@ def to_labels(
         if len(flags) > 1:
             note = f"the labels of {where} were read from {len(flags)} columns of 0 and 1 ({some(flags)}); name those that are meant with label_column."
             return read_flags(raw, flags, where=where), flags, note
+    if separator is None and _flags(raw[column]) is not None:
+        raise UserError(f"the column '{column}' of {where} holds only {some(raw[column].dropna().unique())}, which says of one label whether it is there; name several such columns as a list in label_column, or for one label leave multi_label out.")
     said = f"the labels in the column '{column}' of {where}"
     if holds_lists(raw[column]):
         distinct = {cell: read_list(cell, said) for cell in raw[column].unique()} if pd.api.types.is_string_dtype(raw[column]) else None

@@ -17,6 +17,7 @@ from pathlib import Path
 import snakecls
 from ..core import UserError, atomic_write
 from ..models.bundle import Bundle, read_bundle
+from ..stats import top_names
 
 # %% ../../nbs/deploy/54_hub.ipynb #b59c8af0
 def check_space_name(
@@ -92,7 +93,7 @@ def space_readme(
     info, title = bundle.info, space.split("/")[1]
     score = (info.metrics.get("test") or info.metrics.get("valid") or {}) if isinstance(info.metrics, dict) else {}
     rows = [("labels", len(info.labels)), ("architecture", info.model["arch"]), ("first weights", info.weights_source),
-            ("macro F1", score.get("f1_macro")), ("top-3 accuracy", score.get("top3_accuracy")), ("photos measured on", score.get("n")), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
+            ("macro F1", score.get("f1_macro")), *((f"{text} accuracy", score[key]) for key, text in top_names(score).items()), ("photos measured on", score.get("n")), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
             ("licence of model and photos", info.licence), ("written", f"{info.created} by snakecls {info.snakecls}")]
     table = "\n".join(f"| {key} | {' '.join(str(round(value, 3) if isinstance(value, float) else value).split())} |" for key, value in rows if value)
     notice = " ".join(info.notice.split())

@@ -131,8 +131,10 @@ def average_weights(
         raise UserError(f"there are {len(opened)} bundles; averaging needs at least two.")
     shares = check_weights(weights, len(opened))
     first = opened[0].info
+    if first.weights_source.startswith("none"):
+        raise UserError(f"{opened[0].folder.parent.name}/{opened[0].folder.name} was trained from random weights, and the mean of networks with different starts is none of them; average fine-tunings of one pretrained network, or their probabilities.")
     for bundle in opened[1:]:
-        for what in ("model", "labels", "problem", "weights_source"):
+        for what in ("model", "labels", "problem", "weights_source", "photo"):
             if getattr(bundle.info, what) != getattr(first, what):
                 raise UserError(f"{opened[0].folder.parent.name}/{opened[0].folder.name} and {bundle.folder.parent.name}/{bundle.folder.name} differ in '{what}'; "
                                 "average only fine-tunings of the same pretrained network on the same labels, or use ensemble_probs.")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError, atomic_write, unknown_name
+from ..stats import top_names
 
 # %% ../../nbs/evaluate/44_interpret.ipynb #91b79e7a
 def count_confusion(
@@ -273,7 +274,7 @@ def name_epochs(
 
 
 def plot_history(
-    history: Any,  # DataFrame with train_loss, valid_loss, f1_macro, accuracy, top3_accuracy as far as there are
+    history: Any,  # DataFrame with train_loss, valid_loss, f1_macro, accuracy, top3_accuracy (or another k) as far as there are
     *,
     axes: Any = None,  # two matplotlib axes: losses and scores; a new figure without
 ) -> Any:  # the two axes
@@ -282,7 +283,7 @@ def plot_history(
         axes = new_figure(9, 3.2).subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     shown = slice(None, None, int(np.ceil(len(history) / 12)) or 1)
-    for ax, columns in zip(axes, (["train_loss", "valid_loss"], ["f1_macro", "f1_micro", "accuracy", "top3_accuracy"])):
+    for ax, columns in zip(axes, (["train_loss", "valid_loss"], ["f1_macro", "f1_micro", "accuracy", *top_names(history)])):
         for column in (name for name in columns if name in history):
             ax.plot(epochs, history[column].astype(float), marker=".", label=column)
         for start, _, caption in find_stages(history):

@@ -22,7 +22,7 @@ from ..data.labels import decode_labels, encode_labels
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array
 from ..models.bundle import load_model, read_bundle
 from ..models.features import photo_probs, target_probs
-from ..stats import bootstrap_interval
+from ..stats import bootstrap_interval, find_top_k
 from ..train.metrics import classification_metrics, multi_f1_score, multi_label_metrics, predict_labels
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #96db0340
@@ -172,6 +172,7 @@ def score_table(
     labels: Sequence[str],
     *,
     seed: int = 0,
+    top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
 ) -> dict:  # n, f1_macro, accuracy, top3_accuracy, loss, f1_macro_interval; with several labels those of `multi_label_metrics`
     "Score a table of predictions; raises `UserError` where the true labels are missing or not among `labels`."
     if table_problem(predictions) == "multi_label":
@@ -182,7 +183,7 @@ def score_table(
         raise UserError(f"{int(targets.isna().sum())} of {len(predictions)} photos have no true label among the model's {len(labels)}; score only those that have.")
     targets, probs = targets.to_numpy(int), table_probs(predictions)
     interval = bootstrap_interval("f1_macro", targets, probs.argmax(1), seed=seed)
-    return classification_metrics(targets, probs) | {"f1_macro_interval": [float(interval.low), float(interval.high)]}
+    return classification_metrics(targets, probs, top_k=top_k) | {"f1_macro_interval": [float(interval.low), float(interval.high)]}
 
 
 LISTS_BY_PROBS = ("mean_average_precision", "loss")  # what does not depend on thresholds
@@ -221,10 +222,11 @@ def evaluate_bundle(
     column = "labels" if info.problem == "multi_label" else "label"
     if column not in table:
         raise UserError(f"the model gives a photo {'several labels' if column == 'labels' else 'one label'}, and the table has no column '{column}'; "
-                        f"{'read it with multi_label=True' if column == 'labels' else 'name the column that holds the label'}.")
+                        f"{'give one whose labels are lists, words such as sea,boat, or columns of 0 and 1' if column == 'labels' else 'give one with a label for each photo'}.")
     unknown = sorted(set(table[column].explode().dropna()) - set(info.labels))
     if unknown:
         raise UserError(f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as '{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the target that the model was trained on ('{info.target}').")
     model = load_model(opened)
     predictions = predict_table(model, table, info.photo, info.labels, flip=info.flip, temperature=info.temperature, problem=info.problem, thresholds=info.thresholds, tta=tta)
-    return predictions, score_table(predictions, info.labels)
+    measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
+    return predictions, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for

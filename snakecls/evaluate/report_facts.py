@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import UserError, read_json
 from ..data.labels import encode_labels
-from ..stats import bootstrap_interval, count_f1
+from ..stats import bootstrap_interval, count_f1, find_top_k
 
 # %% ../../nbs/evaluate/47_report_facts.ipynb #525780fd
 @dataclass
@@ -139,9 +139,9 @@ def measure(split: SplitFacts | ListFacts | None, key: str) -> tuple[float, floa
     "Score a split's predictions with an interval, as far as its table allows."
     if isinstance(split, ListFacts):
         return tuple(bootstrap_interval(LIST_METRICS[key], split.y_true, split.y_pred)) if key in LIST_METRICS else None
-    if split is None or (key == "top3_accuracy" and split.probs is None):
+    if split is None or (find_top_k([key]) and split.probs is None):
         return None
-    if key != "top3_accuracy":
+    if not find_top_k([key]):
         return tuple(bootstrap_interval(key, split.y_true, split.y_pred))
     column = {label: i for i, label in enumerate(split.labels)}
     return tuple(bootstrap_interval(key, np.array([column[label] for label in split.y_true]), split.probs))

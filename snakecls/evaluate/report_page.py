@@ -182,10 +182,11 @@ TOP_PARTS = """
 {% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.</p><div class="two">
 {% for c in curves %}<div><div class="keys">{% for key in c.names %}<span><i style="background:var(--c{{ loop.index0 }})"></i>{{ key }}</span>{% endfor %}</div>{{ c.svg }}</div>{% endfor %}</div></section>{% endif %}
 {% if stages %}<section><h2>Stages</h2><p class="soft">Each stage on the validation photos, at its own size and at the final one.</p><div class="scroll"><table>
-<thead><tr><th>Stage</th><th>Epochs</th><th>F1, own size</th><th>F1, final size</th><th class="wide-only">{{ "Micro F1" if several else "Top-3" }}, own</th><th class="wide-only">{{ "Micro F1" if several else "Top-3" }}, final</th><th class="wide-only">Minutes</th></tr></thead><tbody>
+<thead><tr><th>Stage</th><th>Epochs</th><th>F1, own size</th><th>F1, final size</th><th class="wide-only">{{ stages[0].second_title }}, own</th><th class="wide-only">{{ stages[0].second_title }}, final</th><th class="wide-only">Minutes</th></tr></thead><tbody>
 {% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }}{{ " · " + s.shown_size if s.shown_size }}{{ " ★" if s.best }}</td><td>{{ s.epochs or ("probe" if s.epochs == 0 else "–") }}</td><td>{{ num(s.own.f1_macro) }}</td>
-<td>{{ num(s.final.f1_macro) }}</td><td class="wide-only">{{ num(s.own.f1_micro if several else s.own.top3_accuracy) }}</td><td class="wide-only">{{ num(s.final.f1_micro if several else s.final.top3_accuracy) }}</td><td class="wide-only">{{ num(s.minutes, 1) }}</td></tr>{% endfor %}</tbody></table></div>
-{% if best_line %}<p class="soft" style="margin:12px 0 0">★ {{ best_line }}</p>{% endif %}</section>{% endif %}
+<td>{{ num(s.final.f1_macro) }}</td><td class="wide-only">{{ num(s.own[s.second]) }}</td><td class="wide-only">{{ num(s.final[s.second]) }}</td><td class="wide-only">{{ num(s.minutes, 1) }}</td></tr>{% endfor %}</tbody></table></div>
+{% if best_line %}<p class="soft" style="margin:12px 0 0">★ {{ best_line }}</p>{% endif %}
+{% for s in stages %}{% if s.note %}<p class="soft" style="margin:12px 0 0">{{ s.note }}</p>{% endif %}{% endfor %}</section>{% endif %}
 """
 LABEL_PARTS = """
 {% if most_wrong or all_right %}<section><h2>Photos</h2><p class="soft">{{ split_line }} Tap a photo to see all of it. Dashed (–): a label that was missed. Filled (+): one that was wrongly added.</p>

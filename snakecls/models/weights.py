@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'WRAPPERS', 'WEIGHT_PACKAGES', 'read_state', 'load_file', 'package_weights', 'load_by_position',
            'from_package', 'hub_is_off', 'hub_answers', 'no_weights', 'timm_weights', 'from_hub', 'cached_weights',
-           'torchvision_weights', 'download', 'run_weights', 'run_name']
+           'torchvision_weights', 'download', 'run_weights', 'run_heads', 'run_name']
 
 # %% ../../nbs/models/21_weights.ipynb #44cc5411
 import importlib.util
@@ -24,6 +24,7 @@ from torch import nn
 
 from ..core import UserError
 from .bundle import Bundle
+from .heads import find_heads, head_tensor
 from .networks import build_network, class_tensors, import_timm
 
 # %% ../../nbs/models/21_weights.ipynb #356f7777
@@ -229,6 +230,8 @@ def run_weights(
     if not len(labels) == len(set(labels)) == make["num_classes"]:
         raise UserError(f"labels has {len(labels)} names ({len(set(labels))} different) for {make['num_classes']} classes; give one name for each.")
     model, theirs, heads = build_network(library, arch, make), read_state(bundle.weights_path), class_tensors(library, arch, make)
+    if bundle.info.targets is not None:  # the first target's head stands for the classifier
+        theirs |= {name: theirs[head_tensor(name, 0)] for name in heads if head_tensor(name, 0) in theirs}
     place = {label: row for row, label in enumerate(bundle.info.labels)}
     shared = [(row, place[label]) for row, label in enumerate(labels) if label in place]
     ours = model.state_dict()
@@ -242,6 +245,21 @@ def run_weights(
             new, old = map(list, zip(*shared))
             t[new] = theirs[name][old]
     return model, f"run {run_name(bundle)}"
+
+
+def run_heads(
+    model: nn.Module,  # with several targets
+    labels: Mapping[str, Sequence[str]],  # target -> its labels, in the order of the network's answers
+    bundle: Bundle,
+) -> None:
+    "Start the heads from those of a run with several targets, matched by name; the classes that both know keep their rows."
+    theirs, heads, known = read_state(bundle.weights_path), find_heads(model), bundle.info.targets or {}
+    at = next(name for name, module in model.named_modules() if module is heads)
+    for target, head in zip(labels, heads.values(), strict=True):
+        shared = [(row, known[target].index(label)) for row, label in enumerate(labels[target]) if label in known.get(target, ())]
+        for name, t in head.state_dict().items() if shared else ():
+            new, old = map(list, zip(*shared))
+            t[new] = theirs[head_tensor(f"{at}.{name}", list(known).index(target))][old]
 
 
 def run_name(bundle: Bundle) -> str:

@@ -125,7 +125,9 @@ class SaveBestF1(SaveModelCallback):
         return True
 
     def is_better(self, value: float, row: dict[str, float] | None) -> bool:
-        "Tell whether an epoch beats the best so far; NaN never does."
+        "Tell whether an epoch beats the best so far; NaN never does, nor does a score beside a loss that is no number."
+        if not np.isfinite((row or {}).get("valid_loss", 0.0)):
+            return False
         if self.best is None:
             self.best = float("inf") if self.comp == np.less else -float("inf")
         if self.rule == "monitor":

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['several_targets', 'build_table', 'load_source', 'reviewed_column', 'build_stages', 'build_stage', 'build_augment',
-           'train_labels', 'build_model', 'build_loss', 'build_optimiser', 'measure_colours', 'build_learner',
-           'build_saver', 'build_callbacks', 'check_precision', 'precision_callback', 'check_stages', 'find_device']
+           'train_labels', 'build_model', 'build_loss', 'build_metrics', 'check_monitor_k', 'build_optimiser',
+           'measure_colours', 'build_learner', 'build_saver', 'build_callbacks', 'check_precision',
+           'precision_callback', 'find_device']
 
 # %% ../../nbs/train/37_learner.ipynb #dd166d65
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,14 +25,15 @@ from ..data.corrections import apply_corrections, read_corrections
 from ..data.datablocks import photo_dls
 from ..data.labels import label_names
 from ..data.photos import PhotoSpec
-from ..data.splits import split_table
+from ..data.splits import kfold_table, split_table, use_fold
 from ..data.tables import Issues, filter_classes, load_table
 from ..data.targets import add_targets, check_names, split_targets, target_labels
 from ..models.backbones import create_backbone
-from ..models.features import check_probe
-from ..models.freezing import n_frozen_groups, stage_groups
+from ..models.bundle import read_bundle
+from ..models.freezing import stage_groups
 from ..models.heads import add_heads
 from ..models.info import measure_normalisation, with_normalisation
+from ..models.weights import run_heads
 from .auxiliary import AuxLoss, auxiliary_network
 from .averaging import ExponentialMovingAverage
 from .callbacks import FlipAverage, SaveBestF1
@@ -38,9 +41,11 @@ from .gradients import AccumulateGradients, ClipGradients
 from .losses import PhotoLoss, make_loss
 from .metrics import epoch_metrics
 from .optimisers import make_optimiser
+from .options import check_options, check_stages, choose_batch_norm, train_counts
 from .precision_callback import PrecisionCallback, check_mode
 from .schedules import Stage, scaled_bs
 from .schema import DataConfig, Experiment, StageConfig
+from .stage_callbacks import smoothable
 from .stopping import EarlyStopping, ValidateEvery
 from .targets import TargetsLoss, targets_metrics
 
@@ -65,7 +70,12 @@ def build_table(
         table = filter_classes(table, top_classes=data.top_classes, min_per_class=data.min_per_class, **({"unlabelled": data.unlabelled} if data.multi_label else {}))
     shares = {"valid": data.valid, "test": data.test, "seed": experiment.split_seed, "group": data.group}
     targets = several_targets(data)
-    return split_table(table, **shares) if targets is None else split_targets(add_targets(table, targets), targets, **shares)
+    table = split_table(table, **shares) if targets is None else split_targets(add_targets(table, targets), targets, **shares)
+    if (data.folds is None) != (data.fold is None):
+        raise UserError(f"data.folds is {data.folds} and data.fold {data.fold}; give both, such as folds: 5 and fold: 0, or run all with --folds 5.")
+    if data.folds is None:
+        return table
+    return use_fold(kfold_table(table, folds=data.folds, seed=experiment.split_seed, group=data.group), data.fold).drop(columns="fold")
 
 
 def load_source(data: DataConfig) -> pd.DataFrame:  # attrs: also corrections, what was done with each
@@ -101,12 +111,12 @@ def build_stages(experiment: Experiment) -> list[Stage]:
 
 def build_stage(stage: StageConfig, experiment: Experiment) -> Stage:
     "Fill in what a stage leaves to the experiment."
-    augment = experiment.augment
+    augment, default_lr = experiment.augment, 1.0 if experiment.train.optimiser == "adadelta" else 1e-3
     mixup, cutmix = (getattr(augment, name) if getattr(stage, name) is None else getattr(stage, name) for name in ("mixup", "cutmix"))
     return Stage(
-        size=stage.size, valid_size=stage.valid_size, epochs=stage.epochs, freeze=stage.freeze, gradual=stage.gradual, lr=stage.lr, layer_decay=stage.layer_decay,
-        head=stage.head, lr_schedule=stage.lr_schedule, warmup=stage.warmup, label_smoothing=stage.label_smoothing, mixup=mixup, cutmix=cutmix,
-        mix_p=(augment.mix_p if stage.mix_p is None else stage.mix_p) if mixup or cutmix else 1.0,
+        size=stage.size, valid_size=stage.valid_size, epochs=stage.epochs, freeze=stage.freeze, gradual=stage.gradual, lr=default_lr if stage.lr is None else stage.lr, layer_decay=stage.layer_decay,
+        head=stage.head, lr_schedule=stage.lr_schedule, lr_options=stage.lr_options, warmup=stage.warmup, label_smoothing=stage.label_smoothing, mixup=mixup, cutmix=cutmix,
+        mix_p=stage.mix_p if stage.mix_p is not None else augment.mix_p if mixup or cutmix else 1.0,
         bs=stage.bs or min(128, scaled_bs(experiment.train.bs, 224, stage.size)), wd=experiment.train.wd if stage.wd is None else stage.wd,
     )
 
@@ -145,6 +155,8 @@ def train_labels(
 def build_model(
     experiment: Experiment,
     labels: Sequence[str] | dict[str, list[str]],  # in the order of the outputs; by target where there are several
+    *,
+    table: pd.DataFrame | None = None,  # whose training photos the loss is to weigh; None: checked later, by `build_learner`
 ) -> torch.nn.Module:
     "Make the network with its weights and check that it takes every stage."
     seed_everything(experiment.seed)
@@ -153,21 +165,30 @@ def build_model(
     model = create_backbone(experiment.model.arch, len(first), weights=experiment.model.weights, labels=first, **experiment.model.kwargs)
     if isinstance(labels, dict):
         add_heads(model, {target: len(names) for target, names in labels.items()})
-    check_stages(model, build_stages(experiment))
-    counts = {target: [1] * len(names) for target, names in by_target.items()}
-    build_loss(experiment, counts=counts if isinstance(labels, dict) else counts[""], n_photos=2)  # refused here where the options do not fit one another
+        if model.backbone_info.weights_source.startswith("run "):
+            run_heads(model, labels, read_bundle(Path(experiment.model.weights).expanduser()))
+    stages = build_stages(experiment)
+    check_options(experiment, stages)
+    check_stages(model, stages)
+    choose_batch_norm(experiment, model, stages)
+    counts, n_photos = train_counts(table, labels)
+    loss = build_loss(experiment, counts=counts, n_photos=n_photos)  # refused here where the options do not fit one another
+    if any(stage.label_smoothing is not None for stage in stages):
+        smoothable(loss)
     build_optimiser(experiment)
     build_callbacks(experiment, model)
     check_precision(experiment)
+    build_metrics(experiment)
+    check_monitor_k(experiment, labels if isinstance(labels, dict) else {"": labels})
     return model
 
 
 def build_loss(experiment: Experiment, *, counts: Sequence[int] | dict[str, Sequence[int]], n_photos: int) -> PhotoLoss | TargetsLoss:
     "Make the loss that the experiment describes; raises `UserError` for options that do not go together."
     train = experiment.train
-    if train.oversample and (train.class_weights != "none" or train.loss == "seesaw"):
-        other = "loss seesaw" if train.loss == "seesaw" else f"class_weights {train.class_weights}"
-        raise UserError(f"train.oversample {train.oversample:g} and {other} both make up for rare classes, and together overdo it; keep one of them.")
+    others = [f"{name} {value}" for name, value in (("class_weights", train.class_weights), ("pos_weight", train.pos_weight)) if value != "none"] + ["loss seesaw"] * (train.loss == "seesaw")
+    if train.oversample and others:
+        raise UserError(f"train.oversample {train.oversample:g} and {others[0]} both make up for rare classes, and together overdo it; keep one of them.")
     if experiment.predict.thresholds != "half" and not experiment.data.multi_label:
         raise UserError(f"predict.thresholds is {experiment.predict.thresholds}, which is for several labels on a photo (data.multi_label); leave it out.")
     if isinstance(counts, dict):
@@ -178,6 +199,20 @@ def build_loss(experiment: Experiment, *, counts: Sequence[int] | dict[str, Sequ
         train.loss, counts=counts, n_photos=n_photos, label_smoothing=train.label_smoothing, class_weights=train.class_weights,
         focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, multi_label=experiment.data.multi_label,
     )
+
+
+def build_metrics(experiment: Experiment) -> list:
+    "Make the metrics of every epoch; raises `UserError` for a top_k where photos have several labels."
+    targets = several_targets(experiment.data)
+    return targets_metrics(targets, experiment.top_k) if targets else epoch_metrics(experiment.data.multi_label, top_k=experiment.top_k)
+
+
+def check_monitor_k(experiment: Experiment, labels: dict[str, Sequence[str]]) -> None:  # labels by target
+    "Refuse to choose the best epoch by a top-k accuracy that is always 1."
+    found = re.fullmatch(r"(?:(.+)_)?top(\d+)_accuracy", experiment.monitor)
+    n = max((len(names) for target, names in labels.items() if found and found[1] in (None, target)), default=0)
+    if found and int(found[2]) >= n:
+        raise UserError(f"monitor is {experiment.monitor}, which is always 1 with {n} classes; choose f1_macro or accuracy, or a k below {n}.")
 
 
 def build_optimiser(experiment: Experiment) -> Callable:
@@ -204,17 +239,16 @@ def build_learner(
     "Make the loaders, the network and the Learner that the experiment describes."
     augment, stages, multi, targets = build_augment(experiment), build_stages(experiment), experiment.data.multi_label, several_targets(experiment.data)
     labels = train_labels(table, targets)
-    model = measure_colours(build_model(experiment, labels) if model is None else model, table, experiment)
+    model = measure_colours(build_model(experiment, labels, table=table) if model is None else model, table, experiment)
     info = model.backbone_info
     spec = PhotoSpec(size=stages[0].seen_size, resize=experiment.data.resize, mean=info.mean, std=info.std)
     dls = photo_dls(
         table, stages[0].size, valid_size=stages[0].valid_size, labels=labels, spec=spec, augment=augment, bs=stages[0].bs, seed=experiment.seed, target=targets or ("labels" if multi else "label"),
         oversample=experiment.train.oversample, num_workers=experiment.train.num_workers, device=find_device(experiment.train.device),
     )
-    metrics = targets_metrics(targets, experiment.top_k) if targets else epoch_metrics(multi, **({} if multi else {"top_k": experiment.top_k}))
     learn = Learner(
         dls, model.to(memory_format=torch.channels_last), loss_func=build_loss(experiment, counts=dls.counts, n_photos=len(dls.train_ds)),
-        opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=metrics, wd=experiment.train.wd, train_bn=False,
+        opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=build_metrics(experiment), wd=experiment.train.wd, train_bn=False,
         path=Path(path), model_dir="checkpoints", cbs=[FlipAverage(multi_label=multi)] if experiment.predict.flip else None,
     )
     learn.model.to(dls.device)
@@ -255,26 +289,6 @@ def check_precision(experiment: Experiment) -> None:
 def precision_callback(mode: str, device: torch.device) -> Callback:
     "Make the callback that trains in a mode; it validates in float32, as the model will be served."
     return PrecisionCallback.from_mode(mode, in_validation=False)
-
-
-def check_stages(model: torch.nn.Module, stages: list[Stage]) -> None:
-    "Refuse blocks that are not there and sizes that the network does not take, by one black photo of each size."
-    for stage in stages:
-        n_frozen_groups(model, stage.freeze)
-        if stage.head == "probe":
-            check_probe(model)
-    was_training = model.training
-    model.eval()
-    for size in sorted({size for stage in stages for size in (stage.size, stage.seen_size)}):
-        try:
-            with torch.inference_mode():
-                model(torch.zeros(1, 3, size, size))
-        except UserError:
-            raise
-        except (AssertionError, RuntimeError, ValueError) as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e
-    model.train(was_training)
 
 
 def find_device(given: str | None) -> str | None:

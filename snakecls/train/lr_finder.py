@@ -8,7 +8,7 @@ __all__ = ['MIN_STEPS', 'unchanged', 'loader_state', 'restore_loader', 'find_lr'
 # %% ../../nbs/train/34_lr_finder.ipynb #fe5b6643
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +84,7 @@ def find_lr(
     lr_range: tuple[float, float] = (1e-5, 1.0),  # what may be suggested
     wd: float | None = None,  # weight decay in the search; None: the Learner's
     cbs: Sequence = (),  # callbacks that change the training and are without effect afterwards, such as MixUp and FrozenBatchNorm
+    say: Callable[[str], None] | None = None,  # told in a sentence where the suggestion was outside `lr_range`
 ) -> float:
     "Find a learning rate by lr_find's 'valley', and leave the Learner as it was; raises `UserError` where none can be found."
     steps = check_steps(len(learn.dls.train), num_it=num_it)
@@ -104,6 +105,8 @@ def find_lr(
     if sound.sum() < MIN_STEPS // 2 or start - losses[sound].min() <= 1e-3 * abs(start) or not found > 0:
         raise UserError("lr: auto found no rate, as the loss falls at none between 1e-6 and 10; look at data and loss, or give a rate such as 1e-3.")
     lr = float(min(max(found, lr_range[0]), lr_range[1]))
+    if say is not None and lr != found:
+        say(f"lr: auto suggested {found:.2g}, outside of {lr_range[0]:g} to {lr_range[1]:g}, and {lr:g} was taken; look at the curve, or give a rate.")
     if picture is not None:
         draw_search(lrs[sound], losses[sound], lr).savefig(picture, dpi=90)
     return lr

@@ -39,7 +39,7 @@ def cycle_ends(
     cycle_mult: int = 2,  # each cycle has this times the epochs of the one before
 ) -> list[int]:  # the epoch after which each cycle ends
     "Cut the epochs into cycles; raises `UserError` where they do not end with one, or never restart."
-    if cycle < 1 or cycle_mult < 1:
+    if cycle < 1 or cycle_mult < 1 or cycle != int(cycle) or cycle_mult != int(cycle_mult):
         raise UserError(f"cosine_restarts has cycle {cycle} and cycle_mult {cycle_mult}; give whole numbers of at least 1.")
     ends = [cycle]
     while ends[-1] < epochs:
@@ -79,8 +79,8 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         min_lr: float = 0.0,  # no group goes below it
         min_delta: float = 0.0,  # a smaller improvement is none
     ):
-        if not 0 < factor < 1 or patience < 1 or min_lr < 0 or min_delta < 0:
-            raise UserError(f"plateau has factor {factor}, patience {patience}, min_lr {min_lr} and min_delta {min_delta}; give a factor between 0 and 1, a patience of at least 1, and no negative numbers.")
+        if not 0 < factor < 1 or patience < 1 or patience != int(patience) or min_lr < 0 or min_delta < 0:
+            raise UserError(f"plateau has factor {factor}, patience {patience}, min_lr {min_lr} and min_delta {min_delta}; give a factor between 0 and 1, a whole patience of at least 1, and no negative numbers.")
         super().__init__(monitor, patience=patience, factor=1 / factor, min_lr=min_lr, min_delta=min_delta)
 
     def before_fit(self):

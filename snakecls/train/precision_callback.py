@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'MODES', 'parse_mode', 'usable_modes', 'check_mode', 'PrecisionCallback', 'is_channels_last',
-           'set_memory_format', 'compile_problem', 'compile_model', 'uncompile_model']
+           'set_memory_format', 'compile_problem', 'compile_model', 'uncompile_model', 'is_compiled', 'compile_seconds']
 
 # %% ../../nbs/train/38_precision_callback.ipynb #3c495c9e
 import importlib.util
@@ -182,3 +182,17 @@ def compile_model(
 def uncompile_model(model: nn.Module | Learner) -> None:
     "Go back to the network as it is written."
     (model.model if isinstance(model, Learner) else model)._compiled_call_impl = None
+
+
+def is_compiled(model: nn.Module | Learner) -> bool:
+    "Say whether a network runs compiled."
+    return (model.model if isinstance(model, Learner) else model)._compiled_call_impl is not None
+
+
+def compile_seconds() -> float:
+    "Give the seconds that compiling has taken in this process so far, every new size and every unfreezing counted."
+    if "torch._dynamo" not in sys.modules:
+        return 0.0
+    from torch._dynamo.utils import calculate_time_spent
+
+    return calculate_time_spent()["total_wall_time"]

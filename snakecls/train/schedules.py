@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SEARCHED_WITH', 'ScheduleResult', 'progressive_fit', 'stage_loaders', 'check_schedule', 'has_several', 'target_names',
-           'top_k', 'epoch_names', 'run_stage', 'head_rate', 'prepare_stage', 'find_stage_lr', 'in_search', 'fit_stage',
-           'probe_head', 'fit_heads', 'known_targets', 'refit_probe', 'valid_metrics', 'last_metrics', 'finish']
+           'top_k', 'epoch_names', 'run_stage', 'stop_message', 'stage_notes', 'head_rate', 'prepare_stage',
+           'find_stage_lr', 'in_search', 'fit_stage', 'probe_head', 'fit_heads', 'known_targets', 'refit_probe',
+           'valid_metrics', 'last_metrics', 'finish']
 
 # %% ../../nbs/train/33_schedules.ipynb #0774c83a
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,14 @@ from ..core import UserError, derive_seed, seed_everything, unknown_name
 from ..data.datablocks import plain_batches
 from ..models.features import batch_features, check_probe, fit_probe, set_head
 from ..models.freezing import n_frozen_groups
+from ..stats import find_top_k
 from .callbacks import EpochRows, SaveBestF1
 from .lr_finder import check_steps, find_lr
 from .metrics import classification_metrics, multi_label_metrics
 from .policies import fit_policy
-from .stage_callbacks import check_groups, freeze_to, smoothable, stage_callbacks
+from .stage_callbacks import auto_batch_norm, check_groups, freeze_to, smoothable, stage_callbacks
 from .stages import Stage, progressive_stages, scaled_bs  # noqa: F401  at home there, known here
+from .stopping import EarlyStopping
 from .targets import score_targets
 
 # %% ../../nbs/train/33_schedules.ipynb #1e73bcb2
@@ -34,10 +36,10 @@ from .targets import score_targets
 class ScheduleResult:
     "What a schedule did: the rows of all epochs, each stage's metrics at its own and at the final size, and where the best weights come from."
     rows: list[dict] = field(default_factory=list)  # one per epoch; epoch 0 is a probe
-    stages: list[dict] = field(default_factory=list)  # stage, size, epochs, seconds, own, final
+    stages: list[dict] = field(default_factory=list)  # stage, size, epochs that ran, seconds, own, final; perhaps lr_found, lr_note, stopped
     best: dict = field(default_factory=dict)  # monitor, value, stage, epoch, size
     probe: dict | None = None  # the best probe's row
-    message: str = ""  # one sentence: what won
+    message: str = ""  # what won; then a sentence for each stage that ended early, or whose rate was moved
 
 
 def progressive_fit(
@@ -47,7 +49,7 @@ def progressive_fit(
     saver: SaveBestF1 | None = None,  # None: macro F1, in the Learner's model_dir
     loaders: Callable | None = None,  # loaders(size=…, bs=…, seed=…) -> DataLoaders (and valid_size=… where a stage has one); None: learn.dls.rebuild
     seed: int = 42,
-    batch_norm: str = "all",  # hold the statistics of 'all' batch norms still, of 'frozen' ones, or 'train' them
+    batch_norm: str = "auto",  # hold the statistics of 'all' batch norms still, of 'frozen' ones, or 'train' them; 'auto': 'train' where the weights were random, else 'all'
     on_row: Callable[[dict], None] | None = None,  # called with every epoch's row
     cbs: Sequence = (),  # more callbacks for every stage
     stage_cbs: Callable[[Stage, int], Sequence] | None = None,  # more callbacks, made anew: stage_cbs(stage, number from 1) -> list
@@ -59,6 +61,7 @@ def progressive_fit(
     saver = saver or SaveBestF1()
     check_schedule(learn, stages, loaders, saver)
     learn.model.to(learn.dls.device)
+    batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     result = ScheduleResult()
     saver.start_again()
     final_dl = stage_loaders(loaders, stages[-1], seed).valid if len(stages) > 1 else None
@@ -121,8 +124,7 @@ def target_names(learn: Learner) -> list[str]:
 
 def top_k(learn: Learner) -> list[int]:
     "Find for which k the Learner reports the top-k accuracy; 3 where for none."
-    found = [int(match[1]) for metric in learn.metrics if (match := re.fullmatch(r"top(\d+)_accuracy", metric.name))]
-    return found or [3]
+    return find_top_k(metric.name for metric in learn.metrics) or [3]
 
 
 def epoch_names(learn: Learner) -> list[str]:
@@ -152,7 +154,7 @@ def run_stage(
         if on_row is not None:
             on_row(row)
 
-    own = None
+    own, notes, more = None, [], {}
     if stage.head == "probe":
         own = probe_head(learn, seed)
         saver.learn = learn
@@ -166,11 +168,25 @@ def run_stage(
         own_cbs, lr = stage_callbacks(stage, batch_norm=batch_norm, seed=seed), stage.lr
         prepare_stage(learn, stage)
         if lr == "auto":
-            place["lr"] = lr = find_stage_lr(learn, stage, [*own_cbs, *cbs], picture)
+            place["lr"] = lr = find_stage_lr(learn, stage, [*own_cbs, *cbs], picture, say=notes.append)
+            more = {"lr_found": lr} | ({"lr_note": notes[0]} if notes else {})
         fit_stage(learn, stage, [saver, EpochRows(add), *own_cbs, *cbs], lr=lr, monitor=saver.monitor)
         own = last_metrics(learn, result.rows, number, stage.epochs)
-    found = {"lr_found": place["lr"]} if stage.lr == "auto" else {}
-    result.stages.append({"stage": number, "size": stage.size, "valid_size": stage.seen_size, "epochs": stage.epochs, "seconds": round(time.perf_counter() - start, 1), "own": own} | found)
+    ran = sum(row["stage"] == number and row["epoch"] > 0 for row in result.rows)
+    if ran < stage.epochs and (stopped := stop_message([*learn.cbs, *cbs])):
+        more["stopped"] = stopped
+    result.stages.append({"stage": number, "size": stage.size, "valid_size": stage.seen_size, "epochs": ran, "seconds": round(time.perf_counter() - start, 1), "own": own} | more)
+
+
+def stop_message(cbs: Sequence) -> str:
+    "Give the sentence of the early stopping that ended a fit; empty where none did."
+    return next((cb.message for cb in cbs if isinstance(cb, EarlyStopping) and cb.message), "")
+
+
+def stage_notes(stages: list[dict]) -> list[str]:  # of a `ScheduleResult`
+    "Say of each stage whether its rate was moved, and why it ended early."
+    notes = [(f"Stage {stage['stage']}: {stage['lr_note']}" if "lr_note" in stage else "", stage.get("stopped", "").replace("Stopped", f"Stage {stage['stage']} ended", 1)) for stage in stages]
+    return [note for pair in notes for note in pair if note]
 
 
 def head_rate(stage: Stage) -> float:
@@ -188,11 +204,11 @@ def prepare_stage(learn: Learner, stage: Stage) -> None:
     freeze_to(learn, n_frozen)
 
 
-def find_stage_lr(learn: Learner, stage: Stage, cbs: Sequence, picture: Path | None) -> float:
+def find_stage_lr(learn: Learner, stage: Stage, cbs: Sequence, picture: Path | None, *, say: Callable[[str], None] | None = None) -> float:
     "Search a rate with what the stage trains in the end, and with the callbacks that say they are for a search (`in_lr_find`), such as MixUp."
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-    return find_lr(learn, picture=picture, wd=stage.wd, cbs=[cb for cb in cbs if in_search(cb)])
+    return find_lr(learn, picture=picture, wd=stage.wd, cbs=[cb for cb in cbs if in_search(cb)], say=say)
 
 
 SEARCHED_WITH = ("FrozenBatchNorm", "LabelSmoothing", "Mixing", "MixUp")
@@ -267,6 +283,8 @@ def valid_metrics(
     "Measure the Learner on a loader, as `get_preds` sees it; `loss` is the Learner's own, label smoothing and all, as in the epochs' rows."
     with learn.no_logging():
         probs, targets, losses = learn.get_preds(dl=dl, with_loss=True)
+    if not np.isfinite(losses.numpy()).all():  # training has diverged, and scikit-learn takes no NaN
+        return {"n": len(losses), "loss": float("nan")} | dict.fromkeys(epoch_names(learn), float("nan"))
     if names := target_names(learn):
         answers = ({name: values.numpy() for name, values in zip(names, given, strict=True)} for given in (targets, probs))
         metrics = score_targets(*answers, top_k=top_k(learn))
@@ -294,6 +312,8 @@ def last_metrics(
 def finish(learn: Learner, saver: SaveBestF1, stages: list[Stage], loaders: Callable, seed: int, result: ScheduleResult) -> None:
     "Bring back the best weights and the loaders of their size, and say what won."
     saver.learn = learn
+    if saver.best_stage is None and (broken := next((row for row in result.rows if not np.isfinite(row.get("train_loss", 0.0))), None)) is not None:
+        raise UserError(f"the loss was no number any more in epoch {broken['epoch']} of stage {broken['stage']}, so there is no model to keep; give a smaller lr, or train.clip.")
     saver.restore()
     if saver.best_stage is not None:
         stage = stages[saver.best_stage - 1]
@@ -302,3 +322,4 @@ def finish(learn: Learner, saver: SaveBestF1, stages: list[Stage], loaders: Call
         result.message = saver.message
         if saver.best_epoch == 0 and any(stage.epochs for stage in stages):
             result.message += " Fine-tuning did not beat it on the validation photos, so the probe is kept."
+    result.message = " ".join(filter(None, [result.message, *stage_notes(result.stages)]))

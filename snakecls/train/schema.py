@@ -9,7 +9,7 @@ __all__ = ['FIXED_KWARGS', 'DEFAULT_SCHEDULE', 'Config', 'DataConfig', 'AugmentC
 # %% ../../nbs/train/36_schema.ipynb #632610a7
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,7 +19,7 @@ from ..core import nearest
 # %% ../../nbs/train/36_schema.ipynb #fe5ef1ac
 class Config(BaseModel):
     "A part of an experiment: unknown keys are refused, an empty part means its defaults."
-    model_config = ConfigDict(extra="forbid", validate_default=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +57,8 @@ class DataConfig(Config):
     splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}")
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
+    folds: int | None = Field(None, ge=2, description="divide what is not the test into so many folds")
+    fold: int | None = Field(None, ge=0, description="the fold that validates, from 0; --folds runs them all")
     group: str | None = Field(None, description="column whose photos stay in one split, such as observation_id")
     seed: int | None = Field(None, ge=0, description="of the split; the experiment's seed if not given")
     top_classes: int | None = Field(None, ge=2, description="keep the N classes with the most photos")
@@ -117,7 +119,7 @@ class StageConfig(Config):
     epochs: int = Field(1, ge=0, description="0 for a probe alone")
     freeze: Literal["body", "none"] | int = Field("none", description="body (head only), none, or k: stem and blocks 1 to k")
     gradual: bool = Field(False, description="unfreeze one block more each epoch, from what freeze names towards the stem")
-    lr: float | tuple[float, float] | Literal["auto"] = Field(1e-3, description="one rate, [first block, head], or auto: what the lr finder suggests")
+    lr: float | tuple[float, float] | Literal["auto"] | None = Field(None, description="one rate, [first block, head], or auto: what the lr finder suggests; 0.001 if not given, with adadelta 1.0")
     layer_decay: float | None = Field(None, gt=0, le=1, description="rate of each block as a share of the next one's, from the head down")
     bs: int | None = Field(None, ge=2, description="training batch; train.bs scaled with the area if not given")
     head: Literal["keep", "probe"] = Field("keep", description="probe: fit the linear probe at this size first")
@@ -127,6 +129,7 @@ class StageConfig(Config):
     label_smoothing: float | None = Field(None, ge=0, lt=1, description="train.label_smoothing if not given")
     wd: float | None = Field(None, ge=0, description="weight decay; train.wd if not given")
     lr_schedule: Literal["one_cycle", "cosine", "cosine_restarts", "plateau", "constant"] = Field("one_cycle", description="course of the rate within the stage")
+    lr_options: dict[str, int | float] = Field({}, description="of cosine_restarts: cycle, cycle_mult (epochs of the first cycle, growth of the next); of plateau: factor, patience, min_lr, min_delta")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage in which a cosine's rate rises")
 
     @field_validator("freeze", mode="before")
@@ -158,7 +161,7 @@ class TrainConfig(Config):
     validate_every: int = Field(1, ge=1, description="epochs from one validation to the next; the last one always validates")
     precision: Literal["fp32", "fp32+channels_last", "bf16", "bf16+channels_last", "fp16", "fp16+channels_last", "auto"] = Field("fp32+channels_last", description="of training; auto measures a few steps of each and keeps the fastest that is sound")
     compile: bool = Field(False, description="torch.compile the network, where there is a C++ compiler")
-    batch_norm: Literal["all", "frozen", "train"] = Field("all", description="batch-norm statistics that are held still")
+    batch_norm: Literal["auto", "all", "frozen", "train"] = Field("auto", description="batch-norm statistics that are held still: all, those of frozen blocks, or none (train); auto: all of pretrained weights, none of random ones")
     refit: bool = Field(False, description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before")
     num_workers: int | None = Field(None, ge=0, description="loading processes; one less than the processors if not given")
     device: str | None = Field(None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given")
@@ -208,7 +211,7 @@ class Experiment(Config):
     train: TrainConfig = TrainConfig()
     schedule: list[StageConfig] = Field(DEFAULT_SCHEDULE, min_length=1, description="the stages")
     predict: PredictConfig = PredictConfig()
-    top_k: list[int] = Field([3], min_length=1, description="for which k the top-k accuracy is reported")
+    top_k: list[Annotated[int, Field(ge=1)]] = Field([3], min_length=1, description="for which k the top-k accuracy is reported")
     monitor: str = Field("f1_macro", description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)")
     track: list[Literal["logbook", "wandb"]] = Field(["logbook"], description="beside the run folder")
 

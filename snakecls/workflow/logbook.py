@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'flatten', 'diff_experiments', 'LogbookEntry', 'one_line', 'code', 'find_place', 'insert_entry', 'add_entry',
-           'best_earlier', 'compare_runs', 'judge_run', 'describe_scores', 'make_entry', 'LogbookTracker']
+           'best_earlier', 'compare_runs', 'compare_lists', 'judge_run', 'describe_scores', 'make_entry',
+           'LogbookTracker']
 
 # %% ../../nbs/workflow/62_logbook.ipynb #ef50bba0
 import os
@@ -17,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..core import atomic_write
-from ..stats import Comparison, paired_bootstrap
+from ..stats import Comparison, paired_bootstrap, top_names
 from .environment import describe_hardware
 from .tracking import RunFolder, list_runs
 
@@ -165,10 +166,23 @@ def compare_runs(
     files = [folder / f"predictions-{split}.parquet" for folder in (a, b)]
     if not all(file.exists() for file in files):
         return None
-    one, two = (pd.read_parquet(file, columns=["path", "label", "predicted"]).sort_values("path", ignore_index=True) for file in files)
-    if not one[["path", "label"]].equals(two[["path", "label"]]):
+    one, two = (pd.read_parquet(file).sort_values("path", ignore_index=True) for file in files)
+    if not one["path"].equals(two["path"]) or ("labels" in one) != ("labels" in two):
         return None
-    return paired_bootstrap("f1_macro", one.label, one.predicted, two.predicted)
+    if "labels" in one:
+        return compare_lists(one, two)
+    return paired_bootstrap("f1_macro", one.label, one.predicted, two.predicted) if one["label"].equals(two["label"]) else None
+
+
+def compare_lists(one: Any, two: Any) -> Comparison | None:  # of DataFrame: labels, predicted; None where the true labels differ
+    "Compare two tables of the same photos with several labels each."
+    from snakecls.data.labels import encode_labels, natural_order
+    from snakecls.train.metrics import multi_f1_score  # here, as it brings fastai
+
+    columns = [table[name] for table in (one, two) for name in ("labels", "predicted")]
+    names = natural_order(label for column in columns for labels in column for label in labels)
+    truth, of_one, other_truth, of_two = (encode_labels(column, names) for column in columns)
+    return paired_bootstrap(multi_f1_score, truth, of_one, of_two) if (truth == other_truth).all() else None
 
 
 def judge_run(
@@ -193,7 +207,9 @@ def describe_scores(split: str, scores: dict | None) -> str:
         return ""
     low, high = scores.get("f1_macro_interval") or (None, None)
     interval = "" if low is None else f" (95 % {low:.3f} to {high:.3f})"
-    rest = [f"{name} {scores[key]:.3f}" for key, name in (("top3_accuracy", "top-3"), ("accuracy", "accuracy")) if scores.get(key) is not None]
+    several = "f1_micro" in scores
+    others = {"f1_micro": "micro F1"} if several else top_names(scores)
+    rest = [f"{name} {scores[key]:.3f}" for key, name in (others | {"accuracy": "all labels right" if several else "accuracy"}).items() if scores.get(key) is not None]
     return ", ".join([f"{split}: macro F1 {scores['f1_macro']:.3f}{interval}", *rest, f"n={scores.get('n', '?')}"])
 
 # %% ../../nbs/workflow/62_logbook.ipynb #f678f0ad

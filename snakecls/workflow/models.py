@@ -16,6 +16,7 @@ from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..models.bundle import read_bundle
+from ..stats import top_names
 from .tracking import RunFolder, find_run, list_runs
 
 # %% ../../nbs/workflow/66_models.ipynb #94adcd40
@@ -91,6 +92,8 @@ def evaluation_table(
     "Find the photos to score a bundle on, without those that cannot be read; raises `UserError` where there are none."
     if data is not None:
         info = read_bundle(bundle).info
+        if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
+            raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
         table = load_table(data, **several)
     else:
@@ -103,6 +106,8 @@ def evaluation_table(
             table.attrs["warnings"] = ["the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before."]
     if split is not None:
         known = sorted(table["split"].dropna().unique()) if "split" in table else []
+        if not known:
+            raise UserError(f"the photos of {data} are not divided into splits, so none of them is '{split}'; leave the split out to score them all.")
         if split not in known:
             raise unknown_name("split", split, known)
         table = table[table["split"] == split]
@@ -149,12 +154,13 @@ def leaderboard_text(
     if board.empty:
         return f"There are no runs in {root or ' or '.join(RUN_ROOTS)}; make one with snakecls train or snakecls demo."
     table = Table(box=None, pad_edge=False)
-    for column, how in (("run", {"overflow": "fold"}), ("macro F1", {}), ("95 %", {}), ("top-3", {}), ("test F1", {}), ("arch", {}), ("px", {}), ("min", {}), ("status", {})):
+    top = top_names(name for name in board if board[name].notna().any()) or top_names(["top3_accuracy"])
+    for column, how in (("run", {"overflow": "fold"}), ("macro F1", {}), ("95 %", {}), *((text, {}) for text in top.values()), ("test F1", {}), ("arch", {}), ("px", {}), ("min", {}), ("status", {})):
         table.add_column(column, **how)
     for row in board.itertuples():
         interval = f"{row.f1_low:.2f}-{row.f1_high:.2f}" if pd.notna(row.f1_low) else ""
         size, minutes = ("" if pd.isna(value) else f"{value:.0f}" for value in (row.size, row.seconds / 60 if pd.notna(row.seconds) else None))
-        table.add_row(row.run, *(number(value) for value in (row.f1_macro,)), interval, number(row.top3_accuracy), number(row.test_f1_macro), row.arch or "", size, minutes, row.status)
+        table.add_row(row.run, *(number(value) for value in (row.f1_macro,)), interval, *(number(getattr(row, name)) for name in top), number(row.test_f1_macro), row.arch or "", size, minutes, row.status)
     text = io.StringIO()
     Console(file=text, width=width or max(100, shutil.get_terminal_size().columns)).print(table)
     return text.getvalue().rstrip()

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'REFITTED', 'NOT_REFITTED', 'load_facts', 'fact_value', 'RunResult', 'run_experiment', 'first_target',
-           'first_labels', 'resolve_parent', 'resolve_weights', 'choose_mode', 'absolute_paths', 'prepare_table',
-           'describe_table', 'make_trackers', 'start_records', 'train', 'describe_epoch', 'finish_records',
-           'problem_of', 'choose_thresholds', 'finish_tables', 'score_others', 'make_info', 'pick_examples']
+           'first_labels', 'resolve_parent', 'resolve_weights', 'with_train', 'choose_mode', 'absolute_paths',
+           'prepare_table', 'describe_table', 'make_trackers', 'start_records', 'train', 'describe_epoch',
+           'finish_records', 'problem_of', 'choose_thresholds', 'finish_tables', 'score_others', 'make_info',
+           'pick_examples']
 
 # %% ../../nbs/workflow/61_run.ipynb #d401e3f0
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ from ..evaluate.report import write_report
 from ..models.bundle import BundleInfo, check_facts, info_to_dict, write_bundle
 from ..models.cost import count_parameters
 from ..models.heads import find_heads
+from ..stats import top_names
 from ..train.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, several_targets, train_labels
 from ..train.precision import choose_precision
-from ..train.precision_callback import compile_model, uncompile_model
+from ..train.options import accumulate_note, choose_batch_norm, planned_batches
+from ..train.precision_callback import compile_model, compile_seconds, is_compiled, uncompile_model
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit, refit_probe
-from ..train.schema import Experiment
+from ..train.schema import Experiment, TrainConfig
 from ..train.thresholds import compare_thresholds, tune_thresholds
 from .logbook import LogbookTracker
 from .trackers import Trackers, WandbTracker
@@ -105,7 +108,8 @@ def run_experiment(
     experiment = absolute_paths(resolve_weights(resolve_parent(experiment, root), root))
     table = build_table(experiment) if table is None else table
     labels = train_labels(table, several_targets(experiment.data))
-    model = build_model(experiment, labels)  # whatever cannot work is refused before a photo is read
+    model = build_model(experiment, labels, table=table)  # whatever cannot work is refused before a photo is read
+    experiment = with_train(experiment, batch_norm=choose_batch_norm(experiment, model, build_stages(experiment)))
     build_augment(experiment), find_device(experiment.train.device)
     facts = load_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment)) if experiment.data.facts else {}
     table, issues = prepare_table(table, say)
@@ -113,6 +117,8 @@ def run_experiment(
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
     learn = build_learner(experiment, table, model=model)
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
+    if note := accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)):
+        say(f"Note: {note}")
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command)
     with RunFolder.create(root, experiment.name) as run:
@@ -121,8 +127,12 @@ def run_experiment(
         trackers.start(run.experiment(), run)
         try:
             learn.path = run.path
+            compiled, before = is_compiled(learn), compile_seconds()
             result = train(experiment, learn, run, trackers, say)
-            metrics = finish_records(experiment, learn, table, facts, result, run, start, {"precision": choice})
+            compiling = round(compile_seconds() - before, 1) if compiled else None
+            if compiled:
+                say(f"Compiling took {compiling} s of the training.")
+            metrics = finish_records(experiment, learn, table, facts, result, run, start, {"precision": choice, "compile_seconds": compiling})
         except BaseException:
             trackers.finish({})
             raise
@@ -161,15 +171,27 @@ def resolve_weights(experiment: Experiment, root: str | Path) -> Experiment:
     return experiment.model_copy(update={"model": experiment.model.model_copy(update={"weights": str(run / "best")})})
 
 
+def with_train(experiment: Experiment, **values) -> Experiment:
+    "Replace keys of the part `train`."
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update=values)})
+
+
 def choose_mode(experiment: Experiment, learn, say: Callable[[str], None]) -> tuple[Experiment, list[dict] | None]:  # with the mode that was chosen; what was measured
-    "Measure `precision: auto`, and compile where that is asked for."
+    "Measure `precision: auto`, and with it whether compiling pays off; with a given precision compile where that is asked for."
     train, rows = experiment.train, None
+    trained = [stage for stage in build_stages(experiment) if stage.epochs]
+    if not trained:
+        if train.compile:
+            say("Note: train.compile is left out, as the schedule has no epochs to train.")
+        return with_train(experiment, compile=False, precision=TrainConfig().precision if train.precision == "auto" else train.precision), None
     if train.precision == "auto":
-        stage = build_stages(experiment)[-1]
-        choice = choose_precision(learn.model, stage.size, bs=stage.bs)
+        steps = planned_batches(trained, len(learn.dls.train_ds))
+        choice = choose_precision(learn.model, trained[-1].size, bs=trained[-1].bs, compile=train.compile, planned_steps=steps)
         say(choice.message)
-        rows, experiment = choice.rows, experiment.model_copy(update={"train": train.model_copy(update={"precision": choice.best})})
-    if train.compile and (problem := compile_model(learn)) is not None:
+        if train.compile and not choice.compiled and choice.rows[-1]["sound"]:
+            say(f"Note: the network is not compiled, as that {choice.rows[-1]['note']}.")
+        rows, experiment = choice.rows, with_train(experiment, precision=choice.best, compile=choice.compiled)
+    if experiment.train.compile and (problem := compile_model(learn)) is not None:
         say(f"Note: {problem}")
     return experiment, rows
 
@@ -241,7 +263,7 @@ def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say
             stage_cbs=lambda stage, number: [*build_callbacks(experiment, learn.model), precision_callback(precision, device)])
 
 
-SHOWN = {"valid_loss": "loss", "f1_macro": "macro F1", "f1_micro": "micro F1", "top3_accuracy": "top-3"}
+SHOWN = {"valid_loss": "loss", "f1_macro": "macro F1", "f1_micro": "micro F1"}  # and each top-k accuracy
 
 
 def describe_epoch(row: dict) -> str:
@@ -249,7 +271,7 @@ def describe_epoch(row: dict) -> str:
     what = "probe  " if row["epoch"] == 0 else f"epoch {row['epoch']}"
     best = "  best so far" if row["is_best"] else ""
     seen = f" (validated at {row['valid_size']})" if row["valid_size"] != row["size"] else ""
-    values = "  ".join(f"{text} {row[name]:.3f}" for name, text in SHOWN.items() if row.get(name) is not None and row[name] == row[name])
+    values = "  ".join(f"{text} {row[name]:.3f}" for name, text in (SHOWN | top_names(row)).items() if row.get(name) is not None and row[name] == row[name])
     return f"  stage {row['stage']}  {row['size']} px{seen}  {what}  {values or 'not validated'}  {row['seconds']:.0f} s{best}"
 
 # %% ../../nbs/workflow/61_run.ipynb #fcd6a59b
@@ -275,9 +297,9 @@ def finish_records(
         elif len(photos):
             tables[split] = predict_table(learn.model, photos, learn.dls.spec, labels, flip=experiment.predict.flip, problem=problem_of(experiment))
     thresholds = choose_thresholds(experiment, tables, labels)
-    scores = finish_tables(tables, labels, thresholds, run, seed=experiment.seed)
+    scores = finish_tables(tables, labels, thresholds, run, seed=experiment.seed, top_k=experiment.top_k)
     if others:
-        more = more | {"target": first_target(experiment), "targets": score_others(scores, others, learn.dls.labels, run, seed=experiment.seed)}
+        more = more | {"target": first_target(experiment), "targets": score_others(scores, others, learn.dls.labels, run, seed=experiment.seed, top_k=experiment.top_k)}
     metrics = {
         "name": experiment.name, "problem": problem_of(experiment), "labels": labels, "monitor": experiment.monitor, "stages": result.stages, "best": result.best, "probe": result.probe,
         "message": result.message, **scores, "refit": refitted, "flip": experiment.predict.flip, "seconds": round(time.perf_counter() - start, 1), "parent": experiment.parent,
@@ -308,14 +330,14 @@ def choose_thresholds(experiment: Experiment, tables: dict[str, pd.DataFrame], l
     return {"mode": experiment.predict.thresholds, "values": [float(value) for value in values], "table": compared}
 
 
-def finish_tables(tables: dict[str, pd.DataFrame], labels: list[str], thresholds: dict | None, run: RunFolder, *, seed: int) -> dict[str, dict | None]:  # scores by split
+def finish_tables(tables: dict[str, pd.DataFrame], labels: list[str], thresholds: dict | None, run: RunFolder, *, seed: int, top_k: Sequence[int] = (3,)) -> dict[str, dict | None]:  # scores by split
     "Write each split's predictions, by the thresholds that were chosen, and score them."
     scores: dict[str, dict | None] = {"valid": None, "test": None}
     for split, table in tables.items():
         if thresholds is not None:
             table = table.assign(predicted=decide_labels(table_probs(table), labels, thresholds["values"]))
         table.to_parquet(run / f"predictions-{split}.parquet", index=False)
-        scores[split] = score_table(table, labels, seed=seed)
+        scores[split] = score_table(table, labels, seed=seed, top_k=top_k)
     return scores
 
 
@@ -326,6 +348,7 @@ def score_others(
     run: RunFolder,
     *,
     seed: int,
+    top_k: Sequence[int] = (3,),
 ) -> dict[str, dict[str, dict | None]]:  # target -> split -> scores
     "Write the predictions of the targets beside the first as predictions-SPLIT-TARGET.parquet, and score every target."
     first, *names = labels
@@ -333,7 +356,7 @@ def score_others(
     for split, tables in others.items():
         for target, table in zip(names, tables, strict=True):
             table.to_parquet(run / f"predictions-{split}-{re.sub(r'[^A-Za-z0-9_.]+', '_', target)}.parquet", index=False)
-            by_target[target][split] = score_table(table, labels[target], seed=seed)
+            by_target[target][split] = score_table(table, labels[target], seed=seed, top_k=top_k)
     return by_target
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core import UserError, atomic_write, plain, read_json, unknown_name, write_json
+from ..stats import top_names
 from .environment import describe_environment
 
 LOG = logging.getLogger("snakecls")
@@ -296,7 +297,7 @@ def summarise_run(path: Path) -> dict:
     valid, test, best = (metrics.get(key) or {} for key in ("valid", "test", "best"))
     low, high = valid.get("f1_macro_interval") or (None, None)
     return {**row, "f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"),
-            "accuracy": valid.get("accuracy"), "top3_accuracy": valid.get("top3_accuracy"), "test_f1_macro": test.get("f1_macro"),
+            "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)}, "test_f1_macro": test.get("f1_macro"),
             "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": epochs,
             "seconds": metrics.get("seconds"), "parent": metrics.get("parent")}
 
@@ -312,12 +313,14 @@ LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_vali
 
 def list_runs(
     root: str | Path = "runs",  # the folder of all runs
-):  # DataFrame with the columns `LEADERBOARD`, finished runs before others, best validation macro F1 first
+):  # DataFrame with the columns `LEADERBOARD` (and another `topK_accuracy` where a run has one), finished runs before others, best validation macro F1 first
     "List all runs under a folder, finished, running, failed and stopped."
     import pandas as pd
 
     paths = sorted((file.parent for file in Path(root).glob("*/status.json")), reverse=True)
-    rows = pd.DataFrame([summarise_run(path) for path in paths], columns=LEADERBOARD)
+    rows = [summarise_run(path) for path in paths]
+    top, place = top_names({"top3_accuracy", *(key for row in rows for key in row)}), LEADERBOARD.index("top3_accuracy")
+    rows = pd.DataFrame(rows, columns=[*LEADERBOARD[:place], *top, *LEADERBOARD[place + 1:]])
     order = rows.assign(ended=rows.status == "finished").sort_values(["ended", "f1_macro"], ascending=False, na_position="last", kind="stable")
     return order.drop(columns="ended").reset_index(drop=True)
 
