@@ -66,11 +66,11 @@ def run_folds(
     test = None
     if all(result.metrics["test"] for result in results):
         tables = [pd.read_parquet(result.run / "predictions-test.parquet") for result in results]
-        test = score_table(ensemble_probs(tables, labels, thresholds=mean_thresholds([result.metrics["thresholds"] for result in results])), labels)
+        test = score_table(ensemble_probs(tables, labels, thresholds=mean_thresholds([result.metrics["thresholds"] for result in results])), labels, top_k=experiment.top_k)
     folder = Path(root) / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{make_slug(experiment.name)}-folds"
     folder.mkdir(parents=True)
     joined.to_parquet(folder / "predictions.parquet", index=False)
-    scores = score_table(joined.drop(columns="fold"), labels)
+    scores = score_table(joined.drop(columns="fold"), labels, top_k=experiment.top_k)
     write_json(folder / "folds.json", {"runs": [result.run.id for result in results], "labels": labels, "summary": summary, "out_of_fold": scores, "test": test})
     return FoldsResult(folder, [result.run for result in results], summary, scores, test)
 
