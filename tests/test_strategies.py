@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from snakecls.core import UserError
 from snakecls.data.photos import open_photo, resize_photo
 from snakecls.deploy.predict import Predictor
+from snakecls.models.bundle import load_model, read_bundle
 from snakecls.train.experiment import make_experiment
 from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_stages, build_table
 from snakecls.train.precision import PrecisionChoice
@@ -123,11 +124,9 @@ def test_a_run_starts_from_an_earlier_run_with_other_classes(photos, tmp_path):
     for i in range(6):
         Image.new("RGB", (40, 40), (140 + i, 40, 160)).save(fewer / "violet" / f"{i}.png")
     learn, _ = learner(fewer, f"model.weights={first.run / 'best'}")
-    before = Predictor(first.run / "best")
-    old = before.model.get_classifier().weight.detach() if hasattr(before, "model") else None
-    head = learn.model.get_classifier().weight.detach().cpu()
-    if old is not None:
-        assert torch.equal(head[learn.dls.labels.index("red")], old[before.labels.index("red")])
+    before = read_bundle(first.run / "best")
+    old, head = load_model(before).get_classifier().weight.detach(), learn.model.get_classifier().weight.detach().cpu()
+    assert torch.equal(head[learn.dls.labels.index("red")], old[before.info.labels.index("red")])
     second = run(fewer, tmp_path, "name=second", "model.weights=first")
     assert "run" in json.loads((second.run / "best/bundle.json").read_text())["weights_source"]
     with pytest.raises(UserError, match="did you mean 'first'"):

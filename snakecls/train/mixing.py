@@ -88,6 +88,13 @@ class Blend(Callback):
     def _setup(self, p: float, seed: int) -> None:
         self.p, self.seed, self.weight, self.targets2 = p, seed, 1.0, None
 
+    def _setup_one(self, alpha: float, p: float, seed: int) -> None:
+        "Keep what MixUp and CutMix are made with; raises `UserError` for what draws nothing."
+        if alpha <= 0 or not 0 < p <= 1:
+            raise UserError(f"{self.stream} has alpha {alpha} and p {p}; give alpha above 0 and p above 0 and at most 1 (leave it out for none).")
+        self.alpha = alpha
+        self._setup(p, seed)
+
 
 def draw_shuffle(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:
     "Draw which photo is blended into each."
@@ -106,10 +113,7 @@ class MixUp(Blend):
         p: float = 1.0,  # probability that a batch is blended
         seed: int = 42,
     ):
-        if alpha <= 0 or not 0 < p <= 1:
-            raise UserError(f"mixup has alpha {alpha} and p {p}; give alpha above 0 and p above 0 and at most 1 (leave it out for no MixUp).")
-        self.alpha = alpha
-        self._setup(p, seed)
+        self._setup_one(alpha, p, seed)
 
     def blend(self, rng: np.random.Generator, xb: tuple) -> tuple[tuple, float, torch.Tensor]:
         "Draw the weight and lay the photos over one another."
@@ -133,10 +137,7 @@ class CutMix(Blend):
         p: float = 1.0,  # probability that a batch is blended
         seed: int = 42,
     ):
-        if alpha <= 0 or not 0 < p <= 1:
-            raise UserError(f"cutmix has alpha {alpha} and p {p}; give alpha above 0 and p above 0 and at most 1 (leave it out for no CutMix).")
-        self.alpha = alpha
-        self._setup(p, seed)
+        self._setup_one(alpha, p, seed)
 
     @staticmethod
     def check(
