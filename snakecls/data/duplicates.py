@@ -48,6 +48,7 @@ def find_duplicates(
     max_distance: int = MAX_DISTANCE,
     min_similarity: float = MIN_SIMILARITY,
     n_workers: int | None = None,
+    near: pd.DataFrame | None = None,  # from `near_pairs`, where it is known already
 ) -> pd.DataFrame:  # path, issue, verdict, score (similarity), reason; issues: exact duplicate, near duplicate, conflicting labels, leak
     "Find photos that stand in a table more than once."
     scanned = isinstance(photos, pd.DataFrame) and "thumb" in photos
@@ -56,7 +57,7 @@ def find_duplicates(
     for name, column in (("label", "labels" if "labels" in facts and "label" not in facts else "label"), ("split", "split")):
         values = facts[column] if column in facts else [None] * len(facts)
         facts = facts.assign(**{name: pd.Series([plain_label(value) for value in values], index=facts.index, dtype=object)})
-    near = near_pairs(facts, max_distance=max_distance, min_similarity=min_similarity)
+    near = near_pairs(facts, max_distance=max_distance, min_similarity=min_similarity) if near is None else near
     sha = facts.set_index("path")["sha"]
     links = defaultdict(dict)
     for one, other, alike in near.itertuples(index=False):

@@ -35,13 +35,15 @@ def photo_groups(
     facts: pd.DataFrame,  # from `scan_files`, of the same photos
     *,
     column: str | None = None,  # whose photos belong together, such as observation_id; None: only copies do
+    near: pd.DataFrame | None = None,  # from `near_pairs`, where it is known already
 ) -> np.ndarray:  # (n,) group numbers of the table's rows
     "Join exact copies, near copies and photos of one observation into groups."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     place = {path: row for row, path in enumerate(table["path"])}
-    edges = [(place[one], place[other]) for one, other in near_pairs(facts)[["path", "other"]].itertuples(index=False) if one in place and other in place]
+    near = near_pairs(facts) if near is None else near
+    edges = [(place[one], place[other]) for one, other in near[["path", "other"]].itertuples(index=False) if one in place and other in place]
     keys = [facts.set_index("path")["sha"].reindex(table["path"]).to_numpy()]
     keys += [table[column].to_numpy()] if column is not None else []
     for key in keys:
@@ -92,12 +94,13 @@ def find_issues(
     min_size: int = MIN_SIZE,  # px; a shorter side below is an issue
 ) -> tuple[pd.DataFrame, list[str]]:  # ISSUE_COLUMNS, what cannot be used first; sentences worth telling
     "Collect all issues of the photos."
-    parts, notes = [left_out(table), check_files(facts, min_size=min_size), find_duplicates(facts)], []
+    near = near_pairs(facts)  # the slow part of a large set, needed twice
+    parts, notes = [left_out(table), check_files(facts, min_size=min_size), find_duplicates(facts, near=near)], []
     if not files_only:
         readable = table[table["path"].isin(facts.loc[facts["issue"] == "", "path"])].reset_index(drop=True)
         column = group or ("observation_id" if "observation_id" in table else None)
         try:
-            found = check_labels(readable.assign(group_=photo_groups(readable, facts, column=column)), size=size, groups="group_")
+            found = check_labels(readable.assign(group_=photo_groups(readable, facts, column=column, near=near)), size=size, groups="group_")
             parts.append(found)
             notes += found.attrs.get("warnings", [])
         except UserError as e:
