@@ -1,19 +1,28 @@
 """What each single strategy adds to one small recipe, arm against base on the same photos: `python benchmarks/ablation.py OUTPUT DATA [SEEDS…] [--arms A B …] [--report-only]`.
 
 DATA is snakes_ph (val is the test) or butterflies_noisy (copies left out, a quarter is the test). Seeds give split and training. Runs that are there already are not run again, so it can be interrupted.
+Every run is scored twice: "kept" is the model that the run would serve (the best of the probe and all epochs on the validation photos), "last" the weights after the last epoch, which shows what training did where the probe is kept.
 The comparison is a paired bootstrap over photos: a photo is drawn with its predictions of all seeds (they are not independent)."""
 import argparse
+import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from common import record
+from fastai.callback.core import Callback
+from PIL import Image
 from sklearn.metrics import f1_score
 
+from snakecls.core import keep_freed_memory
+from snakecls.data.photos import open_photo
+from snakecls.evaluate.predictions import predict_table
 from snakecls.train.experiment import make_experiment
-from snakecls.train.learner import build_table
-from snakecls.workflow.run import run_experiment
+from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_stages, build_table, precision_callback
+from snakecls.train.schedules import progressive_fit
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", "../shared/data")).resolve()
 DATA = {
@@ -37,6 +46,24 @@ ARMS: dict[str, list[str]] = {
 }
 
 
+SCORED = {"kept": "best on validation", "last": "after the last epoch"}
+
+
+def shrink(table: pd.DataFrame, folder: Path, side: int = 320) -> pd.DataFrame:
+    "Keep large photos smaller, once, so that decoding them does not take most of the time; shorter side in px, twice what training sees."
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def small(path: str) -> str:
+        kept = folder / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.jpg"
+        if not kept.exists():
+            photo = open_photo(path)
+            photo.thumbnail((side * max(1.0, photo.width / photo.height), side * max(1.0, photo.height / photo.width)), Image.Resampling.LANCZOS)
+            photo.save(kept, quality=95)
+        return str(kept)
+
+    return table.assign(path=table["path"].map(small))
+
+
 def clean(table: pd.DataFrame) -> pd.DataFrame:
     "Leave out copies, and all photos whose copies have different labels."
     from snakecls.data.duplicates import find_duplicates
@@ -45,37 +72,58 @@ def clean(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["path"].isin(drop)].reset_index(drop=True)
 
 
-def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  # of the test photos
+class LastEpoch(Callback):
+    "Predict photos with the weights of the last epoch (the average, where there is one), before the best ones are loaded."
+    order = 62  # after the average and SaveBestF1
+
+    def __init__(self, photos: pd.DataFrame, labels: list[str]):
+        self.photos, self.labels, self.table = photos, labels, None
+
+    def after_epoch(self):
+        if self.epoch + 1 == self.n_epoch:
+            self.table = predict_table(self.learn.model, self.photos, self.dls.spec, self.labels, flip=True)
+
+
+def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  # of the test photos: path, label, kept, last, seconds, best, seed
     "Run an arm, or read what it said before."
-    kept = folder / f"{data}-{arm.replace(' ', '_')}-{seed}.parquet"
-    if not kept.exists():
+    there = folder / f"{data}-{arm.replace(' ', '_')}-{seed}.parquet"
+    if not there.exists():
         experiment = make_experiment({**BASE, "name": f"{data}-{arm}-{seed}"[:70], "seed": seed, "data": DATA[data], "track": []}, overrides=ARMS[arm])
         table = build_table(experiment)
         if data == "butterflies_noisy":
-            table = clean(table)
-        result = run_experiment(experiment, root=folder / "runs", logbook=None, table=table, say=lambda text: None)
-        said = pd.read_parquet(result.run / "predictions-test.parquet")[["path", "label", "predicted"]]
-        said.assign(seconds=result.metrics["seconds"], best=result.message).to_parquet(kept)
-        print(f"{data} seed {seed} {arm}: macro F1 {result.metrics['test']['f1_macro']:.3f}, {result.metrics['seconds']:.0f} s. {result.message}", flush=True)
-    return pd.read_parquet(kept).assign(seed=seed)
+            table = shrink(clean(table), folder / "small")
+        start = time.perf_counter()
+        learn = build_learner(experiment, table, path=folder / "work" / there.stem)
+        photos, device = table[table["split"] == "test"], learn.dls.device
+        last = LastEpoch(photos, learn.dls.labels)
+        with learn.no_logging(), learn.no_bar():
+            result = progressive_fit(
+                learn, build_stages(experiment), saver=build_saver(experiment), seed=seed, batch_norm=experiment.train.batch_norm,
+                stage_cbs=lambda stage, number: [*build_callbacks(experiment, learn.model), precision_callback(experiment.train.precision, device), last])
+        seconds = time.perf_counter() - start
+        said = predict_table(learn.model, photos, learn.dls.spec, learn.dls.labels, flip=True)[["path", "label", "predicted"]].rename(columns={"predicted": "kept"})
+        said = said.assign(last=said["kept"] if last.table is None else last.table["predicted"], seconds=seconds, best=result.message)
+        said.to_parquet(there)
+        f1 = {name: round(f1_score(said["label"], said[name], average="macro"), 3) for name in SCORED}
+        print(f"{data} seed {seed} {arm}: macro F1 {f1}, {seconds:.0f} s. {result.message}", flush=True)
+    return pd.read_parquet(there).assign(seed=seed)
 
 
-def compare(base: pd.DataFrame, arm: pd.DataFrame, n: int = 2000) -> tuple[float, float, float]:  # difference of macro F1 averaged over seeds; 95 % interval
+def compare(base: pd.DataFrame, arm: pd.DataFrame, scored: str, n: int = 2000) -> tuple[float, float, float]:  # difference of macro F1 averaged over seeds; 95 % interval
     "Bootstrap over photos, each with its predictions of all seeds."
     both = base.merge(arm, on=["seed", "path", "label"], suffixes=("", "_arm"), validate="1:1")
     rows = [group.index.to_numpy() for _, group in both.groupby("path")]
-    labels, names = both["label"].to_numpy(), sorted(both["label"].unique())
+    names = sorted(both["label"].unique())
     rng = np.random.default_rng(0)
 
     def gain(index: np.ndarray) -> float:
         part = both.iloc[index]
         gains = []
         for _, one in part.groupby("seed"):
-            score = [f1_score(one["label"], one[column], labels=names, average="macro", zero_division=0) for column in ("predicted", "predicted_arm")]
+            score = [f1_score(one["label"], one[column], labels=names, average="macro", zero_division=0) for column in (scored, f"{scored}_arm")]
             gains.append(score[1] - score[0])
         return float(np.mean(gains))
 
-    assert len(labels)
     drawn = [gain(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])) for _ in range(n)]
     return gain(np.arange(len(both))), *np.quantile(drawn, [0.025, 0.975])
 
@@ -87,7 +135,12 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--report-only", action="store_true", help="Compare the runs that are there, record nothing.")
+    parser.add_argument("--run-only", action="store_true", help="Run what is missing, compare later (several processes can share the seeds).")
+    parser.add_argument("--threads", type=int, help="of torch; 1 for two processes side by side on two processors")
     args = parser.parse_args()
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     arms = ["base", *(arm for arm in args.arms if arm != "base")]
     tables = {arm: [] for arm in arms}
@@ -96,20 +149,20 @@ def main() -> None:
             there = (args.folder / f"{args.data}-{arm.replace(' ', '_')}-{seed}.parquet").exists()
             if there or not args.report_only:
                 tables[arm].append(predictions(args.folder, args.data, arm, seed))
-    for arm in arms:
-        if not tables[arm]:
-            continue
-        scores = [f1_score(one["label"], one["predicted"], average="macro") for one in tables[arm]]
+    if args.run_only:
+        return
+    for arm, scored in ((arm, scored) for scored in SCORED for arm in arms if tables[arm]):
+        scores = [f1_score(one["label"], one[scored], average="macro") for one in tables[arm]]
         seconds = [one["seconds"].iloc[0] for one in tables[arm]]
-        note = f"seeds {[int(one['seed'].iloc[0]) for one in tables[arm]]}, {np.mean(seconds):.0f} s a run; base: lite0, probe head, 128 px, 3 epochs, blocks 1 to 4 frozen"
+        note = f"seeds {[int(one['seed'].iloc[0]) for one in tables[arm]]}, {np.mean(seconds):.0f} s a run beside another; base: lite0, probe head, 128 px, 3 epochs, blocks 1 to 4 frozen"
         if arm != "base":
             seen = {int(one["seed"].iloc[0]) for one in tables[arm]}
             base = pd.concat([one for one in tables["base"] if int(one["seed"].iloc[0]) in seen])
-            gain, low, high = compare(base, pd.concat(tables[arm]))
+            gain, low, high = compare(base, pd.concat(tables[arm]), scored)
             note = f"against base {gain:+.4f} ({low:+.4f} to {high:+.4f}, bootstrap over photos); " + note
-        print(f"{arm}: {np.mean(scores):.4f} ± {np.std(scores, ddof=1) if len(scores) > 1 else float('nan'):.4f}; {note}", flush=True)
+        print(f"{scored}, {arm}: {np.mean(scores):.4f} ± {np.std(scores, ddof=1) if len(scores) > 1 else float('nan'):.4f}; {note}", flush=True)
         if not args.report_only:
-            record(f"ablation {args.data}", arm, scores, unit="test macro F1", note=note)
+            record(f"ablation {args.data}, {SCORED[scored]}", arm, scores, unit="test macro F1", note=note)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 from snakecls.core import UserError
 from snakecls.data.demo import make_demo
 from snakecls.deploy.app import show_answer
+from snakecls.deploy.export import LearnerPredictor
 from snakecls.deploy.predict import Predictor
 from snakecls.models.bundle import load_model, read_bundle
 from snakecls.train.experiment import make_experiment
@@ -75,6 +76,14 @@ def test_the_bundle_says_what_the_run_says(trained):
         assert f1_score(kept["label"], predicted, average="macro") == pytest.approx(trained.metrics["targets"][target]["valid"]["f1_macro"], abs=1e-6)
     genus = pd.read_parquet(trained.run / "predictions-valid-genus.parquet")["label"]
     assert set(genus) == {"Crotalus", "Natrix"}
+
+
+def test_the_export_answers_as_the_bundle_does(trained):
+    paths = pd.read_parquet(trained.run / "manifest.parquet")["path"].tolist()[:3]
+    exported, bundle = LearnerPredictor(trained.run / "export.pkl", trust=True), Predictor(trained.run / "best")
+    assert exported.info.targets == bundle.info.targets and exported.labels == bundle.labels
+    for target, probs in exported.probs_all(paths).items():
+        np.testing.assert_allclose(probs, bundle.probs_all(paths)[target], atol=1e-5)
 
 
 def test_the_predictor_and_the_app_answer_every_target(trained):

@@ -73,7 +73,7 @@ def guess_separator(
     parts = {part for value in spaced for part in value.split()}
     if all(re.fullmatch(r"[A-Za-z]{0,3}[0-9]+", part) for part in parts) or parts <= set(values):
         return " "
-    raise UserError(f"{where} such as '{spaced[0]}' may be one label or several; say which with separator=' ' (several) or separator=',' (one).")
+    raise UserError(f"{where} such as '{spaced[0]}' may be one label or several; say which: separator ' ' (several) or ',' (one), in an experiment file data.separator.")
 
 
 def split_words(

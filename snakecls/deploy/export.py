@@ -186,11 +186,14 @@ def loader_probs(
 
 # %% ../../nbs/deploy/50_export.ipynb #f9185024
 def learner_labels(learn: "Learner") -> list[str]:
-    "Give the labels of a learner in the order of its outputs. Raises `UserError` where there are none, or several targets."
-    given = (getattr(learn, "snakecls_info", None) or {}).get("labels")
-    vocab = getattr(learn.dls, "vocab", None)
+    "Give the labels of a learner in the order of its outputs, of several targets the first one's. Raises `UserError` where there are none, or targets without names."
+    info = getattr(learn, "snakecls_info", None) or {}
+    given, vocab = info.get("labels"), getattr(learn.dls, "vocab", None)
     if vocab is not None and len(vocab) and not isinstance(vocab[0], str) and hasattr(vocab[0], "__len__"):
-        raise UserError("The learner has several targets; export one with a single target.")
+        targets = list((info.get("targets") or {}).values())
+        if "photo" not in info or [list(map(str, names)) for names in vocab] != targets:
+            raise UserError("The learner has several targets, which its snakecls_info does not name in their order; export a run of snakecls train, or a learner with a single target.")
+        vocab = vocab[0]
     labels = [str(label) for label in (vocab if vocab is not None else given or [])]
     if not labels or (given is not None and list(map(str, given)) != labels):
         raise UserError("The learner's snakecls_info['labels'] are not the labels of its loaders (dls.vocab); set them alike.")

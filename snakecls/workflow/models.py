@@ -162,7 +162,7 @@ def leaderboard_text(
         size, minutes = ("" if pd.isna(value) else f"{value:.0f}" for value in (row.size, row.seconds / 60 if pd.notna(row.seconds) else None))
         table.add_row(row.run, *(number(value) for value in (row.f1_macro,)), interval, *(number(getattr(row, name)) for name in top), number(row.test_f1_macro), row.arch or "", size, minutes, row.status)
     text = io.StringIO()
-    Console(file=text, width=width or max(100, shutil.get_terminal_size().columns)).print(table)
+    Console(file=text, force_jupyter=False, force_terminal=False, color_system=None, width=width or max(100, shutil.get_terminal_size().columns)).print(table)
     return text.getvalue().rstrip()
 
 
