@@ -109,20 +109,23 @@ def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  
     return pd.read_parquet(there).assign(seed=seed)
 
 
+def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:  # of class numbers; a class without photos and answers counts as 0, for both arms alike
+    "Compute macro F1 a hundred times faster than scikit-learn, for the bootstrap."
+    hits, sizes = np.bincount(true[true == predicted], minlength=n_classes), np.bincount(true, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
+    return float((2 * hits / np.maximum(sizes, 1)).mean())
+
+
 def compare(base: pd.DataFrame, arm: pd.DataFrame, scored: str, n: int = 2000) -> tuple[float, float, float]:  # difference of macro F1 averaged over seeds; 95 % interval
     "Bootstrap over photos, each with its predictions of all seeds."
     both = base.merge(arm, on=["seed", "path", "label"], suffixes=("", "_arm"), validate="1:1")
-    rows = [group.index.to_numpy() for _, group in both.groupby("path")]
     names = sorted(both["label"].unique())
+    true, of_base, of_arm = (both[column].map({name: i for i, name in enumerate(names)}).to_numpy(int) for column in ("label", scored, f"{scored}_arm"))
+    seeds, rows = both["seed"].to_numpy(), list(both.groupby("path").indices.values())
     rng = np.random.default_rng(0)
 
     def gain(index: np.ndarray) -> float:
-        part = both.iloc[index]
-        gains = []
-        for _, one in part.groupby("seed"):
-            score = [f1_score(one["label"], one[column], labels=names, average="macro", zero_division=0) for column in (scored, f"{scored}_arm")]
-            gains.append(score[1] - score[0])
-        return float(np.mean(gains))
+        parts = [index[seeds[index] == seed] for seed in np.unique(seeds)]
+        return float(np.mean([macro_f1(true[part], of_arm[part], len(names)) - macro_f1(true[part], of_base[part], len(names)) for part in parts if len(part)]))
 
     drawn = [gain(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])) for _ in range(n)]
     return gain(np.arange(len(both))), *np.quantile(drawn, [0.025, 0.975])
