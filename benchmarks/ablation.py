@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--report-only", action="store_true", help="Compare the runs that are there, record nothing.")
+    parser.add_argument("--there", action="store_true", help="Compare and record the runs that are there, run nothing.")
     parser.add_argument("--run-only", action="store_true", help="Run what is missing, compare later (several processes can share the seeds).")
     parser.add_argument("--threads", type=int, help="of torch; 1 for two processes side by side on two processors")
     args = parser.parse_args()
@@ -150,7 +151,7 @@ def main() -> None:
     for seed in args.seeds:  # arms in turn within a seed
         for arm in arms:
             there = (args.folder / f"{args.data}-{arm.replace(' ', '_')}-{seed}.parquet").exists()
-            if there or not args.report_only:
+            if there or not (args.report_only or args.there):
                 tables[arm].append(predictions(args.folder, args.data, arm, seed))
     if args.run_only:
         return

@@ -187,8 +187,7 @@ class PredictConfig(Config):
 # %% ../../nbs/train/36_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [
     {"size": 352, "epochs": 0, "head": "probe"},
-    {"size": 224, "valid_size": 288, "epochs": 2, "freeze": 2, "lr": [1e-5, 5e-5]},
-    {"size": 288, "valid_size": 352, "epochs": 2, "freeze": 2, "lr": [5e-6, 2.5e-5]},
+    {"size": 288, "valid_size": 352, "epochs": 3, "freeze": 2, "lr": [1e-5, 5e-5]},
 ]
 
 
