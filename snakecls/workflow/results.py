@@ -59,12 +59,13 @@ def make_info(experiment: Experiment, learn, facts: dict, scores: dict, *, refit
 def pick_examples(
     table: pd.DataFrame,
     n: int,
-) -> list[tuple[str, str]]:  # (path, label), one per class, of the test split where there is one
-    "Pick photos for the app to offer: the first of each class that training has not seen, right or wrong."
+) -> list[tuple[str, str]]:  # (path, label), one per label, of the test split where there is one
+    "Pick photos for the app to offer: the first of each label that training has not seen, right or wrong; of several labels on a photo the one with the fewest others."
     split = "test" if (table["split"] == "test").any() else "valid"
     photos = table[table["split"] == split]
     if "labels" in table:
-        photos = photos.assign(label=photos["labels"].map(", ".join))
+        photos = photos.assign(label=photos["labels"].map(", ".join), each=photos["labels"]).sort_values("labels", key=lambda lists: lists.map(len), kind="stable").explode("each").dropna(subset="each")
+        photos = photos.drop_duplicates("each").drop_duplicates("path")
     return list(photos.drop_duplicates("label").sort_values("label")[["path", "label"]].head(n).itertuples(index=False, name=None))
 
 # %% ../../nbs/workflow/61_results.ipynb #2a12603c
