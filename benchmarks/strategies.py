@@ -17,15 +17,15 @@ from snakecls.workflow.run import run_experiment
 FILES = Path(__file__).parent.parent / "experiments"
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", "../shared/data")).resolve()
 LITE0, BUTTERFLIES, SCENES = "model.arch=tf_efficientnet_lite0", f"data.source={REAL / 'butterflies'}", f"data.source={REAL / 'scenes_multilabel' / 'miml_labels_1.csv'}"
-FIVE_BLOCKS = ["model.arch=cnn", "model.weights=none", "model.kwargs={filters: [32, 64, 128, 256, 512], batch_norm: true, activation: mish}", "schedule.0.size=128", "schedule.0.freeze=none", "schedule.0.head=keep", "schedule.0.lr=auto", "schedule.0.epochs=8", "schedule.0.bs=32"]
+FIVE_BLOCKS = ["model.arch=cnn", "model.weights=none", "model.kwargs={filters: 16, organisation: double, batch_norm: true}", "schedule.0.size=128", "schedule.0.freeze=none", "schedule.0.head=keep", "schedule.0.lr=auto", "schedule.0.epochs=6", "schedule.0.bs=32"]
 INATURALIST = [BUTTERFLIES, "data.splits={valid: test}"]
 ARMS: dict[str, tuple[str, list[str]]] = {  # name -> experiment file, what is changed
     "snakes, growing sizes, MixUp, albumentations": ("snakes_progressive", [f"data.source={REAL / 'snakes_ph'}", "schedule.2.size=224", "augment.presize=288"]),
     "butterflies, GoogLeNet by hand": ("butterflies_scratch", [BUTTERFLIES, "schedule.0.epochs=12", "schedule.1.epochs=5", "schedule.0.bs=32", "schedule.1.bs=32", "train.patience=3"]),
     "butterflies, the ConvNeXt recipe with lite0": ("butterflies_convnext", [BUTTERFLIES, LITE0, "train.precision=fp32+channels_last", "schedule.0.size=160", "schedule.1.size=160", "schedule.1.epochs=4", "schedule.0.bs=32", "schedule.1.bs=32", "train.ema=0.99"]),
-    "iNaturalist's five blocks, on butterflies": ("inaturalist_cnn", [*INATURALIST, "schedule.0.bs=32"]),
-    "iNaturalist's head only, on butterflies": ("inaturalist_head", [*INATURALIST, "schedule.0.epochs=3"]),
-    "iNaturalist's blocks from 3 on, on butterflies": ("inaturalist_block2", [*INATURALIST, "schedule.0.size=160", "schedule.1.size=160", "schedule.1.epochs=3", "schedule.1.bs=32"]),
+    "iNaturalist's five blocks, on butterflies": ("inaturalist_cnn", [*INATURALIST, "model.kwargs={filters: 16, organisation: double, batch_norm: true}", "schedule.0.bs=32", "schedule.0.epochs=6"]),
+    "iNaturalist's head only, on butterflies": ("inaturalist_head", [*INATURALIST, "schedule.0.size=128", "schedule.0.epochs=3"]),
+    "iNaturalist's blocks from 3 on, on butterflies": ("inaturalist_block2", [*INATURALIST, "schedule.0.size=128", "schedule.1.size=128", "schedule.1.epochs=3", "schedule.1.bs=32"]),
     "checkboxes, SGD and early stopping with lite0": ("checkboxes_resnet50", [f"data.source={REAL / 'checkboxes'}", LITE0, "schedule.0.size=160", "schedule.0.bs=32"]),
     **{f"scenes, {name}, {optimiser}": ("scenes_multilabel", [SCENES, f"train.optimiser={optimiser}", *changes])
        for name, changes in (("lite0", ["schedule.0.size=128", "schedule.0.lr=auto", "schedule.0.bs=32", "schedule.0.epochs=4", "train.patience=2"]), ("five blocks", FIVE_BLOCKS)) for optimiser in ("sgd", "adamw", "adadelta")},

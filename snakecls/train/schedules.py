@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEARCHED_WITH', 'ScheduleResult', 'progressive_fit', 'stage_loaders', 'check_schedule', 'has_several', 'target_names',
-           'top_k', 'epoch_names', 'run_stage', 'stop_message', 'stage_notes', 'head_rate', 'prepare_stage',
-           'find_stage_lr', 'in_search', 'fit_stage', 'probe_head', 'fit_heads', 'known_targets', 'refit_probe',
-           'valid_metrics', 'last_metrics', 'finish']
+           'top_k', 'epoch_names', 'run_stage', 'stop_message', 'rising_loss', 'stage_notes', 'head_rate',
+           'prepare_stage', 'find_stage_lr', 'in_search', 'fit_stage', 'probe_head', 'fit_heads', 'known_targets',
+           'refit_probe', 'valid_metrics', 'last_metrics', 'finish']
 
 # %% ../../nbs/train/33_schedules.ipynb #0774c83a
 import time
@@ -36,7 +36,7 @@ from .targets import score_targets
 class ScheduleResult:
     "What a schedule did: the rows of all epochs, each stage's metrics at its own and at the final size, and where the best weights come from."
     rows: list[dict] = field(default_factory=list)  # one per epoch; epoch 0 is a probe
-    stages: list[dict] = field(default_factory=list)  # stage, size, epochs that ran, seconds, own, final; perhaps lr_found, lr_note, stopped
+    stages: list[dict] = field(default_factory=list)  # stage, size, epochs that ran, seconds, own, final; perhaps lr_found, lr_note, rising, stopped
     best: dict = field(default_factory=dict)  # monitor, value, stage, epoch, size
     probe: dict | None = None  # the best probe's row
     message: str = ""  # what won; then a sentence for each stage that ended early, or whose rate was moved
@@ -175,6 +175,8 @@ def run_stage(
     ran = sum(row["stage"] == number and row["epoch"] > 0 for row in result.rows)
     if ran < stage.epochs and (stopped := stop_message([*learn.cbs, *cbs])):
         more["stopped"] = stopped
+    if rising := rising_loss([row["train_loss"] for row in result.rows if row["stage"] == number and row["epoch"] > 0], place["lr"]):
+        more["rising"] = rising
     result.stages.append({"stage": number, "size": stage.size, "valid_size": stage.seen_size, "epochs": ran, "seconds": round(time.perf_counter() - start, 1), "own": own} | more)
 
 
@@ -183,10 +185,25 @@ def stop_message(cbs: Sequence) -> str:
     return next((cb.message for cb in cbs if isinstance(cb, EarlyStopping) and cb.message), "")
 
 
+def rising_loss(
+    losses: Sequence[float],  # training loss of a stage's epochs
+    lr: float,  # of the head
+) -> str:  # empty where it did not rise by half
+    "Say that the training loss rose, which a table of epochs shows to those alone who look."
+    if len(losses) < 2 or not losses[-1] > 1.5 * losses[0]:
+        return ""
+    return f"the training loss rose from {losses[0]:.3g} to {losses[-1]:.3g}, so the rate ({lr:g}) is probably too large; try a tenth of it, lr: auto, or train.clip: 1.0."
+
+
 def stage_notes(stages: list[dict]) -> list[str]:  # of a `ScheduleResult`
-    "Say of each stage whether its rate was moved, and why it ended early."
-    notes = [(f"Stage {stage['stage']}: {stage['lr_note']}" if "lr_note" in stage else "", stage.get("stopped", "").replace("Stopped", f"Stage {stage['stage']} ended", 1)) for stage in stages]
-    return [note for pair in notes for note in pair if note]
+    "Say of each stage whether its rate was moved, whether its loss rose, and why it ended early."
+    notes = []
+    for stage in stages:
+        name = f"Stage {stage['stage']}"
+        notes += [f"{name}: {stage[key]}" for key in ("lr_note", "rising") if key in stage]
+        if "stopped" in stage:
+            notes.append(stage["stopped"].replace("Stopped", f"{name} ended", 1))
+    return notes
 
 
 def head_rate(stage: Stage) -> float:
