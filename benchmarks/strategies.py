@@ -24,7 +24,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {  # name -> experiment file, what is c
     "butterflies, GoogLeNet by hand": ("butterflies_scratch", [BUTTERFLIES, "schedule.0.epochs=12", "schedule.1.epochs=5", "schedule.0.bs=32", "schedule.1.bs=32", "train.patience=3"]),
     "butterflies, the ConvNeXt recipe with lite0": ("butterflies_convnext", [BUTTERFLIES, LITE0, "train.precision=fp32+channels_last", "schedule.0.size=160", "schedule.1.size=160", "schedule.1.epochs=4", "schedule.0.bs=32", "schedule.1.bs=32", "train.ema=0.99"]),
     "iNaturalist's five blocks, on butterflies": ("inaturalist_cnn", [*INATURALIST, "model.kwargs={filters: 16, organisation: double, batch_norm: true}", "schedule.0.bs=32", "schedule.0.epochs=6"]),
-    "iNaturalist's head only, on butterflies": ("inaturalist_head", [*INATURALIST, "schedule.0.size=128", "schedule.0.epochs=3"]),
+    "iNaturalist's head only, on butterflies": ("inaturalist_head", [*INATURALIST, "schedule.0.size=128", "schedule.0.bs=32", "schedule.0.epochs=4"]),
     "iNaturalist's blocks from 3 on, on butterflies": ("inaturalist_block2", [*INATURALIST, "schedule.0.size=128", "schedule.1.size=128", "schedule.1.epochs=3", "schedule.1.bs=32"]),
     "checkboxes, SGD and early stopping with lite0": ("checkboxes_resnet50", [f"data.source={REAL / 'checkboxes'}", LITE0, "schedule.0.size=160", "schedule.0.bs=32"]),
     **{f"scenes, {name}, {optimiser}": ("scenes_multilabel", [SCENES, f"train.optimiser={optimiser}", *changes])
