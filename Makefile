@@ -13,7 +13,7 @@ test: $(VENV)/.dev browser
 	$(MAKE) notebooks-test pytest
 
 notebooks-test: $(VENV)/.dev
-	$(BIN)/nbdev_test --n_workers 2
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && TMPDIR=$$dir $(BIN)/nbdev_test --n_workers 2
 
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest tests

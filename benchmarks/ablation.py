@@ -42,10 +42,14 @@ ARMS: dict[str, list[str]] = {
     "albumentations": ["augment.backend=albumentations"],
     "no augmentation": ["augment.backend=none"],
     "nothing frozen": ["schedule.0.freeze=none"],
+    "best epoch by validation loss": ["monitor=valid_loss"],
     "head only": ["schedule.0.freeze=body", "schedule.0.lr=1.0e-3"],
 }
-
-
+RECIPES: dict[str, list[str]] = {  # whole schedules, compared with one another and not with base: --against "growing sizes" --arms "one size"
+    "growing sizes": ["schedule=[{size: 352, epochs: 0, head: probe}, {size: 224, valid_size: 288, epochs: 2, freeze: 2, lr: [1.0e-5, 5.0e-5]}, {size: 288, valid_size: 352, epochs: 2, freeze: 2, lr: [5.0e-6, 2.5e-5]}]"],
+    "one size": ["schedule=[{size: 352, epochs: 0, head: probe}, {size: 288, valid_size: 352, epochs: 3, freeze: 2, lr: [1.0e-5, 5.0e-5]}]"],
+    "one size, MixUp 0.2 and 8 epochs": ["schedule=[{size: 352, epochs: 0, head: probe}, {size: 288, valid_size: 352, epochs: 8, freeze: 2, lr: [1.0e-5, 5.0e-5], mixup: 0.2}]"],
+}
 SCORED = {"kept": "best on validation", "last": "after the last epoch"}
 
 
@@ -88,7 +92,7 @@ def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  
     "Run an arm, or read what it said before."
     there = folder / f"{data}-{arm.replace(' ', '_')}-{seed}.parquet"
     if not there.exists():
-        experiment = make_experiment({**BASE, "name": f"{data}-{arm}-{seed}"[:70], "seed": seed, "data": DATA[data], "track": []}, overrides=ARMS[arm])
+        experiment = make_experiment({**BASE, "name": f"{data}-{arm}-{seed}"[:70], "seed": seed, "data": DATA[data], "track": []}, overrides=(ARMS | RECIPES)[arm])
         table = build_table(experiment)
         if data == "butterflies_noisy":
             table = shrink(clean(table), folder / "small")
@@ -136,7 +140,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", choices=DATA)
     parser.add_argument("seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS | RECIPES))
+    parser.add_argument("--against", default="base", choices=list(ARMS | RECIPES), help="the arm that the others are compared with")
     parser.add_argument("--report-only", action="store_true", help="Compare the runs that are there, record nothing.")
     parser.add_argument("--there", action="store_true", help="Compare and record the runs that are there, run nothing.")
     parser.add_argument("--run-only", action="store_true", help="Run what is missing, compare later (several processes can share the seeds).")
@@ -146,7 +151,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    arms = ["base", *(arm for arm in args.arms if arm != "base")]
+    arms = [args.against, *(arm for arm in args.arms if arm != args.against)]
     tables = {arm: [] for arm in arms}
     for seed in args.seeds:  # arms in turn within a seed
         for arm in arms:
@@ -158,12 +163,14 @@ def main() -> None:
     for arm, scored in ((arm, scored) for scored in SCORED for arm in arms if tables[arm]):
         scores = [f1_score(one["label"], one[scored], average="macro") for one in tables[arm]]
         seconds = [one["seconds"].iloc[0] for one in tables[arm]]
-        note = f"seeds {[int(one['seed'].iloc[0]) for one in tables[arm]]}, {np.mean(seconds):.0f} s a run beside another; base: lite0, probe head, 128 px, 3 epochs, blocks 1 to 4 frozen"
-        if arm != "base":
+        note = f"seeds {[int(one['seed'].iloc[0]) for one in tables[arm]]}, {np.mean(seconds):.0f} s a run beside another"
+        if args.against == "base":
+            note += "; base: lite0, probe head, 128 px, 3 epochs, blocks 1 to 4 frozen"
+        if arm != args.against:
             seen = {int(one["seed"].iloc[0]) for one in tables[arm]}
-            base = pd.concat([one for one in tables["base"] if int(one["seed"].iloc[0]) in seen])
+            base = pd.concat([one for one in tables[args.against] if int(one["seed"].iloc[0]) in seen])
             gain, low, high = compare(base, pd.concat(tables[arm]), scored)
-            note = f"against base {gain:+.4f} ({low:+.4f} to {high:+.4f}, bootstrap over photos); " + note
+            note = f"against {args.against} {gain:+.4f} ({low:+.4f} to {high:+.4f}, bootstrap over photos); " + note
         print(f"{scored}, {arm}: {np.mean(scores):.4f} ± {np.std(scores, ddof=1) if len(scores) > 1 else float('nan'):.4f}; {note}", flush=True)
         if not args.report_only:
             record(f"ablation {args.data}, {SCORED[scored]}", arm, scores, unit="test macro F1", note=note)

@@ -4,7 +4,7 @@ import sys
 import venv
 
 from conftest import REPO
-from make_env import copy_sources, has_pip, make_venv
+from make_env import copy_sources, has_pip, link_pytorch, make_venv
 
 
 def test_the_wheel_is_built_from_sources_alone(tmp_path):
@@ -38,3 +38,17 @@ def test_an_environment_without_pip_is_made_anew(tmp_path, monkeypatch):
     assert has_pip(make_venv(tmp_path / "env"))
     assert make_venv(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
     assert [(options["with_pip"], options["clear"]) for options in made] == [(True, True)]
+
+
+def test_pytorch_is_linked_and_nothing_else(tmp_path):
+    first, second = (tmp_path / name / "lib" / "python3.11" / "site-packages" for name in ("first", "second"))
+    for distribution, files in {"torch-2.14.1": ["torch/__init__.py", "torch/lib/big.so"], "nvidia_cublas-13.1": ["nvidia/cu13/lib/big.so"], "pandas-3.0": ["pandas/__init__.py"]}.items():
+        recorded = [*files, f"{distribution}.dist-info/RECORD", "../../../bin/torchrun"]
+        for name in recorded[:-1]:
+            (first / name).parent.mkdir(parents=True, exist_ok=True)
+            (first / name).write_text("\n".join(f"{file},sha256=x,1" for file in recorded) if name.endswith("RECORD") else name)
+    second.mkdir(parents=True)
+    link_pytorch(tmp_path / "second" / "bin" / "python", tmp_path / "first")
+    linked = [file for file in second.rglob("*") if file.is_file()]
+    assert {str(file.relative_to(second)) for file in linked} == {"torch/__init__.py", "torch/lib/big.so", "torch-2.14.1.dist-info/RECORD", "nvidia/cu13/lib/big.so", "nvidia_cublas-13.1.dist-info/RECORD"}
+    assert all(file.samefile(first / file.relative_to(second)) for file in linked)

@@ -1,5 +1,7 @@
 """Make a virtual environment and install the project into it; standard library only, Python 3.10 to 3.12."""
 import argparse
+import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,18 @@ def make_venv(folder: Path) -> Path:  # its Python
 def has_pip(python: Path) -> bool:
     "Say whether a Python is there and has pip."
     return python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def link_pytorch(python: Path, other: Path) -> None:
+    "Hard-link PyTorch and the libraries that come with it from another environment of the same Python: they are most of 7 GB; pip then finds them installed."
+    folder, source = (next((env / "lib").glob("python3.*/site-packages")) for env in (python.parent.parent, other))
+    for record in source.glob("*.dist-info/RECORD"):
+        if not record.parent.name.startswith(("torch-", "torchvision-", "triton-", "nvidia_", "cuda_")):
+            continue
+        for name, *_ in csv.reader(record.read_text().splitlines()):
+            if not name.startswith("..") and (source / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(source / name, folder / name)
 
 
 def copy_sources(folder: Path, *, root: Path = ROOT) -> Path:  # `folder`
@@ -65,10 +79,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the environment's folder")
     parser.add_argument("--dev", action="store_true", help="with the `dev` extra")
     parser.add_argument("--wheel", action="store_true", help="install a built wheel instead of this folder, as a user would")
+    parser.add_argument("--pytorch-of", type=Path, metavar="ENV", help="hard-link PyTorch from this environment instead of installing it again")
     args = parser.parse_args()
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         sys.exit(f"snakecls needs Python 3.10 to 3.12, this is {sys.version.split()[0]}; run make PYTHON=python3.11 …")
-    install(make_venv(args.folder), dev=args.dev, wheel=args.wheel)
+    python = make_venv(args.folder)
+    if args.pytorch_of:
+        try:
+            link_pytorch(python, args.pytorch_of)
+        except OSError as e:  # another file system, or there already
+            print(f"PyTorch cannot be linked from {args.pytorch_of} ({e.strerror}); pip installs what is missing", flush=True)
+    install(python, dev=args.dev, wheel=args.wheel)
 
 
 if __name__ == "__main__":
