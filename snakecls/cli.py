@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'tell', 'show', 'finite', 'command_line', 'program', 'app_command',
            'scores_text', 'top_text', 'demo', 'run_text', 'run_json', 'train', 'check', 'review', 'train_several',
-           'evaluate', 'predict', 'guess_json', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
+           'evaluate', 'predict', 'guess_json', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main',
+           'ensemble_text']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import json as json_module
@@ -211,7 +212,7 @@ def train_several(experiment: Any, folds: int | None, grid: list[str] | None, as
 
     if folds:
         result = run_folds(experiment, folds, **where)
-        values = {"folder": result.folder, "runs": [run.id for run in result.runs], "summary": result.summary, "out_of_fold": result.scores, "test": result.test}
+        values = {"folder": result.folder, "runs": [run.id for run in result.runs], "summary": result.summary, "out_of_fold": result.scores, "test": result.test, "targets": result.targets}
         show(values, f"\n{folds_text(result)}\n\nPredictions of every photo:  {result.folder / 'predictions.parquet'}", as_json)
         return
     table = run_grid(experiment, grid, **where) if grid else compare_modes(experiment, **where)
@@ -321,9 +322,7 @@ def ensemble(
     if output is not None and output.exists():
         raise UserError(f"{output} exists already; give another name for --output, or remove it.")
     said = ensemble_runs(bundles, split=split)
-    lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
-    gain = said["comparison"]
-    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {said['scores']['n']} {said['split']} photos, {gain['difference']:+.3f} to the best ({gain['low']:+.3f} to {gain['high']:+.3f})")
+    lines = [ensemble_text(said)] if "targets" not in said else [f"Target {target}\n{ensemble_text(one | {'split': said['split']})}\n" for target, one in said["targets"].items()]
     if output is not None:
         lines.append(f"Wrote the mean of the weights to {soup_runs(bundles, output)}; score it with: snakecls evaluate {output} --data …")
     show(said | {"output": output}, "\n".join(lines), json)
@@ -373,3 +372,11 @@ def main() -> None:
     except UserError as e:
         print(f"snakecls: {e}", file=sys.stderr)
         sys.exit(2)
+
+
+def ensemble_text(said: dict) -> str:
+    "Write what an ensemble gave for one target."
+    lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
+    gain = said["comparison"]
+    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {said['scores']['n']} {said['split']} photos, {gain['difference']:+.3f} to the best ({gain['low']:+.3f} to {gain['high']:+.3f})")
+    return "\n".join(lines)

@@ -133,3 +133,49 @@ def test_another_experiment_starts_from_the_heads_of_the_same_name(trained, draw
         np.testing.assert_array_equal(new.weight.detach(), old.weight.detach())
     single = make_experiment(settings(drawn, data={"target": "binomial"}, model={"weights": str(trained.run / "best")}, monitor="f1_macro"))
     np.testing.assert_array_equal(build_model(single, sorted(SPECIES)).fc.weight.detach(), theirs.fc["0"].weight.detach())
+
+
+def test_folds_and_ensembles_score_every_target(drawn, tmp_path):
+    from snakecls.workflow.several import ensemble_runs, folds_text, run_folds
+
+    probe = make_experiment(settings(drawn, schedule=[{"size": 64, "epochs": 0, "head": "probe"}], predict={"flip": False}))
+    folds = run_folds(probe, 2, root=tmp_path / "runs", logbook=None, say=lambda text: None)
+    assert list(folds.targets) == TARGETS and folds.targets["binomial"]["out_of_fold"] == folds.scores
+    for target, file in zip(TARGETS, ("predictions", "predictions-genus", "predictions-side")):
+        joined, scores = pd.read_parquet(folds.folder / f"{file}.parquet"), folds.targets[target]
+        assert joined["path"].is_unique and sorted(joined["fold"].unique()) == [0, 1]
+        assert scores["out_of_fold"]["f1_macro"] == pytest.approx(f1_score(joined["label"], joined["predicted"], average="macro"), abs=1e-6)
+        assert scores["summary"]["f1_macro"]["mean"] == pytest.approx(np.mean([run.metrics()["targets"][target]["valid"]["f1_macro"] for run in folds.runs]))
+    assert set(joined["label"]) == {"left", "right"} and len(folds.scores["f1_macro_interval"]) == 2
+    assert all(f"Target {target}" in folds_text(folds) for target in TARGETS)
+    assert json.loads((folds.folder / "folds.json").read_text())["targets"]["side"]["test"]["n"] == folds.test["n"]
+
+    together = ensemble_runs([run / "best" for run in folds.runs])
+    kept = [pd.read_parquet(run / "predictions-test-genus.parquet").set_index("path").sort_index() for run in folds.runs]
+    mean = (kept[0][["p_0", "p_1"]] + kept[1][["p_0", "p_1"]]) / 2
+    predicted = np.array(["Crotalus", "Natrix"])[mean.to_numpy().argmax(1)]
+    assert together["targets"]["genus"]["scores"]["f1_macro"] == pytest.approx(f1_score(kept[0]["label"], predicted, average="macro"), abs=1e-6)
+    assert together["targets"]["binomial"]["scores"] == together["scores"]
+
+
+def test_a_target_weighs_what_the_file_says(drawn):
+    import torch
+
+    from snakecls.train.learner import build_loss
+
+    counts = {"binomial": [4, 4, 4], "genus": [8, 4], "side": [6, 6]}
+    plain, weighed = (build_loss(make_experiment(settings(drawn, train=train)), counts=counts, n_photos=12) for train in ({}, {"target_weights": {"side": 0.25, "genus": 2}}))
+    logits, y = [torch.randn(5, len(each)) for each in counts.values()], [torch.randint(len(each), (5,)) for each in counts.values()]
+    each = [part(one, true) for part, one, true in zip(plain.parts, logits, y)]
+    assert float(weighed(logits, *y)) == pytest.approx(float(each[0] + 2 * each[1] + 0.25 * each[2]), rel=1e-6)
+    assert float(plain(logits, *y)) == pytest.approx(float(sum(each)), rel=1e-6)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"train": {"target_weights": {"gennus": 2}}}, "did you mean 'genus'"),
+    ({"train": {"target_weights": {"genus": 0}}}, "a number above 0"),
+    ({"train": {"target_weights": {"genus": 2}}, "data": {"target": "binomial"}, "monitor": "f1_macro"}, "one target alone"),
+])
+def test_weights_that_weigh_nothing_are_refused(drawn, tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        run_experiment(make_experiment(settings(drawn, **changes)), root=tmp_path / "runs", logbook=None, say=lambda text: None)

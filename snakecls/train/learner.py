@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['several_targets', 'build_table', 'load_source', 'reviewed_column', 'build_stages', 'build_stage', 'build_augment',
-           'train_labels', 'build_model', 'build_loss', 'build_metrics', 'check_monitor_k', 'build_optimiser',
-           'measure_colours', 'build_learner', 'build_saver', 'build_callbacks', 'check_precision',
+           'train_labels', 'build_model', 'build_loss', 'make_photo_loss', 'build_metrics', 'check_monitor_k',
+           'build_optimiser', 'measure_colours', 'build_learner', 'build_saver', 'build_callbacks', 'check_precision',
            'precision_callback', 'find_device']
 
 # %% ../../nbs/train/37_learner.ipynb #dd166d65
@@ -194,7 +194,16 @@ def build_loss(experiment: Experiment, *, counts: Sequence[int] | dict[str, Sequ
     if isinstance(counts, dict):
         if train.oversample:
             raise UserError(f"train.oversample is {train.oversample:g}, but there are {len(counts)} targets, which are rare in different photos; leave it out, or use class_weights.")
-        return TargetsLoss({target: build_loss(experiment, counts=each, n_photos=n_photos) for target, each in counts.items()})
+        losses = {target: make_photo_loss(experiment, each, n_photos) for target, each in counts.items()}
+        return TargetsLoss(losses, weights=train.target_weights)
+    if train.target_weights:
+        raise UserError(f"train.target_weights weighs {', '.join(train.target_weights)}, but there is one target alone ({experiment.data.target}); leave it out, or name several in data.target.")
+    return make_photo_loss(experiment, counts, n_photos)
+
+
+def make_photo_loss(experiment: Experiment, counts: Sequence[int], n_photos: int) -> PhotoLoss:
+    "Make the loss of one target."
+    train = experiment.train
     return make_loss(
         train.loss, counts=counts, n_photos=n_photos, label_smoothing=train.label_smoothing, class_weights=train.class_weights,
         focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, multi_label=experiment.data.multi_label,

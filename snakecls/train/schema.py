@@ -150,6 +150,7 @@ class TrainConfig(Config):
     class_weights: Literal["none", "balanced", "effective"] = Field("none", description="weight of rare classes in the loss")
     focal_gamma: float = Field(2.0, ge=0, description="how much the focal loss looks away from easy photos")
     pos_weight: Literal["none", "balanced"] = Field("none", description="with several labels: weight of the photos that have a label")
+    target_weights: dict[str, float] = Field({}, description="with several targets: each one's share in the loss; 1 for those not named")
     oversample: float = Field(0.0, ge=0, le=1, description="0: photos as often as they are; 1: classes equally often")
     optimiser: Literal["adamw", "adam", "sgd", "adadelta"] = Field("adamw", description="how weights follow gradients")
     momentum: float | None = Field(None, ge=0, lt=1, description="of sgd (0.9 if not given); of adam and adamw the first beta")

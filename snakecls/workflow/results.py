@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFITTED', 'NOT_REFITTED', 'first_target', 'first_labels', 'problem_of', 'make_info', 'pick_examples',
-           'choose_thresholds', 'finish_tables', 'score_others', 'finish_records']
+           'choose_thresholds', 'predictions_name', 'finish_tables', 'score_others', 'finish_records']
 
 # %% ../../nbs/workflow/61_results.ipynb #fb8044cd
 import re
@@ -79,13 +79,22 @@ def choose_thresholds(experiment: Experiment, tables: dict[str, pd.DataFrame], l
     return {"mode": experiment.predict.thresholds, "values": [float(value) for value in values], "table": compared}
 
 
+def predictions_name(
+    split: str | None,  # None: all folds together
+    target: str | None = None,  # one beside the first; None: the first, or the only one
+) -> str:
+    "Name the file of predictions within a run folder: predictions-SPLIT-TARGET.parquet."
+    parts = ["predictions", split, target and re.sub(r"[^A-Za-z0-9_.]+", "_", target)]
+    return f"{'-'.join(filter(None, parts))}.parquet"
+
+
 def finish_tables(tables: dict[str, pd.DataFrame], labels: list[str], thresholds: dict | None, run: RunFolder, *, seed: int, top_k: Sequence[int] = (3,)) -> dict[str, dict | None]:  # scores by split
     "Write each split's predictions, by the thresholds that were chosen, and score them."
     scores: dict[str, dict | None] = {"valid": None, "test": None}
     for split, table in tables.items():
         if thresholds is not None:
             table = table.assign(predicted=decide_labels(table_probs(table), labels, thresholds["values"]))
-        table.to_parquet(run / f"predictions-{split}.parquet", index=False)
+        table.to_parquet(run / predictions_name(split), index=False)
         scores[split] = score_table(table, labels, seed=seed, top_k=top_k)
     return scores
 
@@ -104,7 +113,7 @@ def score_others(
     by_target = {first: scores} | {target: dict.fromkeys(scores) for target in names}
     for split, tables in others.items():
         for target, table in zip(names, tables, strict=True):
-            table.to_parquet(run / f"predictions-{split}-{re.sub(r'[^A-Za-z0-9_.]+', '_', target)}.parquet", index=False)
+            table.to_parquet(run / predictions_name(split, target), index=False)
             by_target[target][split] = score_table(table, labels[target], seed=seed, top_k=top_k)
     return by_target
 

@@ -21,7 +21,7 @@ from ..data.files import keep_readable
 from ..data.splits import write_manifest
 from ..stats import top_names
 from ..train.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, several_targets, train_labels
-from ..train.options import accumulate_note, choose_batch_norm, planned_batches
+from ..train.options import accumulate_note, choose_batch_norm, idle_note, planned_batches
 from ..train.precision import choose_precision
 from ..train.precision_callback import compile_model, compile_seconds, is_compiled
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit
@@ -66,7 +66,7 @@ def run_experiment(
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
     learn = build_learner(experiment, table, model=model)
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
-    if note := accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)):
+    for note in filter(None, (idle_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)))):
         say(f"Note: {note}")
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command)
