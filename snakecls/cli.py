@@ -9,6 +9,7 @@ __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'tell', 'show', 'finite'
            'ensemble_text']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
+import itertools
 import json as json_module
 import math
 import os
@@ -78,12 +79,12 @@ def scores_text(metrics: dict) -> str:
     "Write a run's scores in lines."
     from snakecls.stats import top_names
 
-    lines = []
-    for split in ("valid", "test"):
-        if scores := metrics.get(split):
+    lines, targets = [], metrics.get("targets") or {"": metrics}
+    for split, target in itertools.product(("valid", "test"), targets):
+        if scores := targets[target].get(split):
             low, high = scores["f1_macro_interval"]
             others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy"} | top_names(scores)
-            lines.append(f"{split:5}  macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores))
+            lines.append(f"{split:5}  {target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores))
     return "\n".join(lines)
 
 

@@ -58,6 +58,9 @@ def test_every_target_is_measured_and_the_monitor_chooses(trained):
     assert json.loads((trained.run / "metrics.json").read_text())["targets"]["side"]["test"]["n"] == metrics["test"]["n"]
     report = (trained.run / "report.html").read_text()
     assert "Target &#39;side&#39;" in report or "Target 'side'" in report
+    assert "means over the targets" in report and "valid, genus: macro F1" in (trained.run.path.parent.parent / "logbook.md").read_text()
+    from snakecls.cli import scores_text
+    assert [line.split(":")[0].split() for line in scores_text(metrics).splitlines()] == [[split, target] for split in ("valid", "test") for target in TARGETS]
     assert (trained.run / "export.pkl").exists() and not (trained.run / "predictions-valid-binomial.parquet").exists()
 
 

@@ -85,7 +85,8 @@ def test_early_stopping_validation_every_second_epoch_and_lr_auto(photos, tmp_pa
     assert history["lr"].notna().all() and (result.run / "plots" / "lr-stage1.png").exists()
     stage = result.metrics["stages"][0]
     assert stage["epochs"] == 4 and stage["stopped"].startswith("Stopped after epoch 4 of 8") and "Stage 1 ended after epoch 4 of 8" in result.metrics["message"]
-    assert "Stage 1 ended after epoch 4 of 8" in (result.run / "report.html").read_text()
+    page = (result.run / "report.html").read_text()
+    assert "Stage 1 ended after epoch 4 of 8" in page and "Learning rate of stage 1" in page and "data:image/png;base64" in page
 
 
 def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):

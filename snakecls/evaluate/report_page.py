@@ -129,7 +129,7 @@ def draw_curves(
         anchor = "end" if best > n * 0.7 else "start"
         parts.append(f'<circle cx="{x(best):.1f}" cy="{y(value):.1f}" r="5" fill="var(--card)" stroke="var(--c0)" stroke-width="2.5"/>'
                      f'<text x="{x(best) + (-9 if anchor == "end" else 9):.1f}" y="{min(y(value) + 16, HIGH - BOTTOM - 4):.1f}" text-anchor="{anchor}" '
-                     f'style="font-weight:650;fill:var(--c0)">best {value:.3f}</text>')
+                     f'style="font-weight:650;fill:var(--c0);paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round">best {value:.3f}</text>')
     return f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{html.escape(", ".join(series))} per epoch">{"".join(parts)}</svg>'
 
 
@@ -179,14 +179,16 @@ TOP_PARTS = """
 {% if problem %}<section class="say warn"><b>{{ problem.title }}</b><p>{{ problem.text }}</p></section>{% endif %}
 {% if tiles %}<div class="tiles">{% for t in tiles %}{{ tile(t) }}{% endfor %}</div>{% endif %}
 {% if verdicts %}<div class="says">{% for v in verdicts %}<section class="say {{ v.kind }}"><b>{{ v.title }}</b><p>{{ v.text }}</p></section>{% endfor %}</div>{% endif %}
-{% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.</p><div class="two">
+{% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.{{ " Scores are means over the targets." if mean_of_targets }}</p><div class="two">
 {% for c in curves %}<div><div class="keys">{% for key in c.names %}<span><i style="background:var(--c{{ loop.index0 }})"></i>{{ key }}</span>{% endfor %}</div>{{ c.svg }}</div>{% endfor %}</div></section>{% endif %}
-{% if stages %}<section><h2>Stages</h2><p class="soft">Each stage on the validation photos, at its own size and at the final one.</p><div class="scroll"><table>
+{% if stages %}<section><h2>Stages</h2><p class="soft">Each stage on the validation photos, at its own size and at the final one{{ "; scores are means over the targets" if mean_of_targets }}.</p><div class="scroll"><table>
 <thead><tr><th>Stage</th><th>Epochs</th><th>F1, own size</th><th>F1, final size</th><th class="wide-only">{{ stages[0].second_title }}, own</th><th class="wide-only">{{ stages[0].second_title }}, final</th><th class="wide-only">Minutes</th></tr></thead><tbody>
 {% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }}{{ " · " + s.shown_size if s.shown_size }}{{ " ★" if s.best }}</td><td>{{ s.epochs or ("probe" if s.epochs == 0 else "–") }}</td><td>{{ num(s.own.f1_macro) }}</td>
 <td>{{ num(s.final.f1_macro) }}</td><td class="wide-only">{{ num(s.own[s.second]) }}</td><td class="wide-only">{{ num(s.final[s.second]) }}</td><td class="wide-only">{{ num(s.minutes, 1) }}</td></tr>{% endfor %}</tbody></table></div>
 {% if best_line %}<p class="soft" style="margin:12px 0 0">★ {{ best_line }}</p>{% endif %}
-{% for s in stages %}{% if s.note %}<p class="soft" style="margin:12px 0 0">{{ s.note }}</p>{% endif %}{% endfor %}</section>{% endif %}
+{% for s in stages %}{% if s.note %}<p class="soft" style="margin:12px 0 0">{{ s.note }}</p>{% endif %}{% endfor %}
+{% for s in stages %}{% if s.lr_picture %}<details style="margin-top:12px"><summary>Learning rate of stage {{ s.stage }}{{ ": %.2g, as the finder suggested" % s.lr_found if s.lr_found }}</summary>
+<img src="{{ s.lr_picture }}" alt="loss over the learning rate, with the suggested rate marked" style="display:block;width:100%;max-width:640px;margin:8px 0;border-radius:10px;background:#fff"></details>{% endif %}{% endfor %}</section>{% endif %}
 """
 LABEL_PARTS = """
 {% if most_wrong or all_right %}<section><h2>Photos</h2><p class="soft">{{ split_line }} Tap a photo to see all of it. Dashed (–): a label that was missed. Filled (+): one that was wrongly added.</p>

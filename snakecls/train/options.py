@@ -144,7 +144,7 @@ def idle_note(experiment: Experiment) -> str | None:  # one sentence
     "Name what a stage without epochs has and does not use; its probe sees the photos as they are."
     idle = [f"schedule.{place}.{name}" for place, stage in enumerate(experiment.schedule) if not stage.epochs
             for name in OF_EPOCHS if getattr(stage, name) != StageConfig.model_fields[name].default]
-    return f"a stage of 0 epochs fits its probe alone, so {', '.join(idle)} do nothing there; give it epochs, or leave them out." if idle else None
+    return f"a stage of 0 epochs fits its probe alone and does not use {', '.join(idle)}; give it epochs, or leave that out." if idle else None
 
 # %% ../../nbs/train/36_options.ipynb #893d923b
 def train_counts(table: pd.DataFrame | None, labels: Sequence[str] | dict[str, list[str]]) -> tuple[Sequence[int] | dict[str, Sequence[int]], int]:  # of each label; of photos

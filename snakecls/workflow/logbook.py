@@ -232,7 +232,8 @@ def make_entry(
     if valid and not message:
         earlier = best_earlier(run)
         verdict, compared = judge_run(valid, earlier, compare_runs(run.path, run.path.parent / earlier["run"]) if earlier else None)
-    result = "; ".join(filter(None, [*(describe_scores(split, metrics.get(split)) for split in ("valid", "test")),
+    targets = metrics.get("targets") or {"": metrics}
+    result = "; ".join(filter(None, [*(describe_scores(f"{split}{f', {target}' if target else ''}", targets[target].get(split)) for split in ("valid", "test") for target in targets),
                                      "the probe was fitted again on train and valid between the two" if metrics.get("refit") else ""]))
     commit = f"commit {git['commit'][:9]}{' with changes' if git.get('dirty') else ''}" if git else ""
     seed, split_seed = experiment.get("seed"), (experiment.get("data") or {}).get("seed")
