@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['stage_groups', 'matched_groups', 'child_groups', 'head_modules', 'head_module', 'n_frozen_groups', 'freeze_groups',
-           'gradual_unfreezing', 'discriminative_lrs', 'batch_norms']
+           'gradual_unfreezing', 'discriminative_lrs', 'decayed_rates', 'batch_norms']
 
 # %% ../../nbs/models/22_freezing.ipynb #1724ed36
 from collections.abc import Iterator
@@ -126,7 +126,11 @@ def discriminative_lrs(
     "Give each group a rate that falls with its distance from the head."
     if not (lr > 0 and 0 < decay <= 1):
         raise UserError(f"lr is {lr} and decay {decay}; give a rate above 0, and a decay above 0 and at most 1.")
-    n_groups = len(stage_groups(model))
+    return decayed_rates(lr, len(stage_groups(model)), decay)
+
+
+def decayed_rates(lr: float, n_groups: int, decay: float) -> list[float]:  # (n_groups,), the last is `lr`
+    "Let a rate fall from the last group to the first."
     return [lr * decay**distance for distance in reversed(range(n_groups))]
 
 # %% ../../nbs/models/22_freezing.ipynb #5a3a7331

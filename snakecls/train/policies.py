@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from fastcore.basics import even_mults
 
 from ..core import UserError, unknown_name
+from ..models.freezing import decayed_rates
 from .callbacks import check_monitor, epoch_values, was_validated
 from .optimisers import held_momentum
 
@@ -145,7 +146,7 @@ def group_rates(
 ) -> list[float]:  # one for each group, the head last
     "Give each parameter group its peak rate."
     if layer_decay is not None:
-        return [float(lr) * layer_decay ** (n_groups - 1 - i) for i in range(n_groups)]
+        return decayed_rates(float(lr), n_groups, layer_decay)
     if isinstance(lr, (tuple, list)) and len(lr) == 2:
         return [float(rate) for rate in np.ravel(even_mults(*lr, n_groups))]
     return [float(lr[0] if isinstance(lr, (tuple, list)) else lr)] * n_groups
