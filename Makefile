@@ -16,7 +16,7 @@ notebooks-test: $(VENV)/.dev
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && TMPDIR=$$dir $(BIN)/nbdev_test --n_workers 2
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 slow: $(VENV)/.dev
 	grep -rlE --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '#\| *slow' nbs | xargs -rn 1 $(BIN)/nbdev_test --flags slow --n_workers 1 --path
