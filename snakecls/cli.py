@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'tell', 'show', 'finite', 'command_line', 'program', 'app_command',
-           'scores_text', 'top_text', 'demo', 'run_text', 'run_json', 'train', 'check', 'review', 'train_several',
-           'evaluate', 'predict', 'guess_json', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main',
-           'ensemble_text']
+           'scores_text', 'ensemble_text', 'top_text', 'demo', 'run_text', 'run_json', 'train', 'check', 'review',
+           'train_several', 'evaluate', 'predict', 'guess_json', 'open_app', 'runs', 'ensemble', 'export', 'publish',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import itertools
@@ -88,6 +88,14 @@ def scores_text(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def ensemble_text(said: dict) -> str:
+    "Write what an ensemble gave for one target."
+    lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
+    gain = said["comparison"]
+    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {said['scores']['n']} {said['split']} photos, {gain['difference']:+.3f} to the best ({gain['low']:+.3f} to {gain['high']:+.3f})")
+    return "\n".join(lines)
+
+
 def top_text(top: list[tuple[str, float]]) -> str:
     "Write ranked labels in a line."
     return ", ".join(f"{label} {prob:.0%}" for label, prob in top)
@@ -135,7 +143,6 @@ def train(
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
     from snakecls.train.experiment import load_experiment, make_experiment
-    from snakecls.workflow.run import run_experiment
 
     if experiment is None and data is None:
         raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
@@ -146,6 +153,11 @@ def train(
     described = load_experiment(experiment, overrides=changes) if experiment else make_experiment({"name": data.resolve().stem, "data": {"source": str(data)}}, overrides=changes)
     if sum(map(bool, (folds, grid, compare_precision))) > 1:
         raise UserError("--folds, --grid and --compare-precision are three ways to run several times; give one of them.")
+    from snakecls.data.sources import check_exists
+
+    check_exists(described.data.source)
+    from snakecls.workflow.run import run_experiment  # takes seconds, which a mistake above need not wait for
+
     if folds or grid or compare_precision:
         train_several(described, folds, grid, json, root=runs, logbook=logbook, command=command_line(), say=tell)
         return
@@ -166,10 +178,14 @@ def check(
 ):
     "Find what is wrong with photos: broken files, copies, leaks between splits, wrong labels, photos of something else."
     from snakecls.train.experiment import load_experiment, make_experiment
-    from snakecls.workflow.check import check_source, describe_check
 
     is_file = source.suffix.lower() in (".yaml", ".yml")
     experiment = load_experiment(source, overrides=overrides or []) if is_file else make_experiment({"name": source.resolve().stem, "data": {"source": str(source)}}, overrides=overrides or [])
+    from snakecls.data.sources import check_exists
+
+    check_exists(experiment.data.source)
+    from snakecls.workflow.check import check_source, describe_check  # takes seconds, too
+
     result = check_source(experiment.data, output or Path("checks") / experiment.name, files_only=files_only, size=size, min_size=min_size, say=tell)
     report = result.folder / "report.html"
     if show_page:
@@ -373,11 +389,3 @@ def main() -> None:
     except UserError as e:
         print(f"snakecls: {e}", file=sys.stderr)
         sys.exit(2)
-
-
-def ensemble_text(said: dict) -> str:
-    "Write what an ensemble gave for one target."
-    lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
-    gain = said["comparison"]
-    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {said['scores']['n']} {said['split']} photos, {gain['difference']:+.3f} to the best ({gain['low']:+.3f} to {gain['high']:+.3f})")
-    return "\n".join(lines)

@@ -173,3 +173,12 @@ def test_folds_a_grid_and_an_ensemble(demo):
     assert json.loads(both.stdout)["split"] == "test" and len(json.loads(both.stdout)["members"]) == 2
     twice = snakecls(*small, "--folds", "2", "--compare-precision", cwd=demo)
     assert twice.returncode == 2 and "give one of them" in twice.stderr
+
+
+def test_a_mistake_in_the_file_is_told_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "typo.yaml").write_text("data: photos\ntrain: {batch: 8}\n")
+    (tmp_path / "gone.yaml").write_text("data: photos\n")
+    for words, told in ((["train", "typo.yaml"], "train.batch"), (["train", "gone.yaml"], "photos' does not exist"), (["check", "gone.yaml"], "photos' does not exist")):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snakecls.cli import main\ntry: main()\nfinally: print('imported', *(name for name in ('torch', 'timm', 'fastai') if name in sys.modules), file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and told in done.stderr and done.stderr.splitlines()[-1] == "imported", done.stderr

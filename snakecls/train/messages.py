@@ -146,5 +146,7 @@ def explain_error(
         allowed = [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         guess = nearest(str(given), allowed)
         return f"{key} is {given!r}, but must be {error['ctx']['expected']}{f'; did you mean {guess!r}?' if guess else '.'}"
+    if error["type"] == "dict_type":
+        return f"{key} is {given!r}, but holds names with values; write {key}: {{NAME: …}} ({describe_key(schema, place)})."
     message = error["msg"] if error["msg"][:2].isupper() else error["msg"][0].lower() + error["msg"][1:]
     return f"{key} is {given!r}: {message} ({describe_key(schema, place)})."
