@@ -18,7 +18,7 @@ from snakecls.data.photos import PhotoSpec
 from snakecls.data.scan import scan_files
 from snakecls.data.tables import load_table
 from snakecls.evaluate.label_issues import judge, read_features
-from snakecls.models.features import fit_probe
+from snakecls.models.probe import fit_probe
 
 SIZE = 256
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

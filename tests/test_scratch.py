@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from snakecls.core import seed_everything
 from snakecls.models.cost import count_flops, count_parameters, describe_network
-from snakecls.models.features import fit_probe, pooled_features, set_head
+from snakecls.models.features import pooled_features
+from snakecls.models.probe import fit_probe, set_head
 from snakecls.models.freezing import freeze_groups, stage_groups
 from snakecls.models.scratch import SCRATCH_ARCHS, create_scratch
 from snakecls.train.auxiliary import AuxLoss

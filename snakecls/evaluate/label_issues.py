@@ -19,7 +19,8 @@ from ..core import UserError, track
 from ..data.columns import count, some
 from ..data.photos import PhotoSpec
 from .outliers import ISSUE_COLUMNS, OUTLIER_THRESHOLD, find_outliers
-from ..models.features import LogisticFit, PhotoBatches, autocast, feature_precision, pooled_features, softmax, two_views
+from ..models.features import PhotoBatches, autocast, feature_precision, pooled_features, two_views
+from ..models.probe import LogisticFit, softmax
 
 if TYPE_CHECKING:
     from torch import nn

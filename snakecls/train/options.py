@@ -16,8 +16,8 @@ from torch import nn
 
 from ..core import UserError
 from ..data.weights import count_labels
-from ..models.features import check_probe
 from ..models.freezing import batch_norms, n_frozen_groups, stage_groups
+from ..models.probe import check_probe
 from .schema import Experiment, StageConfig
 from .stage_callbacks import auto_batch_norm
 from .stages import Stage

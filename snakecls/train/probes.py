@@ -13,7 +13,8 @@ import numpy as np
 from fastai.learner import Learner
 
 from ..data.datablocks import plain_batches
-from ..models.features import batch_features, fit_probe, set_head
+from ..models.features import batch_features
+from ..models.probe import fit_probe, set_head
 from ..stats import find_top_k
 from .metrics import classification_metrics, multi_label_metrics
 from .targets import score_targets

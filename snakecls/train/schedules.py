@@ -17,8 +17,8 @@ import numpy as np
 from fastai.learner import Learner
 
 from ..core import UserError, derive_seed, seed_everything, unknown_name
-from ..models.features import check_probe
 from ..models.freezing import n_frozen_groups
+from ..models.probe import check_probe
 from .callbacks import EpochRows, SaveBestF1
 from .lr_finder import check_steps, find_lr
 from .policies import fit_policy
