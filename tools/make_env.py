@@ -59,7 +59,7 @@ def copy_sources(folder: Path, *, root: Path = ROOT) -> Path:  # `folder`
 def install(python: Path, *, dev: bool, wheel: bool) -> None:
     "Install the project: editable, or as the wheel that a user would get."
     def pip(*command: str) -> None:
-        if subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *command, "--quiet"]).returncode:
+        if subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *command, "--quiet", "--quiet"]).returncode:
             sys.exit(f"pip {command[0]} failed (see above); is a package index in reach?")
 
     pip("install", "--upgrade", "pip", "setuptools", "wheel")
