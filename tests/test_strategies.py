@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from PIL import Image
 from safetensors.torch import load_file
@@ -258,7 +259,17 @@ def test_a_step_longer_than_an_epoch_is_told(photos, tmp_path):
     assert any("train.accumulate is 50" in text for text in told)
 
 
-def test_too_few_steps_for_a_search_leave_no_run_behind(photos, tmp_path):
-    with pytest.raises(UserError, match="too few to tell"):
-        run(photos, tmp_path, "schedule.0.lr=auto")
-    assert not (tmp_path / "runs").exists()
+def test_a_search_goes_through_a_small_set_several_times(photos):
+    from snakecls.train.lr_finder import LEAST_STEPS, find_lr
+
+    class Steps(Callback):
+        lrs: list[float] = []
+
+        def before_step(self):
+            self.lrs.append(self.opt.hypers[-1]["lr"])
+
+    learn, _ = learner(photos)
+    assert len(learn.dls.train) * 2 < LEAST_STEPS
+    with learn.no_bar(), learn.no_logging():
+        find_lr(learn, cbs=[steps := Steps()])
+    assert 12 < len(steps.lrs) <= LEAST_STEPS and all(0 < after / before < 2 for before, after in zip(steps.lrs, steps.lrs[1:]))

@@ -20,7 +20,7 @@ from ..core import UserError, derive_seed, seed_everything, unknown_name
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
 from .callbacks import EpochRows, SaveBestF1
-from .lr_finder import check_steps, find_lr
+from .lr_finder import find_lr
 from .policies import fit_policy
 from .probes import epoch_names, fit_heads, last_metrics, probe_head, valid_metrics
 from .stage_callbacks import auto_batch_norm, check_groups, freeze_to, smoothable, stage_callbacks
@@ -98,8 +98,6 @@ def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None
         n_frozen_groups(learn.model, stage.freeze)
         if stage.label_smoothing is not None:
             smoothable(learn.loss_func)
-        if stage.lr == "auto":
-            check_steps(len(learn.dls.train_ds) // min(stage.bs, len(learn.dls.train_ds)))
     if any(stage.head == "probe" for stage in stages):
         measured = ["valid_loss", *epoch_names(learn)]
         if saver.monitor not in measured:
