@@ -13,7 +13,7 @@ test: $(VENV)/.dev browser
 	$(MAKE) notebooks-test pytest
 
 notebooks-test: $(VENV)/.dev
-	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && TMPDIR=$$dir $(BIN)/nbdev_test --n_workers 2
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && TMPDIR=$$dir OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 
 pytest: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
