@@ -182,3 +182,11 @@ def test_a_mistake_in_the_file_is_told_before_anything_heavy_is_imported(tmp_pat
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snakecls.cli import main\ntry: main()\nfinally: print('imported', *(name for name in ('torch', 'timm', 'fastai') if name in sys.modules), file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and told in done.stderr and done.stderr.splitlines()[-1] == "imported", done.stderr
+
+
+def test_a_source_in_the_home_folder_is_found(demo, tmp_path):
+    (tmp_path / "home.yaml").write_text("data: {source: ~/photos.csv, target: colour}\n")
+    for words in (["train", "home.yaml"], ["train", "--data", "~/photos.csv", "--set", "data.target=colour"], ["check", "home.yaml"]):
+        code = f"import os, sys; os.environ['HOME'] = {str(demo / 'shop' / 'data')!r}; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "target 'colour'" in done.stderr, done.stderr  # it was read

@@ -140,11 +140,11 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".parquet", ".pq")
 _MISSING = ["", "nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "#NA"]
 
 
-def check_exists(path: str | Path) -> Path:  # `path`
+def check_exists(path: str | Path) -> Path:  # with ~ filled in
     "Refuse a source of photos that is not there; raises `UserError`."
-    if not Path(path).exists():
+    if not Path(path).expanduser().exists():
         raise UserError(f"'{path}' does not exist; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def read_file(

@@ -120,7 +120,7 @@ def search_steps(
 ) -> int:
     "Count the steps of a search: two epochs, but at least `LEAST_STEPS`; raises `UserError` where too few are allowed."
     if num_it < MIN_STEPS:
-        raise UserError(f"num_it is {num_it}, and so few steps are too few to tell; give at least {MIN_STEPS}.")
+        raise UserError(f"num_it is {num_it}, too few steps to tell; give at least {MIN_STEPS}.")
     return min(num_it, max(LEAST_STEPS, 2 * n_batches))
 
 
