@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test app lab lint check notebooks-test pytest slow clean
+.PHONY: demo test app lab lint check docs-check notebooks-test pytest slow clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/snakecls demo
@@ -32,6 +32,9 @@ lint: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/python tests/check_generated.py
+
+docs-check: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_docs.py
 
 # The environments: `demo` and `app` need the project alone, the others the `dev` extra too.
 $(VENV)/.runtime: settings.ini setup.py

@@ -29,6 +29,8 @@ def main() -> int:
         problems = changed("notebook is not clean, run nbdev_clean", "nbs/**/*.ipynb", copy)
         run("nbdev_export", cwd=copy)
         problems += changed("module is not what the notebooks export, run nbdev_export", "snakecls/**/*.py", copy)
+        run("nbdev_update", cwd=copy)
+        problems += changed("nbdev_update changes a notebook of a clean copy, so an edit in snakecls/ would not come back as it was", "nbs/**/*.ipynb", copy)
         run("python", "tools/make_readme.py", cwd=copy)
         problems += changed("README is not what nbs/index.ipynb gives, run tools/make_readme.py", "README.md", copy)
     for path in (ROOT / "nbs").rglob("*.ipynb"):

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+import snakecls
 from ..core import UserError, read_json, unknown_name, usual_mode, write_json
 from ..data.photos import PhotoSpec, open_photo
 
@@ -50,7 +50,7 @@ class BundleInfo:
     targets: dict[str, list[str]] | None = None  # with several targets: target -> its labels, in the order of the answers; the first one's are `labels`
     extra: dict[str, Any] = field(default_factory=dict)  # decision tables and what later versions add
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    snakecls: str = __version__  # the version that wrote it
+    snakecls: str = snakecls.__version__  # the version that wrote it
     format: int = FORMAT
 
     def __post_init__(self):
@@ -267,7 +267,7 @@ def read_bundle(
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         given = values.get("format") if isinstance(values, dict) else None
         raise UserError(f"The bundle {folder} has format {given!r} (written by snakecls {values.get('snakecls', '?') if isinstance(values, dict) else '?'}), "
-                        f"but snakecls {__version__} reads format {FORMAT}; install the version that wrote it.")
+                        f"but snakecls {snakecls.__version__} reads format {FORMAT}; install the version that wrote it.")
     if not (folder / WEIGHTS_FILE).exists():
         raise UserError(f"The bundle {folder} has no {WEIGHTS_FILE}; copy the whole folder again.")
     try:
