@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
            'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
-           'score_lists', 'table_lists', 'evaluate_bundle']
+           'score_lists', 'table_lists', 'compare_tables', 'evaluate_bundle']
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 
 from ..core import UserError, unknown_name
-from ..data.labels import decode_labels, encode_labels
+from ..data.labels import decode_labels, encode_labels, natural_order
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array
 from ..models.bundle import load_model, read_bundle
 from ..models.features import photo_probs, target_probs
-from ..stats import bootstrap_interval, find_top_k
+from ..stats import Comparison, bootstrap_interval, find_top_k, paired_bootstrap
 from ..train.metrics import classification_metrics, multi_f1_score, multi_label_metrics, predict_labels
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #96db0340
@@ -208,6 +208,27 @@ def table_lists(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[np.nd
             raise UserError(f"the column '{column}' holds {len(unknown)} labels that are not among the model's {len(labels)}, such as '{unknown[0]}'; leave them out.")
         both.append(encode_labels(predictions[column], list(labels)))
     return tuple(both)
+
+# %% ../../nbs/evaluate/40_predictions.ipynb #0e7cc505
+def compare_tables(
+    one: pd.DataFrame,  # predictions with true labels
+    two: pd.DataFrame,  # another model's, of the same photos in any order
+    *,
+    seed: int = 0,
+) -> Comparison | None:  # macro F1 of one minus that of two; None where they are not of the same photos with the same labels
+    "Compare two tables of predictions by a paired bootstrap over their photos."
+    column = "labels" if table_problem(one) == "multi_label" else "label"
+    if table_problem(one) != table_problem(two) or len(one) != len(two) or column not in one or column not in two or not len(one):
+        return None
+    one, two = (table.sort_values("path", ignore_index=True) for table in (one, two))
+    if one["path"].tolist() != two["path"].tolist():
+        return None
+    if column == "label":
+        same = one["label"].tolist() == two["label"].tolist()
+        return paired_bootstrap("f1_macro", one["label"], one["predicted"], two["predicted"], seed=seed) if same else None
+    names = natural_order({label for table in (one, two) for name in ("labels", "predicted") for labels in table[name] for label in labels})
+    (truth, of_one), (other, of_two) = (table_lists(table, names) for table in (one, two))
+    return paired_bootstrap(multi_f1_score, truth, of_one, of_two, seed=seed) if (truth == other).all() else None
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #ce7318b1
 def evaluate_bundle(

@@ -198,7 +198,7 @@ def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say
             stack.enter_context(learn.no_bar())
         device, precision = learn.dls.device, experiment.train.precision
         return progressive_fit(
-            learn, build_stages(experiment), saver=build_saver(experiment), seed=experiment.seed, batch_norm=experiment.train.batch_norm, on_row=record, lr_pictures=run / "plots",
+            learn, build_stages(experiment), saver=build_saver(experiment), seed=experiment.seed, batch_norm=experiment.train.batch_norm, on_row=record, lr_pictures=run / "plots", keep_answers=True,
             stage_cbs=lambda stage, number: [*build_callbacks(experiment, learn.model), precision_callback(precision, device)])
 
 
