@@ -26,7 +26,7 @@ def unchanged(
 ) -> Iterator[None]:
     "Put weights, gradients, modes, optimiser, records, loaders and random generators back at the end, also after an error."
     model = learn.model
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    kept_modules = [(module, {name: value.detach().clone() for name, value in module.state_dict().items()}) for module in (model, learn.loss_func) if isinstance(module, torch.nn.Module)]  # the seesaw loss counts photos
     gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     kept = {name: learn.__dict__.get(name) for name in ("opt", "epoch", "n_epoch", "train_iter", "pct_train", "training", "logger")}
@@ -40,7 +40,8 @@ def unchanged(
     try:
         yield
     finally:
-        model.load_state_dict(weights)
+        for module, state in kept_modules:
+            module.load_state_dict(state)
         for p, gradient, trains in gradients:
             p.grad = gradient
             p.requires_grad_(trains)

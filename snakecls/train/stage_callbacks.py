@@ -83,12 +83,14 @@ class LabelSmoothing(Callback):
     def before_train(self):
         "Smooth."
         loss = smoothable(self.learn.loss_func)
-        self.smoothed, loss.label_smoothing = (loss, loss.label_smoothing), self.amount
+        self.smoothed = [(part, part.label_smoothing) for part in getattr(loss, "parts", [loss])]  # one for each of several targets
+        loss.label_smoothing = self.amount
 
     def undo(self):
         "Put the loss back."
         if self.smoothed is not None:
-            loss, loss.label_smoothing = self.smoothed
+            for part, amount in self.smoothed:
+                part.label_smoothing = amount
             self.smoothed = None
 
     def after_train(self):
@@ -115,7 +117,7 @@ def smoothable(
 ) -> Callable:  # what has the `label_smoothing` that counts
     "Find the loss that can be smoothed; raises `UserError` where it cannot."
     for part in (getattr(loss, "func", None), loss):
-        if isinstance(getattr(part, "label_smoothing", None), (int, float)):
+        if isinstance(getattr(part, "label_smoothing", None), (int, float)) and not getattr(part, "gamma", 0):  # the focal loss has none
             return part
     name = type(getattr(loss, "func", loss)).__name__
     raise UserError(f"label_smoothing is given, but the loss ({name}) cannot be smoothed; leave it out, or choose a cross-entropy loss.")
