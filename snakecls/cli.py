@@ -287,7 +287,7 @@ def predict(
     from snakecls.deploy.predict import Predictor
     from snakecls.workflow.models import find_model
 
-    paths = expand_photos(photos)
+    paths = expand_photos(photos, say=tell)
     predictor, rows = Predictor(find_model(one_model(model, bundle), root=runs)), []
     for path in paths:
         try:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UMASK', 'UserError', 'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'atomic_write', 'usual_mode',
-           'write_json', 'read_json', 'plain', 'file_hash', 'keep_freed_memory', 'track']
+           'write_json', 'read_json', 'plain', 'NotAFileError', 'open_file', 'printable', 'file_hash',
+           'keep_freed_memory', 'track']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
@@ -12,11 +13,12 @@ import hashlib
 import json
 import os
 import random
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # %% ../nbs/00_core.ipynb #c539fe3c
 class UserError(ValueError):
@@ -127,14 +129,38 @@ def plain(value: Any) -> Any:
         return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
+# %% ../nbs/00_core.ipynb #9ffd7bdd
+class NotAFileError(OSError):
+    "A pipe, a socket or a device where a file is expected."
+
+
+def open_file(
+    path: str | Path,  # links are followed
+) -> BinaryIO:  # to be closed by the caller
+    "Open a regular file for reading; raises `NotAFileError` or another `OSError` for everything else, at once."
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder")
+    if not stat.S_ISREG(mode):
+        raise NotAFileError("it is a pipe, a socket or a device, and no file")
+    return open(path, "rb")
+
+# %% ../nbs/00_core.ipynb #b97298e6
+def printable(
+    path: str | Path,  # as the system gives it
+) -> str:  # the same, but for bytes that are no UTF-8: they become \xe9 and the like
+    "Write a path so that it can be printed and stored: a name with other bytes than UTF-8 can be neither."
+    text = "".join(f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in str(path))
+    return text.encode("utf-8", "backslashreplace").decode()
+
 # %% ../nbs/00_core.ipynb #9207b3a7
 def file_hash(
-    path: str | Path,  # any file
+    path: str | Path,  # any regular file
     chunk_bytes: int = 1 << 20,  # read this much at a time, so that size does not matter
 ) -> str:  # 32 hexadecimal digits
     "Hash a file's content (BLAKE2b, 128 bit)."
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         while chunk := stream.read(chunk_bytes):
             digest.update(chunk)
     return digest.hexdigest()

@@ -8,17 +8,17 @@ __all__ = ['ISSUE_COLUMNS', 'VERDICT_COLUMNS', 'MIN_SIZE', 'MIN_CONTRAST', 'SUFF
 
 # %% ../../nbs/data/13_files.ipynb #9f9c85cd
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, track
+from ..core import UserError, printable, track
 from .photos import MAX_PIXELS, PhotoError, open_photo
 from .scan import scan_files
-from .sources import is_photo_name
+from .folders import describe_left_out, list_photos
 
 # %% ../../nbs/data/13_files.ipynb #821837d1
 ISSUE_COLUMNS = ["path", "issue", "reason"]
@@ -26,7 +26,7 @@ VERDICT_COLUMNS = ["path", "issue", "verdict", "score", "reason"]
 MIN_SIZE = 64  # pixels of the shorter side
 MIN_CONTRAST = 2.0  # standard deviation of the thumbnail's grey values
 SUFFIXES = {"JPEG": ".jpg .jpeg .jpe .jfif .mpo", "MPO": ".mpo .jpg .jpeg .jpe .jfif", "PNG": ".png .apng", "GIF": ".gif", "WEBP": ".webp",
-            "BMP": ".bmp .dib", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k .jpx .jpf .jpc .j2c", "PPM": ".ppm .pgm .pbm .pnm .pfm"}  # fmt: skip
+            "BMP": ".bmp .dib", "TIFF": ".tif .tiff", "AVIF": ".avif", "HEIF": ".heic .heif .hif", "JPEG2000": ".jp2 .j2k .jpx .jpf .jpc .j2c", "PPM": ".ppm .pgm .pbm .pnm .pfm"}  # fmt: skip
 MODES = {"CMYK": ("CMYK", "its printing colours are converted to RGB"), "P": ("palette", "its colours stand in a palette"),
          "RGBA": ("RGBA", "what is transparent lies on white"), "RGBa": ("RGBA", "what is transparent lies on white"),
          "LA": ("grey with transparency", "what is transparent lies on white"), "La": ("grey with transparency", "what is transparent lies on white"),
@@ -122,14 +122,21 @@ def keep_readable(
 # %% ../../nbs/data/13_files.ipynb #3b8f8578
 def expand_photos(
     sources: Sequence[str | Path],  # files, or folders that are searched all the way down
+    *,
+    say: Callable[[str], None] = lambda note: None,  # where it is told what was left out of a folder
 ) -> list[str]:  # sorted within each folder
     "List the photos that files and folders name; raises `UserError` for what is not there or holds none."
     found = []
     for source in map(Path, sources):
+        if printable(source) != str(source):
+            raise UserError(f"the name of {printable(source)} holds a byte that is not UTF-8, so that no answer can name it; rename it.")
         if source.is_dir():
-            inside = sorted(str(path) for path in source.rglob("*") if is_photo_name(path.name) and not path.name.startswith("."))
+            inside, issues = list_photos(source)
+            notes = describe_left_out(issues, source)
             if not inside:
-                raise UserError(f"the folder {source} holds no photos; give a photo or a folder with some.")
+                raise UserError(f"the folder {source} holds no photos{f' ({notes[0].rstrip(chr(46))})' if notes else ''}; give a photo or a folder with some.")
+            for note in notes:
+                say(f"Note: {note}")
             found += inside
         elif source.exists():
             found.append(str(source))

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'TURNS', 'INTERPOLATIONS', 'RESIZES', 'PhotoError', 'to_bytes', 'array_to_image', 'to_rgb',
-           'exif_turn', 'describe_source', 'explain_failure', 'open_photo', 'open_stream', 'known_formats', 'decode',
-           'PhotoSpec', 'keep_box', 'resize_photo', 'to_array', 'prepare_photo']
+           'exif_turn', 'describe_source', 'is_heif', 'explain_failure', 'open_photo', 'open_stream', 'known_formats',
+           'decode', 'PhotoSpec', 'keep_box', 'resize_photo', 'to_array', 'prepare_photo']
 
 # %% ../../nbs/data/12_photos.ipynb #74a6b7ad
 import io
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..core import UserError, unknown_name
+from ..core import UserError, open_file, printable, unknown_name
 
 # %% ../../nbs/data/12_photos.ipynb #90b31624
 MAX_PIXELS = 150_000_000  # a telephone's 108 megapixels pass; decoded, the largest takes 450 MB
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "PPM")  # no format that runs another program
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "HEIF", "PPM")  # no format that runs another program
 
 
 class PhotoError(UserError):
@@ -107,10 +106,17 @@ def exif_turn(
 def describe_source(source: Any) -> str:
     "Name a source for a message: its path, or what kind of thing it is."
     if isinstance(source, (str, Path)):
-        return str(source)
+        return printable(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "the given bytes"
     return str(getattr(source, "filename", "") or getattr(source, "name", "") or f"the given {type(source).__name__}")
+
+
+def is_heif(
+    head: bytes,  # the first bytes of a file
+) -> bool:
+    "Tell whether a file is HEIC, as iPhones write it, whatever it is called."
+    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
 
 
 def explain_failure(
@@ -118,10 +124,12 @@ def explain_failure(
     head: bytes,  # the first bytes of the file, as far as they are known
 ) -> str:  # part of a sentence
     "Say in words a user knows why a photo could not be read."
-    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return "it is in HEIC format; save or send it as JPEG"
+    if is_heif(head) and "HEIF" not in Image.OPEN:
+        return "it is in HEIC format, and pillow-heif is not installed; install it, or save the photo as JPEG"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it unfolds to too many pixels ({error})"
+    if is_heif(head) and (isinstance(error, Image.UnidentifiedImageError) or "end of file" in str(error).lower()):
+        return "it is a HEIC photo that is truncated or damaged"
     if isinstance(error, Image.UnidentifiedImageError):
         return f"it is none of the known formats ({', '.join(FORMATS)})"
     if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
@@ -129,7 +137,7 @@ def explain_failure(
             type(error), "reading it is not permitted")
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
-    return f"{str(error).strip().rstrip('.') or type(error).__name__}"
+    return f"{' '.join(str(error).split()).rstrip('.') or type(error).__name__}"
 
 # %% ../../nbs/data/12_photos.ipynb #2231af4f
 def open_photo(
@@ -145,7 +153,7 @@ def open_photo(
         if isinstance(source, Image.Image):
             return decode(source, max_pixels)
         stream, head = open_stream(source)
-        with stream, Image.open(stream, formats=known_formats()) as image:
+        with stream, Image.open(stream, formats=known_formats(head)) as image:
             return decode(image, max_pixels)
     except PhotoError:
         raise
@@ -156,9 +164,7 @@ def open_photo(
 def open_stream(source: Any) -> tuple[BinaryIO, bytes]:
     "Open a source for reading and peek at its first bytes. Raises `ValueError` when it is empty."
     if isinstance(source, (str, Path)):
-        if os.path.isdir(source):
-            raise IsADirectoryError(str(source))
-        stream = open(source, "rb")  # noqa: SIM115  the caller closes it
+        stream = open_file(source)  # the caller closes it
     elif isinstance(source, (bytes, bytearray, memoryview)):
         stream = io.BytesIO(source)
     elif hasattr(source, "read"):
@@ -173,9 +179,17 @@ def open_stream(source: Any) -> tuple[BinaryIO, bytes]:
     return stream, head
 
 
-def known_formats() -> list[str]:
+def known_formats(
+    head: bytes = b"",  # the first bytes of a file: its reader is loaded when the first HEIC photo comes
+) -> list[str]:
     "List those of `FORMATS` that the installed Pillow can read."
     Image.init()
+    if is_heif(head) and "HEIF" not in Image.OPEN:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:  # `explain_failure` says so
+            return [name for name in FORMATS if name in Image.OPEN]
+        register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -19,9 +19,9 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from ..core import UserError, file_hash, track
+from ..core import NotAFileError, UserError, file_hash, track
 from .fingerprints import make_thumbnail, perceptual_hashes
-from .photos import MAX_PIXELS, decode, exif_turn, explain_failure, known_formats, open_stream
+from .photos import MAX_PIXELS, decode, exif_turn, explain_failure, is_heif, known_formats, open_stream
 
 # %% ../../nbs/data/13_scan.ipynb #f94e34cb
 FACTS = {"issue": "", "reason": "", "width": 0, "height": 0, "mode": "", "format": "", "bits": 8, "animated": 0, "turned": 0,
@@ -36,12 +36,13 @@ def examine(
     facts, head = dict(FACTS), b""
     try:
         stream, head = open_stream(path)
-        with stream, Image.open(stream, formats=known_formats()) as image:
+        with stream, Image.open(stream, formats=known_formats(head)) as image:
             facts |= {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format or ""}
             if image.width * image.height > pixel_limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}, and {pixel_limit:,} are allowed")
             facts["bits"] = stored_bits(image)
-            turned = image.format == "TIFF" and exif_turn(image) is not None  # Pillow turns TIFF itself, on loading
+            turned = image.info.get("original_orientation") or 1  # of HEIC, which its reader turns itself
+            turned = turned != 1 or (image.format == "TIFF" and exif_turn(image) is not None)  # so does Pillow with TIFF, on loading
             photo = decode(image, pixel_limit)
             thumb = make_thumbnail(photo)
             facts |= {"width": photo.width, "height": photo.height, "turned": int(turned or exif_turn(image) is not None),
@@ -55,19 +56,21 @@ def examine(
 
 def name_failure(error: Exception, head: bytes, format: str) -> str:
     "Name the issue behind an error."
-    kinds = {FileNotFoundError: "missing", IsADirectoryError: "not an image", PermissionError: "not permitted", MemoryError: "too large",
+    kinds = {FileNotFoundError: "missing", IsADirectoryError: "not an image", NotAFileError: "not an image", PermissionError: "not permitted", MemoryError: "too large",
              Image.DecompressionBombError: "too large", Image.DecompressionBombWarning: "too large"}  # fmt: skip
     if type(error) in kinds:
         return kinds[type(error)]
     if isinstance(error, Image.UnidentifiedImageError):
-        return "unknown format" if "HEIC" in explain_failure(error, head) else "not an image"
+        return ("truncated" if "HEIF" in Image.OPEN else "unknown format") if is_heif(head) else "not an image"
     if not head and "empty" in str(error):
         return "empty"
-    return "truncated" if format and any(word in str(error).lower() for word in ("truncated", "not enough", "unexpected end")) else "damaged"
+    return "truncated" if format and any(word in str(error).lower() for word in ("truncated", "not enough", "end of file", "unexpected end")) else "damaged"
 
 # %% ../../nbs/data/13_scan.ipynb #8ecb9499
-def stored_bits(image: Image.Image) -> int:  # 8, 16 or 32
+def stored_bits(image: Image.Image) -> int:  # 8, 16 or 32; of HEIC also 10 or 12
     "Tell how many bits the file keeps for each value; Pillow itself reads 16-bit colours as 8."
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth") or 8)
     text = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
     if image.mode in ("I", "F") and image.format != "PPM":
         return 32
@@ -83,7 +86,7 @@ def is_animated(image: Image.Image) -> bool:
         return False
 
 # %% ../../nbs/data/13_scan.ipynb #b8f09053
-_VERSION = f"1, Pillow {PIL.__version__}"
+_VERSION = f"2, Pillow {PIL.__version__}"
 
 
 class FactsCache:

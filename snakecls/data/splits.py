@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import UserError, atomic_write, derive_seed, file_hash, track, unknown_name
 from .columns import count, some
-from .sources import list_photos
+from .folders import list_photos
 from .stratify import assign_groups, count_labels
 from .tables import add_issues, check_table
 

@@ -14,8 +14,10 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from .archives import unpack_zip
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, SPLITS, as_text, check_split_names, count, find_column, some, split_name, to_columns, to_splits
+from .folders import IMAGE_SUFFIXES, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, label_names, natural_order, to_labels
-from .sources import IMAGE_SUFFIXES, TABLE_SUFFIXES, join_root, list_photos, locate, read_file, read_folder
+from .layouts import read_folder
+from .sources import TABLE_SUFFIXES, join_root, locate, read_file
 
 # %% ../../nbs/data/10_tables.ipynb #2a8b19c1
 class Issues(list):
@@ -160,6 +162,7 @@ def load_table(
     root: str | Path | None = None,  # folder of a table's relative paths; None: the folder the table lies in
     target: str | None = None,  # a column to be the label, or binomial, genus, species, common_name
     splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}
+    label_level: int | str = "auto",  # of a folder: which level of its sub-folders names the class, from 1 below the splits; 'path' joins all
     check_files: bool = True,  # False: do not look whether the photos exist
     multi_label: bool = False,  # a photo may have several labels: `labels` in place of `label`
     separator: str | None = None,  # between labels in a cell; None: guessed
@@ -173,9 +176,11 @@ def load_table(
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
         if source.is_dir():
-            table = _load_folder(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target)
+            table = _load_folder(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target, label_level=label_level)
             return add_issues(table, [], warning=note)
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
+    if label_level != "auto":
+        raise UserError(f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a table; leave it out, or name the column with label_column.")
     raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
     if raw.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
@@ -254,16 +259,16 @@ def _answer_unlabelled(table: pd.DataFrame, unlabelled: str | None, where: str, 
     return add_issues(table[~out], table[out], "no label", "there is no label in the table", warning=warning)
 
 # %% ../../nbs/data/10_tables.ipynb #4e4d87ff
-def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None) -> pd.DataFrame:
+def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto") -> pd.DataFrame:
     "Load a folder; columns and root are for tables."
     given = [name for name, value in unused.items() if value is not None]
     if given:
         raise UserError(f"{given[0]} belongs to a table, and '{folder}' is a folder; give the table's file or leave {given[0]} out.")
-    table, issues = read_folder(folder, splits=splits)
-    shown = [issue for issue in issues if issue["reason"] != "hidden"]
-    names = some(Path(issue["path"]).name for issue in shown)
-    warning = f"left out {count(len(shown), 'file')} in '{folder.name}' outside the classes or no photos ({names})." if shown else ""
-    return _finish(add_issues(table, issues, warning=warning), f"'{folder.name}'", target)
+    table, issues = read_folder(folder, splits=splits, label_level=label_level)
+    add_issues(table, issues)
+    for note in describe_left_out(issues, folder):
+        add_issues(table, [], warning=note)
+    return _finish(table, f"'{folder.name}'", target)
 
 
 def _finish(table: pd.DataFrame, where: str, target: str | None) -> pd.DataFrame:
@@ -295,7 +300,10 @@ def load_unlabelled(
             photos, issues = list_photos(source.resolve())
             if not photos:
                 raise UserError(f"the folder '{source}' holds no photos; give the folder that holds them.")
-            return add_issues(pd.DataFrame({"path": photos}), issues, warning=note)
+            table = add_issues(pd.DataFrame({"path": photos}), issues, warning=note)
+            for said in describe_left_out(issues, source):
+                add_issues(table, [], warning=said)
+            return table
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
     table = to_columns(raw, where, path_column=path_column, with_label=False).drop(columns="split", errors="ignore")
