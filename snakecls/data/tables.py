@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..core import UserError, unknown_name
 from .archives import unpack_zip
-from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, SPLITS, as_text, check_split_names, count, find_column, some, split_name, to_columns, to_splits
+from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, option, some, split_name, to_columns
 from .folders import IMAGE_SUFFIXES, describe_left_out, list_photos
-from .labels import ask_unlabelled, check_unlabelled, label_names, natural_order, to_labels
+from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
 from .sources import TABLE_SUFFIXES, join_root, locate, read_file
 
@@ -63,7 +63,7 @@ def _drop_missing(table: pd.DataFrame, where: str, root: str | Path, split: str 
     paths, found, note = locate(table["path"], root, split=split)
     missing = table[~found].assign(path=paths[~found])
     if not found.any():
-        raise UserError(f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing['path'])}); give the folder of the photos with root.")
+        raise UserError(f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing['path'])}); give the folder of the photos with {option('root')}.")
     photo = found & paths.str.lower().str.endswith(IMAGE_SUFFIXES)
     others = table[found & ~photo].assign(path=paths[found & ~photo])
     result = table.assign(path=paths)[photo]
@@ -147,7 +147,7 @@ def set_target(
         raise unknown_name("target", target, [*table.columns.drop("path"), *TAXONOMY])
     if column == "label":
         return table
-    labels = as_text(table[column])
+    labels = as_label(table[column])
     if "original_label" not in table and not labels.equals(table["label"]):
         table = table.assign(original_label=table["label"])
     return _drop_incomplete(table.assign(label=labels), f"the column '{column}'")
@@ -161,7 +161,7 @@ def load_table(
     split_column: str | None = None,  # of a table; None: recognised where it holds names of splits
     root: str | Path | None = None,  # folder of a table's relative paths; None: the folder the table lies in
     target: str | None = None,  # a column to be the label, or binomial, genus, species, common_name
-    splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}
+    splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}; {'test': 'ignore'} leaves one out
     label_level: int | str = "auto",  # of a folder: which level of its sub-folders names the class, from 1 below the splits; 'path' joins all
     check_files: bool = True,  # False: do not look whether the photos exist
     multi_label: bool = False,  # a photo may have several labels: `labels` in place of `label`
@@ -184,16 +184,23 @@ def load_table(
     raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
     if raw.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
-    table = _read_labels(raw, where, columns, several) if multi_label else to_columns(raw, where, **columns, target=target)
+    table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits)
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *table.attrs.get("warnings", [])]}
-    if "split" in table:
-        name = find_column(raw.columns, SPLIT_COLUMNS, given=split_column)
-        table = to_splits(table, where, name=name, given=split_column is not None, names=splits)
-    table = _find_photos(_drop_incomplete(table, where), source, where, root=root, check_files=check_files)
+    table = _drop_ignored(_drop_incomplete(table, where), where)
+    table = _find_photos(table, source, where, root=root, check_files=check_files)
     table = _drop_repeated(table, where)
     if multi_label:
         table = _answer_unlabelled(table, unlabelled, where)
     return _say_unlabelled(_finish(table, where, target), source)
+
+# %% ../../nbs/data/10_tables.ipynb #848725c5
+def _drop_ignored(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    "Leave out the splits that the user wants ignored."
+    if "split" not in table or not (ignored := table["split"].eq("ignore")).any():
+        return table
+    if ignored.all():
+        raise UserError(f"{option('splits')} leaves out every photo of {where}; ignore fewer splits.")
+    return add_issues(table[~ignored], [], warning=f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored.")
 
 # %% ../../nbs/data/10_tables.ipynb #57103750
 def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *, root: str | Path | None, check_files: bool) -> pd.DataFrame:
@@ -235,11 +242,11 @@ def _check_options(multi_label: bool, label_column: str | list[str] | None, targ
     check_unlabelled(several["unlabelled"])
     given = [name for name, value in several.items() if value is not None]
     if given and not multi_label:
-        raise UserError(f"{given[0]} is for photos with several labels; set multi_label, or leave {given[0]} out.")
+        raise UserError(f"{given[0]} is for photos with several labels; set {option('multi_label')}, or leave {given[0]} out.")
     if isinstance(label_column, (list, tuple)) and not multi_label:
-        raise UserError(f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set multi_label.")
+        raise UserError(f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set {option('multi_label')}.")
     if multi_label and target not in (None, "label", "labels"):
-        raise UserError(f"target '{target}' is one label for each photo, and multi_label is set; leave one of them out, or name the column with label_column.")
+        raise UserError(f"target '{target}' is one label for each photo, and multi_label is set (data.multi_label in an experiment file); leave one of them out, or name the column with label_column.")
 
 
 def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) -> pd.DataFrame:
@@ -247,7 +254,7 @@ def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) ->
     labels, used, note = to_labels(raw, where, label_column=columns["label_column"], separator=several["separator"])
     rest = raw.drop(columns=used)
     rest.attrs = {}
-    table = to_columns(rest, where, path_column=columns["path_column"], split_column=columns["split_column"], with_label=False)
+    table = to_columns(rest, where, path_column=columns["path_column"], split_column=columns["split_column"], splits=columns["splits"], with_label=False)
     table = table.rename(columns={"labels": "original_labels", "label": "original_label"})
     table.insert(1, "labels", labels)
     return add_issues(table, [], warning=note)
@@ -268,6 +275,7 @@ def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, t
     add_issues(table, issues)
     for note in describe_left_out(issues, folder):
         add_issues(table, [], warning=note)
+    table = _drop_ignored(table, f"'{folder.name}'")
     return _finish(table, f"'{folder.name}'", target)
 
 
@@ -276,10 +284,7 @@ def _finish(table: pd.DataFrame, where: str, target: str | None) -> pd.DataFrame
     if target is not None and "label" in table:
         table = set_target(table, target)
     check_table(table, where=where)
-    labels = pd.Series(label_names(table) if "labels" in table else table["label"].unique())
-    alike = labels[labels.str.casefold().str.replace(r"[\s_-]+", " ", regex=True).duplicated(keep=False)]
-    if len(alike):
-        add_issues(table, [], warning=f"{len(alike)} labels of {where} differ only in case or spacing ({some(alike)}); give them one spelling if they are one class.")
+    add_issues(table, [], warning=describe_alike(label_names(table) if "labels" in table else table["label"].unique(), where))
     for name, empty in (("issues", Issues()), ("warnings", [])):
         table.attrs.setdefault(name, empty)
     return table.reset_index(drop=True)
@@ -306,7 +311,8 @@ def load_unlabelled(
             return table
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
-    table = to_columns(raw, where, path_column=path_column, with_label=False).drop(columns="split", errors="ignore")
+    table = to_columns(raw, where, path_column=path_column, with_label=False, with_split=False)
+    table.attrs = dict(raw.attrs)
     table = _find_photos(_drop_incomplete(table, where), source, where, root=root, check_files=check_files)
     return _drop_repeated(table, where).reset_index(drop=True)
 
