@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import snakecls
 from ..core import UserError, read_json, unknown_name, usual_mode, write_json
+from ..data.dangers import clean_facts
 from ..data.photos import PhotoSpec, open_photo
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class BundleInfo:
     weights_source: str = ""  # where the first weights came from
     licence: str = ""  # of weights and photos
     notice: str = ""  # shown in the app
+    title: str = ""  # above the app; a question about the target where there is none
+    subject: str = ""  # what the photos show, in the singular: 'snake', 'piece of clothing'; guessed from the labels where it is not said
+    danger_columns: list[str] = field(default_factory=list)  # facts that speak of a danger beside those of `data.dangers`
     problem: str = "single_label"  # 'single_label', 'multi_label': each label is there or not, or 'several_targets': one label of each
     thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: above which probability a label counts as there; multi-label only, None: 0.5
     targets: dict[str, list[str]] | None = None  # with several targets: target -> its labels, in the order of the answers; the first one's are `labels`
@@ -58,7 +62,11 @@ class BundleInfo:
         object.__setattr__(self, "photo", photo)
         object.__setattr__(self, "labels", [str(label) for label in self.labels])
         check_labels(self.labels, self.model)
-        check_facts(self.label_facts, self.labels)
+        for name in ("title", "subject"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"The bundle's {name} is {getattr(self, name)!r}; give a text.")
+        object.__setattr__(self, "danger_columns", [str(name) for name in ([self.danger_columns] if isinstance(self.danger_columns, str) else self.danger_columns)])
+        object.__setattr__(self, "label_facts", check_facts(self.label_facts, self.labels, also=self.danger_columns))
         if not (isinstance(self.temperature, (int, float)) and math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"The bundle's temperature is {self.temperature!r}; give a number above 0.")
         if self.problem not in PROBLEMS:
@@ -82,13 +90,18 @@ def check_labels(labels: list[str], model: dict[str, Any]) -> None:
         raise UserError(f"The bundle has {len(labels)} labels, but its model has {n_classes} classes (model.kwargs.num_classes).")
 
 
-def check_facts(facts: dict[str, dict[str, Any]], labels: list[str]) -> None:
-    "Raise `UserError` for facts about unknown labels, or for a `venomous` that is not true, false or null."
-    for label, fact in facts.items():
+def check_facts(
+    facts: dict[str, dict[str, Any]],  # label -> fact -> value
+    labels: list[str],
+    *,
+    also: Sequence[str] = (),  # further facts that speak of a danger
+) -> dict[str, dict[str, Any]]:  # with real booleans or None for every danger
+    "Read the facts about labels by their meaning; raises `UserError` for unknown labels, or for a danger that is neither yes, no nor empty."
+    facts = clean_facts(facts, also)
+    for label in facts:
         if label not in labels:
             raise unknown_name("label_facts: label", label, labels)
-        if fact.get("venomous") not in (True, False, None):
-            raise UserError(f"label_facts: venomous of '{label}' is {fact['venomous']!r}; give true, false or null (not known).")
+    return facts
 
 
 def check_targets(targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any], problem: str) -> dict[str, list[str]]:
