@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'danger_key',
            'says_harmless', 'sounds_dangerous', 'clean_facts', 'danger_state', 'known_dangers', 'guess_subject',
-           'model_dangers', 'danger_name', 'danger_noun', 'say_unknown']
+           'model_dangers', 'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/08_dangers.ipynb #b42c4d72
 import re
@@ -171,6 +171,14 @@ def model_dangers(
     if keys or subject.casefold() not in SUBJECTS:
         return keys, known, subject
     return (SUBJECTS[subject.casefold()],), False, subject
+
+
+def with_unknown(
+    facts: Mapping[str, Any],  # of one label
+    dangers: Iterable[str],  # from `model_dangers`
+) -> dict[str, Any]:  # for programs
+    "Add null for every danger that nothing is known about, so that its absence is not taken for a no."
+    return {**facts, **{key: danger_state(facts, key) for key in dangers}}
 
 
 def danger_name(key: str) -> str:

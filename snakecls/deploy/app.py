@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import UserError
 from ..data.photos import PhotoError
-from .page import CSS, TITLES, answer_html, header_html, known_dangers, message_html, notice_html
+from ..data.dangers import danger_state, model_dangers, with_unknown
+from .page import CSS, answer_html, first_hint, header_html, message_html, notice_html, page_title
 from ..models.bundle import INFO_FILE
 
 if TYPE_CHECKING:
@@ -49,19 +50,19 @@ def show_answer(
 ) -> str:  # HTML
     "Answer a photo; a photo that cannot be read gets a message."
     if photo is None:
-        return message_html("No photo yet", "Take it from a safe distance. The answer appears here.")
+        return message_html("No photo yet", first_hint(predictor.info))
     try:
         probs, others = all_probs(predictor, photo)
     except PhotoError as e:
         return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
     facts = predictor.info.label_facts
-    dangers, shown = known_dangers(facts), predictor.rank(probs, fill=True)
+    (dangers, known, subject), shown = model_dangers(predictor.info), predictor.rank(probs, fill=True)
     rest = {label: float(prob) for label, prob in zip(predictor.labels, probs)}
     for prediction in shown:
         del rest[prediction.label]
-    risky = [prob for label, prob in rest.items() if any(facts.get(label, {}).get(key) is not False for key in dangers)]
+    risky = [prob for label, prob in rest.items() if any(danger_state(facts.get(label, {}), key) is not False for key in dangers)]
     hidden = max(risky, default=0.0) if predictor.info.problem == "multi_label" else sum(risky)  # probabilities of several labels have no sum
-    return answer_html(shown, dangers, hidden=hidden, others={target: ranked[0] for target, ranked in others.items()})
+    return answer_html(shown, dangers, hidden=hidden, others={target: ranked[0] for target, ranked in others.items()}, known=known, subject=subject)
 
 
 def all_probs(predictor: "Predictor | LearnerPredictor", photo: str) -> "tuple[np.ndarray, dict[str, list[Prediction]]]":
@@ -75,8 +76,8 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
     import gradio as gr
 
     try:
-        answer = predictor.predict(photo if photo is not None else b"")
-        return [{"label": p.label, "prob": p.prob, "facts": p.facts} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) for p in answer]
+        answer, dangers = predictor.predict(photo if photo is not None else b""), model_dangers(predictor.info)[0]
+        return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) for p in answer]
     except PhotoError as e:
         raise gr.Error(f"The photo cannot be read: {e.reason}.", print_exception=False) from e
 
@@ -88,9 +89,8 @@ def build_app(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     import gradio as gr
 
-    dangers = known_dangers(predictor.info.label_facts)
-    with gr.Blocks(title=TITLES.get(predictor.info.target, "snakecls"), analytics_enabled=False, delete_cache=(3600, 3600)) as app:
-        gr.HTML(header_html(predictor.info, dangers))
+    with gr.Blocks(title=page_title(predictor.info), analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        gr.HTML(header_html(predictor.info))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
                 photo = upload_box(label="Photo", sources=["upload", "webcam", "clipboard"], height=320, elem_id="photo", buttons=[],
