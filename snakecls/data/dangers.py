@@ -16,8 +16,8 @@ from typing import Any
 from ..core import UserError
 
 # %% ../../nbs/data/08_dangers.ipynb #6d4f4825
-YES = set("1 y yes true t x j ja wahr oui vrai si verdadero vero sim da tak ✓ ✔ ☑ ✅ venomous poisonous toxic dangerous deadly lethal giftig".split())
-NO = set("0 n no false f nein falsch non faux nao nej nee nie ✗ ✘ ❌ harmless nonvenomous nonpoisonous nontoxic".split()) | {"non venomous", "not venomous", "non poisonous", "not poisonous", "non toxic", "not toxic", "not dangerous"}
+YES = {"1", "y", "yes", "true", "t", "x", "j", "ja", "wahr", "oui", "vrai", "si", "verdadero", "vero", "sim", "da", "tak", "✓", "✔", "☑", "✅", "venomous", "poisonous", "toxic", "dangerous", "deadly", "lethal", "giftig"}
+NO = {"0", "n", "no", "false", "f", "nein", "falsch", "non", "faux", "nao", "nej", "nee", "nie", "✗", "✘", "❌", "harmless", "nonvenomous", "nonpoisonous", "nontoxic"} | {"non venomous", "not venomous", "non poisonous", "not poisonous", "non toxic", "not toxic", "not dangerous"}
 NOT_KNOWN = {"", "?", "unknown", "not known", "unclear", "uncertain", "na", "n a", "nan", "none", "null", "unbekannt", "inconnu", "desconocido"}
 
 
@@ -154,7 +154,7 @@ def guess_subject(
             return subject
     for subject, pattern in _WORDS.items():
         n = sum(bool(re.search(rf"\b({pattern})\b", text)) for text in texts)
-        if n and n >= len(texts) / 2 or re.search(rf"\b{subject}s?\b", plain_words(name)):
+        if (n and n >= len(texts) / 2) or re.search(rf"\b{subject}s?\b", plain_words(name)):
             return subject
     return ""
 
@@ -197,4 +197,4 @@ def say_unknown(
 ) -> str:
     "Say plainly that a model does not know what is dangerous."
     thing = subject or "one"
-    return f"This model knows nothing about {danger_noun(dangers[0])}: it cannot say which of its answers are {danger_name(dangers[0])}. Take every {thing} for {danger_name(dangers[0])}."
+    return f"This model knows nothing about {danger_noun(dangers[0])}: it cannot say which of its answers are {danger_name(dangers[0])}. Treat every {thing} as {danger_name(dangers[0])}."

@@ -69,7 +69,7 @@ def verdict(
 def better_photo(dangers: Sequence[str]) -> str:
     "Say how a photo could be better."
     if keep_away(dangers):
-        return "Stay where you are. A sharper photo from the same distance, with the camera's zoom, may help, or cut away what is around it in the photo that you have."
+        return "Stay where you are: a sharper photo from the same distance, with the camera's zoom, or a crop of the one you have, may help."
     return "A sharper photo, in which it fills most of the picture, may help."
 
 
@@ -106,7 +106,7 @@ def caution(
         if certain:
             return perhaps, f"{listed(certain)}, among the possible answers, {'is' if len(certain) == 1 else 'are'} {name}."
         if unknown and not known:
-            return perhaps, say_unknown([key], subject)
+            return perhaps, f"This model knows nothing about {danger_noun(key)}. Treat every {subject or 'one'} as {name}."
         if unknown:
             return perhaps, f"Whether {listed(unknown, 'or')} is {name} is not known here."
         if hidden >= 0.05:

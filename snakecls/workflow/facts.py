@@ -98,7 +98,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[Any]]]:
         raise UserError(f"{path.name} holds no facts; it needs a header and one row per label.")
     header = lines[0][1]
     for number, row in lines[1:]:
-        if len(row) > len(header) and any(row[len(header):]) or len(row) < len(header):
+        if (len(row) > len(header) and any(row[len(header):])) or len(row) < len(header):
             raise UserError(f"line {number} of {path.name} has {len(row)} cells, and its header {len(header)}; put what belongs together in quotes, and nothing is read until then.")
     return header, [row[: len(header)] for _, row in lines[1:]]
 
