@@ -182,8 +182,17 @@ class PredictConfig(Config):
     flip: bool = Field(False, description="average each photo with its mirror image")
     thresholds: Literal["half", "global", "per_class"] = Field("half", description="with several labels: above which probability a label is given; tuned on validation but for half")
     examples: int = Field(6, ge=0, description="photos kept in the bundle for the app to show")
+    title: str = Field("", description="above the app, such as Snakes of Luzon")
+    subject: str = Field("", description="what the photos show, in the singular: snake, mushroom, piece of clothing; guessed from the labels if not given")
+    danger_column: list[str] = Field([], description="columns of data.facts whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS")
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
+
+    @field_validator("danger_column", mode="before")
+    @classmethod
+    def one_column(cls, danger_column: Any) -> Any:
+        "Take one name for a list of one."
+        return [danger_column] if isinstance(danger_column, str) else danger_column
 
 # %% ../../nbs/train/36_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [

@@ -26,7 +26,7 @@ NOTICE = "Trained on drawings: it shows how the app works and knows nothing abou
 DEMO_EXPERIMENT = {
     "name": "demo", "question": "Does the whole loop work on the drawn species?",
     "data": {"source": "data/photos.csv", "target": "binomial", "group": "observation_id", "facts": "data/facts.csv"},
-    "predict": {"notice": NOTICE, "licence": "Apache-2.0 (drawn by snakecls)"},
+    "predict": {"subject": "snake", "notice": NOTICE, "licence": "Apache-2.0 (drawn by snakecls)"},
     "schedule": [
         {"size": 128, "epochs": 1, "head": "probe", "lr": [2e-5, 2e-4], "bs": 16},
         {"size": 256, "epochs": 1, "head": "probe", "freeze": 2, "lr": [1e-5, 1e-4], "bs": 8},

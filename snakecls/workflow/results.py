@@ -54,6 +54,7 @@ def make_info(experiment: Experiment, learn, facts: dict, scores: dict, *, refit
         problem=problem_of(experiment), thresholds=thresholds, name=experiment.name, target=first_target(experiment), targets=learn.dls.labels if heads else None, flip=experiment.predict.flip, label_facts=facts,
         metrics={split: scores[split] for split in ("valid", "test") if scores.get(split)}, weights_source=backbone.weights_source,
         licence=f"weights: {backbone.licence}; photos: {experiment.predict.licence or 'not stated'}", notice=experiment.predict.notice,
+        title=experiment.predict.title, subject=experiment.predict.subject, danger_columns=experiment.predict.danger_column,
         extra={"refit": True} if refit else {},  # the validation scores are then of the model before
     )
 

@@ -26,7 +26,7 @@ from ..train.precision import choose_precision
 from ..train.precision_callback import compile_model, compile_seconds, is_compiled
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit
 from ..train.schema import Experiment, TrainConfig
-from .facts import load_facts
+from .facts import read_facts
 from .logbook import LogbookTracker
 from .results import finish_records, first_labels, first_target
 from .trackers import Trackers, WandbTracker
@@ -60,7 +60,9 @@ def run_experiment(
     model = build_model(experiment, labels, table=table)  # whatever cannot work is refused before a photo is read
     experiment = with_train(experiment, batch_norm=choose_batch_norm(experiment, model, build_stages(experiment)))
     build_augment(experiment), find_device(experiment.train.device)
-    facts = load_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment)) if experiment.data.facts else {}
+    facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column) if experiment.data.facts else ({}, [])
+    for note in notes:
+        say(f"Note: {note}")
     table, issues = prepare_table(table, say)
     if train_labels(table, several_targets(experiment.data)) != labels:
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
