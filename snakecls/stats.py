@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'count_classes', 'draw_f1_macro', 'draw_accuracy', 'draw_balanced_accuracy',
            'draw_top_accuracy', 'find_top_k', 'top_names', 'find_metric', 'encode_arrays', 'top_class', 'score_draws',
-           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'paired_bootstrap', 'mean_sd']
+           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'paired_bootstrap', 'mean_sd',
+           'share_interval']
 
 # %% ../nbs/01_stats.ipynb #db979527
+import math
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -220,3 +223,17 @@ def mean_sd(
         raise UserError("there are no values to average; give at least one.")
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread} (n={len(values)})"
+
+# %% ../nbs/01_stats.ipynb #5b6d01ab
+def share_interval(
+    count: int,  # how often it happened
+    n: int,  # in how many
+    *,
+    level: float = 0.95,  # in (0, 1)
+) -> tuple[float, float]:  # low, high
+    "Give Wilson's interval of a share; raises `UserError` unless 0 <= count <= n and n is at least 1."
+    if not (0 <= count <= n and n >= 1 and 0 < level < 1):
+        raise UserError(f"a share needs a count from 0 to n and n of at least 1, not {count} of {n}, and a level between 0 and 1.")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre, half = (count + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(count * (n - count) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
