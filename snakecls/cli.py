@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'Named', 'tell', 'show', 'finite', 'command_line', 'program',
-           'app_command', 'one_model', 'scores_text', 'ensemble_text', 'top_text', 'demo', 'run_text', 'run_json',
-           'train', 'check', 'review', 'train_several', 'evaluate', 'predict', 'guess_json', 'open_app', 'runs',
-           'ensemble', 'export', 'publish', 'main']
+           'app_command', 'one_model', 'scores_text', 'ensemble_text', 'top_text', 'options', 'demo', 'run_text',
+           'run_json', 'train', 'check', 'review', 'train_several', 'evaluate', 'predict', 'guess_json', 'open_app',
+           'runs', 'ensemble', 'export', 'publish', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import itertools
@@ -22,13 +22,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .core import UserError, plain
+from .core import UserError, check_writable, plain
+from .workflow.terminal import run_commands, stop_on_signals, takes_unicode
 
 # %% ../nbs/90_cli.ipynb #47b26968
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-    help="From a table of photos to a classifier you can trust and serve, one logged experiment at a time.",
 )
 Runs = Annotated[Optional[Path], typer.Option("--runs", help="Folder of all runs; if not given, runs and snakecls-demo/runs.")]
 Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Replace any key of the experiment, such as model.arch=resnet18; may be given several times.")]
@@ -44,7 +44,7 @@ def tell(text: str) -> None:
 
 def show(value: Any, text: str, as_json: bool) -> None:
     "Print a result: JSON for machines, text for people."
-    print(json_module.dumps(finite(value), ensure_ascii=False, allow_nan=False) if as_json else text, flush=True)
+    print(json_module.dumps(finite(value), ensure_ascii=not takes_unicode(), allow_nan=False) if as_json else text, flush=True)
 
 
 def finite(value: Any) -> Any:
@@ -110,7 +110,15 @@ def top_text(top: list[tuple[str, float]]) -> str:
     return ", ".join(f"{label} {prob:.0%}" for label, prob in top)
 
 # %% ../nbs/90_cli.ipynb #a9d8f790
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error that was not foreseen; SNAKECLS_DEBUG=1 does the same.")] = False,  # read by `run_commands`
+):
+    "From a table of photos to a classifier you can trust and serve, one logged experiment at a time."
+
+
 @app.command()
+@stop_on_signals()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where photos, experiment file and runs go.")] = Path("snakecls-demo"),
     tiny: Annotated[bool, typer.Option(help="Three species and a few small photos, in seconds.")] = False,
@@ -118,6 +126,7 @@ def demo(
     json: Json = False,
 ):
     "Draw snakes, train on them, and name three photos: the whole loop, offline, in three minutes."
+    check_writable(folder, "the folder of the demonstration")
     from snakecls.workflow.demo import run_demo
 
     result, held_out = run_demo(folder, tiny=tiny, seed=seed, command=command_line(), say=tell)
@@ -137,6 +146,7 @@ def run_json(result: Any) -> dict:
 
 
 @app.command()
+@stop_on_signals()
 def train(
     experiment: Annotated[Optional[Path], typer.Argument(help="An experiment file (YAML).")] = None,
     data: Annotated[Optional[Path], typer.Option(help="A folder of class folders, or a table of photos.")] = None,
@@ -165,6 +175,8 @@ def train(
     from snakecls.data.sources import check_exists
 
     check_exists(described.data.source)
+    check_writable(runs, "--runs")
+    check_writable(logbook.resolve().parent, "the folder of --logbook")
     from snakecls.workflow.run import run_experiment  # takes seconds, which a mistake above need not wait for
 
     if folds or grid or compare_precision:
@@ -175,6 +187,7 @@ def train(
 
 # %% ../nbs/90_cli.ipynb #393f9594
 @app.command()
+@stop_on_signals()
 def check(
     source: Annotated[Path, typer.Argument(help="A folder, zip or table of photos, or an experiment file.")],
     overrides: Overrides = None,
@@ -193,9 +206,11 @@ def check(
     from snakecls.data.sources import check_exists
 
     check_exists(experiment.data.source)
+    output = output or Path("checks") / experiment.name
+    check_writable(output, "--output")
     from snakecls.workflow.check import check_source, describe_check  # takes seconds, too
 
-    result = check_source(experiment.data, output or Path("checks") / experiment.name, files_only=files_only, size=size, min_size=min_size, say=tell)
+    result = check_source(experiment.data, output, files_only=files_only, size=size, min_size=min_size, say=tell)
     report = result.folder / "report.html"
     if show_page:
         import webbrowser
@@ -262,7 +277,9 @@ def evaluate(
 
     if csv is not None and csv.is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {csv / 'predictions.csv'}.")
-    bundle = find_model(one_model(named, model), root=runs)
+    if csv is not None:
+        check_writable(csv.parent, "the folder of --csv")
+    bundle = find_model(one_model(named, model), root=runs, say=tell)
     table = evaluation_table(bundle, data=data, split=split)
     for warning in table.attrs.get("warnings", []):
         tell(f"Note: {warning}")
@@ -288,7 +305,7 @@ def predict(
     from snakecls.workflow.models import find_model
 
     paths = expand_photos(photos, say=tell)
-    predictor, rows = Predictor(find_model(one_model(model, bundle), root=runs)), []
+    predictor, rows = Predictor(find_model(one_model(model, bundle), root=runs, say=tell)), []
     for path in paths:
         try:
             guesses = predictor.predict(path, top=top)
@@ -320,7 +337,7 @@ def open_app(
     from snakecls.workflow.models import find_model
 
     model = one_model(named, model)
-    bundle = find_bundle(".") if model is None and runs is None else find_model(model, root=runs)
+    bundle = find_bundle(".") if model is None and runs is None else find_model(model, root=runs, say=tell)
     launch_app(load_predictor(bundle), port=port, browser=browser)
 
 
@@ -349,9 +366,11 @@ def ensemble(
     from snakecls.workflow.models import find_model
     from snakecls.workflow.several import ensemble_runs, soup_runs
 
-    bundles = [find_model(model, root=runs) for model in [*(named or []), *(models or [])]]
+    bundles = [find_model(model, root=runs, say=tell) for model in [*(named or []), *(models or [])]]
     if output is not None and output.exists():
         raise UserError(f"{output} exists already; give another name for --output, or remove it.")
+    if output is not None:
+        check_writable(output, "--output")
     said = ensemble_runs(bundles, split=split)
     lines = [ensemble_text(said)] if "targets" not in said else [f"Target {target}\n{ensemble_text(one | {'split': said['split']})}\n" for target, one in said["targets"].items()]
     if output is not None:
@@ -370,7 +389,8 @@ def export(
     "Copy a model out of its run: as a bundle, or as fastai's export.pkl."
     from snakecls.workflow.models import copy_model, find_model
 
-    bundle = find_model(model, root=runs)
+    check_writable(output.parent, "the folder of OUTPUT")
+    bundle = find_model(model, root=runs, say=tell)
     written = copy_model(bundle, output, format=format)
     show({"model": bundle, "output": written, "format": format}, f"Wrote {written}, a copy of {bundle}.", json)
 
@@ -390,17 +410,14 @@ def publish(
 
     if dry_run is None:
         raise UserError("uploading to the Hub is not built yet; give --dry-run FOLDER and push that folder to the Space with git.")
-    bundle = find_model(one_model(named, model), root=runs)
+    check_writable(dry_run, "--dry-run")
+    bundle = find_model(one_model(named, model), root=runs, say=tell)
     folder = write_space(bundle, dry_run, space=space)
     text = f"The files of the Space {space} with the model {bundle} are in {folder}; try it with: {shlex.join([program('python'), str(folder / 'app.py')])}"
     show({"model": bundle, "space": space, "output": folder}, text, json)
 
 
 def main() -> None:
-    "Run the command line; a `UserError` is one sentence and exit code 2."
+    "Run the command line; a `UserError` is one sentence and exit code 2, another error one sentence and exit code 1."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch about fastai and timm; no user can act on it
-    try:
-        app()
-    except UserError as e:
-        print(f"snakecls: {e}", file=sys.stderr)
-        sys.exit(2)
+    run_commands(app)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from ..core import atomic_write
 from ..stats import Comparison, paired_bootstrap, top_names
 from .environment import describe_hardware
-from .tracking import RunFolder, list_runs
+from .tracking import RunFolder, list_runs, read_status
 
 # %% ../../nbs/workflow/62_logbook.ipynb #9ae78fbb
 def flatten(
@@ -228,7 +228,7 @@ def make_entry(
     before = run.path.parent / parent
     changes = diff_experiments(RunFolder(before).experiment(), experiment) if parent and before.is_dir() else []
     valid, git = metrics.get("valid"), environment.get("git") or {}
-    verdict, compared = ("failed", message)
+    verdict, compared = ("stopped" if read_status(run.path)["status"] == "stopped" else "failed", message)
     if valid and not message:
         earlier = best_earlier(run)
         verdict, compared = judge_run(valid, earlier, compare_runs(run.path, run.path.parent / earlier["run"]) if earlier else None)
@@ -268,5 +268,5 @@ class LogbookTracker:
 
     def finish(self, metrics: dict) -> None:
         "Add the entry; with empty metrics it says that the run failed."
-        message = "" if metrics else "the run ended without metrics; see its run.log"
+        message = metrics.get("message", "") if "ended" in metrics else "" if metrics else "the run ended without metrics; see its run.log"
         add_entry(self.path, make_entry(self.run, logbook=self.path, message=message, **self.options))

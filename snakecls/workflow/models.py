@@ -9,6 +9,7 @@ __all__ = ['run_roots', 'all_runs', 'find_any_run', 'find_model', 'looks_like_pa
 # %% ../../nbs/workflow/66_models.ipynb #6c8f0ba8
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..models.bundle import read_bundle
 from ..stats import top_names
+from .ended import CHECKPOINT, can_keep, revive
 from .tracking import RunFolder, find_run, list_runs, make_slug
 
 # %% ../../nbs/workflow/66_models.ipynb #94adcd40
@@ -68,10 +70,14 @@ def find_model(
     name: str | Path | None,  # bundle, run folder, run id or name; None: the newest run with a bundle
     *,
     root: str | Path | None = None,  # the folder of runs; None: the usual ones
+    say: Callable[[str], None] = print,  # where it is told that the run ended early
 ) -> Path:  # a bundle's folder
     "Find the bundle that is meant; raises `UserError` with the nearest name. A folder that is no model does not hide the run of its name."
     if name is None:
         newest = newest_bundle(RUN_ROOTS if root is None else [root])
+        early = [run for run in (RunFolder(file.parent.parent) for folder in run_roots(root) for file in folder.glob(f"*/{CHECKPOINT}")) if can_keep(run)]
+        if newest is None and early:
+            return run_bundle(max(early, key=lambda run: run.id), say)
         if newest is None:
             raise UserError(f"there is no trained model in {root or ' or '.join(RUN_ROOTS)}; make one with snakecls demo or snakecls train, or give a bundle's folder.")
         return newest
@@ -81,10 +87,10 @@ def find_model(
     if folder is not None and run is not None and run.path.resolve() not in (folder.resolve(), folder.resolve().parent):
         raise UserError(f"'{name}' could be the run {run.id} or the model in the folder of that name here; give {run.id}, or ./{name} for the folder.")
     if folder is not None:
-        return folder if (folder / "bundle.json").exists() else run_bundle(RunFolder(folder))
+        return folder if (folder / "bundle.json").exists() else run_bundle(RunFolder(folder), say)
     if run is None and exists:
         raise UserError(f"{name} is neither a bundle (it has no bundle.json) nor a run; give runs/…/best, a run's name, or nothing for the newest run.")
-    return run_bundle(run or find_any_run(root, name))
+    return run_bundle(run or find_any_run(root, name), say)
 
 
 def looks_like_path(name: str) -> bool:
@@ -107,10 +113,10 @@ def named_run(root: str | Path | None, name: str) -> RunFolder | None:
     return find_any_run(root, max(ids)) if len(ids) else None
 
 
-def run_bundle(run: RunFolder) -> Path:
-    "Give a run's bundle; raises `UserError` where it has none."
-    if not (run / "best" / "bundle.json").exists():
-        raise UserError(f"run {run.id} has no model (it did not finish); choose another one from snakecls runs.")
+def run_bundle(run: RunFolder, say: Callable[[str], None]) -> Path:
+    "Give a run's bundle, made of its best so far where it ended early; raises `UserError` where it has none."
+    if sentence := revive(run):
+        say(f"Note: {sentence}")
     return run / "best"
 
 # %% ../../nbs/workflow/66_models.ipynb #8d4ae8d5

@@ -217,7 +217,7 @@ class WandbTracker:
 
     def finish(self, metrics: dict) -> None:
         "Send the metrics and wait until W&B has them, `wait_s` at most; then warn and go on."
-        self._say(event="finish", metrics=metrics, exit_code=0 if metrics else 1)
+        self._say(event="finish", metrics=metrics, exit_code=0 if metrics and "ended" not in metrics else 1)
         in_time = self.done.wait(self.wait_s)
         self.process.kill()
         self.process.wait()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'LEADERBOARD', 'make_slug', 'make_run_path', 'append_row', 'format_rows', 'RunFolder', 'utc_now', 'open_lock',
-           'read_status', 'summarise_run', 'count_epochs', 'list_runs', 'find_run']
+           'read_status', 'write_status', 'QuietHandler', 'summarise_run', 'count_epochs', 'list_runs', 'find_run']
 
 # %% ../../nbs/workflow/60_tracking.ipynb #8627b12a
 import csv
@@ -23,7 +23,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core import UserError, atomic_write, plain, read_json, unknown_name, write_json
+from ..core import UserError, atomic_write, is_disk_full, plain, read_json, unknown_name, write_json
 from ..stats import top_names
 from .environment import describe_environment
 
@@ -172,7 +172,7 @@ def start(self: RunFolder) -> RunFolder:
         raise UserError(f"run {self.id} is still running in another process; wait for it, or stop it first.") from e
     status = {**read_json(self / "status.json"), "status": "running", "pid": os.getpid(), "host": platform.node()}
     write_json(self / "status.json", status)
-    self._handler = logging.FileHandler(self / "run.log", encoding="utf-8")
+    self._handler = QuietHandler(self / "run.log", encoding="utf-8")
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     self._handler.setFormatter(formatter)
@@ -184,19 +184,43 @@ def start(self: RunFolder) -> RunFolder:
 @patch
 def finish(
     self: RunFolder,
-    status: str = "finished",  # or 'failed'
+    status: str = "finished",  # or 'stopped', 'failed'
     *,
     message: str = "",  # why it failed
 ) -> None:
     "Record how the run ended, and let go of its lock and its log."
     old = read_json(self / "status.json")
-    write_json(self / "status.json", {**old, "status": status, "ended": utc_now(), "message": message})
+    write_status(self / "status.json", {**old, "status": status, "ended": utc_now(), "message": message})
     if self._handler is not None:
         LOG.removeHandler(self._handler)
         self._handler.close()
     if self._lock is not None:
         self._lock.release()
     self._handler = self._lock = None
+
+
+def write_status(path: Path, status: dict) -> None:
+    "Write the status; on a full disk into the room that the old one has, with its message cut to fit."
+    try:
+        write_json(path, status)
+    except OSError as e:
+        if not is_disk_full(e):
+            raise
+        room = path.stat().st_size
+        for message in (status["message"][:-n or None] for n in range(len(status["message"]) + 1)):
+            text = json.dumps({key: status[key] for key in ("status", "name", "started", "ended")} | {"message": message}, ensure_ascii=False).encode()
+            if len(text) <= max(room, 4096):  # a file system gives room in blocks
+                break
+        with open(path, "r+b") as stream:
+            stream.write(text)
+            stream.truncate()
+
+
+class QuietHandler(logging.FileHandler):
+    "A log that is left out where the disk is full, instead of printing a traceback for each line."
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        "Say nothing: the run's own error is the one to be told."
 
 
 @patch
@@ -206,10 +230,13 @@ def __enter__(self: RunFolder) -> RunFolder:
 
 @patch
 def __exit__(self: RunFolder, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    if self._lock is None:  # its end is recorded already
+        return
     if error is None:
-        return self.finish()
+        self.finish()
+        return
     LOG.error("the run failed", exc_info=(kind, error, trace))
-    self.finish("failed", message=f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+    self.finish("stopped" if issubclass(kind, KeyboardInterrupt) else "failed", message=f"{kind.__name__}: {error}" if str(error) else kind.__name__)
 
 # %% ../../nbs/workflow/60_tracking.ipynb #f7447f68
 @patch
