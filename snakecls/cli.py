@@ -161,7 +161,7 @@ def train(
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
-    from snakecls.train.experiment import load_experiment, make_experiment
+    from snakecls.train.experiment import load_experiment, make_experiment, name_after
 
     if experiment is None and data is None:
         raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
@@ -169,7 +169,7 @@ def train(
         raise UserError(f"{experiment} is {'a folder' if experiment.is_dir() else 'a table'}, not an experiment file; to train on its photos give --data {shlex.quote(str(experiment))}.")
     given = {"data.source": str(data) if data else None, "question": question, "parent": parent}
     changes = [*(overrides or []), *(f"{key}={json_module.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value)]
-    described = load_experiment(experiment, overrides=changes) if experiment else make_experiment({"name": data.resolve().stem, "data": {"source": str(data)}}, overrides=changes)
+    described = load_experiment(experiment, overrides=changes) if experiment else make_experiment({"name": name_after(data), "data": {"source": str(data)}}, overrides=changes)
     if sum(map(bool, (folds, grid, compare_precision))) > 1:
         raise UserError("--folds, --grid and --compare-precision are three ways to run several times; give one of them.")
     from snakecls.data.sources import check_exists
@@ -199,10 +199,10 @@ def check(
     json: Json = False,
 ):
     "Find what is wrong with photos: broken files, copies, leaks between splits, wrong labels, photos of something else."
-    from snakecls.train.experiment import load_experiment, make_experiment
+    from snakecls.train.experiment import load_experiment, make_experiment, name_after
 
     is_file = source.suffix.lower() in (".yaml", ".yml")
-    experiment = load_experiment(source, overrides=overrides or []) if is_file else make_experiment({"name": source.resolve().stem, "data": {"source": str(source)}}, overrides=overrides or [])
+    experiment = load_experiment(source, overrides=overrides or []) if is_file else make_experiment({"name": name_after(source), "data": {"source": str(source)}}, overrides=overrides or [])
     from snakecls.data.sources import check_exists
 
     check_exists(experiment.data.source)

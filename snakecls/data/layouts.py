@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError
-from .columns import count, some, split_name
+from .columns import clean_label, count, some, split_name
 from .folders import IMAGE_SUFFIXES, list_entries, list_photos, with_slashes
 
 # %% ../../nbs/data/09_layouts.ipynb #c3903320
@@ -130,7 +130,9 @@ def read_folder(
     if not photos:
         raise UserError(f"the folder '{folder}' holds no photos ({', '.join(IMAGE_SUFFIXES)}){_but(issues)}; give the folder that holds the class folders.")
     root = with_slashes(str(folder)).rstrip("/") + "/"
-    dirs = [photo.removeprefix(root).split("/")[:-1] for photo in photos]
+    raw = [photo.removeprefix(root).split("/")[:-1] for photo in photos]
+    dirs = [[clean_label(name) for name in names] for names in raw]
+    spelt = _spellings(raw, dirs)
     dirs, found, notes = _take_splits(dirs, splits, ask=label_level == "auto")
     rest = [names for names, split in zip(dirs, found) if split != ""]
     if not any(rest):
@@ -144,11 +146,16 @@ def read_folder(
             issues.append({"path": photo, "issue": "no label", "reason": "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders"})
         else:
             rows.append((photo, join_names(names) if level == "path" else names[level - 1], split))
+            if not rows[-1][1]:
+                issues.append({"path": photo, "issue": "no label", "reason": "the name of its folder is blank"})
+                rows.pop()
+    if not rows:
+        raise UserError(f"the folder '{folder}' holds no photo with a class folder at the level that data.label_level names ({level}); give another, or auto.")
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
     if table["label"].nunique() < 2:
         raise UserError(f"the folder '{folder}' holds one class folder only ('{rows[0][1]}'); a classifier needs at least two, or give {_tables_in(folder)}.")
     table = table if any(found) else table.drop(columns="split")
-    table.attrs["warnings"] = [note for note in (*notes, describe_levels(rest, level), _merged(rest, level)) if note]
+    table.attrs["warnings"] = [note for note in (*notes, describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt)) if note]
     return table, issues
 
 # %% ../../nbs/data/09_layouts.ipynb #7548ba06
@@ -182,6 +189,21 @@ def _merged(dirs: list[list[str]], level: int | str) -> str:
             above.setdefault(names[level - 1], set()).add(tuple(names[: level - 1]))
     twice = [name for name, parents in above.items() if len(parents) > 1]
     return f"{count(len(twice), 'label')} ({some(twice)}) {'stands' if len(twice) == 1 else 'stand'} below several folders and {'is' if len(twice) == 1 else 'are'} one class each; data.label_level: path keeps them apart." if twice else ""
+
+
+def _spellings(raw: list[list[str]], dirs: list[list[str]]) -> dict[str, set[str]]:  # the cleaned name: as the folders write it
+    "Collect how each folder's name is written."
+    spelt: dict[str, set[str]] = {}
+    for written, names in zip(raw, dirs):
+        for one, name in zip(written, names):
+            spelt.setdefault(name, set()).add(one)
+    return spelt
+
+
+def _spelt_twice(labels: set[str], spelt: dict[str, set[str]]) -> str:
+    "Say which classes have folders that are written in several ways and look alike."
+    twice = sorted(label for label in labels if len(spelt.get(label, ())) > 1)
+    return f"{count(len(twice), 'class has', 'classes have')} folders whose names differ only in blanks, in characters that nobody sees or in how accents are stored ({some(twice)}); each counts as one class." if twice else ""
 
 
 def _but(issues: list[dict[str, str]]) -> str:

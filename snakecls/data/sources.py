@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError
+from ..core import UserError, printable
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, count, find_column, some, split_name
 from .folders import is_photo_name, list_entries, with_slashes
 from .messy_csv import has_quotes, is_well_formed, read_header, read_messy
@@ -25,9 +25,12 @@ _MISSING = ["", "nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "#NA"]
 
 def check_exists(path: str | Path) -> Path:  # with ~ filled in
     "Refuse a source of photos that is not there; raises `UserError`."
-    if not Path(path).expanduser().exists():
-        raise UserError(f"'{path}' does not exist; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
-    return Path(path).expanduser()
+    full = os.path.expanduser(path)
+    if not os.path.exists(full):
+        raise UserError(f"'{printable(path)}' does not exist; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
+    if not os.path.isfile(full) and not os.path.isdir(full):
+        raise UserError(f"'{printable(path)}' is a pipe, a socket or a device, and no file; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
+    return Path(full)
 
 
 def read_file(

@@ -31,7 +31,7 @@ def check_space_name(
     return space
 
 # %% ../../nbs/deploy/54_hub.ipynb #28588759
-APP_REQUIREMENTS = ("gradio", "safetensors", "timm", "torch", "torchvision")  # what the app imports; Pillow and NumPy come along
+APP_REQUIREMENTS = ("gradio", "pillow-heif", "safetensors", "timm", "torch", "torchvision")  # what the app imports; Pillow and NumPy come along
 
 
 def requirement_lines() -> list[str]:

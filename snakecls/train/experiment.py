@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_SUFFIXES', 'make_experiment', 'to_plain', 'override_key', 'step_into', 'list_place', 'load_experiment',
-           'paths_beside', 'is_beside']
+           'name_after', 'paths_beside', 'is_beside']
 
 # %% ../../nbs/train/36_experiment.ipynb #184d635c
 import datetime
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ..core import UserError
+from ..core import UserError, printable
 from .messages import explain_error, read_yaml
 from .schema import DEFAULT_SCHEDULE, Config, Experiment
 
@@ -104,8 +105,16 @@ def load_experiment(
     experiment = make_experiment(values if values is not None else {}, overrides=overrides, where=path.name)
     data = experiment.data.model_copy(update=paths_beside(path, experiment.data, "data", ("source", "root", "facts", "corrections"), overrides))
     model = experiment.model.model_copy(update=paths_beside(path, experiment.model, "model", ("weights",), overrides))
-    name = path.stem if "name" not in experiment.model_fields_set else experiment.name
+    name = name_after(path) if "name" not in experiment.model_fields_set else experiment.name
     return experiment.model_copy(update={"data": data, "model": model, "name": name})
+
+
+def name_after(
+    path: str | Path,  # a folder of photos, a table, an experiment file
+) -> str:  # 1 to 80 characters
+    "Name a run or a check after what it reads."
+    path = os.path.realpath(os.path.expanduser(path))
+    return printable(os.path.basename(path) if os.path.isdir(path) else Path(path).stem)[:80].strip() or "photos"
 
 
 def paths_beside(

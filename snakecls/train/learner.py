@@ -82,7 +82,7 @@ def load_source(data: DataConfig) -> pd.DataFrame:  # attrs: also corrections, w
     "Load the photos and apply the corrections that were decided on."
     target = data.target if several_targets(data) is None else data.target[0]
     table = load_table(
-        data.source, path_column=data.path_column, label_column=data.label_column, split_column=data.split_column, root=data.root, splits=data.splits,
+        data.source, path_column=data.path_column, label_column=data.label_column, split_column=data.split_column, root=data.root, splits=data.splits, label_level=data.label_level,
         target=None if target == "label" else target, multi_label=data.multi_label, separator=data.separator, unlabelled=data.unlabelled,
     )
     if data.corrections is None:

@@ -55,6 +55,7 @@ class DataConfig(Config):
     unlabelled: Literal["drop", "negative"] | None = Field(None, description="what a photo without labels means with multi_label; asked for where there are any")
     corrections: str | None = Field(None, description="corrections.csv of the review page, applied before anything else")
     splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}")
+    label_level: int | str = Field("auto", description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told")
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
     folds: int | None = Field(None, ge=2, description="divide what is not the test into so many folds")
@@ -65,6 +66,14 @@ class DataConfig(Config):
     min_per_class: int | None = Field(None, ge=1, description="leave out classes with fewer photos")
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
+
+    @field_validator("label_level", mode="before")
+    @classmethod
+    def check_label_level(cls, level: Any) -> Any:
+        "Refuse what is neither a level nor a word for one."
+        if level in ("auto", "path") or (isinstance(level, int) and level >= 1):
+            return level
+        raise PydanticCustomError("label_level", "give the number of a folder level from 1, path, or auto")
 
     @model_validator(mode="before")
     @classmethod

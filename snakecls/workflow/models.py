@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_roots', 'all_runs', 'find_any_run', 'find_model', 'looks_like_path', 'model_folder', 'named_run', 'run_bundle',
-           'evaluation_table', 'copy_model', 'leaderboard_text', 'number']
+           'evaluation_table', 'load_known', 'copy_model', 'leaderboard_text', 'number']
 
 # %% ../../nbs/workflow/66_models.ipynb #6c8f0ba8
 import os
@@ -132,7 +132,7 @@ def evaluation_table(
         if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
             raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
-        table = load_table(data, **several)
+        table = load_known(data, info.labels, **several)
     else:
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():
@@ -152,6 +152,25 @@ def evaluation_table(
     if len(unreadable):
         warning = f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}"
         table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
+    return table
+
+
+def load_known(
+    data: str | Path,  # any source
+    labels: list[str],  # of the model
+    **options,  # go to `load_table`
+) -> pd.DataFrame:
+    "Load photos for a model; where other folder levels than the usual one hold its labels, these are taken (`data.label_level`), and told."
+    table = load_table(data, **options)
+    if not Path(data).is_dir() or "label" not in table or set(table["label"]) & set(labels):
+        return table
+    for level in (1, 2, 3, "path"):
+        try:
+            other = load_table(data, label_level=level, **options)
+        except UserError:  # it is not so deep, or has one class there
+            continue
+        if set(other["label"]) & set(labels):
+            return other
     return table
 
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..core import UserError, is_disk_full
+from ..core import UserError, is_disk_full, printable
 
 # %% ../../nbs/workflow/69_terminal.ipynb #ceca4233
 def prepare_streams() -> None:
@@ -75,6 +75,9 @@ def run_commands(
     if not debug:
         warnings.formatwarning = lambda message, *where, **more: f"Note: {message}\n"
     try:
+        for word in sys.argv[1:]:
+            if printable(word) != word:
+                raise UserError(f"'{printable(word)}' holds a byte that is not UTF-8, so that neither a run nor an answer can name it; rename that file or folder.")
         app()
     except UserError as e:
         print(f"snakecls: {e}", file=sys.stderr)

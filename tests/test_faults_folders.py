@@ -1,0 +1,438 @@
+"""How folders and photos are read: which level is the label, what is no photo of the user's, HEIC, pipes, names that are no text."""
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPO
+from PIL import Image
+
+from snakecls.core import UserError
+from snakecls.data.files import check_files
+from snakecls.data.photos import PhotoError, open_photo
+from snakecls.data.tables import load_table, load_unlabelled
+from test_tables import make
+
+SMALL = ["--set", "model.arch=test_resnet", "--set", "model.weights=none", "--set", "schedule=[{size: 32, epochs: 1}]", "--set", "train.num_workers=0", "--set", "train.bs=4"]
+
+
+def command(*words: str, cwd: Path) -> tuple[int, str, str]:  # exit code, standard output, standard error
+    "Run a command in this process."
+    from snakecls import cli
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, argv = os.getcwd(), sys.argv
+    os.chdir(cwd)
+    sys.argv = ["snakecls", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as e:
+        code = e.code or 0
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
+
+
+def draw(path: Path, colour: int, size=(40, 32), **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(len(path.name) + colour)
+    Image.fromarray((generator.integers(0, 90, (size[1], size[0], 3)) + np.eye(3, dtype=int)[colour % 3] * 150).astype(np.uint8)).save(path, **options)
+
+
+# Which folder level is the label
+
+
+def levels(folder: Path, *names: str, **options) -> tuple[set[str], list[str]]:
+    table = load_table(make(folder, *names), **options)
+    return set(table["label"]), table.attrs["warnings"]
+
+
+SPECIES = ("Natrix/Natrix natrix", "Natrix/Natrix maura", "Vipera/Vipera berus", "Vipera/Vipera aspis")
+VEHICLES = tuple(f"{name}/{time}" for name in ("train", "car", "bus") for time in ("day", "night"))
+
+
+def photos(*folders: str, n: int = 3) -> list[str]:
+    return [f"{folder}/{folder.replace('/', '_')}{i}.jpg" for folder in folders for i in range(n)]
+
+
+def test_genus_and_species_are_told(tmp_path):
+    labels, notes = levels(tmp_path, *photos(*SPECIES))
+    assert labels == {name.split("/")[1] for name in SPECIES}
+    (note,) = notes
+    assert "second folder level (4 names" in note and "the first has 2 names" in note and "data.label_level" in note
+    assert levels(tmp_path, label_level=1)[0] == {"Natrix", "Vipera"}
+    assert levels(tmp_path, label_level="path")[0] == labels
+
+
+def test_epithets_are_joined_to_names(tmp_path):
+    names = photos("Crotalus/viridis", "Crotalus/atrox", "Ahaetulla/viridis", "Ahaetulla/prasina")
+    labels, notes = levels(tmp_path, *names)
+    assert labels == {"Crotalus", "Ahaetulla"} and "path (such as" in notes[0]
+    assert levels(tmp_path, label_level="path")[0] == {"Crotalus viridis", "Crotalus atrox", "Ahaetulla viridis", "Ahaetulla prasina"}
+    labels, notes = levels(tmp_path, label_level=2)
+    assert labels == {"viridis", "atrox", "prasina"} and any("'viridis'" in note and "below several folders" in note for note in notes)
+
+
+@pytest.mark.parametrize("names, labels", [
+    (VEHICLES, {"train", "car", "bus"}),
+    (("test/day", "test/night", "car/day", "car/night"), {"test", "car"}),
+    (("cat/session_1", "cat/session_2", "dog/session_3", "dog/session_4"), {"cat", "dog"}),
+    (("cat/2021-05-01", "cat/2021-05-02", "dog/2021-06-01", "dog/2021-06-02"), {"cat", "dog"}),
+    (("archive/set/cat", "archive/set/dog"), {"cat", "dog"}),
+    (("tops/shirts", "tops/blouses", "shoes/boots", "shoes/sandals"), {"shirts", "blouses", "boots", "sandals"}),
+    (("Animalia/Aves/Corvus corax", "Animalia/Aves/Pica pica", "Animalia/Amphibia/Rana", "Plantae/Rosids/Rosa", "Plantae/Rosids/Malus"), {"Corvus corax", "Pica pica", "Rana", "Rosa", "Malus"}),
+])
+def test_layouts(tmp_path, names, labels):
+    found, notes = levels(tmp_path, *photos(*names))
+    assert found == labels
+    assert bool(notes) == (names[0] != "archive/set/cat"), notes
+    assert "split" not in load_table(tmp_path)
+
+
+def test_splits_within_the_classes(tmp_path):
+    make(tmp_path, *photos(*(f"{label}/{split}" for label in ("cat", "dog") for split in ("train", "val", "test"))))
+    table = load_table(tmp_path)
+    assert pd.crosstab(table["label"], table["split"]).to_dict() == {split: {"cat": 3, "dog": 3} for split in ("test", "train", "valid")}
+    assert "splits were read from the second folder level" in table.attrs["warnings"][0]
+
+
+def test_splits_and_deeper_folders(tmp_path):
+    make(tmp_path, *photos(*(f"{split}/images/{name}" for split in ("train", "test") for name in SPECIES)))
+    table = load_table(tmp_path)
+    assert table["label"].nunique() == 4 and set(table["split"]) == {"train", "test"}
+
+
+def test_splits_without_training_photos(tmp_path):
+    make(tmp_path, *photos("val/cat", "val/dog", "test/cat", "test/dog"))
+    table = load_table(tmp_path)
+    assert set(table["label"]) == {"cat", "dog"} and set(table["split"]) == {"valid", "test"}
+
+
+def test_what_lies_beside_splits_is_told(tmp_path):
+    make(tmp_path, *photos("train/cat", "train/dog", "val/cat", "val/dog", "plots", "odd/cat"))
+    table = load_table(tmp_path)
+    assert len(table) == 12 and any("folders beside the splits: 'odd (3)', 'plots (3)'" in note for note in table.attrs["warnings"])
+
+
+def test_an_uncertain_split_is_asked_about(tmp_path):
+    make(tmp_path, *photos("train/steam", "train/diesel", "unsorted"))
+    with pytest.raises(UserError, match="may be the photos for training, or a class; give data.splits: {train: train} for the first, data.label_level: 1"):
+        load_table(tmp_path)
+    assert set(load_table(tmp_path, label_level=1)["label"]) == {"train", "unsorted"}
+    assert set(load_table(tmp_path, splits={"train": "train"})["label"]) == {"steam", "diesel"}
+
+
+def test_wrong_levels(tmp_path):
+    make(tmp_path, *photos(*SPECIES))
+    with pytest.raises(UserError, match="give a number from 1 to 2"):
+        load_table(tmp_path, label_level=3)
+    with pytest.raises(UserError, match="from 1, path, or auto"):
+        load_table(tmp_path, label_level="genus")
+    with pytest.raises(UserError, match="belongs to a folder of class folders"):
+        load_table(pd.DataFrame({"path": ["a.jpg"], "label": ["a"]}), label_level=2)
+    code, _, err = command("train", "--data", tmp_path, "--set", "data.label_level=genus", cwd=tmp_path)
+    assert code == 2 and "give the number of a folder level from 1, path, or auto" in err
+
+
+def test_names_that_look_alike_are_one_class(tmp_path):
+    labels, notes = levels(tmp_path, *photos("Vip\u00e8re", "Vipe\u0300re", "Vip\u00e8re ", "Vip\u200b\u00e8re", " a", "a", "a "))
+    assert labels == {"Vip\u00e8re", "a"} and len(load_table(tmp_path)) == 21
+    assert any("2 classes have folders whose names differ only in blanks" in note for note in notes)
+
+
+def test_a_model_finds_the_level_of_its_labels(tmp_path):
+    from snakecls.workflow.models import load_known
+
+    make(tmp_path, *photos(*SPECIES))
+    assert set(load_known(tmp_path, ["Natrix", "Vipera"])["label"]) == {"Natrix", "Vipera"}
+    assert load_known(tmp_path, ["Natrix natrix"])["label"].nunique() == 4
+
+
+# Pictures that are no photos of the user's
+
+
+@pytest.fixture(scope="module")
+def nas(tmp_path_factory) -> Path:
+    "A folder of photos on a NAS, in which two runs, a check and a bundle lie."
+    folder = tmp_path_factory.mktemp("nas")
+    for place, label in enumerate(("cat", "dog", "runs of deer")):
+        for i in range(8):
+            draw(folder / label / f"{label}{i}.jpg", place)
+            draw(folder / label / "@eaDir" / f"{label}{i}.jpg" / "SYNOPHOTO_THUMB_XL.jpg", place)
+    for junk in ("#recycle/cat", "$RECYCLE.BIN/S-1-5", "lost+found", ".Trash-1000/files", "__MACOSX/cat", "cat/.ipynb_checkpoints", "@Recycle", ".thumbnails", "System Volume Information", ".git"):
+        draw(folder / junk / "old.jpg", 1)
+    (folder / "venv").mkdir()
+    (folder / "venv/pyvenv.cfg").touch()
+    draw(folder / "venv/share/icon.png", 1)
+    draw(folder / "wandb/run-1/media/plot.png", 1)
+    (folder / "cat/Thumbs.db").touch()
+    if sys.platform == "linux":
+        with open(os.fsencode(folder / "dog") + b"/caf\xe9.jpg", "wb") as stream:
+            stream.write((folder / "cat/cat0.jpg").read_bytes())
+    for _ in range(2):
+        code, _, err = command("train", "--data", ".", *SMALL, cwd=folder)
+        assert code == 0, err
+        (folder / "said.txt").write_text(err)
+    assert command("export", "shipped", cwd=folder)[0] == 0
+    return folder
+
+
+LEFT = {"@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", ".Trash-1000", "__MACOSX", ".ipynb_checkpoints", "@Recycle", ".thumbnails", "System Volume Information", ".git", "venv", "wandb"}
+
+
+def test_the_second_run_sees_what_the_first_saw(nas):
+    first, second = sorted((nas / "runs").glob("*/manifest.parquet"))
+    tables = [pd.read_parquet(path).sort_values("path").reset_index(drop=True) for path in (first, second)]
+    assert len(tables[0]) == 24 and set(tables[0]["label"]) == {"cat", "dog", "runs of deer"}
+    assert tables[0][["path", "label", "split"]].equals(tables[1][["path", "label", "split"]])
+    issues = pd.read_parquet(second.parent / "issues.parquet")
+    assert sys.platform != "linux" or r"caf\xe9.jpg" in set(issues["path"].map(lambda path: Path(path).name))
+    out = issues[issues["issue"] == "left out"]
+    assert {Path(path).name for path in out["path"]} == LEFT | {first.parent.name} and "thumbnails of a NAS" in set(out["reason"])
+    (note,) = [line for line in (nas / "said.txt").read_text().splitlines() if "no photos of yours" in line]
+    assert "thumbnails of a NAS ('cat/@eaDir', 'dog/@eaDir' and 1 more)" in note and "a run of snakecls ('runs/" in note
+
+
+def test_every_command_sees_the_same(nas):
+    code, out, err = command("check", ".", "--files-only", "--json", cwd=nas)
+    said = json.loads(out)
+    assert code == 0 and said["photos"] == 24 and "no photos of yours" in err
+    checked = nas / said["folder"]
+    assert pd.read_parquet(checked / "photos.parquet")["path"].map(lambda path: Path(path).parent.name).nunique() == 3
+    assert "left out" in set(pd.read_parquet(checked / "issues.parquet")["issue"])
+    code, out, err = command("predict", ".", "--json", cwd=nas)
+    assert code == 0 and len(json.loads(out)) == 24 and "no photos of yours" in err
+    code, out, err = command("evaluate", "--data", ".", "--json", cwd=nas)
+    assert code == 0 and json.loads(out)["scores"]["n"] == 24 and "a model of snakecls ('shipped')" in err
+    assert len(load_unlabelled(nas)) == 24 and any("no photos of yours" in note for note in load_unlabelled(nas).attrs["warnings"])
+
+
+def test_ours_are_known_by_their_files_alone(tmp_path):
+    make(tmp_path, *photos("runs", "checks", "wandb", "bundle", "status"), "runs/status.txt")
+    (tmp_path / "elsewhere").mkdir()
+    make(tmp_path / "elsewhere", "1.jpg")
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    (tmp_path / "linked").unlink()
+    (tmp_path / "linked").symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere", target_is_directory=True)
+    assert set(load_table(tmp_path)["label"]) == {"runs", "checks", "wandb", "bundle", "status", "linked"}
+
+
+def test_a_demonstration_and_a_space_are_no_classes(tmp_path):
+    make(tmp_path, *photos("cat", "dog"), "snakecls-demo/experiment.yaml", "snakecls-demo/data/demo.json", "snakecls-demo/data/photos/Boa/1.jpg",
+         "space/app.py", "space/requirements.txt", "space/bundle/bundle.json", "space/bundle/examples/1.jpg", "space/plots/1.png")
+    table = load_table(tmp_path)
+    assert set(table["label"]) == {"cat", "dog"} and "a demonstration of snakecls ('snakecls-demo')" in table.attrs["warnings"][0]
+    assert len(load_unlabelled(tmp_path / "snakecls-demo")) == 1  # asked for by name
+
+
+def test_a_folder_of_nothing_else(tmp_path):
+    make(tmp_path, "@eaDir/1.jpg")
+    with pytest.raises(UserError, match="holds no photos .*, only what is left out: thumbnails of a NAS"):
+        load_table(tmp_path)
+    code, _, err = command("predict", ".", cwd=tmp_path)
+    assert code == 2 and "thumbnails of a NAS" in err and len(err.strip().splitlines()) == 1
+
+
+# HEIC
+
+
+def heic(path: Path, image: Image.Image, **options) -> Path:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, "HEIF", **options)
+    return path
+
+
+def picture() -> Image.Image:
+    image = Image.new("RGB", (96, 64), (40, 200, 60))
+    image.paste((250, 20, 20), (0, 0, 48, 20))
+    return image
+
+
+def near(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() < 8
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.HEIC", "photo.jpg", "photo.heif"])
+def test_heic_is_read_whatever_it_is_called(tmp_path, name):
+    code = f"from snakecls.data.photos import open_photo; import sys; assert 'pillow_heif' not in sys.modules; print(open_photo({str(heic(tmp_path / name, picture()))!r}).getpixel((10, 10)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)  # where nobody has registered its reader
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.array(json.loads(done.stdout.replace("(", "[").replace(")", "]"))) - (250, 20, 20)).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_once(tmp_path, orientation):
+    from snakecls.data.photos import TURNS
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = TURNS.get({6: 8, 8: 6}.get(orientation, orientation))
+    path = heic(tmp_path / "a.heic", picture() if undo is None else picture().transpose(undo), exif=exif.tobytes())
+    assert near(open_photo(path), picture()) and near(open_photo(path.read_bytes()), picture())
+    assert ("EXIF-rotated" in set(check_files([path], n_workers=1)["issue"])) == (orientation != 1)
+
+
+def test_odd_heic(tmp_path):
+    import pillow_heif
+
+    deep = pillow_heif.from_bytes(mode="RGB;16", size=(64, 48), data=(np.asarray(picture().resize((64, 48))).astype(np.uint16) * 257).tobytes())
+    deep.save(tmp_path / "deep.heic")
+    assert near(open_photo(tmp_path / "deep.heic"), picture().resize((64, 48)))
+    clear = picture().convert("RGBA")
+    clear.putalpha(0)
+    assert min(open_photo(heic(tmp_path / "clear.heic", clear)).getpixel((5, 5))) > 245
+    heic(tmp_path / "grey.heic", picture().convert("L"))
+    two = heic(tmp_path / "two.heic", picture(), save_all=True, append_images=[Image.new("RGB", (96, 64))])
+    assert near(open_photo(two), picture())
+    renamed = heic(tmp_path / "renamed.jpg", picture())
+    issues = check_files(sorted(tmp_path.iterdir()), n_workers=1, min_size=1)
+    found = {(Path(path).name, issue) for path, issue in zip(issues["path"], issues["issue"])}
+    assert {("deep.heic", "10-bit"), ("clear.heic", "RGBA"), ("two.heic", "animated"), (renamed.name, "wrong extension")} <= found
+    assert set(issues["verdict"]) == {"repaired", "look"} and set(issues.loc[issues["verdict"] == "look", "issue"]) == {"one colour"} and ("grey.heic", "wrong extension") not in found
+
+
+def test_damaged_heic_is_one_sentence(tmp_path):
+    data, generator, refused = heic(tmp_path / "whole.heic", picture()).read_bytes(), np.random.default_rng(0), 0
+    for cut in range(12, len(data), 23):
+        with pytest.raises(PhotoError) as error:
+            open_photo(data[:cut])
+        assert "\n" not in str(error.value) and "truncated or damaged" in str(error.value)
+    for _ in range(300):
+        changed = bytearray(data)
+        for place in generator.integers(0, len(data), int(generator.integers(1, 6))):
+            changed[place] = int(generator.integers(256))
+        try:
+            assert open_photo(bytes(changed), max_pixels=10**6).mode == "RGB"
+        except PhotoError as e:
+            assert "\n" not in str(e)
+            refused += 1
+    assert 50 < refused < 300
+    (tmp_path / "cut.heic").write_bytes(data[:-40])
+    issues = check_files([tmp_path / "cut.heic"], n_workers=1)
+    assert issues[["issue", "verdict"]].values.tolist() == [["truncated", "drop"]]
+
+
+def test_a_class_of_heic_alone_is_trained_checked_and_predicted(tmp_path):
+    for i in range(6):
+        draw(tmp_path / f"photos/lizard/{i}.jpg", 0)
+        heic(tmp_path / f"photos/snake/IMG_{i}.HEIC", picture().rotate(i))
+    code, _, err = command("train", "--data", "photos", *SMALL, cwd=tmp_path)
+    assert code == 0, err
+    (manifest,) = tmp_path.glob("runs/*/manifest.parquet")
+    assert pd.read_parquet(manifest)["label"].value_counts().to_dict() == {"lizard": 6, "snake": 6}
+    code, out, err = command("predict", "photos/snake", "--json", cwd=tmp_path)
+    assert code == 0 and len(json.loads(out)) == 6, err
+    code, out, err = command("check", "photos", "--files-only", "--json", cwd=tmp_path)
+    assert code == 0 and not {row["issue"] for row in json.loads(out)["issues"]} & {"unknown format", "damaged", "not an image"}
+
+    from snakecls.deploy.review_page import photo_data
+    assert photo_data(str(tmp_path / "photos/snake/IMG_1.HEIC")).startswith("data:image/jpeg;base64,")
+
+
+def test_a_space_requires_what_reads_heic():
+    from snakecls.deploy.hub import app_requirements
+
+    assert any(line.startswith("pillow-heif") for line in app_requirements())
+
+
+# Pipes, sockets, devices; names that are no text; folders that may not be read
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes on this system")
+def test_pipes_sockets_and_devices_keep_nobody_waiting(tmp_path):
+    for place, label in enumerate(("cat", "dog")):
+        for i in range(6):
+            draw(tmp_path / f"photos/{label}/{i}.png", place)
+    os.mkfifo(tmp_path / "photos/cat/pipe.jpg")
+    (tmp_path / "photos/cat/device.jpg").symlink_to("/dev/zero")
+    server = socket.socket(socket.AF_UNIX)
+    before = os.getcwd()
+    os.chdir(tmp_path / "photos/dog")  # the path of a socket must be short
+    server.bind("socket.png")
+    os.chdir(before)
+    rows = [(f"photos/{label}/{name}", label) for label in ("cat", "dog") for name in [f"{i}.png" for i in range(6)]] + [("photos/cat/pipe.jpg", "cat"), ("photos/dog/socket.png", "dog")]
+    pd.DataFrame(rows, columns=["path", "label"]).to_csv(tmp_path / "photos.csv", index=False)
+    os.mkfifo(tmp_path / "table.csv")
+    words = [["train", "--data", "photos.csv", *SMALL], ["check", "photos", "--files-only"], ["check", "photos.csv", "--files-only", "--output", "checks/table"],
+             ["predict", "photos"], ["predict", "photos/cat/pipe.jpg"], ["train", "--data", "table.csv"]]
+    code = f"import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / 'tests')!r}]; from pathlib import Path; from test_faults_folders import command\nfor words in {words!r}: print(repr(command(*words, cwd=Path({str(tmp_path)!r}))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"})
+    assert done.returncode == 0, done.stderr
+    answers = [eval(line) for line in done.stdout.splitlines()]
+    assert [code for code, _, _ in answers] == [0, 0, 0, 0, 2, 2], answers
+    (run,) = tmp_path.glob("runs/*")
+    assert len(pd.read_parquet(run / "manifest.parquet")) == 12
+    for file in (run / "issues.parquet", tmp_path / "checks/photos/issues.parquet", tmp_path / "checks/table/issues.parquet"):
+        assert set(pd.read_parquet(file)["path"].map(lambda path: Path(path).name)) >= {"pipe.jpg", "socket.png"}, file
+    assert "it is a pipe, a socket or a device, and no file" in answers[4][1] and "is a pipe, a socket or a device" in answers[5][2]
+    server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_are_told(tmp_path):
+    for place, label in enumerate(("cat", "dog")):
+        for i in range(6):
+            draw(tmp_path / f"photos/{label}/{i}.png", place)
+    content = (tmp_path / "photos/cat/0.png").read_bytes()
+    for name in (b"photos/cat/caf\xe9.png", b"photos/Vip\xe8re/1.png", b"photos/dog/a\\b.png", b"photos/cat/\xff.txt"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(content)
+    os.symlink("loop.jpg", tmp_path / "photos/cat/loop.jpg")
+    os.symlink("itself", tmp_path / "photos/itself")
+    table = load_table(tmp_path / "photos")
+    assert len(table) == 12 and len(table.attrs["warnings"]) == 2
+    code, _, err = command("check", "photos", "--files-only", cwd=tmp_path)
+    assert code == 0 and r"caf\xe9.png" in err and "not UTF-8" in err, err
+    names = {Path(path).name for path in pd.read_parquet(tmp_path / "checks/photos/issues.parquet")["path"]}
+    assert {r"caf\xe9.png", r"Vip\xe8re", "a\\b.png", "loop.jpg", "itself"} <= names
+    for words in (["predict", os.fsdecode(b"photos/cat/caf\xe9.png")], ["train", "--data", os.fsdecode(b"photos/Vip\xe8re")], ["check", os.fsdecode(b"photos/Vip\xe8re")]):
+        code, _, err = command(*words, cwd=tmp_path)
+        assert code == 2 and "not UTF-8" in err and len(err.strip().splitlines()) == 1 and err.encode(), err
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    "The tests may run as root, who reads everything, so the system's answer is played."
+    make(tmp_path, *photos("cat", "dog", "locked", "broken"))
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        if str(path).endswith("broken"):
+            raise OSError(5, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    table = load_table(tmp_path)
+    assert set(table["label"]) == {"cat", "dog"} and "could not look into 2 folders" in table.attrs["warnings"][0] and "'locked'" in table.attrs["warnings"][0]
+    assert {Path(issue["path"]).name: issue["issue"] for issue in table.attrs["issues"]} == {"locked": "not permitted", "broken": "not permitted"}
+    code, _, err = command("predict", tmp_path / "locked", cwd=tmp_path)
+    assert code == 2 and "may not be read; change its permissions" in err
+    with pytest.raises(UserError, match="cannot be read .Input/output error"):
+        load_table(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "é" * 100, "photos.2024.01"], ids=["long", "accents", "dots"])
+def test_a_run_is_named_after_any_folder(tmp_path, name):
+    for place, label in enumerate(("cat", "dog")):
+        for i in range(4):
+            draw(tmp_path / name / label / f"{i}.png", place, size=(64, 64))
+    code, out, err = command("check", name, "--files-only", "--json", cwd=tmp_path)
+    assert code == 0 and json.loads(out)["folder"] == f"checks/{name[:80]}", err
+    code, _, err = command("train", "--data", name, "--set", "model.arch=nothing", cwd=tmp_path)
+    assert code == 2 and "nothing" in err and "at most 80" not in err
