@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAST_ADADELTA', 'OF_EPOCHS', 'stage_batches', 'planned_batches', 'n_validations', 'check_options',
-           'check_validations', 'check_adadelta', 'check_stages', 'check_head_alone', 'accumulate_note', 'idle_note',
-           'train_counts', 'choose_batch_norm']
+           'check_validations', 'check_adadelta', 'check_stages', 'check_answer', 'check_head_alone', 'accumulate_note',
+           'untracked_note', 'idle_note', 'train_counts', 'choose_batch_norm']
 
 # %% ../../nbs/train/36_options.ipynb #84883754
 from collections.abc import Sequence
@@ -102,13 +102,23 @@ def check_stages(model: nn.Module, stages: list[Stage]) -> None:
     for size in sorted({size for stage in stages for size in (stage.size, stage.seen_size)}):
         try:
             with torch.inference_mode():
-                model(torch.zeros(1, 3, size, size))
+                check_answer(model, model(torch.zeros(1, 3, size, size)))
         except UserError:
             raise
         except (AssertionError, RuntimeError, ValueError) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e
+            kwargs = {key: value for key, value in getattr(getattr(model, "backbone_info", None), "kwargs", {}).items() if key != "num_classes"}
+            kwargs = f" (or model.kwargs {kwargs}, which may not suit it)" if kwargs else ""
+            raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size{kwargs}, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e
     model.train(was_training)
+
+
+def check_answer(model: nn.Module, answer: object) -> None:
+    "Refuse a network that does not give numbers for classes, such as one with `features_only`; raises `UserError`."
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    if not all(isinstance(one, torch.Tensor) and one.ndim == 2 for one in answers):
+        given = " and ".join(f"shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else type(one).__name__ for one in answers)
+        raise UserError(f"the network answers a photo with {given} instead of one number for each class; leave out model.kwargs that change its end, such as features_only or global_pool.")
 
 
 def check_head_alone(
@@ -135,6 +145,13 @@ def accumulate_note(
     if experiment.train.accumulate <= fewest:
         return None
     return f"train.accumulate is {experiment.train.accumulate}, but an epoch has only {fewest} batch(es), so one step is made at its end."
+
+
+def untracked_note(experiment: Experiment) -> str | None:  # one sentence
+    "Say where W&B is described and not asked for."
+    if "wandb" in experiment.track or not experiment.wandb.model_fields_set:
+        return None
+    return f"wandb.{', wandb.'.join(sorted(experiment.wandb.model_fields_set))} is given, but W&B is not asked for; give track: [logbook, wandb]."
 
 
 OF_EPOCHS = ("freeze", "gradual", "lr", "layer_decay", "mixup", "cutmix", "mix_p", "label_smoothing", "wd", "lr_schedule", "lr_options", "warmup")

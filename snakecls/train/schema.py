@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED_KWARGS', 'DEFAULT_SCHEDULE', 'Config', 'DataConfig', 'AugmentConfig', 'ModelConfig', 'StageConfig',
-           'TrainConfig', 'PredictConfig', 'monitors', 'Experiment']
+           'TrainConfig', 'WandbConfig', 'PredictConfig', 'monitors', 'Experiment']
 
 # %% ../../nbs/train/36_schema.ipynb #632610a7
 import re
@@ -100,6 +100,7 @@ class AugmentConfig(Config):
 
 
 FIXED_KWARGS = {
+    "features_only": "makes a network that gives maps of features and no classes",
     "num_classes": "comes from the labels of the photos", "in_chans": "is always 3, as photos have three colours",
     **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "could load something from elsewhere, so a bundle may not hold it; use model.weights"),
 }
@@ -186,6 +187,19 @@ class TrainConfig(Config):
         raise PydanticCustomError("device", "give cpu, cuda, cuda:N (such as cuda:0) or mps; {hint}", {"hint": hint})
 
 
+class WandbConfig(Config):
+    "How W&B files the run, with track: [wandb]."
+    project: str = Field("snakecls", min_length=1, description="the project; made where there is none")
+    entity: str | None = Field(None, min_length=1, description="user or team; your own if not given")
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field([], description="to find the run by")
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def one_tag(cls, tags: Any) -> Any:
+        "Take one text for a list of one."
+        return [tags] if isinstance(tags, str) else tags
+
+
 class PredictConfig(Config):
     "How photos are predicted, in validation and in the bundle alike."
     flip: bool = Field(False, description="average each photo with its mirror image")
@@ -232,6 +246,7 @@ class Experiment(Config):
     top_k: list[Annotated[int, Field(ge=1)]] = Field([3], min_length=1, description="for which k the top-k accuracy is reported")
     monitor: str = Field("f1_macro", description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)")
     track: list[Literal["logbook", "wandb"]] = Field(["logbook"], description="beside the run folder")
+    wandb: WandbConfig = WandbConfig()
 
     @field_validator("top_k", mode="before")
     @classmethod

@@ -249,6 +249,8 @@ def make_entry(
 class LogbookTracker:
     "Write an entry for the run into the logbook when it ends."
 
+    title = "the logbook"
+
     def __init__(
         self,
         path: str | Path = "logbook.md",  # in the user's project

@@ -53,8 +53,19 @@ class Trackers:
     def __init__(
         self,
         trackers: Iterable[Tracker] = (),  # in the order in which they are told
+        *,
+        say: Callable[[str], None] | None = None,  # where warnings are told; None: as Python's own
     ):
-        self.trackers = list(trackers)
+        self.trackers, self.say = list(trackers), say
+        for tracker in self.trackers:
+            tracker.warn = self.warn  # for what it has to tell by itself
+
+    def warn(self, message: str) -> None:
+        "Tell what a tracker did not do, and keep it in `run.log`."
+        if self.say is None:
+            return warn_tracker(message)
+        LOG.info("warning: %s", message)
+        self.say(f"Note: {message}")
 
     def _tell(self, event: str, *args: Any) -> None:
         for tracker in list(self.trackers):
@@ -62,7 +73,8 @@ class Trackers:
                 getattr(tracker, event)(*args)
             except Exception as e:  # noqa: BLE001  a tracker is never worth the run
                 self.trackers.remove(tracker)
-                warn_tracker(f"{type(tracker).__name__} failed at {event} and is left out from here on: {type(e).__name__}: {e}")
+                title, when = getattr(tracker, "title", type(tracker).__name__), {"start": "as the run began", "log": "after an epoch", "finish": "as the run ended"}[event]
+                self.warn(f"{title} failed {when} and is left out from here on: {e or type(e).__name__}.")
 
     def start(self, experiment: dict, run: RunFolder) -> None:
         "Tell every tracker that a run begins."
@@ -176,7 +188,7 @@ def open_wandb_run(
     settings = wandb.Settings(init_timeout=6, console="off", silent=True)
     url = wandb.setup().settings.base_url
     mode, why = choose_mode(requested, has_wandb_key(urlsplit(url).hostname or ""), lambda: server_answers(url))
-    wanted = {"project": message["project"], "name": message["name"], "dir": message["dir"], "config": message["experiment"]}
+    wanted = {"project": message["project"], "entity": message.get("entity"), "tags": message.get("tags") or None, "name": message["name"], "dir": message["dir"], "config": message["experiment"]}
     try:
         run = wandb.init(mode=mode, settings=settings, **wanted)
     except wandb.errors.Error as e:
@@ -189,14 +201,18 @@ def open_wandb_run(
 class WandbTracker:
     "Tell W&B about a run: online with a key and a server that answers, otherwise offline in the run folder."
 
+    title, warn = "W&B", staticmethod(warn_tracker)
+
     def __init__(
         self,
         project: str = "snakecls",  # the W&B project
         *,
+        entity: str | None = None,  # user or team; None: W&B's own choice
+        tags: Iterable[str] = (),  # to find the run by
         command: list[str] | None = None,  # the other process; a test gives its own
         wait_s: float = WAIT_S,  # at most this long is waited at the end
     ):
-        self.project, self.wait_s = project, wait_s
+        self.project, self.entity, self.tags, self.wait_s = project, entity, list(tags), wait_s
         package_root = str(Path(__import__("snakecls").__file__).parent.parent)
         code = f"import sys; sys.path.append({package_root!r}); from snakecls.workflow.trackers import wandb_worker; wandb_worker()"
         self.command = command or [sys.executable, "-c", code]
@@ -209,7 +225,7 @@ class WandbTracker:
             self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                                             env=environment, start_new_session=True)
         threading.Thread(target=self._listen, daemon=True).start()
-        self._say(event="start", project=self.project, name=run.id, dir=str(run.path.resolve()), experiment=experiment)
+        self._say(event="start", project=self.project, entity=self.entity, tags=self.tags, name=run.id, dir=str(run.path.resolve()), experiment=experiment)
 
     def log(self, row: dict) -> None:
         "Send one epoch's row."
@@ -224,11 +240,11 @@ class WandbTracker:
         self._hang_up()
         where = f"; `wandb sync {self.state['dir']}` uploads it" if self.state.get("dir") else "; history.csv holds what it would have got"
         if self.state.get("state") != "done" and not in_time:
-            warn_tracker(f"W&B did not finish within {self.wait_s:.0f} s, the run goes on without it{where}.")
+            self.warn(f"W&B did not finish within {self.wait_s:.0f} s, the run goes on without it{where}.")
         elif self.state.get("state") != "done":
-            warn_tracker(f"W&B stopped working, see wandb.log in the run folder{where}.")
+            self.warn(f"W&B stopped working, see wandb.log in the run folder{where}.")
         elif self.state["why"]:
-            warn_tracker(f"W&B recorded the run offline, because {self.state['why']}{where}.")
+            self.warn(f"W&B recorded the run offline, because {self.state['why']}{where}.")
 
     def _say(self, **message: Any) -> None:
         try:
