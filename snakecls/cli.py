@@ -85,23 +85,31 @@ def one_model(*names: str | None) -> str | None:
 
 
 def scores_text(metrics: dict) -> str:
-    "Write a run's scores in lines."
-    from snakecls.stats import top_names
+    "Write a run's scores in lines: of what is served, and of what was trained where that is something else; and say which were chosen on their photos."
+    from snakecls.evaluate.report_verdicts import is_served, say_chosen, say_epochs_trained, say_served
+    from snakecls.stats import say_difference, top_names
 
-    lines, targets = [], metrics.get("targets") or {"": metrics}
-    for split, target in itertools.product(("valid", "test"), targets):
+    targets, both = metrics.get("targets") or {"": metrics}, bool(metrics.get("trained")) and not is_served(metrics)
+    lines = [f"Served: {say_served(metrics)}. Trained: {say_epochs_trained(metrics)}."] if both else []
+    for split, target in itertools.product(("valid", "test", *(["trained"] if both else [])), targets):
         if scores := targets[target].get(split):
             low, high = scores["f1_macro_interval"]
             others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy"} | top_names(scores)
-            lines.append(f"{split:5}  {target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores))
+            chosen = f"  ({chosen})" if (chosen := say_chosen(scores)) else ""
+            lines.append(f"{split:5}  {target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores) + chosen)
+    if found := metrics.get("fine_tuning"):
+        lines.append(f"Trained weights against the linear probe, on the validation photos: {say_difference(found, found['n'])}.")
     return "\n".join(lines)
 
 
 def ensemble_text(said: dict) -> str:
     "Write what an ensemble gave for one target."
+    from snakecls.stats import say_difference
+
     lines = [f"{name}: macro F1 {scores['f1_macro']:.3f}" for name, scores in said["members"].items()]
     gain = said["comparison"]
-    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {said['scores']['n']} {said['split']} photos, {gain['difference']:+.3f} to the best ({gain['low']:+.3f} to {gain['high']:+.3f})")
+    n = said["scores"]["n"]
+    lines.append(f"mean of probabilities: macro F1 {said['scores']['f1_macro']:.3f} on {n} {said['split']} photos; against the best of them: {say_difference(gain, n)}")
     return "\n".join(lines)
 
 

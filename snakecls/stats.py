@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'count_classes', 'draw_f1_macro', 'draw_accuracy', 'draw_balanced_accuracy',
            'draw_top_accuracy', 'find_top_k', 'top_names', 'find_metric', 'encode_arrays', 'top_class', 'score_draws',
-           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'paired_bootstrap', 'mean_sd',
-           'share_interval']
+           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'say_difference',
+           'paired_bootstrap', 'mean_sd', 'share_interval']
 
 # %% ../nbs/01_stats.ipynb #db979527
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
@@ -186,6 +186,20 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), p = {self.p:.2g}"
+
+
+def say_difference(
+    compared: Comparison | Mapping[str, float],  # with difference, low, high
+    n: int,  # photos
+    *,
+    more: str = "better",  # the word for a difference above 0 that is clear
+    less: str = "worse",
+) -> str:  # 'better by +0.070 (+0.021 to +0.118)', or 'no difference that 120 photos could show (+0.008, -0.020 to +0.036)'
+    "Say a difference, and claim one only where the interval leaves out zero."
+    gap, low, high = (compared[key] for key in ("difference", "low", "high")) if isinstance(compared, Mapping) else compared[:3]
+    if low <= 0 <= high:
+        return f"no difference that {n} photos could show ({gap:+.3f}, {low:+.3f} to {high:+.3f})"
+    return f"{more if gap > 0 else less} by {gap:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def paired_bootstrap(

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from .interpret import count_together, list_together, pick_most_wrong, pick_right, score_labels
-from .report_facts import ListFacts, RunFacts
+from .report_facts import LIST_METRICS, ListFacts, RunFacts
 from .report_photos import find_thumbnail
+from ..stats import paired_bootstrap
 
 # %% ../../nbs/evaluate/49_report_labels.ipynb #b7b754b0
 LIST_SCORES = {"f1_macro": "Macro F1", "f1_micro": "Micro F1", "mean_average_precision": "Mean average precision", "accuracy": "All labels right"}
@@ -44,14 +45,19 @@ def count_missed_labels(split: ListFacts, label_facts: dict) -> list[dict]:
     return verdicts
 
 
-def judge_thresholds(metrics: dict) -> dict | None:
-    "Say what the thresholds that were chosen gain over 0.5; None where nothing was compared."
-    chosen = metrics.get("thresholds") or {}
-    mode, table = chosen.get("mode"), chosen.get("table") or {}
-    gain = (table.get(mode) or {}).get("test_f1_macro_gain")
-    if gain is None or mode == "half":
+def judge_thresholds(
+    metrics: dict,
+    test: ListFacts | None,  # predictions of the test photos, decided by the thresholds that were chosen
+) -> dict | None:
+    "Say what the thresholds that were chosen change against 0.5, as far as the test photos can show it; None where nothing was tuned, or there is no test."
+    mode = (metrics.get("thresholds") or {}).get("mode")
+    if mode in (None, "half") or test is None:
         return None
-    return {"kind": "" if gain > 0 else "warn", "title": f"Tuned thresholds: {gain:+.3f} macro F1", "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on validation photos, against 0.5 for all; measured on test photos, which had no part in it."}
+    compared, n = paired_bootstrap(LIST_METRICS["f1_macro"], test.y_true, test.y_pred, test.probs > 0.5), len(test.paths)
+    clear = not compared.low <= 0 <= compared.high
+    title = f"Tuned thresholds: {compared.difference:+.3f} macro F1" if clear else f"Tuned thresholds: no difference that {n} test photos could show"
+    return {"kind": "warn" if clear and compared.difference < 0 else "", "title": title,
+            "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on validation photos, against 0.5 for all: {compared.difference:+.3f} (95 % {compared.low:+.3f} to {compared.high:+.3f}); measured on {n} test photos, which had no part in it."}
 
 
 def make_thresholds(metrics: dict) -> list[dict]:

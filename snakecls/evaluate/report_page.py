@@ -181,9 +181,9 @@ TOP_PARTS = """
 {% if verdicts %}<div class="says">{% for v in verdicts %}<section class="say {{ v.kind }}"><b>{{ v.title }}</b><p>{{ v.text }}</p></section>{% endfor %}</div>{% endif %}
 {% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.{{ " Scores are means over the targets." if mean_of_targets }}</p><div class="two">
 {% for c in curves %}<div><div class="keys">{% for key in c.names %}<span><i style="background:var(--c{{ loop.index0 }})"></i>{{ key }}</span>{% endfor %}</div>{{ c.svg }}</div>{% endfor %}</div></section>{% endif %}
-{% if stages %}<section><h2>Stages</h2><p class="soft">Each stage on the validation photos, at its own size and at the final one{{ "; scores are means over the targets" if mean_of_targets }}.</p><div class="scroll"><table>
+{% if stages %}<section><h2>Stages</h2><p class="soft">Each stage at its end, and its linear probe, on the validation photos, at its own size and at the final one{{ "; scores are means over the targets" if mean_of_targets }}.</p><div class="scroll"><table>
 <thead><tr><th>Stage</th><th>Epochs</th><th>F1, own size</th><th>F1, final size</th><th class="wide-only">{{ stages[0].second_title }}, own</th><th class="wide-only">{{ stages[0].second_title }}, final</th><th class="wide-only">Minutes</th></tr></thead><tbody>
-{% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }}{{ " · " + s.shown_size if s.shown_size }}{{ " ★" if s.best }}</td><td>{{ s.epochs or ("probe" if s.epochs == 0 else "–") }}</td><td>{{ num(s.own.f1_macro) }}</td>
+{% for s in stages %}<tr{{ ' class="best"'|safe if s.best }}><td class="fix">{{ s.stage }}{{ " · " + s.shown_size if s.shown_size }}{{ " ★" if s.best }}</td><td>{{ s.what }}</td><td>{{ num(s.own.f1_macro) }}</td>
 <td>{{ num(s.final.f1_macro) }}</td><td class="wide-only">{{ num(s.own[s.second]) }}</td><td class="wide-only">{{ num(s.final[s.second]) }}</td><td class="wide-only">{{ num(s.minutes, 1) }}</td></tr>{% endfor %}</tbody></table></div>
 {% if best_line %}<p class="soft" style="margin:12px 0 0">★ {{ best_line }}</p>{% endif %}
 {% for s in stages %}{% if s.note %}<p class="soft" style="margin:12px 0 0">{{ s.note }}</p>{% endif %}{% endfor %}
@@ -204,7 +204,7 @@ LABEL_PARTS = """
 <section><h2>Put together too often, or too seldom</h2><p class="soft">{{ "Pairs of labels, and on how many photos they stand: in truth, and as the model says." if drifts else "Every pair of labels stands together as often as in truth." }}</p><ol class="pairs">{% for p in drifts %}
 <li>{{ p.label }} + {{ p.other }}: <em>{{ "%+d" % p.difference }}</em><br><span class="soft">{{ p.predicted }} instead of {{ p.true }} photos</span></li>{% endfor %}</ol></section></div>{% endif %}
 {% if threshold_rows %}<section><h2>Thresholds</h2><p class="soft">Tuned on the validation photos, so only the test columns say what they are worth. ★ is what the model uses.</p><div class="scroll"><table>
-<thead><tr><th>Threshold</th><th class="wide-only">Macro F1, validation</th><th>Macro F1, test</th><th class="wide-only">Micro F1, test</th><th>Gain, test</th></tr></thead><tbody>
+<thead><tr><th>Threshold</th><th class="wide-only">Macro F1, validation (chosen there)</th><th>Macro F1, test</th><th class="wide-only">Micro F1, test</th><th>Difference, test</th></tr></thead><tbody>
 {% for t in threshold_rows %}<tr{{ ' class="best"'|safe if t.chosen }}><td>{{ t.title }}{{ " ★" if t.chosen }}</td><td class="wide-only">{{ num(t.valid_f1_macro) }}</td><td>{{ num(t.test_f1_macro) }}</td><td class="wide-only">{{ num(t.test_f1_micro) }}</td><td>{{ "–" if t.test_f1_macro_gain is not defined or t.test_f1_macro_gain is none else "%+.3f" % t.test_f1_macro_gain }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 """
 LOW_PARTS = """

@@ -178,7 +178,7 @@ def build_model(
     build_optimiser(experiment)
     build_callbacks(experiment, model)
     check_precision(experiment)
-    build_metrics(experiment)
+    build_metrics(experiment, labels)
     check_monitor_k(experiment, labels if isinstance(labels, dict) else {"": labels})
     return model
 
@@ -210,16 +210,18 @@ def make_photo_loss(experiment: Experiment, counts: Sequence[int], n_photos: int
     )
 
 
-def build_metrics(experiment: Experiment) -> list:
+def build_metrics(experiment: Experiment, labels: Sequence[str] | dict[str, Sequence[str]]) -> list:
     "Make the metrics of every epoch; raises `UserError` for a top_k where photos have several labels."
     targets = several_targets(experiment.data)
-    return targets_metrics(targets, experiment.top_k) if targets else epoch_metrics(experiment.data.multi_label, top_k=experiment.top_k)
+    if targets:
+        return targets_metrics(targets, experiment.top_k, n_classes=[len(names) for names in labels.values()])
+    return epoch_metrics(experiment.data.multi_label, top_k=experiment.top_k, n_classes=len(labels))
 
 
 def check_monitor_k(experiment: Experiment, labels: dict[str, Sequence[str]]) -> None:  # labels by target
     "Refuse to choose the best epoch by a top-k accuracy that is always 1."
     found = re.fullmatch(r"(?:(.+)_)?top(\d+)_accuracy", experiment.monitor)
-    n = max((len(names) for target, names in labels.items() if found and found[1] in (None, target)), default=0)
+    n = min((len(names) for target, names in labels.items() if found and found[1] in (None, target)), default=0)  # the mean needs all of them
     if found and int(found[2]) >= n:
         raise UserError(f"monitor is {experiment.monitor}, which is always 1 with {n} classes; choose f1_macro or accuracy, or a k below {n}.")
 
@@ -257,7 +259,7 @@ def build_learner(
     )
     learn = Learner(
         dls, model.to(memory_format=torch.channels_last), loss_func=build_loss(experiment, counts=dls.counts, n_photos=len(dls.train_ds)),
-        opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=build_metrics(experiment), wd=experiment.train.wd, train_bn=False,
+        opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=build_metrics(experiment, labels), wd=experiment.train.wd, train_bn=False,
         path=Path(path), model_dir="checkpoints", cbs=[FlipAverage(multi_label=multi)] if experiment.predict.flip else None,
     )
     learn.model.to(dls.device)

@@ -7,6 +7,7 @@ __all__ = ['has_several', 'target_names', 'top_k', 'epoch_names', 'valid_answers
            'last_metrics', 'probe_head', 'fit_heads', 'known_targets']
 
 # %% ../../nbs/train/33_probes.ipynb #e3e15bcc
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,7 @@ from fastai.learner import Learner
 from ..data.datablocks import plain_batches
 from ..models.features import batch_features
 from ..models.probe import fit_probe, set_head
-from ..stats import find_top_k
-from .metrics import classification_metrics, multi_label_metrics
+from .metrics import classification_metrics, multi_label_metrics, useful_top_k
 from .targets import score_targets
 
 # %% ../../nbs/train/33_probes.ipynb #45bca2aa
@@ -32,16 +32,20 @@ def target_names(learn: Learner) -> list[str]:
 
 
 def top_k(learn: Learner) -> list[int]:
-    "Find for which k the Learner reports the top-k accuracy; 3 where for none."
-    return find_top_k(metric.name for metric in learn.metrics) or [3]
+    "Find for which k the Learner reports a top-k accuracy, of any target."
+    return sorted({int(found[1]) for metric in learn.metrics if (found := re.fullmatch(r"(?:.+_)?top(\d+)_accuracy", metric.name))})
 
 
 def epoch_names(learn: Learner) -> list[str]:
     "Name the metrics that are measured of a probe and at a stage's end."
     if has_several(learn):
         return ["f1_macro", "f1_micro", "accuracy"]
-    names = ["f1_macro", "accuracy", *(f"top{k}_accuracy" for k in top_k(learn))]
-    return names + [f"{target}_{name}" for target in target_names(learn) for name in names]
+    names, labels = ["f1_macro", "accuracy"], getattr(learn.dls, "labels", None)
+    if labels is None:
+        return names + [f"top{k}_accuracy" for k in top_k(learn)]
+    by_target = labels if isinstance(labels, dict) else {"": labels}
+    names += [f"top{k}_accuracy" for k in useful_top_k(top_k(learn), min(map(len, by_target.values())))]  # as `score_targets` has it
+    return names + [f"{target}_{name}" for target in target_names(learn) for name in ["f1_macro", "accuracy", *(f"top{k}_accuracy" for k in useful_top_k(top_k(learn), len(labels[target])))]]
 
 
 def valid_answers(

@@ -136,7 +136,7 @@ def run_stage(
         answers = valid_answers(learn, learn.dls.valid)
         own = answer_metrics(learn, *answers)
         saver.learn = learn
-        row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn)}
+        row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
         saver.consider(row[saver.monitor], epoch=0, row=row)
         if result.probe is None or row["f1_macro"] > result.probe["f1_macro"]:
             result.probe, result.answers["probe"] = place | row, answers[0]
@@ -282,5 +282,5 @@ def finish(learn: Learner, saver: SaveBestF1, stages: list[Stage], loaders: Call
         result.best = {"monitor": saver.monitor, "value": saver.best, "stage": saver.best_stage, "epoch": saver.best_epoch, "size": stage.seen_size}
         result.message = saver.message
         if saver.best_epoch == 0 and any(stage.epochs for stage in stages):
-            result.message += " Fine-tuning did not beat it on the validation photos, so the probe is kept."
+            result.message += " No epoch of fine-tuning scored higher on the validation photos, so the probe is what is served."
     result.message = " ".join(filter(None, [result.message, *stage_notes(result.stages)]))

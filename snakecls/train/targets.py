@@ -146,12 +146,18 @@ class MeanMetric(Metric):
 def targets_metrics(
     targets: Sequence[str],  # in the order of the network's answers
     top_k: Sequence[int] = (3,),  # for each k a `top{k}_accuracy`
+    *,
+    n_classes: Sequence[int] | None = None,  # of each target; a target leaves out the k that are not below it, and so does the mean. None: not known
 ) -> list[Metric]:
     "Make the metrics of every epoch: the means over the targets (accuracy, top3_accuracy, f1_macro), then each target's under its name."
     def of_targets() -> list[list[TargetMetric]]:  # by target; each has its own memory
-        return [[TargetMetric(metric, at, target) for metric in epoch_metrics(top_k=top_k)] for at, target in enumerate(targets)]
+        return [[TargetMetric(metric, at, target) for metric in epoch_metrics(top_k=top_k, n_classes=n)] for at, (target, n) in enumerate(zip(targets, sizes, strict=True))]
 
-    means = [MeanMetric(same, same[0].metric.name) for same in zip(*of_targets())]
+    sizes = [None] * len(targets) if n_classes is None else list(n_classes)
+    by_name: dict[str, list[TargetMetric]] = {}
+    for metric in (metric for metrics in of_targets() for metric in metrics):
+        by_name.setdefault(metric.metric.name, []).append(metric)
+    means = [MeanMetric(same, name) for name, same in by_name.items() if len(same) == len(targets)]
     return [*means, *(metric for metrics in of_targets() for metric in metrics)]
 
 
@@ -163,9 +169,9 @@ def score_targets(
 ) -> dict[str, float]:  # n, f1_macro, accuracy, top3_accuracy, loss as means over the targets; then f'{target}_f1_macro', …
     "Compute every target's metrics and their means."
     each = {target: classification_metrics(values, probs[target], top_k=top_k) for target, values in targets.items()}
-    names = [name for name in next(iter(each.values())) if name != "n"]
+    names = [name for name in next(iter(each.values())) if name != "n" and all(name in scores for scores in each.values())]
     means = {name: float(np.mean([scores[name] for scores in each.values()])) for name in names}
-    return {"n": next(iter(each.values()))["n"]} | means | {f"{target}_{name}": scores[name] for target, scores in each.items() for name in names}
+    return {"n": next(iter(each.values()))["n"]} | means | {f"{target}_{name}": scores[name] for target, scores in each.items() for name in scores if name != "n"}
 
 
 def target_scores(

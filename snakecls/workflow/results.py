@@ -163,7 +163,7 @@ def compare_training(tables: dict[str, pd.DataFrame], result: ScheduleResult) ->
 
 # %% ../../nbs/workflow/61_results.ipynb #274a1480
 REFITTED = " It was then fitted again on training and validation photos together; the validation scores are from before."
-NOT_REFITTED = " It was not fitted again (train.refit), as fine-tuning won and not a probe."
+NOT_REFITTED = " It was not fitted again (train.refit), as that is for a probe, and an epoch of fine-tuning is served."
 
 
 def finish_records(
