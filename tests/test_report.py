@@ -37,6 +37,9 @@ def make_run(root: Path, *, n_classes: int = 14, n: int = 120, photos: bool = Tr
             table.to_parquet(run / f"predictions-{split}.parquet")
             metrics[split] = {"n": n, "f1_macro": 0.8, "accuracy": 0.81, "top3_accuracy": 0.95, "loss": 0.6, "f1_macro_interval": [0.75, 0.85]}
         scores = metrics[splits[0]] if splits else {}
+        if "valid" in metrics:
+            metrics["valid"]["chosen_on"] = ["epoch"]
+        metrics |= {"trained": {**scores, "stage": 2, "epoch": 2, "size": 352}, "fine_tuning": {"difference": 0.1, "low": 0.04, "high": 0.16, "n": n}}
         metrics |= {"probe": {"stage": 1, "epoch": 0, "size": 128, "f1_macro": 0.7}, "best": {"stage": 2, "epoch": 2, "size": 224},
                     "stages": [{"stage": i, "size": size, "valid_size": valid_size, "epochs": 2, "seconds": 60.0, "own": scores, "final": scores} for i, size, valid_size in [(1, 128, 128), (2, 224, 352)]]}
         run.write_metrics(metrics)
