@@ -22,7 +22,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .core import UserError, check_writable, plain
+from .core import UserError, check_name, check_writable, plain
 from .workflow.terminal import run_commands, stop_on_signals, takes_unicode
 
 # %% ../nbs/90_cli.ipynb #47b26968
@@ -214,6 +214,8 @@ def check(
     from snakecls.data.sources import check_exists
 
     check_exists(experiment.data.source)
+    if output is not None:
+        check_name(output, "--output")
     output = output or Path("checks") / experiment.name
     check_writable(output, "--output")
     from snakecls.workflow.check import check_source, describe_check  # takes seconds, too
@@ -286,6 +288,7 @@ def evaluate(
     if csv is not None and csv.is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {csv / 'predictions.csv'}.")
     if csv is not None:
+        check_name(csv, "--csv", ".csv")
         check_writable(csv.parent, "the folder of --csv")
     bundle = find_model(one_model(named, model), root=runs, say=tell)
     table = evaluation_table(bundle, data=data, split=split)
@@ -378,6 +381,7 @@ def ensemble(
     if output is not None and output.exists():
         raise UserError(f"{output} exists already; give another name for --output, or remove it.")
     if output is not None:
+        check_name(output, "--output")
         check_writable(output, "--output")
     said = ensemble_runs(bundles, split=split)
     lines = [ensemble_text(said)] if "targets" not in said else [f"Target {target}\n{ensemble_text(one | {'split': said['split']})}\n" for target, one in said["targets"].items()]
@@ -390,13 +394,14 @@ def ensemble(
 def export(
     output: Annotated[Path, typer.Argument(help="Folder of the bundle to write, or the file export.pkl.")],
     model: Model = None,
-    format: Annotated[str, typer.Option(help="bundle (no pickle), or fastai (export.pkl for load_learner).")] = "bundle",
+    format: Annotated[Optional[str], typer.Option(help="bundle (a folder, no pickle), or fastai (export.pkl for load_learner); as OUTPUT ends if not given.")] = None,
     runs: Runs = None,
     json: Json = False,
 ):
     "Copy a model out of its run: as a bundle, or as fastai's export.pkl."
-    from snakecls.workflow.models import copy_model, find_model
+    from snakecls.workflow.models import copy_model, export_format, find_model
 
+    format = export_format(output, format)
     check_writable(output.parent, "the folder of OUTPUT")
     bundle = find_model(model, root=runs, say=tell)
     written = copy_model(bundle, output, format=format)
@@ -418,6 +423,7 @@ def publish(
 
     if dry_run is None:
         raise UserError("uploading to the Hub is not built yet; give --dry-run FOLDER and push that folder to the Space with git.")
+    check_name(dry_run, "--dry-run")
     check_writable(dry_run, "--dry-run")
     bundle = find_model(one_model(named, model), root=runs, say=tell)
     folder = write_space(bundle, dry_run, space=space)

@@ -86,7 +86,7 @@ def hook_owner(hook: Any) -> str:
 
 # %% ../../nbs/deploy/50_export.ipynb #de1e7b0a
 def careful_pickler() -> Any:  # what `torch.save` takes as `pickle_module`
-    "Make a cloudpickle that stores class methods by name."
+    "Make a cloudpickle that stores class methods by name, and paths for any system."
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):
@@ -94,6 +94,8 @@ def careful_pickler() -> Any:  # what `torch.save` takes as `pickle_module`
             owner = class_of_method(obj)
             if owner is not None:  # `PILImage.create` is in every vision learner; as code it would fit one Python only
                 return operator.attrgetter(f"{obj.__name__}.__func__"), (owner,)
+            if isinstance(obj, Path):  # as whatever a path is where it is loaded: Windows cannot make a PosixPath
+                return Path, obj.parts
             return super().reducer_override(obj)
 
     return SimpleNamespace(Pickler=Pickler, __name__="cloudpickle")

@@ -107,7 +107,7 @@ def explain_failure(
 def short_text(error: Exception, length: int = 300) -> str:
     "Give an error's text in one line; of one that a worker process met, its own text."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    text = lines[-1] if lines[0].startswith(("Caught ", "Exception occured in ")) else lines[0]  # as torch and fastai wrap it
     return text.rstrip(".") if len(text) <= length else f"{text[:length]}…"
 
 

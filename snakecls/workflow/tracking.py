@@ -17,6 +17,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,11 @@ class QuietHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         "Say nothing: the run's own error is the one to be told."
+
+    def close(self) -> None:
+        "Close the file, whether or not its last lines found room."
+        with suppress(OSError):
+            super().close()
 
 
 @patch
