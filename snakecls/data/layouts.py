@@ -134,7 +134,7 @@ def read_folder(
     dirs = [[clean_label(name) for name in names] for names in raw]
     spelt = _spellings(raw, dirs)
     dirs, found, notes = _take_splits(dirs, splits, ask=label_level == "auto")
-    rest = [names for names, split in zip(dirs, found) if split != ""]
+    rest = [names for names, split in zip(dirs, found) if split not in ("", "ignore")]
     if not any(rest):
         raise UserError(f"the folder '{folder}' holds photos but no class folders; put the photos of each class into a folder named after it, or give {_tables_in(folder)}.")
     deepest, level = max(map(len, rest)), find_level(rest) if label_level == "auto" else label_level
@@ -142,6 +142,8 @@ def read_folder(
         raise UserError(f"data.label_level is {level}, and the photos in '{folder}' lie {count(deepest, 'folder level')} deep{' below the splits' if any(found) else ''}; give a number from 1 to {deepest}.")
     rows = []
     for photo, names, split in zip(photos, dirs, found):
+        if split == "ignore":
+            continue
         if split == "" or len(names) < (1 if level == "path" else level):
             issues.append({"path": photo, "issue": "no label", "reason": "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders"})
         else:
@@ -155,6 +157,8 @@ def read_folder(
     if table["label"].nunique() < 2:
         raise UserError(f"the folder '{folder}' holds one class folder only ('{rows[0][1]}'); a classifier needs at least two, or give {_tables_in(folder)}.")
     table = table if any(found) else table.drop(columns="split")
+    if ignored := found.count("ignore"):
+        notes.append(f"left out, as asked, {ignored:,} of {count(len(photos), 'photo')} in '{folder.name}', whose split is to be ignored.")
     table.attrs["warnings"] = [note for note in (*notes, describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt)) if note]
     return table, issues
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core import UserError, unknown_name
-from .columns import count, find_column, some
+from .columns import as_label, count, find_column, some
 from .sources import read_file
 
 # %% ../../nbs/data/11_snakeclef.ipynb #3e75fbc7
@@ -60,6 +60,8 @@ def add_taxonomy(
     if column is None:
         by_name = {re.sub(r"[^a-z]+", "_", str(name).lower()): name for name in reversed(table.columns)}
         column = next((by_name[name] for name in (*_LATIN_COLUMNS, "label") if name in by_name), None)
+        if column is None or (column == "label" and not table["label"].map(lambda name: parse_name(name).genus).any()):
+            table, column = _join_epithets(table, column)
         if column is None:
             raise UserError(f"the table has no column of Latin names; name it with column, or call one of its columns {', '.join(_LATIN_COLUMNS)}.")
     elif column not in table:
@@ -73,6 +75,15 @@ def add_taxonomy(
     return table
 
 # %% ../../nbs/data/11_snakeclef.ipynb #45cbfc2a
+def _join_epithets(table: pd.DataFrame, column: str | None) -> tuple[pd.DataFrame, str | None]:
+    "Join the columns genus and species to binomials where there are both."
+    genus, species = find_column(table.columns, ("genus",)), find_column(table.columns, ("species",))
+    if genus is None or species is None:
+        return table, column
+    first, second = as_label(table[genus]), as_label(table[species])
+    return table.assign(binomial=second.where(second.str.contains(" ", na=False), first + " " + second)), "binomial"
+
+
 _DANGEROUS = ("Acanthophis", "Bothrops", "Bungarus", "Crotalus", "Dendroaspis", "Naja", "Pseudechis", "Vipera")
 
 
@@ -144,11 +155,11 @@ def _countries(matrix: str | Path | pd.DataFrame) -> dict[str, str]:
         if not Path(matrix).is_file():
             raise UserError(f"the matrix of countries '{matrix}' does not exist; give the CSV of species and countries, or leave it out.")
         matrix = pd.read_csv(matrix, keep_default_na=False)
-    flags = matrix.iloc[:, 1:]
-    odd = [name for name in flags if not flags[name].isin([0, 1, "0", "1"]).all()]
+    flags = matrix.iloc[:, 1:].astype(str)
+    odd = [name for name in flags if not flags[name].isin(["0", "1"]).all()]
     if odd or flags.empty:
         raise UserError(f"the matrix of countries holds something else than 0 and 1 in {some(odd or ['no column'])}; its first column are Latin names, all others countries.")
-    lived = flags.astype(int).astype(bool).to_numpy()
+    lived = flags.eq("1").to_numpy()
     names = pd.Index([_country_name(str(name)) for name in flags.columns])
     return {species: "; ".join(names[row]) for species, row in zip(matrix.iloc[:, 0], lived) if row.any()}
 

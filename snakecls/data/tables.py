@@ -60,17 +60,23 @@ def _drop_incomplete(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 def _drop_missing(table: pd.DataFrame, where: str, root: str | Path, split: str | None = None) -> pd.DataFrame:
     "Replace the paths by those of existing files and leave out what does not exist."
-    paths, found, note = locate(table["path"], root, split=split)
+    paths, found, reasons, note = locate(table["path"], root, split=split, hints=[table[name] for name in ("label", "split") if name in table])
     missing = table[~found].assign(path=paths[~found])
     if not found.any():
+        if table["path"].str.match(r"(?i)https?://").all():
+            raise UserError(f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the photos and give their folder with {option('root')}.")
         raise UserError(f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing['path'])}); give the folder of the photos with {option('root')}.")
     photo = found & paths.str.lower().str.endswith(IMAGE_SUFFIXES)
     others = table[found & ~photo].assign(path=paths[found & ~photo])
     result = table.assign(path=paths)[photo]
     add_issues(result, [], warning=note)
     if len(missing):
-        warning = f"left out {len(missing):,} of {count(len(table), 'photo')} in {where}, for there is no such file ({some(missing['path'])}); put them in place, or correct the paths."
-        add_issues(result, missing, "missing", "no such file", warning=warning)
+        twice = int(reasons[~found].ne("no such file").sum())
+        why = "there is no such file" if not twice else f"{count(twice, 'name')} {'stands' if twice == 1 else 'stand'} for several files and the others for none" if twice < len(missing) else "there are several files of that name"
+        remedy = "write their folders into the table" if twice else "put them in place, or correct the paths"
+        warning = f"left out {len(missing):,} of {count(len(table), 'photo')} in {where}, for {why} ({some(missing['path'])}); {remedy}."
+        rows = [{"path": str(path), "issue": "missing" if reason == "no such file" else "ambiguous", "reason": reason} for path, reason in zip(missing["path"].tolist(), reasons[~found].tolist())]
+        add_issues(result, rows, warning=warning)
     if len(others):
         add_issues(result, others, "not a photo", "no image format that can be read", warning=f"left out {count(len(others), 'file')} in {where} of no image format that can be read ({some(others['path'])}); convert them to JPEG or PNG.")
     return result
@@ -275,7 +281,6 @@ def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, t
     add_issues(table, issues)
     for note in describe_left_out(issues, folder):
         add_issues(table, [], warning=note)
-    table = _drop_ignored(table, f"'{folder.name}'")
     return _finish(table, f"'{folder.name}'", target)
 
 

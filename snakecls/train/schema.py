@@ -54,7 +54,7 @@ class DataConfig(Config):
     separator: str | None = Field(None, min_length=1, description="between several labels in a cell; guessed if not given")
     unlabelled: Literal["drop", "negative"] | None = Field(None, description="what a photo without labels means with multi_label; asked for where there are any")
     corrections: str | None = Field(None, description="corrections.csv of the review page, applied before anything else")
-    splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}")
+    splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}; {test: ignore} leaves one out")
     label_level: int | str = Field("auto", description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told")
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
@@ -64,6 +64,7 @@ class DataConfig(Config):
     seed: int | None = Field(None, ge=0, description="of the split; the experiment's seed if not given")
     top_classes: int | None = Field(None, ge=2, description="keep the N classes with the most photos")
     min_per_class: int | None = Field(None, ge=1, description="leave out classes with fewer photos")
+    sample: int | None = Field(None, ge=2, description="train and validate on about so many photos only, for a quick try; the test stays whole")
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
 

@@ -1,0 +1,318 @@
+"""Tables that outsiders brought: what they say is what is read, what was guessed is told, and what cannot be read has its line number."""
+import gzip
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from snakecls.core import UserError
+from snakecls.data.splits import split_table
+from snakecls.data.tables import load_table, load_unlabelled
+
+
+def make(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def write(path: Path, content: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def notes(table: pd.DataFrame) -> str:
+    return " ".join(table.attrs["warnings"])
+
+
+def names(table: pd.DataFrame) -> list[str]:
+    return [Path(path).name for path in table["path"]]
+
+
+# Cells are text
+
+ODD = ["1.10", "1.1", "1e3", "1000", "01", "1", "null", "nan", "NA", "None", "true", "True", "1,234", "+5", "-0", "1.0"]
+
+
+def rows_of(labels: list[str], *, quote: bool = False) -> str:
+    return "file,label,group\n" + "".join(f'{i}.jpg,{f"{chr(34)}{label}{chr(34)}" if quote or "," in label else label},{label!r}\n'.replace("'", '"') for i, label in enumerate(labels))
+
+
+@pytest.mark.parametrize("form", ["csv", "quoted", "semicolon with BOM", "utf-16", "utf-16 without BOM", "cp1252", "CR", "gz", "parquet", "frame"])
+def test_labels_are_read_as_they_are_written(tmp_path, form):
+    make(tmp_path, *(f"{i}.jpg" for i in range(len(ODD))))
+    text, frame = rows_of(ODD, quote=form == "quoted"), pd.DataFrame({"file": [f"{i}.jpg" for i in range(len(ODD))], "label": ODD})
+    path = tmp_path / ("t.csv.gz" if form == "gz" else "t.parquet" if form == "parquet" else "t.csv")
+    if form == "semicolon with BOM":
+        write(path, frame.to_csv(sep=";", index=False), "utf-8-sig")
+    elif form == "gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif form == "parquet":
+        frame.to_parquet(path)
+    elif form == "CR":
+        write(path, text.replace("\n", "\r"))
+    elif form != "frame":
+        write(path, text, {"utf-16": "utf-16", "utf-16 without BOM": "utf-16-le"}.get(form, "utf-8"))
+    table = load_table(frame, root=tmp_path) if form == "frame" else load_table(path)
+    assert table["label"].tolist() == ODD and len(table) == len(ODD)
+
+
+def test_what_comes_late_and_what_is_empty_does_not_change_the_others(tmp_path):
+    n = 1500
+    ids = [str(1234567890123456000 + i) for i in range(n)]
+    ids[7] = ""
+    labels = ["1" if i % 2 else "2" for i in range(n)]
+    labels[1200] = "01"
+    write(tmp_path / "t.csv", "file,label,observation_id,count\n" + "".join(f"{i},{label},{one},{i}\n" for i, (label, one) in enumerate(zip(labels, ids))))
+    table = load_table(tmp_path / "t.csv", check_files=False)
+    assert table["label"].tolist() == labels
+    assert table["observation_id"].dropna().astype(str).tolist() == [one for one in ids if one] and table["observation_id"].isna().sum() == 1
+    assert table["count"].sum() == n * (n - 1) // 2  # numbers are still numbers
+    divided = split_table(table, group="observation_id")
+    assert 0.15 < (divided["split"] == "valid").mean() < 0.25  # nobody's id is another's
+
+
+def test_lost_digits_are_refused(tmp_path):
+    frame = pd.DataFrame({"id": [1234567890123456789, 1234567890123456788, None], "label": ["x", "y", "x"]})
+    with pytest.raises(UserError, match="column 'id' holds whole numbers as floats.*last digits are lost; save it anew"):
+        load_table(frame, root=tmp_path, check_files=False)
+    good = load_table(frame.assign(id=[12.0, 13.0, None], label=[1.5, 2.0, 3.0]), root=tmp_path, check_files=False)
+    assert names(good) == ["12", "13"] and good["label"].tolist() == ["1.5", "2.0"]
+    assert load_table(frame.assign(id=["a", "b", "c"], label=[True, False, True]), root=tmp_path, check_files=False)["label"].tolist() == ["True", "False", "True"]
+
+
+def test_ids_that_look_like_numbers_are_found_as_files(tmp_path):
+    make(tmp_path, "12e3.jpg", "1.50.jpg", "007.jpg", "1.5.jpg", "=5.jpg")
+    write(tmp_path / "t.csv", 'id,label\n12e3,a\n1.50,b\n007,a\n="1.5",b\n')
+    table = load_table(tmp_path / "t.csv")
+    assert names(table) == ["12e3.jpg", "1.50.jpg", "007.jpg", "1.5.jpg"] and table.attrs["warnings"] == []
+
+
+def test_a_guessed_encoding_is_told(tmp_path):
+    make(tmp_path, "a.jpg", "b.jpg")
+    table = load_table(write(tmp_path / "t.csv", "file,label\na.jpg,Vipère\nb.jpg,Boa\n", "cp1252"))
+    assert table["label"].tolist() == ["Vipère", "Boa"] and "'Vipère'" in notes(table) and "save it as UTF-8" in notes(table)
+
+
+# Guesses are told
+
+
+def taxa(n: int = 40) -> pd.DataFrame:
+    i = np.arange(n)
+    return pd.DataFrame({
+        "image_path": [f"{k}.jpg" for k in i], "kingdom": "Animalia", "phylum": "Chordata", "class": np.where(i % 2, "Reptilia", "Aves"), "order": np.where(i % 2, "Squamata", "Passeriformes"),
+        "family": [f"Family{k % 4}" for k in i], "genus": [f"Genus{k % 8}" for k in i], "species": [f"Genus{k % 8} species{k % 16}" for k in i],
+    })  # fmt: skip
+
+
+def test_the_finest_rank_is_the_label_and_the_others_are_named(tmp_path):
+    table = load_table(taxa(), root=tmp_path, check_files=False)
+    assert table["label"].nunique() == 16
+    assert "the column 'species'" in notes(table) and "'class'" in notes(table) and "data.label_column" in notes(table) and "data.target" in notes(table)
+    assert load_table(taxa().drop(columns="species"), root=tmp_path, check_files=False)["label"].nunique() == 8
+    assert load_table(taxa(), root=tmp_path, check_files=False, label_column="class")["label"].nunique() == 2
+    assert load_table(taxa(), root=tmp_path, check_files=False, target="family")["label"].nunique() == 4
+
+
+@pytest.mark.parametrize("coarse, fine", [("species", "breed"), ("category", "species"), ("class", "species"), ("class_id", "class_name")])
+def test_the_column_whose_values_look_like_labels(tmp_path, coarse, fine):
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(40)], coarse: ["1", "2"] * 20, fine: [f"kind {i % 8}" for i in range(40)]})
+    for columns in (frame.columns, frame.columns[[0, 2, 1]]):
+        table = load_table(frame[columns], root=tmp_path, check_files=False)
+        assert table["label"].nunique() == 8 and f"'{fine}'" in notes(table) and f"'{coarse}'" in notes(table)
+    unique = load_table(frame.assign(**{fine: [f"name {i}" for i in range(40)]}), root=tmp_path, check_files=False)
+    assert unique["label"].nunique() == 2  # one value for each row is no label
+    same = load_table(frame.assign(**{coarse: [i % 8 for i in range(40)]}), root=tmp_path, check_files=False)
+    assert same["label"].iloc[0] == "kind 0" and same.attrs["warnings"] == []  # numbers and their names: no choice to tell
+
+
+def test_epithets_of_several_genera_are_told_and_the_remedy_works(tmp_path):
+    frame = taxa().assign(species=[f"species{i % 2}" for i in range(40)], genus=[f"Genus{'abcd'[i % 4]}" for i in range(40)])
+    frame["species"] = np.where(np.arange(40) % 8 < 4, "major", "minor")
+    table = load_table(frame, root=tmp_path, check_files=False)
+    assert "stand in several genera" in notes(table) and "data.target: binomial" in notes(table)
+    assert load_table(frame, root=tmp_path, check_files=False, target="binomial")["label"].nunique() == 8
+
+
+@pytest.mark.parametrize(
+    "columns, expected",
+    [
+        ({"is_test": [0, 0, 0, 1]}, ["train", "train", "train", "test"]),
+        ({"Usage": ["Training", "Training", "PublicTest", "PrivateTest"]}, ["train", "train", "test", "test"]),
+        ({"valid": [False, False, True, False]}, ["train", "train", "valid", "train"]),
+        ({"is_train": [1, 1, 0, 0], "is_test": [0, 0, 0, 1]}, ["train", "train", "valid", "test"]),
+        ({"purpose": ["train", "train", "val", "test"]}, ["train", "train", "valid", "test"]),
+    ],
+)
+def test_columns_that_look_like_a_split_are_used(tmp_path, columns, expected):
+    frame = pd.DataFrame({"file": list("abcdefgh"), "label": list("xyxyxyxy")}).assign(**{name: values * 2 for name, values in columns.items()})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for table in (load_table(frame, root=tmp_path, check_files=False), load_table(tmp_path / "t.csv", check_files=False)):
+        assert table["split"].tolist() == expected * 2
+
+
+@pytest.mark.parametrize("name, values", [("Usage", ["Public", "Private"]), ("valid", ["True", "True"]), ("fold", ["0", "1"])])
+def test_columns_that_may_be_a_split_are_named(tmp_path, name, values):
+    frame = pd.DataFrame({"file": list("abcd"), "label": list("xyxy"), name: values * 2})
+    table = load_table(frame, root=tmp_path, check_files=False)
+    assert "split" not in table and f"'{name}'" in notes(table) and "not read as a split" in notes(table)
+    said = {values[0]: "train", values[1]: "test"}
+    if len(said) == 2:
+        assert load_table(frame, root=tmp_path, check_files=False, splits=said)["split"].tolist() == ["train", "test"] * 2
+
+
+# Text forms
+
+
+def test_labels_in_two_forms_of_unicode_are_one_class(tmp_path):
+    forms = [unicodedata.normalize(form, "Vipère") for form in ("NFC", "NFD")] + ["Vip\u200bère", " Vipère\u00a0", "\ufeffVipère"]
+    make(tmp_path, *(f"{i}.jpg" for i in range(6)), *(f"folders/{form}/{i}.jpg" for i, form in enumerate(forms)), "folders/Boa/9.jpg")
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(6)], "label": [*forms, "Boa"]})
+    for table in (load_table(frame, root=tmp_path), load_table(tmp_path / "folders")):
+        assert set(table["label"]) == {"Vipère", "Boa"}
+    several = load_table(frame.assign(label=[f"{label};x" for label in frame["label"]]).rename(columns={"label": "labels"}), root=tmp_path, multi_label=True, separator=";")
+    assert {label for row in several["labels"] for label in row} == {"Vipère", "Boa", "x"}
+
+
+@pytest.mark.parametrize("table_form", ["NFC", "NFD"])
+def test_paths_are_found_in_both_forms(tmp_path, table_form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[table_form]
+    make(tmp_path, *(unicodedata.normalize(other, name) for name in ("Vipère/é1.jpg", "Boa/ü.jpg", "Boa/plain.jpg")))
+    frame = pd.DataFrame({"file": [unicodedata.normalize(table_form, name) for name in ("Vipère/é1.jpg", "Boa/ü.jpg", "Boa/plain.jpg")], "label": ["a", "b", "b"]})
+    table = load_table(frame, root=tmp_path)
+    assert len(table) == 3 and all(Path(path).exists() for path in table["path"])
+
+
+def test_labels_that_look_alike_are_told_with_both_spellings(tmp_path):
+    frame = pd.DataFrame({"file": list("abcdefgh"), "label": ["Boa", "boa", "a b", "a_b", "Naja", "N\u0430ja", "AB", "\uff21B"]})
+    said = notes(load_table(frame, root=tmp_path, check_files=False))
+    assert "8 labels" in said and "'Boa' and 'boa'" in said and "'a b' and 'a_b'" in said and "CYRILLIC" in said
+
+
+# Photos in folders
+
+
+def test_photos_spread_over_folders(tmp_path):
+    make(tmp_path, *(f"part_1/{i}.jpg" for i in range(22)), *(f"part_2/deep/{i}.jpg" for i in range(22, 40)))
+    frame = pd.DataFrame({"id": [*map(str, range(40)), "99"], "label": ["x", "y"] * 20 + ["x"]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = load_table(tmp_path / "t.csv")
+    assert len(table) == 40 and "'part_1', 'part_2/deep'" in notes(table)
+    assert [(Path(issue["path"]).name, issue["reason"]) for issue in table.attrs["issues"]] == [("99", "no such file")]
+
+
+def test_bare_names_and_class_folders(tmp_path):
+    make(tmp_path, "images/cat/1.jpg", "images/cat/2.jpg", "images/dog/1.jpg", "images/dog/3.jpg")
+    frame = pd.DataFrame({"file": ["1.jpg", "2.jpg", "1.JPG", "3.jpg"], "label": ["cat", "cat", "dog", "dog"]})
+    table = load_table(frame, root=tmp_path)
+    assert [Path(path).parts[-2] for path in table["path"]] == ["cat", "cat", "dog", "dog"]
+    frame["label"] = ["x", "x", "y", "y"]  # now nothing says which 1.jpg is meant
+    table = load_table(frame, root=tmp_path)
+    assert names(table) == ["2.jpg", "3.jpg"]
+    assert {issue["issue"] for issue in table.attrs["issues"]} == {"ambiguous"} and "2 files of that name" in table.attrs["issues"][0]["reason"]
+    with pytest.raises(UserError, match="could be in .*cat' or .*dog'; say which with root"):
+        load_table(frame[frame["file"].str.lower() == "1.jpg"].assign(file="1.jpg", label=["x", "y"]), root=tmp_path)
+
+
+def test_a_photo_is_never_another_splits(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/2.jpg", "valid/b/2.jpg")
+    frame = pd.DataFrame({"file": ["train/a/1.jpg", "train/b/1.jpg", "test/a/2.jpg"], "label": ["a", "b", "a"]})
+    assert names(load_table(frame, root=tmp_path)) == ["1.jpg", "1.jpg"]
+    both = make(tmp_path / "bare", "train/1.jpg", "train/2.jpg", "test/1.jpg", "test/2.jpg")
+    table = load_table(pd.DataFrame({"file": ["1.jpg", "2.jpg", "1.jpg"], "label": ["x", "y", "x"], "split": ["train", "train", "test"]}), root=both)
+    assert [Path(path).parts[-2] for path in table["path"]] == ["train", "train", "test"]
+
+
+# Quotes
+
+
+def test_stray_quotes_and_legal_cells_of_several_lines(tmp_path):
+    "The layout of COMP5329: both in one file."
+    make(tmp_path, *(f"data/{i}.jpg" for i in range(6)))
+    path = write(tmp_path / "train.csv", 'ImageID,Labels,Caption\n0.jpg,1,"a\nb"\n1.jpg,3,plain\n2.jpg,1 2,"he said /"hi/""\n3.jpg\n4.jpg,3,"Stop, /"now/", he said"\n5.jpg,1,last\n')
+    table = load_table(path, multi_label=True, separator=" ")
+    assert names(table) == ["0.jpg", "1.jpg", "2.jpg", "4.jpg", "5.jpg"]
+    assert table["labels"].tolist() == [["1"], ["3"], ["1", "2"], ["3"], ["1"]] and table["Caption"].iloc[0] == "a\nb"
+    assert [issue["path"] for issue in table.attrs["issues"] if issue["issue"] == "unreadable line"] == [f"{path}:6"] and "line 6" in notes(table)
+
+
+def test_tables_for_prediction_are_read_by_the_same_door(tmp_path):
+    make(tmp_path, *(f"{i}.jpg" for i in range(4)))
+    path = write(tmp_path / "test.csv", 'ImageID,Caption\n0.jpg,"two\nlines"\n1.jpg,A "big" dog, asleep\n2.jpg,"never closed\n3.jpg,last\n')
+    table = load_unlabelled(path)
+    assert names(table) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"] and "line '4', '5'" in notes(table)
+
+
+def test_what_pandas_reads_is_read(tmp_path):
+    rng, n = np.random.default_rng(0), 30_000
+    kinds = rng.choice(["plain", "legal", "lines", "slash", "comma", "short"], n, p=[0.9, 0.05, 0.03, 0.01, 0.0099, 0.0001])
+    cells = {"plain": "a dog", "legal": '"a ""big"" dog, asleep"', "lines": '"first\nsecond, third"', "slash": '"he said /"hi/""', "comma": 'a dog, a "cat"'}
+    rows = [f"{i}.jpg" if kind == "short" else f"{i}.jpg,{i % 7} {i % 5 + 7},{cells[kind]}" for i, kind in enumerate(kinds)]
+    path = write(tmp_path / "train.csv", "\n".join(["ImageID,Labels,Caption", *rows]) + "\n")
+    table = load_table(path, check_files=False, label_column="Labels")
+    by_pandas = pd.read_csv(path, dtype=str, engine="python", on_bad_lines="skip").dropna()
+    known = dict(zip(names(table), zip(table["label"], table["Caption"])))
+    assert len(table) == n - (kinds == "short").sum() >= len(by_pandas)
+    sure = by_pandas[by_pandas["ImageID"].str[:-4].astype(int).map(lambda i: kinds[i]).isin(["plain", "legal", "lines"])]
+    assert len(sure) > 29_000 and all(known[one] == (label, caption) for one, label, caption in sure.itertuples(index=False))
+    starts = np.cumsum([1 + (kind == "lines") for kind in ["header", *kinds]]) + 1
+    lost = [int(issue["path"].rpartition(":")[2]) for issue in table.attrs["issues"]]
+    assert lost == [int(starts[i]) for i in np.flatnonzero(kinds == "short")]
+
+
+# Splits that are left out
+
+
+def test_splits_can_be_ignored(tmp_path):
+    layouts = (["test/unknown/1.jpg", "test/unknown/2.jpg"], ["test/1.jpg"])
+    for i, test in enumerate(layouts):
+        folder = make(tmp_path / str(i), "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg", *test)
+        table = load_table(folder, splits={"test": "ignore"})
+        assert set(table["label"]) == {"a", "b"} and set(table["split"]) == {"train"} and "as asked" in notes(table)
+    frame = pd.DataFrame({"file": list("abcd"), "label": ["x", "y", "?", "x"], "split": ["train", "train", "test", "val"]})
+    assert load_table(frame, root=tmp_path, check_files=False, splits={"test": "ignore"})["split"].tolist() == ["train", "train", "valid"]
+    with pytest.raises(UserError, match="choose one of: train, valid, test, ignore"):
+        load_table(frame, root=tmp_path, splits={"test": "leave"})
+
+
+# Ten more nasty tables
+
+NASTY = {
+    "thousands separators": ('file,label,views\na.jpg,"1,234","1,000"\nb.jpg,x,"2,000"\n', ["1,234", "x"]),
+    "quoted ids": ('"id","label"\n"a","x"\n"b","y"\n', ["x", "y"]),
+    "Windows paths": ("path,label\nC:\\photos\\a.jpg,x\nC:\\photos\\b.jpg,y\n", ["x", "y"]),
+    "header with blanks": ("\ufeff path , label \na.jpg, x\nb.jpg, y\n", ["x", "y"]),
+    "blanks and quotes": ('path, label\na.jpg, "x, z"\nb.jpg, y\n', ["x, z", "y"]),
+    "trailing delimiter": ("file,label\na.jpg,x,\nb.jpg,y,\n", ["x", "y"]),
+    "trailing delimiter once": ("file,label\na.jpg,x,\nb.jpg,y\nc.jpg,y\n", ["x", "y", "y"]),
+    "comments and blank lines": ("# exported by hand\n\nfile,label\na.jpg,x\n\nb.jpg,y\n", ["x", "y"]),
+    "Excel's first line": ("sep=;\nfile;label\na.jpg;x\nb.jpg;y\n", ["x", "y"]),
+    "an index": ("Unnamed: 0,file,label\n0,a.jpg,x\n1,b.jpg,y\n", ["x", "y"]),
+    "row names of R": ('"file","label"\n"1","a.jpg","x"\n"2","b.jpg","y"\n', ["x", "y"]),
+    "mixed suffixes": ("file,label\nA.JPG,x\nb.JPEG,y\nb.Jpg,y\n", ["x", "y"]),
+    "formulas of Excel": ('id,label\n"=""a""",x\n"=""b""",y\n', ["x", "y"]),
+    "blanks around": ("file,label\n a.jpg ,x \nb.jpg,  y\n", ["x", "y"]),
+    "a column too much once": ("file,label\na.jpg,x\nb.jpg,y\nc.jpg,x,z\n", ["x", "y"]),
+}
+
+
+@pytest.mark.parametrize("case", NASTY)
+def test_nasty_tables(tmp_path, case):
+    text, labels = NASTY[case]
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = load_table(write(tmp_path / "t.csv", text))
+    assert table["label"].tolist() == labels and names(table) == ["a.jpg", "b.jpg", "c.jpg"][: len(labels)]
+    assert not any(column.startswith("Unnamed") for column in table)
+
+
+def test_nasty_tables_that_are_told_or_refused(tmp_path):
+    make(tmp_path, "a.jpg", "b.jpg")
+    table = load_table(write(tmp_path / "t.csv", "file,label,label\na.jpg,x,1\nb.jpg,y,2\n"))
+    assert table["label"].tolist() == ["x", "y"] and "several columns called 'label'" in notes(table) and "'label.1'" in notes(table)
+    with pytest.raises(UserError, match="addresses on the web .*; download the photos"):
+        load_table(write(tmp_path / "t.csv", "url,label,image\n1,x,https://example.org/1.jpg\n2,y,https://example.org/2.jpg\n"))
+    with pytest.raises(UserError, match="cannot be read as a table .*it has no row"):
+        load_table(write(tmp_path / "t.csv", "\n\n"))
