@@ -355,13 +355,14 @@ def open_app(
 @app.command()
 def runs(
     folder: Runs = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")] = False,
     json: Json = False,
 ):
-    "List all runs, the best first."
+    "List all runs, the best first, one line each."
     from snakecls.workflow.models import all_runs, leaderboard_text
 
-    board = all_runs(folder)
-    show(json_module.loads(board.to_json(orient="records")), leaderboard_text(board, folder), json)
+    board = all_runs(folder, verdicts=wide or json)
+    show(json_module.loads(board.to_json(orient="records")), leaderboard_text(board, folder, wide=wide), json)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core import UserError, check_writable, keep_freed_memory
+from ..core import UserError, check_writable, file_hash, keep_freed_memory
 from ..data.files import keep_readable
 from ..data.splits import write_manifest
 from ..stats import top_names
@@ -30,9 +30,10 @@ from ..train.precision import choose_precision
 from ..train.precision_callback import compile_model, compile_seconds, is_compiled
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit, stage_loaders
 from ..train.schema import Experiment, TrainConfig
+from .compare import write_verdict
 from .ended import can_keep, describe_model, end_early, revive
 from .facts import read_facts
-from .logbook import LogbookTracker
+from .logbook import LogbookTracker, compared_text, verdict_text
 from .results import finish_records, first_labels, first_target, make_info
 from .trackers import Trackers, WandbTracker
 from .tracking import LOG, RunFolder, find_run
@@ -53,8 +54,9 @@ def run_experiment(
     logbook: str | Path | None = "logbook.md",  # None writes no entry
     command: str = "",  # exactly as it was given, for the logbook
     say: Callable[[str], None] = print,  # where progress is told
-    hashes: bool = False,  # write every photo's content hash into the manifest
+    hashes: bool = False,  # write every photo's content hash into the manifest, not only those of the validation photos
     table: pd.DataFrame | None = None,  # path, label or labels, split; None: `build_table`
+    part_of: str = "",  # the id of the folds, grid or comparison that this run belongs to, whose entry says what came of it
 ) -> RunResult:
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
@@ -79,7 +81,7 @@ def run_experiment(
     check_room(learn.model, root)
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command, say)
-    with RunFolder.create(root, experiment.name) as run:
+    with RunFolder.create(root, experiment.name, **({"part_of": part_of} if part_of else {})) as run:
         say(f"Run {run.id}: {describe_table(table)}, {experiment.model.arch} ({learn.model.backbone_info.weights_source}).")
         try:
             start_records(run, experiment, table, issues, hashes)
@@ -93,6 +95,7 @@ def run_experiment(
             if compiled:
                 say(f"Compiling took {compiling} s of the training.")
             metrics = finish_records(experiment, learn, table, facts, result, run, start, {"precision": choice, "compile_seconds": compiling})
+            verdict = write_verdict(run, propose=not part_of)
         except BaseException as e:
             status, sentence = end_early(run, e)
             say(sentence)
@@ -102,6 +105,8 @@ def run_experiment(
             trackers.finish({"ended": status, "message": sentence})
             raise
         say(result.message)
+        if verdict["other"] and not part_of:
+            say(f"Verdict: {verdict_text(verdict)}; {compared_text(verdict)}")
         trackers.finish(metrics)
     return RunResult(run, metrics, result.message)
 
@@ -141,10 +146,12 @@ def foresee(experiment: Experiment, learn, table: pd.DataFrame) -> str:  # one s
 
 
 def resolve_parent(experiment: Experiment, root: str | Path) -> Experiment:
-    "Replace the parent's name by its run's id; raises `UserError` with the nearest name."
+    "Replace the parent's name by its run's id, or by its folder where that lies elsewhere; raises `UserError` with the nearest name."
     if experiment.parent is None:
         return experiment
-    return experiment.model_copy(update={"parent": find_run(root, experiment.parent).id})
+    parent = find_run(root, experiment.parent)
+    beside = parent.path.resolve().parent == Path(root).resolve()
+    return experiment.model_copy(update={"parent": parent.id if beside else str(parent.path.resolve())})
 
 
 def resolve_weights(experiment: Experiment, root: str | Path, *, say: Callable[[str], None] = print) -> Experiment:
@@ -229,7 +236,8 @@ def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, i
     values["data"]["seed"] = experiment.split_seed
     run.write_experiment(values)
     run.write_environment()
-    write_manifest(table, run / "manifest.parquet", hashes=hashes)
+    validating = table["path"][table["split"] == "valid"]  # by their content another run knows whether it was validated on the same photos
+    write_manifest(table, run / "manifest.parquet", hashes=hashes or {path: file_hash(path) for path in validating})
     issues.to_parquet(run / "issues.parquet", index=False)
     if done := table.attrs.get("corrections"):
         pd.DataFrame(done).to_csv(run / "corrections.csv", index=False)

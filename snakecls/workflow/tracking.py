@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG', 'LEADERBOARD', 'make_slug', 'make_run_path', 'append_row', 'format_rows', 'RunFolder', 'utc_now', 'open_lock',
-           'read_status', 'write_status', 'QuietHandler', 'summarise_run', 'count_epochs', 'list_runs', 'find_run']
+           'read_status', 'lock_is_held', 'list_statuses', 'write_status', 'QuietHandler', 'summarise_run',
+           'summarise_files', 'trained_score', 'count_epochs', 'list_runs', 'find_run']
 
 # %% ../../nbs/workflow/60_tracking.ipynb #8627b12a
 import csv
@@ -103,10 +104,11 @@ class RunFolder:
         cls,
         root: str | Path,  # the folder of all runs, such as 'runs'
         name: str,  # what the run is called
+        **more,  # to be kept in `status.json`, such as part_of
     ) -> "RunFolder":  # running
         "Make a new run folder and mark it as running."
         run = cls(make_run_path(root, name))
-        write_json(run.path / "status.json", {"status": "running", "name": name, "started": utc_now()})
+        write_json(run.path / "status.json", {"status": "running", "name": name, "started": utc_now(), **more})
         return run.start()
 
     @classmethod
@@ -151,14 +153,39 @@ def read_status(
         status = read_json(Path(path) / "status.json")
     except UserError as e:
         return {"status": "failed", "name": Path(path).name, "message": str(e)}
-    if status.get("status") == "running":
-        try:
-            with open_lock(Path(path), 0):
-                pass
-            status = {**status, "status": "stopped", "message": "the process ended without saying why"}
-        except OSError:  # the lock is held, or the folder is somebody else's
-            pass
+    if not isinstance(status, dict) or "status" not in status:
+        return {"status": "failed", "name": Path(path).name, "message": f"{Path(path) / 'status.json'} does not say how the run stands"}
+    if status["status"] == "running" and not lock_is_held(Path(path)):
+        status = {**status, "status": "stopped", "message": "the process ended without saying why"}
     return status
+
+
+def lock_is_held(path: Path) -> bool:  # also where that cannot be found out, as in a folder of somebody else's
+    "Say whether a living process has a run, without writing anything."
+    lock = path / ".lock"
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a lock can only be tried by taking it
+        try:
+            with open_lock(path, 0):
+                return False
+        except OSError:
+            return True
+    try:
+        with open(lock, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def list_statuses(
+    root: str | Path,  # the folder of all runs
+) -> list[tuple[Path, dict]]:  # (folder, as `read_status` gives it), the newest first
+    "Find all runs under a folder."
+    return [(file.parent, read_status(file.parent)) for file in sorted(Path(root).glob("*/status.json"), reverse=True)]
 
 # %% ../../nbs/workflow/60_tracking.ipynb #8857a285
 @patch
@@ -322,17 +349,38 @@ def metrics(self: RunFolder) -> dict:
 def summarise_run(path: Path) -> dict:
     "Read one row of the leaderboard; a damaged file becomes a message, not an error."
     run, status = RunFolder(path), read_status(path)
-    row = {"run": run.id, "name": status.get("name", run.id), "status": status["status"], "message": status.get("message", "")}
+    row = {"run": run.id, "name": str(status.get("name", run.id)), "status": status["status"], "date": status.get("started"), "part_of": status.get("part_of"), "message": status.get("message") or ""}
     try:
-        metrics, experiment, epochs = run.metrics(), run.experiment(), count_epochs(run.history())
+        return row | summarise_files(run)
     except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
-        return {**row, "message": f"{row['message']} {type(e).__name__}: {e}".strip()}
+        return row | {"message": " ".join(f"{row['message']} cannot be read: {type(e).__name__}: {e}".split())}
+
+
+def summarise_files(run: RunFolder) -> dict:
+    "Read what a row of the leaderboard takes from a run's files; what is damaged raises."
+    metrics, experiment, history = run.metrics(), run.experiment(), run.history()
     valid, test, best = (metrics.get(key) or {} for key in ("valid", "test", "best"))
     low, high = valid.get("f1_macro_interval") or (None, None)
-    return {**row, "f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"),
-            "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)}, "test_f1_macro": test.get("f1_macro"),
-            "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": epochs,
-            "seconds": metrics.get("seconds"), "parent": metrics.get("parent")}
+    targets = {name: {split: (scores.get(split) or {}).get("f1_macro") for split in ("valid", "test")} for name, scores in (metrics.get("targets") or {}).items()}
+    return {"f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"), "trained_f1_macro": trained_score(run),
+            "served": None if best.get("epoch") is None else "probe" if best["epoch"] == 0 else f"epoch {best['epoch']}",
+            "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)}, "test_f1_macro": test.get("f1_macro"), "targets": targets or None,
+            "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": count_epochs(history),
+            "seconds": metrics.get("seconds"), "seed": experiment.get("seed"), "split_seed": (experiment.get("data") or {}).get("seed"),
+            "question": experiment.get("question") or "", "parent": metrics.get("parent") or experiment.get("parent")}
+
+
+def trained_score(
+    run: RunFolder,
+) -> float | None:  # macro F1 on the validation photos; None where nothing was trained, or the last epoch was not validated
+    "Give the score of the weights after the last trained epoch; of runs from before `metrics.json` had it, that of the last row of the history."
+    trained, history = run.metrics().get("trained") or {}, run.history()
+    if trained.get("f1_macro") is not None:
+        return trained["f1_macro"]
+    if "epoch" not in history or "f1_macro" not in history:
+        return None
+    rows = history["f1_macro"][history["epoch"] > 0]
+    return float(rows.iloc[-1]) if rows.notna().iloc[-1:].any() else None
 
 
 def count_epochs(history: Any) -> int:  # of DataFrame
@@ -340,8 +388,8 @@ def count_epochs(history: Any) -> int:  # of DataFrame
     return int((history["epoch"] != 0).sum()) if "epoch" in history else len(history)
 
 
-LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "accuracy", "top3_accuracy",
-               "test_f1_macro", "arch", "size", "epochs", "seconds", "parent", "message"]
+LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "trained_f1_macro", "served", "accuracy", "top3_accuracy", "test_f1_macro",
+               "targets", "arch", "size", "epochs", "seconds", "date", "seed", "split_seed", "question", "parent", "part_of", "message"]
 
 
 def list_runs(
@@ -350,8 +398,7 @@ def list_runs(
     "List all runs under a folder, finished, running, failed and stopped."
     import pandas as pd
 
-    paths = sorted((file.parent for file in Path(root).glob("*/status.json")), reverse=True)
-    rows = [summarise_run(path) for path in paths]
+    rows = [summarise_run(file.parent) for file in sorted(Path(root).glob("*/status.json"), reverse=True)]
     top, place = top_names({"top3_accuracy", *(key for row in rows for key in row)}), LEADERBOARD.index("top3_accuracy")
     rows = pd.DataFrame(rows, columns=[*LEADERBOARD[:place], *top, *LEADERBOARD[place + 1:]])
     order = rows.assign(ended=rows.status == "finished").sort_values(["ended", "f1_macro"], ascending=False, na_position="last", kind="stable")
@@ -360,7 +407,7 @@ def list_runs(
 # %% ../../nbs/workflow/60_tracking.ipynb #20d13db9
 def find_run(
     root: str | Path,  # the folder of all runs
-    name: str,  # a run's folder, id, beginning of an id, or name (the newest of that name); or 'latest'
+    name: str,  # a run's folder, id, beginning of an id, id with '..' for its middle as `snakecls runs` shows it, or name (the newest of that name); or 'latest'
 ) -> RunFolder:
     "Find a run; raises `UserError` with the nearest name, or with all that fit where a beginning fits several."
     if (Path(name) / "status.json").exists():
@@ -370,7 +417,8 @@ def find_run(
         return RunFolder(max(paths, key=lambda path: read_status(path).get("started", "")))
     names = {path: read_status(path).get("name", "") for path in paths}
     exact = [path for path in paths if name in (path.name, names[path], make_slug(names[path]))]
-    begins = [path for path in paths if path.name.startswith(name)] if name else []
+    begin, _, end = name.partition("..")
+    begins = [path for path in paths if path.name.startswith(begin) and path.name.endswith(end) and len(path.name) >= len(begin + end)] if begin else []
     if not exact and len(begins) > 1:
         raise UserError(f"run '{name}' could be any of {', '.join(path.name for path in begins[:8])}; give more of it.")
     if not exact and not begins:
