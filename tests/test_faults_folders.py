@@ -436,3 +436,30 @@ def test_a_run_is_named_after_any_folder(tmp_path, name):
     assert code == 0 and json.loads(out)["folder"] == f"checks/{name[:80]}", err
     code, _, err = command("train", "--data", name, "--set", "model.arch=nothing", cwd=tmp_path)
     assert code == 2 and "nothing" in err and "at most 80" not in err
+
+
+def test_heic_in_the_app(start_app, tiny_bundle, browser, tmp_path):
+    "A browser that does not know the type: chosen or dropped, the photo is answered and shown."
+    import base64
+
+    from conftest import draw_snake
+    from snakecls.deploy.predict import Predictor
+
+    path = heic(tmp_path / "IMG_0001.HEIC", draw_snake(3))
+    app = start_app(REPO / "app.py", tmp_path, SNAKECLS_BUNDLE=str(tiny_bundle)).wait()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    expected = [guess.label for guess in Predictor(tiny_bundle).predict(path)]
+    for how in ("choose", "drop"):
+        page.goto(app.url)
+        page.wait_for_selector("#result h2")
+        if how == "choose":
+            page.set_input_files("#photo input[type=file]", str(path))
+        else:
+            data = base64.b64encode(path.read_bytes()).decode()
+            dropped = page.evaluate_handle("""text => { const given = new DataTransfer();
+                given.items.add(new File([Uint8Array.from(atob(text), char => char.charCodeAt(0))], "IMG_0001.HEIC")); return given }""", data)
+            page.dispatch_event("#photo button", "drop", {"dataTransfer": dropped})
+        page.wait_for_selector(".sc-row", timeout=30_000)
+        assert [row.get_attribute("data-label") for row in page.query_selector_all(".sc-row")] == expected
+        page.wait_for_function("() => document.querySelector('#photo img')?.naturalWidth > 0", timeout=10_000)
+    page.close()

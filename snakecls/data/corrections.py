@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, file_hash, nearest, unknown_name
+from ..core import UserError, file_hash, nearest, open_file, unknown_name
 from .columns import clean_label, count, some
 from .messy_csv import find_encoding
 from .tables import add_issues
@@ -138,7 +138,8 @@ def read_corrections(
     "Read the decisions. Raises `UserError` where there is no such file or a line cannot be meant."
     file = Path(file)
     try:
-        text = plain_csv(file.read_bytes()).decode("utf-8-sig")
+        with open_file(file) as stream:
+            text = plain_csv(stream.read()).decode("utf-8-sig")
     except FileNotFoundError as e:
         raise UserError(f"there are no corrections at {file}; name the corrections.csv that the review page wrote.") from e
     except (OSError, ValueError) as e:

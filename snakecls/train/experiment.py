@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ..core import UserError, printable
+from ..core import UserError, open_file, printable
 from .messages import explain_error, read_yaml
 from .schema import DEFAULT_SCHEDULE, Config, Experiment
 
@@ -96,7 +96,8 @@ def load_experiment(
     "Read and check an experiment file; its relative paths start from the file's folder."
     path, overrides = Path(path), list(overrides)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_file(path) as stream:
+            text = stream.read().decode("utf-8")
     except FileNotFoundError as e:
         raise UserError(f"the experiment file {path} does not exist; give the path of a YAML file, or --data FOLDER.") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -190,7 +190,7 @@ def load_known(
 ) -> pd.DataFrame:
     "Load photos for a model; where other folder levels than the usual one hold its labels, these are taken (`data.label_level`), and told."
     table = load_table(data, **options)
-    if not Path(data).is_dir() or "label" not in table or set(table["label"]) & set(labels):
+    if not (Path(data).is_dir() or Path(data).suffix.lower() == ".zip") or "label" not in table or set(table["label"]) & set(labels):
         return table
     for level in (1, 2, 3, "path"):
         try:
