@@ -205,3 +205,207 @@ def test_plain_colours_are_learned_with_class_weights_and_label_smoothing(colour
     }
     metrics = run_experiment(make_experiment(values), root=tmp_path / "runs", logbook=None, say=lambda text: None).metrics
     assert metrics["valid"]["f1_macro"] > 0.95
+
+
+# --- what is told before time is spent -------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    "Thirty photos of three colours in class folders."
+    folder, rng = tmp_path_factory.mktemp("few"), np.random.default_rng(0)
+    for place, label in enumerate(COUNTS):
+        (folder / label).mkdir()
+        for i in range(10):
+            pixels = rng.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+            pixels[..., place] += 180
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    return folder
+
+
+def experiment(source, **keys):
+    "A small experiment."
+    values = {"name": "small", "data": {"source": str(source)}, "model": {"arch": "lenet5", "weights": "none"}, "train": {"num_workers": 0, "precision": "fp32"}, "schedule": [{"size": 32, "epochs": 1, "bs": 8}], "track": [], "predict": {"examples": 0}}
+    for key, value in keys.items():
+        values[key] = values[key] | value if isinstance(value, dict) and key in values else value
+    return make_experiment(values)
+
+
+def test_what_is_almost_surely_a_mistake_is_told_before_training(few, tmp_path):
+    said = []
+    strange = experiment(few, data={"source": str(few), "valid": 0.9}, schedule=[{"size": 64, "epochs": 1, "bs": 32, "lr": 5.0}], train={"num_workers": 0, "precision": "fp32", "wd": 3.0})
+    result = run_experiment(strange, root=tmp_path / "runs", logbook=None, say=said.append)
+    before = "\n".join(said[: next(i for i, text in enumerate(said) if "epoch" in text and "stage 1" in text)])
+    for told in ("photos are left to train on, and 27 are for validation (data.valid is 0.9)", "fewer than 5 training photos", "64 px is more than any of the", "schedule.0.lr is 5", "batches of 32, but there are 3 training photos", "train.wd is 3"):
+        assert told in before, told
+    assert result.metrics["valid"]["n"] == 27  # told, and not refused
+
+
+def test_an_ordinary_run_has_no_such_notes_and_says_how_long_it_takes(few, tmp_path):
+    said = []
+    run_experiment(experiment(few), root=tmp_path / "runs", logbook=None, say=said.append)
+    assert not [text for text in said if text.startswith("Note:")]
+    place = next(i for i, text in enumerate(said) if "This will take about" in text)
+    assert "Run " in said[place - 1] and "stage 1" in said[place + 1]
+
+
+def test_the_estimate_changes_nothing(few, tmp_path, monkeypatch):
+    "A run whose duration is estimated ends with the same numbers as one whose is not."
+    import snakecls.workflow.run as module
+
+    losses = []
+    for estimate in (module.estimate_seconds, lambda *args, **kwargs: 1.0):
+        monkeypatch.setattr(module, "estimate_seconds", estimate)
+        result = run_experiment(experiment(few), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+        losses.append(result.run.history()["valid_loss"].tolist())
+    assert losses[0] == losses[1]
+
+
+def test_little_shared_memory_is_noticed_before_the_loading_processes_die(few, tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    from snakecls.data.datablocks import photo_dls
+    from snakecls.data.splits import split_table
+    from snakecls.data.tables import load_table
+
+    usage, real = namedtuple("usage", "total used free"), shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(64_000_000, 63_990_000, 10_000) if str(path) == "/dev/shm" else real(path))
+    said = []
+    run_experiment(experiment(few, train={"num_workers": 2, "precision": "fp32"}), root=tmp_path / "runs", logbook=None, say=said.append)
+    assert any("shared memory" in text and "no process beside this one reads photos" in text for text in said)
+    assert photo_dls(split_table(load_table(few)), 32, num_workers=2).train.fake_l.num_workers == 0
+
+
+@pytest.mark.parametrize("kwargs", [{"features_only": True}, {"global_pool": ""}])
+def test_a_network_that_gives_no_classes_is_one_sentence(few, tmp_path, kwargs):
+    with pytest.raises(UserError, match="features_only|global_pool"):
+        run_experiment(experiment(few, model={"arch": "test_resnet", "weights": "none", "kwargs": kwargs}), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------------------
+
+def hand_made(few, tmp_path, **kwargs):
+    from fastai.learner import Learner
+
+    from snakecls.data.datablocks import photo_dls
+    from snakecls.data.splits import split_table
+    from snakecls.data.tables import load_table
+    from snakecls.models.backbones import create_backbone
+    from snakecls.models.freezing import stage_groups
+    from snakecls.train.metrics import epoch_metrics
+
+    network = create_backbone("lenet5", 3, weights="none")
+    dls = photo_dls(split_table(load_table(few)), 32, bs=8, num_workers=0, network=network)
+    return Learner(dls, network, metrics=epoch_metrics(), splitter=stage_groups, path=tmp_path, **kwargs)
+
+
+def test_photos_are_normalised_as_the_network_wants_them(few):
+    import timm
+
+    from snakecls.data.datablocks import photo_dls
+    from snakecls.data.splits import split_table
+    from snakecls.data.tables import load_table
+
+    table = split_table(load_table(few))
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=3)  # trained with mean and standard deviation 0.5
+    assert photo_dls(table, 32, num_workers=0, network=network).spec.mean == (0.5, 0.5, 0.5)
+    assert photo_dls(table, 32, num_workers=0).spec.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_test_dl_finds_the_labels_of_paths(few):
+    from snakecls.data.datablocks import photo_dls
+    from snakecls.data.splits import split_table
+    from snakecls.data.tables import load_table
+
+    dls = photo_dls(split_table(load_table(few)), 32, num_workers=0)
+    paths = [few / "red" / "0.png", str(few / "blue" / "3.png")]
+    _, answers = dls.test_dl(paths, with_labels=True).one_batch()
+    assert [dls.vocab[i] for i in answers] == ["red", "blue"]
+
+
+def test_a_learner_trained_by_hand_becomes_a_run(few, tmp_path):
+    from snakecls.deploy.predict import Predictor
+    from snakecls.workflow.record import record_run
+    from snakecls.workflow.tracking import list_runs
+
+    learn, said = hand_made(few, tmp_path), []
+    with learn.no_bar(), learn.no_logging(), record_run("by hand", learn, root=tmp_path / "runs", logbook=tmp_path / "logbook.md", question="Does it work by hand?", say=said.append) as run:
+        learn.fit_one_cycle(2, 1e-3)
+        learn.fit_one_cycle(1, 1e-4)
+    assert list_runs(tmp_path / "runs")[["name", "status", "epochs", "arch"]].values.tolist() == [["by hand", "finished", 3, "lenet5"]]
+    for name in ("experiment.yaml", "environment.json", "manifest.parquet", "history.csv", "metrics.json", "predictions-valid.parquet", "best/bundle.json", "export.pkl", "report.html"):
+        assert (run / name).exists(), name
+    assert "Does it work by hand?" in (tmp_path / "logbook.md").read_text() and run.id in (tmp_path / "logbook.md").read_text()
+    table = pd.read_parquet(run / "predictions-valid.parquet")
+    top = Predictor(run / "best").predict(table["path"][0])[0]
+    assert top.label == table["predicted"][0]
+    assert run.metrics()["valid"]["accuracy"] == pytest.approx((table["label"] == table["predicted"]).mean())
+    assert "by hand" in (run / "report.html").read_text()
+
+
+def test_the_callback_records_what_a_saver_brought_back_and_what_broke_off(few, tmp_path):
+    from fastai.callback.core import Callback
+    from fastai.callback.tracker import SaveModelCallback
+
+    from snakecls.workflow.record import RecordRun
+    from snakecls.workflow.tracking import list_runs
+
+    class Break(Callback):
+        def after_epoch(self):
+            raise RuntimeError("broken")
+
+    learn, root = hand_made(few, tmp_path), tmp_path / "runs"
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(3, 3e-3, cbs=[SaveModelCallback(monitor="valid_loss"), RecordRun("saved", root=root, logbook=None, say=lambda text: None)])
+        with pytest.raises(RuntimeError, match="broken"):
+            learn.fit_one_cycle(1, 1e-3, cbs=[RecordRun("broken", root=root, logbook=None, say=lambda text: None), Break()])
+    runs = list_runs(root).set_index("name")
+    assert runs["status"].to_dict() == {"saved": "finished", "broken": "failed"}
+    from snakecls.workflow.tracking import RunFolder
+
+    saved = RunFolder(root / runs.loc["saved", "run"])
+    rows, scores = saved.history(), saved.metrics()
+    assert scores["best"]["epoch"] == rows["epoch"][rows["valid_loss"].idxmin()]
+    assert scores["valid"]["loss"] == pytest.approx(rows["valid_loss"].min(), abs=1e-3)  # the weights are the saver's
+
+
+def test_a_plain_fastai_learner_becomes_a_run_without_a_bundle(few, tmp_path):
+    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, resnet18, vision_learner
+
+    from snakecls.workflow.record import record_run
+
+    learn, said = vision_learner(ImageDataLoaders.from_folder(few, valid_pct=0.3, seed=0, item_tfms=Resize(32), bs=8, num_workers=0), resnet18, pretrained=False, metrics=accuracy, path=tmp_path), []
+    with learn.no_bar(), learn.no_logging(), record_run("plain", learn, root=tmp_path / "runs", logbook=tmp_path / "logbook.md", say=said.append) as run:
+        learn.fit_one_cycle(1)
+    assert run.metrics()["valid"]["n"] == 9 and (run / "report.html").exists() and not (run / "best").exists()
+    assert any("there is no bundle" in text for text in said)
+    assert run.history()["accuracy"].iloc[-1] == pytest.approx(run.metrics()["valid"]["accuracy"])
+    assert "seed" not in run.experiment()  # what is not known is not invented
+
+
+def test_wandb_takes_project_and_tags_from_the_experiment_and_records_offline(few, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said = []
+    result = run_experiment(experiment(few, track="wandb", wandb={"project": "mosses", "tags": ["first", "small"]}), root=tmp_path / "runs", logbook=None, say=said.append)
+    written = b"".join(file.read_bytes() for file in result.run.path.glob("wandb/offline-run-*/*.wandb"))
+    assert b"mosses" in written and b"first" in written and b"small" in written
+    assert not [text for text in said if text.startswith("Note:")]
+
+
+def test_warnings_about_wandb_name_no_internal_call(few, tmp_path, monkeypatch, recwarn):
+    import snakecls.workflow.run as module
+    from snakecls.workflow.trackers import WandbTracker
+
+    monkeypatch.setattr(module, "WandbTracker", lambda *args, **kwargs: WandbTracker(*args, command=["/nonexistent"], **kwargs))
+    said = []
+    run_experiment(experiment(few, track="wandb"), root=tmp_path / "runs", logbook=None, say=said.append)
+    notes = [text for text in said if text.startswith("Note:")]
+    assert len(notes) == 1 and notes[0].startswith("Note: W&B failed as the run began") and "Tracker" not in notes[0]
+    assert not [warning for warning in recwarn if "W&B" in str(warning.message)]
+
+
+def test_wandb_keys_without_wandb_are_told(few, tmp_path):
+    said = []
+    run_experiment(experiment(few, wandb={"project": "mosses"}), root=tmp_path / "runs", logbook=None, say=said.append)
+    assert any("wandb.project is given, but W&B is not asked for" in text for text in said)

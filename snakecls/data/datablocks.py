@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'Photo', 'OpenPhoto', 'ReadColumn', 'Draw', 'DrawSeeds', 'SeededDL', 'photo_block', 'target_blocks',
-           'as_targets', 'photo_input', 'split_rows', 'photo_dls', 'plain_batches', 'PhotosOnly', 'default_workers',
-           'fitting_workers', 'check_target', 'has_lists', 'check_targets', 'find_labels', 'check_known']
+           'as_targets', 'photo_input', 'split_rows', 'photo_dls', 'check_table', 'network_colours', 'test_photos',
+           'label_paths', 'plain_batches', 'PhotosOnly', 'default_workers', 'fitting_workers', 'check_target',
+           'has_lists', 'check_targets', 'find_labels', 'check_known']
 
 # %% ../../nbs/data/16_datablocks.ipynb #ac9bf114
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,6 +166,7 @@ def photo_dls(
     target: str | list[str] = "label",  # a column; 'labels' or another column of lists for several labels per photo; several columns for several targets
     labels: list[str] | dict[str, list[str]] | None = None,  # order of the classes (by target where there are several); None: the sorted labels of the training photos
     spec: PhotoSpec | None = None,  # resizing and normalisation; its size is replaced by that of validation
+    network: object | None = None,  # the network that the photos are for: they are normalised as its weights were trained, whatever `spec` says
     augment: Augment = Augment(),
     bs: int = 32,  # training batch; validation uses twice as many
     seed: int = 42,
@@ -173,13 +176,14 @@ def photo_dls(
 ) -> DataLoaders:  # with `.spec`, `.labels`, `.target`, `.targets`, `.counts` (training photos by label), `.workers_note` (why fewer processes read, or ''), and `.rebuild(size=…, valid_size=…, bs=…, seed=…)` for the next stage
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
     targets = as_targets(target)
+    check_table(table)
     check_oversample(oversample)
     if oversample and not isinstance(target, str):
         raise UserError(f"oversample is {oversample}, but there are {len(targets)} targets, which are rare in different photos; leave it out, or name one target.")
     table, multi_label = check_targets(table, targets)
     vocab = {name: find_labels(table, name, labels, several=not isinstance(target, str)) for name in targets}
     labels = vocab[target] if isinstance(target, str) else vocab
-    spec = replace(spec or PhotoSpec(size=size), size=valid_size or size)
+    spec = replace(spec or PhotoSpec(size=size), size=valid_size or size, **({} if network is None else network_colours(network)))
     n_train = int((table["split"] == "train").sum())
     if bs < 2:
         raise UserError(f"bs is {bs}; give at least 2, as batch norm needs two photos.")
@@ -191,13 +195,60 @@ def photo_dls(
     dls = block.dataloaders(table, bs=min(bs, n_train), val_bs=min(2 * bs, 64), num_workers=workers, device=device)
     for dataset in (dls.train_ds, dls.valid_ds):
         dataset.tls[0].types[1] = object  # fastai noted str, and `learn.predict` would refuse a Path, bytes or an array
-    dls.workers_note = note
+    dls.workers_note, dls.test_dl = note, partial(test_photos, dls, table)
     dls.train.seeds, dls.spec, dls.labels, dls.target, dls.targets, dls.multi_label = seeds, spec, labels, target, targets, multi_label
     counts = {name: count_labels(table, name, labels=vocab[name]) for name in targets}
     dls.counts = counts[target] if isinstance(target, str) else counts
     dls.train.weights = draw_weights(table.loc[table["split"] == "train", target], oversample=oversample) if oversample else None
     dls.rebuild = partial(photo_dls, table, target=target, labels=labels, spec=spec, augment=augment, oversample=oversample, num_workers=num_workers, device=device)
     return dls
+
+
+def check_table(table: object) -> None:
+    "Refuse what is no table; raises `UserError`."
+    if not isinstance(table, pd.DataFrame):
+        given = f"the path {table}" if isinstance(table, (str, os.PathLike)) else type(table).__name__
+        raise UserError(f"photo_dls takes a table (a DataFrame with path, label and split), not {given}; make one with split_table(load_table(…)).")
+
+
+def network_colours(network: object) -> dict[str, tuple[float, float, float]]:  # mean, std
+    "Tell how a network's photos are normalised: by its `backbone_info`, or by timm's configuration; raises `UserError` where neither is there."
+    info = getattr(network, "backbone_info", None)
+    config = next((found for name in ("pretrained_cfg", "default_cfg") if (found := getattr(network, name, None))), {})
+    if info is None and not {"mean", "std"} <= set(config):
+        raise UserError(f"the network ({type(network).__name__}) does not tell how its photos are normalised; make it with create_backbone or timm.create_model, or give spec=PhotoSpec(mean=…, std=…).")
+    mean, std = (info.mean, info.std) if info is not None else (config["mean"], config["std"])
+    return {"mean": tuple(mean), "std": tuple(std)}
+
+
+def test_photos(
+    dls: DataLoaders,
+    table: pd.DataFrame,  # with the labels that are known
+    test_items: object,  # rows of a table, or photos (with labels: paths)
+    rm_type_tfms: int | None = None,  # as fastai's `test_dl` has it
+    with_labels: bool = False,  # a path's labels are those of its row in the table, else its folder's name
+    **kwargs,  # of fastai's `test_dl`
+):
+    "Make a loader of other photos, prepared as for validation: fastai's `test_dl`, which finds labels for paths too."
+    if with_labels and not isinstance(test_items, pd.DataFrame):
+        test_items = label_paths(dls, table, test_items)
+    return DataLoaders.test_dl(dls, test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
+
+
+def label_paths(dls: DataLoaders, table: pd.DataFrame, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:  # path, a column for each target
+    "Find the labels of paths; raises `UserError` where there is none."
+    known = {os.path.abspath(row["path"]): row for row in table[["path", *dls.targets]].to_dict("records")}
+    rows, folders = [], dls.labels if isinstance(dls.target, str) and not dls.multi_label else []
+    for path in paths:
+        folder = os.path.basename(os.path.dirname(os.path.abspath(path))) if isinstance(path, (str, os.PathLike)) else None
+        if folder is not None and os.path.abspath(path) in known:
+            rows.append(known[os.path.abspath(path)] | {"path": str(path)})
+        elif folder is not None and folder in folders:
+            rows.append({"path": str(path), dls.target: folder})
+        else:
+            of = f"{path}: it is not in the table, and its folder '{folder}' is none of the labels" if folder is not None else f"a {type(path).__name__}, which is no path"
+            raise UserError(f"there is no label for {of}; give rows of a table with path and {' and '.join(dls.targets)}, or leave with_labels out.")
+    return pd.DataFrame(rows)
 
 
 def plain_batches(

@@ -8,7 +8,6 @@ __all__ = ['FEW', 'RATES', 'MANY_EPOCHS', 'find_doubts', 'doubt_splits', 'doubt_
 
 # %% ../../nbs/train/38_doubts.ipynb #a93f32e8
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
