@@ -316,3 +316,86 @@ def test_nasty_tables_that_are_told_or_refused(tmp_path):
         load_table(write(tmp_path / "t.csv", "url,label,image\n1,x,https://example.org/1.jpg\n2,y,https://example.org/2.jpg\n"))
     with pytest.raises(UserError, match="cannot be read as a table .*it has no row"):
         load_table(write(tmp_path / "t.csv", "\n\n"))
+
+
+# In an experiment
+
+
+def experiment(source: Path, **data):
+    from snakecls.train.experiment import make_experiment
+
+    return make_experiment({"data": {"source": str(source), **data}})
+
+
+@pytest.mark.parametrize("word", ["test", "Testing_set"])
+def test_the_remedy_for_labels_of_the_test_alone_works(tmp_path, word):
+    from snakecls.train.learner import build_table, train_labels
+
+    folder = make(tmp_path, *(f"train/{label}/{i}.jpg" for label in "ab" for i in range(5)), f"{word}/unknown/1.jpg")
+    with pytest.raises(UserError, match=r"'unknown'.* only in the split test .*data.splits: \{test: ignore\}"):
+        train_labels(build_table(experiment(folder)))
+    assert train_labels(build_table(experiment(folder, splits={"test": "ignore"}))) == ["a", "b"]
+    make(tmp_path, f"{word}/a/9.jpg")  # only some of its labels are unknown
+    with pytest.raises(UserError, match=r"add training photos, remove these, or leave the split out with data.splits: \{test: ignore\}"):
+        train_labels(build_table(experiment(folder)))
+
+
+def test_yes_in_yaml_is_yes(tmp_path):
+    from snakecls.train.experiment import load_experiment
+    from snakecls.train.learner import build_table
+
+    make(tmp_path, *(f"photos/{split}/{label}/{i}.jpg" for split in ("train", "yes") for label in "ab" for i in range(5)))
+    write(tmp_path / "one.yaml", "data:\n  source: photos\n  splits: {yes: test}\n")
+    assert (build_table(load_experiment(tmp_path / "one.yaml"))["split"] == "test").sum() == 10
+    pd.DataFrame({"file": [f"photos/yes/{label}/{i}.jpg" for label in "ab" for i in range(5)], "label": list("aaaaabbbbb"), "set": [True, False] * 5}).to_csv(tmp_path / "t.csv", index=False)
+    write(tmp_path / "two.yaml", "data:\n  source: t.csv\n  split_column: set\n  splits: {yes: test, no: train}\n")
+    assert (build_table(load_experiment(tmp_path / "two.yaml"))["split"] == "test").sum() == 5
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
+    from snakecls.train.learner import build_table, train_labels
+
+    n = 2000
+    label = np.where(np.arange(n) < 1600, "often", np.where(np.arange(n) < 1990, "seldom", "rare"))
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(n)], "labels" if several else "label": label, "observation_id": np.arange(n) // 2, "split": np.where(np.arange(n) % 10 < 2, "test", "train")})
+    make(tmp_path, *frame["file"]), frame.to_csv(tmp_path / "t.csv", index=False)
+    options = {"group": "observation_id", **({"multi_label": True, "separator": ","} if several else {})}
+    whole, some = build_table(experiment(tmp_path / "t.csv", **options)), build_table(experiment(tmp_path / "t.csv", sample=200, **options))
+    assert (some["split"] == "test").sum() == (whole["split"] == "test").sum() == 400
+    left = some[some["split"] != "test"]
+    assert 180 <= len(left) <= 220 and 0.15 < (left["split"] == "valid").mean() < 0.25
+    assert set(train_labels(some)) == {"often", "seldom", "rare"}
+    labels = left["labels"].str[0] if several else left["label"]
+    assert 0.75 < (labels == "often").mean() < 0.85
+    assert left.groupby("observation_id").size().eq(2).all() and left.groupby("observation_id")["split"].nunique().max() == 1
+    assert build_table(experiment(tmp_path / "t.csv", sample=200, **options))["path"].equals(some["path"])
+    assert "a sample for a quick try" in notes(some)
+    assert "all used" in notes(build_table(experiment(tmp_path / "t.csv", sample=5000, **options)))
+
+
+def test_words_for_nothing_in_a_group_column_are_told(tmp_path):
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(40)], "label": ["x", "y"] * 20, "observation_id": ["NULL"] * 10 + [str(i) for i in range(30)]})
+    table = split_table(load_table(frame, root=tmp_path, check_files=False), group="observation_id")
+    assert "the 10 photos whose observation_id is 'NULL' stay together" in notes(table)
+
+
+def test_corrections_saved_by_excel(tmp_path):
+    from snakecls.data.corrections import add_correction, read_corrections
+
+    for encoding, separator in (("utf-16", "\t"), ("cp1252", ";")):
+        file = write(tmp_path / f"{encoding}.csv", f"path{separator}action{separator}label\r\na.jpg{separator}relabel{separator}Vipère\r\n", encoding)
+        assert read_corrections(file)["label"].tolist() == ["Vipère"]
+        add_correction(file, tmp_path / "b.jpg", action="relabel", label="Vipe\u0300re ")
+        assert read_corrections(file)["label"].tolist() == ["Vipère", "Vipère"]
+
+
+def test_messages_name_the_key_of_the_experiment_file(tmp_path):
+    from snakecls.data.datablocks import photo_dls
+
+    frame = pd.DataFrame({"file": ["a", "b"], "label": ["x", "y"]})
+    for options, key in [({"separator": ","}, "data.multi_label"), ({"label_column": ["x", "y"]}, "data.multi_label"), ({"splits": {"a": "b"}}, "data.splits")]:
+        with pytest.raises(UserError, match=key):
+            load_table(frame, root=tmp_path, **options)
+    with pytest.raises(UserError, match=r"photo_dls takes a table .*split_table\(load_table"):
+        photo_dls(Path("photos"))

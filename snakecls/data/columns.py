@@ -80,7 +80,7 @@ def split_name(
             return own[spelling]
     for split, words in _SPLIT_WORDS.items():
         if re.fullmatch(rf"(?:{words})(?:[-_ ].*)?", text):
-            return split
+            return "ignore" if own.get(split) == "ignore" else split  # {'test': 'ignore'} is meant for Testing, too
     return None
 
 

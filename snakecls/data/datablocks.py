@@ -175,6 +175,8 @@ def photo_dls(
     device: str | None = None,
 ) -> DataLoaders:  # with `.spec`, `.labels`, `.target`, `.targets`, `.counts` (training photos by label), `.workers_note` (why fewer processes read, or ''), and `.rebuild(size=…, valid_size=…, bs=…, seed=…)` for the next stage
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
+    if not isinstance(table, pd.DataFrame):
+        raise UserError(f"photo_dls takes a table of photos with their splits, and was given {table!r}; make one with split_table(load_table(...)).")
     targets = as_targets(target)
     check_table(table)
     check_oversample(oversample)
@@ -302,11 +304,11 @@ def check_target(table: pd.DataFrame, target: str) -> pd.DataFrame:
         if column not in table.columns:
             raise unknown_name("column", column, table.columns)
     if "split" not in table.columns:
-        raise UserError("the table has no column 'split'; make one with snakecls.data.splits.split_table(table).")
+        raise UserError("the table has no column 'split'; make one with split_table (an experiment file does so by itself).")
     table = table[table["split"].isin(["train", "valid"])].reset_index(drop=True)
     for name in ("train", "valid"):
         if not (table["split"] == name).any():
-            raise UserError(f"the table has no photo in split '{name}'; make the splits with snakecls.data.splits.split_table(table).")
+            raise UserError(f"the table has no photo in split '{name}'; make the splits with split_table, or take more photos.")
     if (missing := int(table[target].isna().sum())):
         raise UserError(f"{missing} of {len(table)} photos have no '{target}'; drop them or name another target.")
     if has_lists(table, target):

@@ -74,7 +74,7 @@ def add_taxonomy(
             table[part] = table[column].map(parsed[part].to_dict())
     return table
 
-# %% ../../nbs/data/11_snakeclef.ipynb #45cbfc2a
+
 def _join_epithets(table: pd.DataFrame, column: str | None) -> tuple[pd.DataFrame, str | None]:
     "Join the columns genus and species to binomials where there are both."
     genus, species = find_column(table.columns, ("genus",)), find_column(table.columns, ("species",))
@@ -83,7 +83,7 @@ def _join_epithets(table: pd.DataFrame, column: str | None) -> tuple[pd.DataFram
     first, second = as_label(table[genus]), as_label(table[species])
     return table.assign(binomial=second.where(second.str.contains(" ", na=False), first + " " + second)), "binomial"
 
-
+# %% ../../nbs/data/11_snakeclef.ipynb #45cbfc2a
 _DANGEROUS = ("Acanthophis", "Bothrops", "Bungarus", "Crotalus", "Dendroaspis", "Naja", "Pseudechis", "Vipera")
 
 

@@ -175,7 +175,7 @@ def _warn_of_small(table: pd.DataFrame, pool: np.ndarray, shares: Mapping[str, f
     for split in [split for split, share in shares.items() if share]:
         without = sorted(set(pool[stratify].unique()) - set(pool.loc[pool["split"] == split, stratify].unique()))
         if without:
-            warning = f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be divided ({some(without)}); add photos, or leave them out with min_per_class."
+            warning = f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be divided ({some(without)}); add photos, or leave them out with {option('min_per_class')}."
             add_issues(table, [], warning=warning)
 
 
@@ -213,11 +213,23 @@ def sample_table(
     return add_issues(left, [], warning=f"a sample for a quick try, as asked: {count(kept[pool].sum(), 'photo')} of {pool.sum():,} ({', '.join(f'{split} {counts[split]:,}' for split in ('train', 'valid') if split in counts)}); a score of it says little about all photos.")
 
 
+def _with_all_labels(chosen: np.ndarray, rows: pd.DataFrame, keys: pd.Series, seed: int) -> np.ndarray:  # bool
+    "Add a group for each label that a choice of rows lacks."
+    labels, draw = rows["labels"].tolist(), _draw(keys.to_numpy(), seed, "sample")
+    have = {label for row in np.flatnonzero(chosen) for label in labels[row]}
+    for label in sorted({label for row in labels for label in row} - have):
+        if label not in have:
+            first = min((row for row in range(len(labels)) if label in labels[row]), key=lambda row: draw[row])
+            chosen = chosen | (keys == keys.iloc[first]).to_numpy()
+            have |= {label for row in np.flatnonzero(chosen) for label in labels[row]}
+    return chosen
+
+
 def _sample(rows: pd.DataFrame, share: float, *, seed: int, group: str | None, stratify: str | None) -> np.ndarray:  # bool
     "Choose a share of some rows: of each stratum the first groups of a draw, and at least one."
     if stratify == "labels":
         part, _ = _by_labels(rows, [1 - share, share], seed=seed, group=group)
-        return part == 1
+        return _with_all_labels(part == 1, rows, _keys(rows, group), seed)
     groups, of_row = _groups(rows, seed=seed, group=group, stratify=stratify)
     by = groups.groupby("stratum")["size"]
     before = by.cumsum() - groups["size"]
@@ -261,7 +273,7 @@ def _check_folds(counts: pd.Series, folds: int, group: str | None) -> None:
     "Refuse more folds than the rarest class has photos or groups."
     if counts.min() < folds:
         what = "photos" if group is None else f"values of {group}"
-        raise UserError(f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, or leave such classes out with min_per_class={folds}.")
+        raise UserError(f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, or leave such classes out with min_per_class={folds} (data.min_per_class in an experiment file).")
 
 
 def use_fold(

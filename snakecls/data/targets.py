@@ -73,7 +73,7 @@ def target_labels(
         others = table[~table[target].isin(labels[target])]
         if len(others):
             row = others.iloc[0]
-            raise UserError(f"{others[target].nunique()} labels of the target '{target}' have no training photo, such as '{row[target]}' in split {row['split']}; add training photos, or leave these photos out.")
+            raise UserError(f"{others[target].nunique()} labels of the target '{target}' have no training photo, such as '{row[target]}' in split {row['split']}; add training photos, remove these, or leave the split out with data.splits: {{{row['split']}: ignore}}.")
         if len(labels[target]) < 2:
             raise UserError(f"the photos have only one '{target}' ({labels[target][0]}), so there is nothing to learn; leave the target '{target}' out.")
     return labels

@@ -21,11 +21,12 @@ from fastai.torch_core import default_device
 
 from ..core import UserError, seed_everything
 from ..data.augment import Augment, make_albumentations
+from ..data.columns import count, some
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.datablocks import photo_dls
 from ..data.labels import label_names
 from ..data.photos import PhotoSpec
-from ..data.splits import kfold_table, split_table, use_fold
+from ..data.splits import kfold_table, sample_table, split_table, use_fold
 from ..data.tables import Issues, filter_classes, load_table
 from ..data.targets import add_targets, check_names, split_targets, target_labels
 from ..models.backbones import create_backbone
@@ -73,9 +74,9 @@ def build_table(
     table = split_table(table, **shares) if targets is None else split_targets(add_targets(table, targets), targets, **shares)
     if (data.folds is None) != (data.fold is None):
         raise UserError(f"data.folds is {data.folds} and data.fold {data.fold}; give both, such as folds: 5 and fold: 0, or run all with --folds 5.")
-    if data.folds is None:
-        return table
-    return use_fold(kfold_table(table, folds=data.folds, seed=experiment.split_seed, group=data.group), data.fold).drop(columns="fold")
+    if data.folds is not None:
+        table = use_fold(kfold_table(table, folds=data.folds, seed=experiment.split_seed, group=data.group), data.fold).drop(columns="fold")
+    return table if data.sample is None else sample_table(table, data.sample, seed=experiment.split_seed, group=data.group)
 
 
 def load_source(data: DataConfig) -> pd.DataFrame:  # attrs: also corrections, what was done with each
@@ -142,14 +143,27 @@ def train_labels(
     if "labels" in table:
         labels, others = label_names(table[table["split"] == "train"]), label_names(table)
         if set(others) - set(labels):
-            raise UserError(f"{len(set(others) - set(labels))} labels have no training photo, such as '{sorted(set(others) - set(labels))[0]}'; add training photos, or leave these labels out (min_per_class, top_classes).")
+            raise UserError(_without_training(table.explode("labels").rename(columns={"labels": "label"}), sorted(set(others) - set(labels)), labels))
         return labels
     labels = sorted(table.loc[table["split"] == "train", "label"].unique())
     others = table[~table["label"].isin(labels)]
     if len(others):
-        row = others.iloc[0]
-        raise UserError(f"{others['label'].nunique()} labels have no training photo, such as '{row['label']}' in split {row['split']}; add training photos, or leave these classes out (min_per_class, top_classes).")
+        raise UserError(_without_training(table, sorted(others["label"].unique()), labels))
     return labels
+
+
+def _without_training(table: pd.DataFrame, unknown: list[str], labels: list[str]) -> str:
+    "Name the labels that no training photo has, where they are, and what can be done about it."
+    rows = table[table["label"].isin(unknown)]
+    splits = [split for split in ("valid", "test") if (rows["split"] == split).any()]
+    where = f"only in the split {' and '.join(splits)} (such as '{rows['path'].iloc[0]}')"
+    said = f"{count(len(unknown), 'label')} ({some(unknown)}) {'has' if len(unknown) == 1 else 'have'} no training photo and {'stands' if len(unknown) == 1 else 'stand'} {where}"
+    one = splits[0] if len(splits) == 1 else None
+    part = table[table["split"] == one] if one else table.head(0)
+    if one and not part["label"].isin(labels).any():
+        return f"{said}, where no photo has a label of the {len(labels)} that can be learned; leave that split out with data.splits: {{{one}: ignore}}, or give its photos their labels."
+    remedy = f"; add training photos, remove these, or leave the split out with data.splits: {{{one}: ignore}}." if one else "; add training photos, or remove these."
+    return said + remedy
 
 
 def build_model(
