@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..core import UserError, read_json, write_json
 from ..stats import mean_sd
-from .compare import changed_places, compare_answers, is_clear, judge_pair, match_answers, only_training, parent_folder, read_answers
+from .compare import changed_places, compare_answers, fill_defaults, is_clear, judge_pair, match_answers, only_training, parent_folder, read_answers
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text
 from .tracking import RunFolder, make_run_path, trained_score
 
@@ -153,6 +153,8 @@ def difference_text(found: dict | None) -> str:  # of `compare_settings`
         return ""
     if "reason" in found:
         return f"not compared: {found['reason']}"
+    if not found["differ"]:
+        return f"the same answers, {found['about']}"
     seeds = f", sd over {found['seeds']} seeds {found['sd']:.3f}" if found["sd"] is not None else ""
     return f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}{seeds}), {found['about']}{'' if not found['clear'] else ', better' if found['difference'] > 0 else ', worse'}"
 
@@ -162,8 +164,8 @@ def settings_text(summary: dict, parent: str = "") -> str:
     found = [each["difference"] for each in summary["settings"].values() if each["difference"] and "reason" not in each["difference"]]
     texts = [f"not compared with {parent}: {summary['parent_reason']}"] if summary["parent_reason"] else []
     if found:
-        together = "" if len(found) == 1 else f", all {len(found)} holding together in 95 % (each {found[0]['level']:.2%})"
-        texts.append(f"each with {summary['reference']} on the same {found[0]['n']} photos, paired{' and seed by seed' if found[0]['seeds'] > 1 and summary['reference'] != parent else ''}{together}")
+        together = "" if len(found) == 1 else f"; the {len(found)} intervals hold together in 95 % (each {found[0]['level']:.1%})"
+        texts.append(f"each setting with {summary['reference']} on the same {found[0]['n']} photos, paired{' and seed by seed' if found[0]['seeds'] > 1 and summary['reference'] != parent else ''}{together}")
         if any(each["about"] == "trained" for each in found):
             texts.append("judged on the trained weights where only the training was changed and a linear probe is served")
         if found[0]["seeds"] == 1:
@@ -214,7 +216,7 @@ def write_settings(
         rows = [{"seed": row["seed"], "run": run_link(row["run"], folder.parent, Path(logbook))} | {key: "" if row[key] is None else f"{row[key]:.3f}" for key in ("served", "trained", "test")} | {"s": f"{row['seconds'] or 0:.0f}"} for row in member_scores(members)]
     rows += [{"setting": name, "run": f"did not run: {note}"} for name, note in summary["notes"].items()]
     experiments, metrics = [run.experiment() for run in ran], ran[0].metrics()
-    changes = [f"{place}: {old} -> {new}" for place, old, new in changed_places(RunFolder(parent).experiment(), experiments[0])] if parent and (parent / "status.json").exists() else []
+    changes = [f"{place}: {old} -> {new}" for place, old, new in changed_places(fill_defaults(RunFolder(parent).experiment()), fill_defaults(experiments[0]))] if parent and (parent / "status.json").exists() else []
     varied = {axis.partition("=")[0].strip() for axis in axes}
     changes = [change for change in changes if change.partition(":")[0].replace("[", ".").replace("]", "") not in varied]
     compared = settings_text(summary, parent.name if parent else "")
@@ -290,7 +292,8 @@ def judge_folds(
 
 def compare_folds(folder: Path, other: Path, experiment: dict) -> dict:  # changed, about, views
     "Compare folds with earlier ones on the same photos, in what was changed."
-    before, views = read_json(other / "folds.json").get("experiment") or {}, {}
+    before, views = fill_defaults(read_json(other / "folds.json").get("experiment") or {}), {}
+    experiment = fill_defaults(experiment)
     changed = [each for each in changed_places(before, experiment) if each[0] not in ("data.fold", "data.folds")] if before else []
     for view, name in (("served", "predictions"), ("trained", "predictions-trained")):
         one, two = (read_answers(path, name) for path in (folder, other))

@@ -148,8 +148,7 @@ def compared_text(verdict: dict) -> str:  # of `judge_run`
     others = "".join(f" Target '{target}': {gap_text(about, found[about])}." for target, found in verdict["targets"].items() if about in found)
     if verdict.get("same_weights"):
         return f"{gap_text(about, views[about])}; both serve the weights of their last epoch.{others}"
-    beside = "".join(f" Beside it {gap_text(view, views[view])}." for view in ("served", "trained") if view in views and view != about)
-    return f"{gap_text(about, views[about])}.{why}{beside}{others}"
+    return f"{'; '.join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))}.{why}{others}"
 
 
 def gap_text(view: str, found: dict) -> str:  # of `compare_views`

@@ -275,7 +275,7 @@ def leaderboard_text(
 
 def board_columns(board: pd.DataFrame, *, wide: bool) -> dict[str, list[str]]:  # name -> cells; those with nothing in them are left out
     "Write the cells of the leaderboard."
-    top = top_names(name for name in board if board[name].notna().any()) or top_names(["top3_accuracy"])
+    top = top_names(name for name in board if board[name].notna().any())
     rows = []
     for row in board.to_dict("records"):
         value = {key: None if isinstance(cell, float) and pd.isna(cell) else cell for key, cell in row.items()}
