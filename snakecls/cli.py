@@ -343,7 +343,7 @@ def open_app(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
     runs: Runs = None,
 ):
-    "Serve the app: drop a photo, see the three most likely species."
+    "Serve the app: drop a photo, see the most likely answers."
     from snakecls.deploy.app import find_bundle, launch_app, load_predictor
     from snakecls.workflow.models import find_model
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import snakecls
 from ..core import UserError, atomic_write
+from ..evaluate.report_verdicts import say_chosen
 from ..models.bundle import Bundle, read_bundle
 from ..stats import top_names
 
@@ -93,13 +94,13 @@ def space_readme(
     info, title = bundle.info, space.split("/")[1]
     score = (info.metrics.get("test") or info.metrics.get("valid") or {}) if isinstance(info.metrics, dict) else {}
     rows = [("labels", len(info.labels)), ("architecture", info.model["arch"]), ("first weights", info.weights_source),
-            ("macro F1", score.get("f1_macro")), *((f"{text} accuracy", score[key]) for key, text in top_names(score).items()), ("photos measured on", score.get("n")), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
+            ("macro F1", score.get("f1_macro")), *((f"{text} accuracy", score[key]) for key, text in top_names(score).items()), ("photos measured on", score.get("n")), ("how far to trust that", say_chosen(score)), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
             ("licence of model and photos", info.licence), ("written", f"{info.created} by snakecls {info.snakecls}")]
     table = "\n".join(f"| {key} | {' '.join(str(round(value, 3) if isinstance(value, float) else value).split())} |" for key, value in rows if value)
     notice = " ".join(info.notice.split())
     return (f'---\ntitle: "{title}"\nemoji: 🔎\ncolorFrom: green\ncolorTo: gray\nsdk: gradio\nsdk_version: "{metadata.version("gradio")}"\n'
             f'python_version: "{sys.version_info.major}.{sys.version_info.minor}"\napp_file: app.py\npinned: false\nlicense: apache-2.0\n---\n\n'
-            f"# {title}\n\nDrop a photo, see the three most likely answers. {notice}\n\n| | |\n|---|---|\n{table}\n\n"
+            f"# {title}\n\nDrop a photo, see the {'three ' if len(info.labels) > 3 else ''}most likely answers. {notice}\n\n| | |\n|---|---|\n{table}\n\n"
             "It guesses from a photo and can be wrong; do not stake your safety on it. "
             "The code is under the Apache licence 2.0 (LICENSE).\n")
 

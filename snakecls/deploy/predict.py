@@ -91,7 +91,7 @@ class PhotoPredictor:
         *,
         bs: int = 16,  # photos at a time
     ) -> np.ndarray:  # (n, n_classes), float32, in the order of `labels`; of several labels each row has no fixed sum
-        "Give the calibrated probabilities. Raises `PhotoError` for the first photo that cannot be read."
+        "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read."
         from snakecls.models.features import photo_probs
 
         photos = as_photo_list(photos, bs)
@@ -107,7 +107,7 @@ class PhotoPredictor:
         *,
         bs: int = 16,  # photos at a time
     ) -> dict[str, np.ndarray]:  # target -> (n, n_classes), in the order of `info.targets`
-        "Give the calibrated probabilities of every target; of the only one where there is one. The cost is that of one."
+        "Give the probabilities of every target; of the only one where there is one. The cost is that of one."
         from snakecls.models.features import target_probs
 
         if self.info.targets is None:

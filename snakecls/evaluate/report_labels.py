@@ -7,6 +7,7 @@ __all__ = ['LIST_SCORES', 'MOST_CLASSES', 'MOST_ROWS', 'MODE_NAMES', 'shorten', 
            'make_thresholds', 'make_label_rows', 'make_together', 'make_label_photos', 'make_label_analysis']
 
 # %% ../../nbs/evaluate/49_report_labels.ipynb #36c147b1
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ def shorten(label: str) -> str:
 MODE_NAMES = {"half": "0.5 for all", "global": "one for all, tuned", "per_class": "one for each label, tuned"}
 
 
-def count_missed_labels(split: ListFacts, label_facts: dict) -> list[dict]:
+def count_missed_labels(split: ListFacts, label_facts: dict, *, but: Iterable[str] = ()) -> list[dict]:  # `but`: facts that are counted elsewhere
     "Count for each yes-or-no fact how often a label that has it was on a photo and was not found."
     verdicts = []
-    for key in sorted({key for known in label_facts.values() for key, value in known.items() if isinstance(value, bool)}):
+    for key in sorted({key for known in label_facts.values() for key, value in known.items() if isinstance(value, bool)} - set(but)):
         columns = [i for i, label in enumerate(split.labels) if label_facts.get(label, {}).get(key) is True]
         total = int(split.y_true[:, columns].sum())
         missed = int((split.y_true & ~split.y_pred)[:, columns].sum())

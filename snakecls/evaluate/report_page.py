@@ -179,6 +179,9 @@ TOP_PARTS = """
 {% if problem %}<section class="say warn"><b>{{ problem.title }}</b><p>{{ problem.text }}</p></section>{% endif %}
 {% if tiles %}<div class="tiles">{% for t in tiles %}{{ tile(t) }}{% endfor %}</div>{% endif %}
 {% if verdicts %}<div class="says">{% for v in verdicts %}<section class="say {{ v.kind }}"><b>{{ v.title }}</b><p>{{ v.text }}</p></section>{% endfor %}</div>{% endif %}
+{% for d in dangers %}<section class="say {{ d.kind }}"><b>{{ d.title }}</b><p>{{ d.text }}</p>
+{% if d.rows %}<div class="scroll" style="margin-top:10px"><table><thead><tr><th>Class that is {{ d.name }}</th><th>Photos</th><th>Called not {{ d.name }}</th><th class="wide-only">95 %</th><th class="wide-only">Taken for</th></tr></thead><tbody>
+{% for r in d.rows %}<tr><td>{{ name(r.label) }}</td><td>{{ r.n }}</td><td>{{ r.as_harmless }}</td><td class="wide-only fix">{{ pct(r.low) }} to {{ pct(r.high) }}</td><td class="wide-only">{{ r.took }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endfor %}
 {% if curves %}<section><h2>Learning</h2><p class="soft">Epoch by epoch, on the validation photos; a band is a stage at one photo size{{ "; P is a linear probe" if probed }}.{{ " Scores are means over the targets." if mean_of_targets }}</p><div class="two">
 {% for c in curves %}<div><div class="keys">{% for key in c.names %}<span><i style="background:var(--c{{ loop.index0 }})"></i>{{ key }}</span>{% endfor %}</div>{{ c.svg }}</div>{% endfor %}</div></section>{% endif %}
 {% if stages %}<section><h2>Stages</h2><p class="soft">Each stage at its end, and its linear probe, on the validation photos, at its own size and at the final one{{ "; scores are means over the targets" if mean_of_targets }}.</p><div class="scroll"><table>

@@ -22,6 +22,7 @@ from ..core import UserError, check_name, unknown_name
 from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
+from ..evaluate.report_verdicts import say_chosen
 from ..models.bundle import read_bundle
 from ..stats import top_names
 from .compare import read_verdict
@@ -167,7 +168,10 @@ def evaluation_table(
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = pd.read_parquet(manifest)
         split = split or ("test" if (table["split"] == "test").any() else "valid")
-        if split == "valid" and read_bundle(bundle).info.extra.get("refit"):
+        info = read_bundle(bundle).info
+        if split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
+            table.attrs["warnings"] = [f"{chosen}, so expect a little less on new ones."]
+        if split == "valid" and info.extra.get("refit"):
             table.attrs["warnings"] = ["the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before."]
     if split is not None:
         known = sorted(table["split"].dropna().unique()) if "split" in table else []
