@@ -49,7 +49,7 @@ COLOURS = {"red": (200, 60, 60), "green": (60, 180, 60), "blue": (60, 60, 200), 
 def runs(tmp_path_factory):
     "A run whose probe is kept, as its rate destroys what the probe knew; and a child of it that changes the training."
     folder = tmp_path_factory.mktemp("kept")
-    table = draw(folder, COLOURS, 24)
+    table = draw(folder, COLOURS, 16)
     ruin = {"size": 32, "epochs": 2, "head": "probe", "bs": 8, "lr": 3.0, "lr_schedule": "constant"}
     base, child = (run_experiment(make_experiment(settings(table, folder, name=name, parent=parent, schedule=[ruin | change])), root=folder / "runs", logbook=None, say=lambda text: None)
                    for name, parent, change in (("base", None, {}), ("mixup", "base", {"mixup": 0.4})))
@@ -63,7 +63,7 @@ def test_what_was_trained_stands_beside_what_is_served(runs):
     trained = pd.read_parquet(run / "predictions-valid-trained.parquet")
     served = pd.read_parquet(run / "predictions-valid.parquet")
     assert list(trained.columns) == list(served.columns) and trained["path"].tolist() == served["path"].tolist()
-    assert {key: metrics["trained"][key] for key in ("stage", "epoch", "size", "n")} == {"stage": 1, "epoch": 2, "size": 32, "n": 24}
+    assert {key: metrics["trained"][key] for key in ("stage", "epoch", "size", "n")} == {"stage": 1, "epoch": 2, "size": 32, "n": 16}
     assert metrics["trained"]["f1_macro"] == pytest.approx(f1_score(trained["label"], trained["predicted"], average="macro")) == pytest.approx(history["f1_macro"].iloc[-1], abs=1e-4)
     assert metrics["valid"]["f1_macro"] == pytest.approx(history["f1_macro"].iloc[0], abs=1e-4)
     assert set(metrics["valid"]) - {"chosen_on"} <= set(metrics["trained"])
@@ -80,8 +80,8 @@ def test_report_and_console_show_both(runs):
     assert console.splitlines()[0] == "Served: the linear probe. Trained: after 2 epochs." and f"trained  macro F1 {trained}" in console
     found = metrics["fine_tuning"]
     tables = [pd.read_parquet(runs[0].run / f"predictions-{name}.parquet") for name in ("valid-trained", "valid")]
-    assert found == pytest.approx(compare_tables(*tables)._asdict() | {"n": 24})
-    claim = "worse by" if found["high"] < 0 else "no difference that 24 photos could show"
+    assert found == pytest.approx(compare_tables(*tables)._asdict() | {"n": 16})
+    claim = "worse by" if found["high"] < 0 else "no difference that 16 photos could show"
     assert f"Trained weights against the linear probe, on the validation photos: {claim}" in console and f"The trained weights against the linear probe: {claim}" in page
 
 
@@ -96,7 +96,7 @@ def test_a_child_is_compared_with_its_parent_by_what_was_trained(runs):
     assert base.metrics["valid"]["f1_macro"] == child.metrics["valid"]["f1_macro"]  # both serve the same probe
     tables = [pd.read_parquet(run.run / "predictions-valid-trained.parquet") for run in (child, base)]
     compared, page = compare_tables(*tables), text_of((child.run / "report.html").read_text())
-    what = "no difference that 24 photos could show" if compared.low <= 0 <= compared.high else "better by" if compared.difference > 0 else "worse by"
+    what = "no difference that 16 photos could show" if compared.low <= 0 <= compared.high else "better by" if compared.difference > 0 else "worse by"
     assert f"Against its parent, base: {what}" in page and f"difference {compared.difference:+.3f}" in page
     assert f"{base.metrics['trained']['f1_macro']:.3f} there, {child.metrics['trained']['f1_macro']:.3f} here" in page
 
