@@ -121,6 +121,7 @@ def read_folder(
     *,
     splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}
     label_level: int | str = "auto",  # which folder names the class, from 1 (below the splits); 'path' joins all; 'auto': see `find_level`
+    min_classes: int = 2,  # 1: one class folder will do
 ) -> tuple[pd.DataFrame, list[dict[str, str]]]:  # path, label and perhaps split, attrs['warnings'] says what was guessed; what was left out
     "Read a folder whose sub-folders name the classes, and perhaps the splits."
     if label_level not in ("auto", "path") and (isinstance(label_level, bool) or not isinstance(label_level, int) or label_level < 1):
@@ -154,7 +155,7 @@ def read_folder(
     if not rows:
         raise UserError(f"the folder '{folder}' holds no photo with a class folder at the level that data.label_level names ({level}); give another, or auto.")
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
-    if table["label"].nunique() < 2:
+    if table["label"].nunique() < min_classes:
         raise UserError(f"the folder '{folder}' holds one class folder only ('{rows[0][1]}'); a classifier needs at least two, or give {_tables_in(folder)}.")
     table = table if any(found) else table.drop(columns="split")
     if ignored := found.count("ignore"):

@@ -112,6 +112,7 @@ def check_table(
     table: pd.DataFrame,  # columns path and label (or labels), perhaps split
     *,
     where: str = "the table",  # how messages call it
+    min_classes: int = 2,  # 1: to score a model, which photos of one class can do too
 ) -> pd.DataFrame:  # the same table
     "Refuse a table that cannot be trained on: missing columns, no rows, one class only, unknown splits."
     for column in ("path", "label"):
@@ -123,11 +124,11 @@ def check_table(
         labels = table["label"].dropna().unique()
         if table["label"].isna().any():
             raise UserError(f"{where} has {count(table['label'].isna().sum(), 'row')} without a label; fill them in or remove them.")
-        if len(labels) < 2:
+        if len(labels) < min_classes:
             raise UserError(f"{where} holds one class only ('{labels[0]}', {count(len(table), 'photo')}); a classifier needs photos of at least two.")
     elif not table["labels"].map(lambda labels: isinstance(labels, (list, tuple))).all():
-        raise UserError(f"the column 'labels' of {where} holds something else than lists; make it with load_table(..., multi_label=True).")
-    elif not (names := label_names(table)) or table["labels"].map(len).eq(len(names)).all():
+        raise UserError(f"the column 'labels' of {where} holds something else than lists; give lists of labels in each cell, or read it with data.multi_label (in Python load_table(..., multi_label=True)).")
+    elif min_classes > 1 and (not (names := label_names(table)) or table["labels"].map(len).eq(len(names)).all()):
         raise UserError(f"every photo of {where} has the same labels ({some(names) or 'none'}); there is nothing to tell apart, so add photos with others.")
     if "split" in table:
         unknown = [split for split in table["split"].unique() if split not in SPLITS]
@@ -173,6 +174,7 @@ def load_table(
     multi_label: bool = False,  # a photo may have several labels: `labels` in place of `label`
     separator: str | None = None,  # between labels in a cell; None: guessed
     unlabelled: str | None = None,  # with multi_label: 'drop' or 'negative'; None: ask, where there are any
+    min_classes: int = 2,  # 1: photos of one class will do, as they do to score a model
 ) -> pd.DataFrame:  # path, label (or labels), metadata, perhaps split; attrs: issues (left out), warnings (to be printed)
     "Read any source into the tidy table. Raises `UserError` with the remedy where the source cannot be used."
     check_split_names(splits)
@@ -182,7 +184,7 @@ def load_table(
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
         if source.is_dir():
-            table = _load_folder(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target, label_level=label_level)
+            table = _load_folder(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target, label_level=label_level, min_classes=min_classes)
             return add_issues(table, [], warning=note)
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     if label_level != "auto":
@@ -197,7 +199,7 @@ def load_table(
     table = _drop_repeated(table, where)
     if multi_label:
         table = _answer_unlabelled(table, unlabelled, where)
-    return _say_unlabelled(_finish(table, where, target), source)
+    return _say_unlabelled(_finish(table, where, target, min_classes), source)
 
 # %% ../../nbs/data/10_tables.ipynb #848725c5
 def _drop_ignored(table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -272,23 +274,23 @@ def _answer_unlabelled(table: pd.DataFrame, unlabelled: str | None, where: str, 
     return add_issues(table[~out], table[out], "no label", "there is no label in the table", warning=warning)
 
 # %% ../../nbs/data/10_tables.ipynb #4e4d87ff
-def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto") -> pd.DataFrame:
+def _load_folder(folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto", min_classes: int = 2) -> pd.DataFrame:
     "Load a folder; columns and root are for tables."
     given = [name for name, value in unused.items() if value is not None]
     if given:
         raise UserError(f"{given[0]} belongs to a table, and '{folder}' is a folder; give the table's file or leave {given[0]} out.")
-    table, issues = read_folder(folder, splits=splits, label_level=label_level)
+    table, issues = read_folder(folder, splits=splits, label_level=label_level, min_classes=min_classes)
     add_issues(table, issues)
     for note in describe_left_out(issues, folder):
         add_issues(table, [], warning=note)
-    return _finish(table, f"'{folder.name}'", target)
+    return _finish(table, f"'{folder.name}'", target, min_classes)
 
 
-def _finish(table: pd.DataFrame, where: str, target: str | None) -> pd.DataFrame:
+def _finish(table: pd.DataFrame, where: str, target: str | None, min_classes: int = 2) -> pd.DataFrame:
     "Set the target, check the table, and say which labels look alike."
     if target is not None and "label" in table:
         table = set_target(table, target)
-    check_table(table, where=where)
+    check_table(table, where=where, min_classes=min_classes)
     add_issues(table, [], warning=describe_alike(label_names(table) if "labels" in table else table["label"].unique(), where))
     for name, empty in (("issues", Issues()), ("warnings", [])):
         table.attrs.setdefault(name, empty)

@@ -161,7 +161,7 @@ def evaluation_table(
         if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
             raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
-        table = load_known(data, info.labels, **several)
+        table = load_known(data, info.labels, min_classes=1, **several)
     else:
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():
@@ -183,6 +183,9 @@ def evaluation_table(
     table, unreadable = keep_readable(table.reset_index(drop=True))
     if len(unreadable):
         warning = f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}"
+        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
+    if "label" in table and table["label"].nunique() == 1:
+        warning = f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, and macro F1 says little about one class."
         table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
     return table
 

@@ -228,20 +228,21 @@ def finish(
 
 
 def write_status(path: Path, status: dict) -> None:
-    "Write the status; on a full disk into the room that the old one has, with its message cut to fit."
+    "Write the status; on a full disk into the room that the old one has, with its message cut to fit, or not at all."
     try:
         write_json(path, status)
     except OSError as e:
         if not is_disk_full(e):
             raise
-        room = path.stat().st_size
-        for message in (status["message"][:-n or None] for n in range(len(status["message"]) + 1)):
-            text = json.dumps({key: status[key] for key in ("status", "name", "started", "ended")} | {"message": message}, ensure_ascii=False).encode()
-            if len(text) <= max(room, 4096):  # a file system gives room in blocks
-                break
-        with open(path, "r+b") as stream:
-            stream.write(text)
-            stream.truncate()
+        kept = {key: status[key] for key in ("status", "name", "started", "ended")}
+        for room in (4096, path.stat().st_size):  # a file system gives room in blocks; where it does not, what the old one takes
+            message = status["message"]
+            while len(text := json.dumps({**kept, "message": message}, ensure_ascii=False).encode()) > room and message:
+                message = message[:-1]
+            with suppress(OSError), open(path, "r+b") as stream:
+                stream.write(text)
+                stream.truncate()
+                return
 
 
 class QuietHandler(logging.FileHandler):
