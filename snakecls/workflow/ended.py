@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'DESCRIBED', 'describe_model', 'best_row', 'best_text', 'can_keep', 'keep_best', 'early_metrics',
-           'end_early', 'use', 'revive']
+           'end_early', 'undisturbed', 'use', 'revive']
 
 # %% ../../nbs/workflow/61_ended.ipynb #f535616a
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +109,18 @@ def end_early(
     except Exception as e:  # noqa: BLE001  the error that ended the run is the one to be told
         left = f"its weights are in {run / CHECKPOINT}, but could not be made a model ({type(e).__name__}: {e})"
     return "stopped" if stopped else "failed", f"{why[0].upper()}{why[1:]}; {left}."
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    "Let a second Ctrl-C wait for the few seconds in which a run's best so far is kept."
+    numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in numbers if signal.getsignal(number) is not None}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def use(run: RunFolder) -> str:

@@ -31,7 +31,7 @@ from ..train.precision_callback import compile_model, compile_seconds, is_compil
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit, stage_loaders
 from ..train.schema import Experiment, TrainConfig
 from .compare import write_verdict
-from .ended import can_keep, describe_model, end_early, revive
+from .ended import can_keep, describe_model, end_early, revive, undisturbed
 from .facts import read_facts
 from .logbook import LogbookTracker, compared_text, verdict_text
 from .results import finish_records, first_labels, first_target, make_info
@@ -97,12 +97,13 @@ def run_experiment(
             metrics = finish_records(experiment, learn, table, facts, result, run, start, {"precision": choice, "compile_seconds": compiling})
             verdict = write_verdict(run, propose=not part_of)
         except BaseException as e:
-            status, sentence = end_early(run, e)
-            say(sentence)
-            e.told, e.log = True, run / "run.log"
-            LOG.error("the run ended early", exc_info=e)
-            run.finish(status, message=sentence)
-            trackers.finish({"ended": status, "message": sentence})
+            with undisturbed():
+                status, sentence = end_early(run, e)
+                LOG.error("the run ended early", exc_info=e)
+                run.finish(status, message=sentence)
+                say(sentence)
+                e.told, e.log = True, run / "run.log"
+                trackers.finish({"ended": status, "message": sentence})
             raise
         say(result.message)
         if verdict["other"] and not part_of:

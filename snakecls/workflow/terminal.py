@@ -57,7 +57,7 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as e:
-        if not getattr(e, "told", False):
+        if not getattr(e, "told", False) and not getattr(e.__context__, "told", False):  # a second Ctrl-C follows the first
             print(f"snakecls: stopped by {str(e) or 'Ctrl-C'}.", file=sys.stderr, flush=True)
         raise SystemExit(128 + getattr(e, "number", signal.SIGINT)) from e
     finally:
