@@ -1,4 +1,4 @@
-"""Start the app: drop a photo, see the three most likely species. Everything else is in `snakecls.deploy.app`.
+"""Start the app: drop a photo, see the three most likely answers. Everything else is in `snakecls.deploy.app`.
 
     python app.py                                  the model beside this file, or of the newest run
     SNAKECLS_BUNDLE=runs/…/best python app.py      a certain bundle

@@ -7,6 +7,7 @@ __all__ = ['APP_REQUIREMENTS', 'APP', 'CONTENT', 'BINARY', 'check_space_name', '
            'space_readme', 'licence_text', 'write_space']
 
 # %% ../../nbs/deploy/54_hub.ipynb #fa80c9bd
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import snakecls
 from ..core import UserError, atomic_write
+from ..data.dangers import model_dangers, say_unknown
 from ..evaluate.report_verdicts import say_chosen
 from ..models.bundle import Bundle, read_bundle
 from ..stats import top_names
@@ -56,7 +58,7 @@ def app_requirements() -> list[str]:
     return [names[name] for name in APP_REQUIREMENTS]
 
 # %% ../../nbs/deploy/54_hub.ipynb #8aa7155f
-APP = '''"""Start the app: drop a photo, see the three most likely species. Everything else is in `snakecls.deploy.app`.
+APP = '''"""Start the app: drop a photo, see the three most likely answers. Everything else is in `snakecls.deploy.app`.
 
     python app.py                                  the model beside this file, or of the newest run
     SNAKECLS_BUNDLE=runs/…/best python app.py      a certain bundle
@@ -91,17 +93,19 @@ def space_readme(
     space: str,  # 'user/name'
 ) -> str:
     "Write the Space's README: front matter that pins the versions, and what the model is."
-    info, title = bundle.info, space.split("/")[1]
+    info = bundle.info
+    title, (dangers, known, subject) = " ".join(info.title.split()) or space.split("/")[1], model_dangers(info)
     score = (info.metrics.get("test") or info.metrics.get("valid") or {}) if isinstance(info.metrics, dict) else {}
     rows = [("labels", len(info.labels)), ("architecture", info.model["arch"]), ("first weights", info.weights_source),
             ("macro F1", score.get("f1_macro")), *((f"{text} accuracy", score[key]) for key, text in top_names(score).items()), ("photos measured on", score.get("n")), ("how far to trust that", say_chosen(score)), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
             ("licence of model and photos", info.licence), ("written", f"{info.created} by snakecls {info.snakecls}")]
     table = "\n".join(f"| {key} | {' '.join(str(round(value, 3) if isinstance(value, float) else value).split())} |" for key, value in rows if value)
     notice = " ".join(info.notice.split())
-    return (f'---\ntitle: "{title}"\nemoji: 🔎\ncolorFrom: green\ncolorTo: gray\nsdk: gradio\nsdk_version: "{metadata.version("gradio")}"\n'
+    return (f'---\ntitle: {json.dumps(title, ensure_ascii=False)}\nemoji: 🔎\ncolorFrom: green\ncolorTo: gray\nsdk: gradio\nsdk_version: "{metadata.version("gradio")}"\n'
             f'python_version: "{sys.version_info.major}.{sys.version_info.minor}"\napp_file: app.py\npinned: false\nlicense: apache-2.0\n---\n\n'
             f"# {title}\n\nDrop a photo, see the {'three ' if len(info.labels) > 3 else ''}most likely answers. {notice}\n\n| | |\n|---|---|\n{table}\n\n"
-            "It guesses from a photo and can be wrong; do not stake your safety on it. "
+            f"It guesses from a photo and can be wrong{'; do not stake your safety on it' if dangers else ''}. "
+            f"{say_unknown(dangers, subject) + ' ' if dangers and not known else ''}"
             "The code is under the Apache licence 2.0 (LICENSE).\n")
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
            'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
-           'score_lists', 'table_lists', 'compare_tables', 'evaluate_bundle']
+           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'evaluate_bundle']
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
@@ -229,6 +229,26 @@ def compare_tables(
     names = natural_order({label for table in (one, two) for name in ("labels", "predicted") for labels in table[name] for label in labels})
     (truth, of_one), (other, of_two) = (table_lists(table, names) for table in (one, two))
     return paired_bootstrap(multi_f1_score, truth, of_one, of_two, seed=seed) if (truth == other).all() else None
+
+# %% ../../nbs/evaluate/40_predictions.ipynb #3c5d7e02
+def ranked_table(
+    predictions: pd.DataFrame,  # as `predict_table` makes it
+    labels: Sequence[str],  # in the order of its probabilities
+    *,
+    top: int = 3,  # ranks; at most as many as there are labels
+) -> pd.DataFrame:  # path, label (or labels), predicted, rank1, prob1, …; lists of labels joined by ';'
+    "Write predictions with the names of the labels."
+    if top < 1:
+        raise UserError(f"top is {top}; give the number of labels wanted, at least 1.")
+    probs = table_probs(predictions)
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :top]
+    table = predictions[[name for name in ("path", "label", "labels", "predicted") if name in predictions]].copy()
+    for name in set(table) & {"labels", "predicted"}:
+        table[name] = table[name].map(lambda value: ";".join(value) if isinstance(value, (list, tuple, np.ndarray)) else value)
+    for rank in range(order.shape[1]):
+        table[f"rank{rank + 1}"] = [labels[i] for i in order[:, rank]]
+        table[f"prob{rank + 1}"] = probs[np.arange(len(probs)), order[:, rank]].round(6)
+    return table
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #ce7318b1
 def evaluate_bundle(

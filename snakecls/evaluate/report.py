@@ -30,6 +30,7 @@ from .report_facts import ListFacts, RunFacts, SplitFacts, measure, read_lists, 
 from .report_labels import LIST_SCORES, MOST_CLASSES, MOST_ROWS, count_missed_labels, judge_thresholds, make_label_analysis, shorten
 from .report_page import draw_curves, render_page
 from .report_photos import find_thumbnail
+from .report_danger import danger_photos, known_facts
 from .report_verdicts import is_served, judge_refit, judge_targets, judge_training, say_chosen, say_epochs_trained, say_served
 from ..stats import find_top_k, say_difference, top_names
 
@@ -348,7 +349,8 @@ def write_report(
     shown = predictions or next(filter(None, (read(facts, other) for other in ("valid", *facts.predictions))), None)
     if split and predictions is None:
         raise UserError(f"there are no predictions of '{split}' in {facts.path}; there are: {', '.join(facts.predictions) or 'none'}.")
-    label_facts = facts.bundle.get("label_facts") or {}
+    label_facts = known_facts(facts.bundle)
+    facts.bundle = facts.bundle and {**facts.bundle, "label_facts": label_facts}
     values = {**make_header(facts), **make_details(facts), "tiles": make_tiles(facts, predictions, name), "stages": make_stages(facts.metrics, facts.path / "plots", facts.history),
               "best_line": say_best(facts.metrics), "curves": make_curves(facts.history), "probed": facts.history is not None and "P" in name_epochs(facts.history), "several": facts.several,
               "mean_of_targets": facts.metrics.get("problem") == "several_targets", "verdicts": [v for v in [judge_training(facts.metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(facts.metrics), judge_thresholds(facts.metrics, read_lists(facts, "test") if facts.several else None), *judge_targets(facts.metrics, name)] if v],
@@ -358,6 +360,7 @@ def write_report(
         source = (facts.settings.get("data") or {}).get("source")
         values["dangers"], dangers = make_dangers(facts, shown), known_dangers(label_facts, facts.bundle.get("danger_columns") or [])
         folders = [Path(root) for root in (photo_root, Path.cwd(), source, Path(source).parent if source else None) if root]
+        values["danger_photos"] = danger_photos(facts.predictions.get(shown.name), [str(label) for label in facts.metrics.get("labels") or []], facts.bundle, folders)
         if isinstance(shown, ListFacts):
             values["verdicts"] += count_missed_labels(shown, label_facts, but=dangers)
             values |= make_label_analysis(shown, facts, folders) | {"split_line": say_split(shown.name, facts.metrics.get(shown.name))}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LAYOUT', 'PARTS', 'WIDE', 'HIGH', 'LEFT', 'TOP', 'BOTTOM', 'MACROS', 'TOP_PARTS', 'LABEL_PARTS',
-           'LOW_PARTS', 'nice_ticks', 'draw_curves', 'draw_stage', 'draw_line', 'render_page']
+           'DANGER_PARTS', 'LOW_PARTS', 'nice_ticks', 'draw_curves', 'draw_stage', 'draw_line', 'render_page']
 
 # %% ../../nbs/evaluate/46_report_page.ipynb #2970b0c6
 import html
@@ -210,6 +210,9 @@ LABEL_PARTS = """
 <thead><tr><th>Threshold</th><th class="wide-only">Macro F1, validation (chosen there)</th><th>Macro F1, test</th><th class="wide-only">Micro F1, test</th><th>Difference, test</th></tr></thead><tbody>
 {% for t in threshold_rows %}<tr{{ ' class="best"'|safe if t.chosen }}><td>{{ t.title }}{{ " ★" if t.chosen }}</td><td class="wide-only">{{ num(t.valid_f1_macro) }}</td><td>{{ num(t.test_f1_macro) }}</td><td class="wide-only">{{ num(t.test_f1_micro) }}</td><td>{{ "–" if t.test_f1_macro_gain is not defined or t.test_f1_macro_gain is none else "%+.3f" % t.test_f1_macro_gain }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 """
+DANGER_PARTS = """
+{% for d in danger_photos %}<section><h2>{{ d.title }}</h2><p class="soft">{{ d.text }}</p><div class="photos">{% for p in d.photos %}{{ photo(p) }}{% endfor %}</div></section>{% endfor %}
+"""
 LOW_PARTS = """
 {% if wrong or right %}<section><h2>Photos</h2><p class="soft">{{ split_line }} Tap a photo to see all of it.</p>
 {% if wrong %}<h3>Surest mistakes</h3><div class="photos">{% for p in wrong %}{{ photo(p) }}{% endfor %}</div>{% endif %}
@@ -243,5 +246,5 @@ def render_page(
     curves = [{**curve, "svg": Markup(curve["svg"])} for curve in values.get("curves", [])]
     page = (MACROS + "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
             "<link rel='icon' href='data:,'><title>{{ title }}</title><style>" + COLOURS + LAYOUT + PARTS + "</style></head><body>"
-            "<main>" + TOP_PARTS + LOW_PARTS + "</main></body></html>")
+            "<main>" + TOP_PARTS + DANGER_PARTS + LOW_PARTS + "</main></body></html>")
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(page).render({**empty, **values, "curves": curves}).strip() + "\n"

@@ -152,12 +152,14 @@ def run_bundle(run: RunFolder, say: Callable[[str], None]) -> Path:
 def evaluation_table(
     bundle: str | Path,
     *,
-    data: str | Path | None = None,  # any source; None: the run's own photos
+    data: str | Path | pd.DataFrame | None = None,  # any source; None: the run's own photos
     split: str | None = None,  # None: all of `data`, or the run's test split (valid where it has none)
 ) -> pd.DataFrame:  # path, label; attrs['warnings'] says what was left out
     "Find the photos to score a bundle on, without those that cannot be read; raises `UserError` where there are none."
     if data is not None:
         info = read_bundle(bundle).info
+        if isinstance(data, pd.DataFrame) and info.problem == "multi_label":
+            raise UserError("the model gives a photo several labels, and photos of a pattern have one, that of their folder; give a table with a column of labels, such as photos.csv.")
         if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
             raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
@@ -197,7 +199,7 @@ def load_known(
 ) -> pd.DataFrame:
     "Load photos for a model; where other folder levels than the usual one hold its labels, these are taken (`data.label_level`), and told."
     table = load_table(data, **options)
-    if not (Path(data).is_dir() or Path(data).suffix.lower() == ".zip") or "label" not in table or set(table["label"]) & set(labels):
+    if isinstance(data, pd.DataFrame) or not (Path(data).is_dir() or Path(data).suffix.lower() == ".zip") or "label" not in table or set(table["label"]) & set(labels):
         return table
     for level in (1, 2, 3, "path"):
         try:
