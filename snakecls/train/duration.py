@@ -86,6 +86,7 @@ def copy_frozen(model: nn.Module, freeze: str | int) -> nn.Module:
 
 def read_photos(dl, n: int, device: torch.device) -> tuple[float, torch.Tensor, float]:  # seconds to read one, a batch on the device, seconds to prepare one as part of a batch
     "Read some photos of a loader, one after another, and make a batch of them."
+    dl.before_iter()  # tells the transforms which split they are for
     places = [round(i * (len(dl.dataset) - 1) / (n - 1)) for i in range(n)]
     items, seconds = zip(*(timed(lambda i=i: dl.do_item(i), device) for i in (places[0], *places)))  # the first once more, as a first call is slow
     prepared = [timed(lambda batch=to_device(dl.do_batch(list(items[1:])), device): dl.after_batch(batch)[0].as_subclass(torch.Tensor), device) for _ in range(2)]
