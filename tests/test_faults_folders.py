@@ -209,6 +209,9 @@ def test_every_command_sees_the_same(nas):
     checked = nas / said["folder"]
     assert pd.read_parquet(checked / "photos.parquet")["path"].map(lambda path: Path(path).parent.name).nunique() == 3
     assert "left out" in set(pd.read_parquet(checked / "issues.parquet")["issue"])
+    from snakecls.workflow.check import CheckResult, describe_check
+    text = describe_check(CheckResult(checked, pd.read_parquet(checked / "photos.parquet"), pd.read_parquet(checked / "issues.parquet"), []))
+    assert text.startswith("24 photos, 24 of them with a remark, and ") and "files and folders beside them" in text  # all are small
     code, out, err = command("predict", ".", "--json", cwd=nas)
     assert code == 0 and len(json.loads(out)) == 24 and "no photos of yours" in err
     code, out, err = command("evaluate", "--data", ".", "--json", cwd=nas)
@@ -425,6 +428,14 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     assert code == 2 and "may not be read; change its permissions" in err
     with pytest.raises(UserError, match="cannot be read .Input/output error"):
         load_table(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000 + "/a.jpg", "a\0b/a.jpg", "loop/a.jpg"])
+def test_paths_that_no_system_has_are_missing_photos(tmp_path, path):
+    os.symlink("loop", tmp_path / "loop")
+    make(tmp_path, "1.jpg", "2.jpg")
+    table = load_table(pd.DataFrame({"path": ["1.jpg", "2.jpg", path], "label": ["a", "b", "b"]}), root=tmp_path)
+    assert len(table) == 2 and [issue["issue"] for issue in table.attrs["issues"]] == ["missing"]
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "é" * 100, "photos.2024.01"], ids=["long", "accents", "dots"])

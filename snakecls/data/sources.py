@@ -200,10 +200,10 @@ def _names(folder: str) -> list[str]:
     "The names in a folder; none where there is no such folder."
     try:
         return os.listdir(folder or "/")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
     except PermissionError as e:
         raise UserError(f"the folder '{folder}' may not be read; change its permissions.") from e
+    except (OSError, ValueError):  # there is none, or no system has such a name: too long, or with a NUL in it
+        return []
 
 
 def _plain(path: str) -> str:

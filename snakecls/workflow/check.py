@@ -232,4 +232,7 @@ def accept_suggestions(
 def describe_check(result: CheckResult) -> str:
     "Write the counts as text."
     lines = [f"  {row.photos:6,}  {row.issue:24} {row.verdict}" for row in result.counts.itertuples()]
-    return "\n".join([f"{count(len(result.table), 'photo')}, {result.issues['path'].nunique():,} of them with a remark:", *(lines or ["  nothing was found"])])
+    inside = result.issues["path"].isin(set(result.table["path"]))
+    beside = result.issues.loc[~inside, "path"].nunique()
+    rest = f", and {count(beside, 'file or folder', 'files and folders')} beside them" if beside else ""
+    return "\n".join([f"{count(len(result.table), 'photo')}, {result.issues.loc[inside, 'path'].nunique():,} of them with a remark{rest}:", *(lines or ["  nothing was found"])])
