@@ -77,7 +77,7 @@ def test_the_page_stands_alone_and_is_small(tmp_path):
     page = write_report(run.path, photo_root=tmp_path).read_text()
     parsed = parse(page)
     assert len(page.encode()) < 1_500_000
-    assert all(address.startswith("data:") for address in parsed.found) and parsed.tags.count("img") == 18
+    assert all(address.startswith("data:") for address in parsed.found) and parsed.tags.count("img") >= 18  # and those of something dangerous that were called harmless
     assert not {"script", "iframe"} & set(parsed.tags) and not re.search(r"url\(|@import", page)
     for text in ("0.800", "0.750 to 0.850", "120 test photos", "Fine-tuning helped", "128 px", "224 → 352 px", "4 epochs", "Confusion matrix", "Most confused"):
         assert text in page, text

@@ -10,16 +10,13 @@ __all__ = ['Prediction', 'rank_labels', 'rank_several', 'as_photo_list', 'PhotoP
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core import UserError
 from ..data.dangers import danger_state
 from ..models.bundle import BundleInfo, load_model, read_bundle
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../../nbs/deploy/51_predict.ipynb #c1204266
 @dataclass(frozen=True)
@@ -213,7 +210,7 @@ def answers_table(
     dangers: Sequence[str] = (),  # from `data.dangers.model_dangers`
     *,
     several: bool = False,  # a photo can have several labels: `predicted` are those above their threshold
-) -> "pd.DataFrame":  # path, predicted (of several labels, joined by ';'), rank1, prob1, …, a column for each danger (yes, no, not known), error
+) -> Any:  # DataFrame: path, predicted (of several labels, joined by ';'), rank1, prob1, …, a column for each danger (yes, no, not known), error
     "Write answers as a table, with every photo that was asked about."
     import pandas as pd
 
