@@ -76,8 +76,9 @@ def test_photos_of_one_observation_stay_together(snakeclef_2023):
 def test_facts_are_joined_by_latin_name(snakeclef_2023, snakeclef_2021):
     folder = snakeclef_2023.parent
     facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").set_index("binomial")
-    assert facts["venomous"].dropna().to_dict() == {"Boa constrictor": False, "Naja haje": True, "Naja naja": True}
-    assert facts.index[facts["venomous"].isna()].tolist() == ["Natrix natrix"]
+    assert facts["medically_important"].dropna().to_dict() == {"Boa constrictor": False, "Naja haje": True, "Naja naja": True}
+    assert facts["venomous"].dropna().to_dict() == {"Naja haje": True, "Naja naja": True}  # a 0 of the list stands beside pit vipers too
+    assert facts.index[facts["medically_important"].isna()].tolist() == ["Natrix natrix"]
     assert facts.loc["Naja haje", "countries"] == "Namibia" and pd.isna(facts.loc["Natrix natrix", "countries"])
     labels = load_table(snakeclef_2021)["label"].unique()  # of the other year, with other class ids
     assert set(labels) <= set(facts.index)
@@ -90,7 +91,7 @@ def test_facts_are_what_an_experiment_reads(snakeclef_2023, tmp_path):
     facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv")
     facts.to_csv(tmp_path / "facts.csv", index=False)
     known = load_facts(tmp_path / "facts.csv", ["Naja haje", "Natrix natrix"], target="binomial")
-    assert known == {"Naja haje": {"venomous": True, "countries": ["Namibia"]}, "Natrix natrix": {"venomous": None, "countries": None}}
+    assert known == {"Naja haje": {"venomous": True, "medically_important": True, "countries": ["Namibia"]}, "Natrix natrix": {"venomous": None, "medically_important": None, "countries": None}}
 
 
 @pytest.mark.parametrize("n", [10, 50, 772])
@@ -458,7 +459,7 @@ def test_real_facts():
     folder = real("metadata")
     countries = folder / "snakeclef2021_species_to_country.csv"
     facts = snakeclef_facts(folder / "snakeclef2023_train_hm.csv", venom=folder / "snakeclef2023_venomous_status.csv", countries=countries).set_index("binomial")
-    assert len(facts) == 889 and facts["venomous"].notna().all() and facts["countries"].notna().sum() == 875
+    assert len(facts) == 889 and facts["medically_important"].notna().all() and not facts["venomous"].eq(False).any() and facts["countries"].notna().sum() == 875
     assert facts.loc["Naja naja" if "Naja naja" in facts.index else "Naja atra", "venomous"]
     assert facts.loc["Naja philippinensis", "countries"] == "Philippines"
     with pytest.raises(UserError, match="probably those of another year"):

@@ -92,8 +92,8 @@ def snakeclef_facts(
     *,
     venom: str | Path | pd.DataFrame | None = None,  # class_id, MIVS
     countries: str | Path | pd.DataFrame | None = None,  # 0/1 matrix; the first column holds Latin names, the others are countries
-    by: str = "binomial",  # or 'genus': venomous where all its species are, not known where they differ
-) -> pd.DataFrame:  # binomial (or genus), venomous (boolean, perhaps missing), countries ('a; b', perhaps missing); attrs: warnings
+    by: str = "binomial",  # or 'genus': what all its species are, not known where they differ
+) -> pd.DataFrame:  # binomial (or genus), venomous (true or missing), medically_important (boolean, perhaps missing), countries ('a; b', perhaps missing); attrs: warnings
     "Collect what is known about each species, for `data.facts` of an experiment."
     if by not in ("binomial", "genus"):
         raise unknown_name("by", by, ("binomial", "genus"))
@@ -106,8 +106,9 @@ def snakeclef_facts(
     warnings = []
     species = facts[["binomial"]].drop_duplicates().sort_values("binomial", ignore_index=True)
     if venom is not None:
-        species["venomous"] = species["binomial"].map(_venomous(facts, venom)).astype("boolean")
-        warnings += _say_unknown(species, "venomous", "in the venom list")
+        important = species["binomial"].map(_medically_important(facts, venom)).astype("boolean")
+        species = species.assign(venomous=important.where(important), medically_important=important)  # a 0 is no word about venom
+        warnings += _say_unknown(species, "medically_important", "in the venom list")
     if countries is not None:
         species["countries"] = species["binomial"].map(_countries(countries))
         warnings += _say_unknown(species, "countries", "in the matrix of countries")
@@ -125,7 +126,7 @@ def _say_unknown(species: pd.DataFrame, column: str, where: str) -> list[str]:
     return [f"{len(unknown):,} of {count(len(species), 'species', 'species')} are not {where} ({some(unknown)}), so '{column}' is not known for them."] if len(unknown) else []
 
 # %% ../../nbs/data/11_snakeclef.ipynb #8d71e5bd
-def _venomous(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) -> dict[str, bool]:
+def _medically_important(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) -> dict[str, bool]:
     "Join the venom list by class id; refuse one that calls cobras and vipers harmless."
     venom = venom if isinstance(venom, pd.DataFrame) else read_file(venom)
     ids = [find_column(table.columns, ("class_id",)) for table in (venom, facts)]
@@ -174,9 +175,9 @@ def _by_genus(species: pd.DataFrame) -> pd.DataFrame:
     "Say of a genus what holds for all its species: unknown where one is unknown or they differ; countries of any."
     groups = species.groupby(species["binomial"].str.split(" ").str[0].rename("genus"))
     genera = pd.DataFrame(index=groups.size().index)
-    if "venomous" in species:
-        same = groups["venomous"].agg(lambda known: known.notna().all() and known.nunique() == 1)
-        genera["venomous"] = groups["venomous"].first().where(same)
+    for name in [name for name in ("venomous", "medically_important") if name in species]:
+        same = groups[name].agg(lambda known: known.notna().all() and known.nunique() == 1)
+        genera[name] = groups[name].first().where(same)
     if "countries" in species:
         genera["countries"] = groups["countries"].agg(lambda lists: "; ".join(sorted({name for text in lists.dropna() for name in text.split("; ")})) or None)
     return genera.reset_index()
