@@ -309,10 +309,12 @@ def predict(
     json: Json = False,
 ):
     "Name the most likely labels of photos."
+    from snakecls.data.given import given_photos
     from snakecls.workflow.answers import predict_given
     from snakecls.workflow.models import find_model
 
-    rows, lines = predict_given(photos, find_model(one_model(model, bundle), root=runs, say=tell), top=top, csv=csv, say=tell)
+    found = given_photos(photos, say=tell)  # before a model is looked for: a mistyped path is told at once
+    rows, lines = predict_given(found, find_model(one_model(model, bundle), root=runs, say=tell), top=top, csv=csv, say=tell)
     show(rows, "\n".join(lines), json)
     if failed := sum("error" in row for row in rows):
         raise UserError(f"{failed} of {len(rows)} photos could not be read; the answer gives each one's reason, replace or leave them out.")

@@ -83,7 +83,6 @@ def test_predict_evaluate_runs_export(demo):
     (["train", "shop/experiment.yaml", "--set", "schedule=[{size: 64, epochs: fast}]"], "schedule.0.epochs"),
     (["train", "shop/experiment.yaml", "--set", "data.target=colour"], "target 'colour'"),
     (["predict", "none.jpg"], "none.jpg does not exist"),
-    (["predict", "shop/data/photos.csv", "--runs", "shop/runs"], "photos.csv"),
     (["evaluate", "foo", "--runs", "shop/runs"], "foo"),
     (["app", "--runs", "empty"], "snakecls demo"),
     (["app", "--prot", "1"], "Usage: "),

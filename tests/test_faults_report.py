@@ -204,6 +204,6 @@ def test_the_report_counts_danger_called_harmless(runs, tmp_path):
     red = table[table["label"] == "red"]
     page = text_of(write_report(run).read_text())
     n = int((red["predicted"] == "green").sum())
-    assert f"{n} of {len(red)} venomous test photos: called not venomous" in page and f"green ({n})" in page
+    assert f"{n} of {len(red)} venomous test photos {'was' if n < 2 else 'were'} called not venomous" in page and f"green ({n})" in page
     write_json(run / "best" / "bundle.json", bundle | {"label_facts": {}, "subject": "snake"})
     assert "knows nothing about venom" in text_of(write_report(run).read_text())

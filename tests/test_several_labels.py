@@ -72,7 +72,7 @@ def test_the_report_of_a_run_with_several_labels(scenes, tmp_path, browser):
     write_json(tmp_path / "best" / "bundle.json", {"label_facts": FACTS})
     report = write_report(tmp_path)
     text = report.read_text()
-    for part in ("Label by label", "Labels together", "Most wrong labels", f"{scores['f1_macro']:.3f}", "venomous labels", "0.45"):
+    for part in ("Label by label", "Labels together", "Most wrong labels", f"{scores['f1_macro']:.3f}", "venomous test photos", "0.45"):
         assert part in text, part
     assert "Confusion" not in text and "<script" not in text and ">nan<" not in text
     page = browser.new_page(viewport={"width": 390, "height": 844})

@@ -107,12 +107,12 @@ def make_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]: 
     "Count how often something dangerous was called harmless, class by class, with what a person would have seen."
     if split.probs is None:
         return []
-    found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], facts.bundle.get("label_facts") or {}, danger_columns=facts.bundle.get("danger_columns") or [])
+    found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], known_facts(facts.bundle), danger_columns=facts.bundle.get("danger_columns") or [])
     where = {"test": "test photos", "valid": "validation photos"}.get(split.name, f"photos of '{split.name}'")
     for danger in found:
         name = danger_name(danger["danger"])
         danger["kind"] = "warn" if danger["as_harmless"] or not danger["n"] else ""
-        danger["title"] = f"{danger['as_harmless'] or 'None'} of {danger['n']} {name} {where}: called not {name}" if danger["n"] else f"No photo here is known to be {name}"
+        danger["title"] = f"{danger['as_harmless'] or 'None'} of {danger['n']} {name} {where} {'was' if danger['as_harmless'] < 2 else 'were'} called not {name}" if danger["n"] else f"No photo here is known to be {name}"
         danger["text"], danger["name"] = say_danger(danger), name
         danger["rows"] = [{**row, "took": ", ".join(f"{label} ({n})" for label, n in row["took"].items()) or "–"} for row in danger["classes"]]
     return found

@@ -14,23 +14,23 @@ from ..core import UserError
 
 # %% ../../nbs/workflow/68_answers.ipynb #5dc587c3
 def predict_given(
-    photos: Sequence[str],  # files, folders, patterns, tables
+    photos: Sequence[tuple[str, str]],  # (path as it was given, file), from `given_photos`
     bundle: str | Path,
     *,
     top: int = 3,  # labels for each photo
     csv: str | Path | None = None,  # where a table of the answers is written
     say: Callable[[str], None] = lambda note: None,  # where notes go
 ) -> tuple[list[dict[str, Any]], list[str]]:  # of each photo path, and top or error; the lines for a terminal
-    "Answer every photo that was given; one that cannot be read has its reason."
+    "Answer every photo; one that cannot be read has its reason."
     from snakecls.data.dangers import model_dangers
-    from snakecls.data.given import given_photos, write_csv
+    from snakecls.data.given import write_csv
     from snakecls.deploy.predict import Predictor, answers_table
 
     if csv is not None and Path(csv).is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
-    found, predictor, rows = given_photos(photos, say=say), Predictor(bundle), []
+    predictor, rows = Predictor(bundle), []
     dangers = model_dangers(predictor.info)[0]
-    for path, file in found:
+    for path, file in photos:
         try:
             rows.append({"path": path, "top": [_guess(guess, dangers) for guess in predictor.predict(file, top=top)]})
         except UserError as e:
