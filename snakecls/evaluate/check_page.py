@@ -183,7 +183,7 @@ section h3{font-size:1.12rem;letter-spacing:-.01em;margin:0 0 4px}section h3:fir
 """
 EXPLAINED = {
     "conflicting labels": "The same picture, or nearly the same, stands under different labels.",
-    "label": "A model that has not seen these photos expects another label; the bar says how surely.",
+    "label": "A model that has not seen these photos expects another label; the bar says how little it believes in the given one.",
     "something else": "Unlike the photos of every class; the bar says how much.",
     "leak": "The same picture on both sides of a split makes a model look better than it is.",
     "exact duplicate": "Files with the same content; one of them is enough.",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'RATES', 'MANY_EPOCHS', 'find_doubts', 'doubt_splits', 'doubt_classes', 'doubt_sizes', 'photo_size',
-           'doubt_training', 'doubt_frozen']
+           'doubt_training', 'doubt_frozen', 'doubt_rates']
 
 # %% ../../nbs/train/38_doubts.ipynb #a93f32e8
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.weights import count_labels
 from ..models.freezing import n_frozen_groups
-from .schema import Experiment
+from .schema import DEFAULT_SCHEDULE, Experiment
 from .stages import Stage
 
 # %% ../../nbs/train/38_doubts.ipynb #8a5d2f92
@@ -29,7 +29,7 @@ def find_doubts(
 ) -> list[str]:  # sentences
     "Say what is almost surely a mistake."
     doubts = [*doubt_splits(experiment, table), *doubt_classes(experiment, table), *doubt_sizes(stages, table, pad=experiment.data.resize == "pad"), *doubt_training(experiment, stages, int((table["split"] == "train").sum()))]
-    return doubts if model is None else doubts + doubt_frozen(stages, model)
+    return doubts if model is None else doubts + doubt_frozen(stages, model) + doubt_rates(experiment, stages, model)
 
 # %% ../../nbs/train/38_doubts.ipynb #b0ab7615
 FEW = 5  # photos
@@ -71,11 +71,12 @@ def doubt_sizes(stages: Sequence[Stage], table: pd.DataFrame, *, pad: bool = Fal
     "Doubt stages that are larger than every photo; looks at up to `n` of them."
     paths = table["path"].iloc[np.unique(np.linspace(0, len(table) - 1, min(n, len(table))).astype(int))] if len(table) else []
     sides = [max(size) if pad else min(size) for size in map(photo_size, paths) if size]
-    if not sides or max(sides) >= max(stage.size for stage in stages):
+    ours = {stage["size"] for stage in DEFAULT_SCHEDULE}  # nobody chose these
+    large = sorted({stage.size for stage in stages if sides and stage.size > max(sides)})
+    if not sides or max(sides) >= max(stage.size for stage in stages) or set(large) <= ours:
         return []
-    large = sorted({stage.size for stage in stages if stage.size > max(sides)})
-    side = "longer" if pad else "shorter"
-    return [f"the size {' and '.join(map(str, large))} px is more than any of the {len(sides)} photos looked at has (the largest has {max(sides)} px in its {side} side); a smaller one shows as much and takes less time."]
+    side, places = "longer" if pad else "shorter", [f"schedule.{place}.size" for place, stage in enumerate(stages) if stage.size in large]
+    return [f"{' and '.join(places)} ({' and '.join(map(str, large))} px) {'is' if len(places) == 1 else 'are'} more than any of the {len(sides)} photos looked at has (the largest has {max(sides)} px in its {side} side); a smaller one shows as much and takes less time."]
 
 
 def photo_size(path: str) -> tuple[int, int] | None:  # None where it cannot be read
@@ -124,3 +125,12 @@ def doubt_frozen(stages: Sequence[Stage], model: nn.Module) -> list[str]:
             what = f"freeze: {stage.freeze} keeps blocks" if stage.epochs else "its probe takes the features of a network"
             return [f"schedule.{place}: {what} with random weights, which nothing has trained; give freeze: none{'' if stage.epochs else ' and epochs'}, or weights (model.weights)."]
     return []
+
+
+def doubt_rates(experiment: Experiment, stages: Sequence[Stage], model: nn.Module) -> list[str]:
+    "Doubt one large rate for all layers of a network that has learned something already."
+    if not model.backbone_info.pretrained or experiment.train.optimiser not in ("adam", "adamw"):
+        return []
+    flat = [place for place, stage in enumerate(stages) if stage.epochs and isinstance(stage.lr, float) and stage.lr >= 5e-4 and not stage.layer_decay and not stage.gradual and n_frozen_groups(model, stage.freeze) == 0]
+    return [f"schedule.{place} trains a pretrained network down to its first block with the rate {stages[place].lr:g} for every layer, which usually destroys what it knows; give two rates, such as lr: [1.0e-5, 5.0e-4], or freeze, layer_decay or lr: auto." for place in flat]
+
