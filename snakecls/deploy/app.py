@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import UserError, open_file
 from ..data.photos import PhotoError, is_heif, open_photo
-from ..data.dangers import danger_state, model_dangers, with_unknown
-from .page import CSS, answer_html, first_hint, header_html, message_html, notice_html, page_title
+from ..data.dangers import model_dangers, with_unknown
+from .page import CSS, answer_html, first_hint, header_html, judge, message_html, notice_html, page_title
 from ..models.bundle import INFO_FILE
 
 if TYPE_CHECKING:
@@ -107,16 +107,13 @@ def show_answer(
         return message_html("No photo yet", first_hint(predictor.info))
     try:
         probs, others = all_probs(predictor, photo)
+        shown = predictor.rank(probs, fill=True)
     except PhotoError as e:
         return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
-    facts = predictor.info.label_facts
-    (dangers, known, subject), shown = model_dangers(predictor.info), predictor.rank(probs, fill=True)
-    rest = {label: float(prob) for label, prob in zip(predictor.labels, probs)}
-    for prediction in shown:
-        del rest[prediction.label]
-    risky = [prob for label, prob in rest.items() if any(danger_state(facts.get(label, {}), key) is not False for key in dangers)]
-    hidden = max(risky, default=0.0) if predictor.info.problem == "multi_label" else sum(risky)  # probabilities of several labels have no sum
-    return answer_html(shown, dangers, hidden=hidden, others={target: ranked[0] for target, ranked in others.items()}, known=known, subject=subject)
+    except UserError as e:
+        return message_html("There is no answer", str(e)[:1].upper() + str(e)[1:], kind="error")
+    judged = judge(predictor.info, probs, shown)
+    return answer_html(shown, judged.dangers, hidden=judged.hidden, others={target: ranked[0] for target, ranked in others.items()}, known=judged.known, subject=judged.subject)
 
 
 def all_probs(predictor: "Predictor | LearnerPredictor", photo: str) -> "tuple[np.ndarray, dict[str, list[Prediction]]]":
@@ -126,14 +123,20 @@ def all_probs(predictor: "Predictor | LearnerPredictor", photo: str) -> "tuple[n
 
 
 def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) -> list[dict[str, Any]]:
-    "Answer a photo for programs: the most likely labels, each with its probability and facts; of several labels also with its threshold."
+    "Answer a photo for programs: the most likely labels, each with its probability and facts, of several labels also with its threshold; and, with each of them, the page's caution and the best guess of every further target."
     import gradio as gr
 
     try:
-        answer, dangers = predictor.predict(photo if photo is not None else b""), model_dangers(predictor.info)[0]
-        return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) for p in answer]
+        probs, others = all_probs(predictor, photo if photo is not None else b"")
+        answer, shown, dangers = predictor.rank(probs), predictor.rank(probs, fill=True), model_dangers(predictor.info)[0]
     except PhotoError as e:
         raise gr.Error(f"The photo cannot be read: {e.reason}.", print_exception=False) from e
+    except UserError as e:
+        raise gr.Error(f"There is no answer: {e}", print_exception=False) from e
+    whole = judge(predictor.info, probs, shown).for_programs()
+    if others:
+        whole["targets"] = {target: {"label": ranked[0].label, "prob": ranked[0].prob} for target, ranked in others.items()}
+    return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) | whole for p in answer]
 
 # %% ../../nbs/deploy/52_app.ipynb #245394e7
 def build_app(

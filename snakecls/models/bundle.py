@@ -60,12 +60,14 @@ class BundleInfo:
     def __post_init__(self):
         photo = self.photo if isinstance(self.photo, PhotoSpec) else PhotoSpec.from_dict(self.photo)
         object.__setattr__(self, "photo", photo)
+        if not (all(map(math.isfinite, (*photo.mean, *photo.std))) and all(value > 0 for value in photo.std)):
+            raise UserError(f"The bundle's photo has mean {list(photo.mean)} and std {list(photo.std)}; give finite numbers, and those of std above 0.")
         object.__setattr__(self, "labels", [str(label) for label in self.labels])
         check_labels(self.labels, self.model)
         for name in ("title", "subject"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"The bundle's {name} is {getattr(self, name)!r}; give a text.")
-        object.__setattr__(self, "danger_columns", [str(name) for name in ([self.danger_columns] if isinstance(self.danger_columns, str) else self.danger_columns)])
+        object.__setattr__(self, "danger_columns", [str(name) for name in ([self.danger_columns] if isinstance(self.danger_columns, str) else self.danger_columns or ())])
         object.__setattr__(self, "label_facts", check_facts(self.label_facts, self.labels, also=self.danger_columns))
         if not (isinstance(self.temperature, (int, float)) and math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"The bundle's temperature is {self.temperature!r}; give a number above 0.")
@@ -305,4 +307,8 @@ def load_model(
     except (SafetensorError, RuntimeError) as e:
         raise UserError(f"{bundle.weights_path} does not hold the weights of '{bundle.info.model['arch']}' with "
                         f"{len(bundle.info.labels)} classes ({str(e).splitlines()[0]}); copy the whole bundle again.") from e
+    counted = {name for name, _ in model.named_parameters()}  # a mask may hold infinity; what is learned or measured may not
+    damaged = [name for name, value in model.state_dict().items() if value.isnan().any() or ((name in counted or "running_" in name) and value.isinf().any())]
+    if damaged:
+        raise UserError(f"{bundle.weights_path} holds weights that are no numbers (NaN or infinite), such as '{damaged[0]}', so that its answers say nothing; take another copy of the bundle, or train it again.")
     return model.to(device).eval()

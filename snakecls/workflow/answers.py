@@ -21,24 +21,27 @@ def predict_given(
     csv: str | Path | None = None,  # where a table of the answers is written
     say: Callable[[str], None] = lambda note: None,  # where notes go
 ) -> tuple[list[dict[str, Any]], list[str]]:  # of each photo path, and top or error; the lines for a terminal
-    "Answer every photo; one that cannot be read has its reason."
+    "Answer every photo, with the same judgement about danger as the page; one that cannot be read has its reason."
     from snakecls.data.dangers import model_dangers
     from snakecls.data.given import write_csv
+    from snakecls.deploy.page import no_promise
     from snakecls.deploy.predict import Predictor, answers_table
 
     if csv is not None and Path(csv).is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
     predictor, rows = Predictor(bundle), []
-    dangers = model_dangers(predictor.info)[0]
+    dangers, _, subject = model_dangers(predictor.info)
     for path, file in photos:
         try:
-            rows.append({"path": path, "top": [_guess(guess, dangers) for guess in predictor.predict(file, top=top)]})
+            rows.append({"path": path, **_answer(predictor, file, top)})
         except UserError as e:
             rows.append({"path": path, "error": str(e)})
     if csv is not None:
         write_csv(answers_table(rows, dangers, several=predictor.info.problem == "multi_label"), csv)
     tell_unknown(predictor.info, say)
-    return rows, [f"{row['path']}: " + (row["error"] if "error" in row else ", ".join(_say_guess(guess, dangers) for guess in row["top"])) for row in rows]
+    if dangers and any("top" in row for row in rows):
+        say(f"Note: {no_promise(dangers, subject)}")
+    return rows, [f"{row['path']}: {_say_answer(row, dangers)}" for row in rows]
 
 
 def evaluate_given(
@@ -86,6 +89,17 @@ def tell_unknown(info: Any, say: Callable[[str], None]) -> None:
         say(f"Note: {say_unknown(dangers, subject)} Give it what is known: snakecls facts FACTS.csv --model MODEL.")
 
 
+def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caution and dangers where there is one to speak of; targets where there are further ones
+    "Answer one photo, judged over all labels as the page does it, however few are asked for."
+    from snakecls.deploy.page import judge
+
+    (_, first), *others = ((target, probs[0]) for target, probs in predictor.probs_all([file]).items())
+    judged = judge(predictor.info, first, predictor.rank(first, top=max(3, top), fill=True))  # three are what the page shows
+    answer = {"top": [_guess(guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
+    ranked = predictor.rank_others(dict(others), top=top)
+    return answer | ({"targets": {target: [{"label": guess.label, "prob": guess.prob} for guess in guesses] for target, guesses in ranked.items()}} if ranked else {})
+
+
 def _guess(guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
     "Give a guess for programs, with null for a danger that is not known; with several labels on a photo also whether it is above its threshold."
     from snakecls.data.dangers import with_unknown
@@ -97,9 +111,21 @@ def _guess(guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
 def _say_guess(guess: dict[str, Any], dangers: Sequence[str]) -> str:
     "Write a label with what is dangerous about it, or not known, and its probability."
     from snakecls.data.dangers import danger_name
+    from snakecls.deploy.page import percent
 
     said = [danger_name(key) if guess["facts"][key] else f"{danger_name(key)}: not known" for key in dangers if guess["facts"][key] is not False]
-    return guess["label"] + (f" ({', '.join(said)})" if said else "") + ("" if guess.get("above", True) else " (below its threshold)") + f" {guess['prob']:.0%}"
+    return guess["label"] + (f" ({', '.join(said)})" if said else "") + ("" if guess.get("above", True) else " (below its threshold)") + f" {percent(guess['prob'])}"
+
+
+def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
+    "Write a photo's answer: its labels, those of further targets, and below them what to be careful about."
+    from snakecls.deploy.page import percent
+
+    if "error" in row:
+        return row["error"]
+    parts = [", ".join(_say_guess(guess, dangers) for guess in row["top"])]
+    parts += [f"{target}: " + ", ".join(f"{guess['label']} {percent(guess['prob'])}" for guess in guesses) for target, guesses in row.get("targets", {}).items()]
+    return "; ".join(parts) + (f"\n  {' '.join(row['caution'].values())}" if row.get("caution") else "")
 
 # %% ../../nbs/workflow/68_answers.ipynb #6a05feb6
 def give_facts(

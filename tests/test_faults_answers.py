@@ -1,0 +1,145 @@
+"""What a program, a table and a terminal read never sounds safer than the page, and an answer that is none is not shown (review of issue 11)."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import draw_snake
+from test_faults_person import make_bundle, run
+
+from snakecls.core import UserError
+
+SAFE = ["a snake", "b snake", "c snake"]
+
+
+def sure_bundle(folder: Path, labels: list[str], probs: list[float], **more) -> Path:
+    "Write a bundle that says these probabilities of every photo."
+    import torch
+
+    from snakecls.models.bundle import load_model, write_bundle
+
+    bundle = make_bundle(folder, labels, target="label", **more)
+    model, given = load_model(bundle), np.asarray(probs, float)
+    with torch.no_grad():
+        model.get_classifier().weight.zero_()
+        model.get_classifier().bias.copy_(torch.tensor(np.log(given / (1 - given)) if more.get("problem") == "multi_label" else np.log(given), dtype=torch.float32))
+    return write_bundle(folder, model, json.loads((bundle / "bundle.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "snake.jpg"
+    draw_snake(3).save(path)
+    return path
+
+
+def page_of(bundle: Path, photo: Path) -> str:
+    from snakecls.deploy.app import show_answer
+    from snakecls.deploy.predict import Predictor
+
+    return show_answer(Predictor(bundle), str(photo))
+
+
+def facts_of(labels: list[str], **dangers) -> dict:
+    return {label: {"venomous": label in dangers.get("yes", ["cobra"])} for label in labels}
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_table_json_api_and_terminal_warn_of_what_the_page_warns_of(top, photo, tmp_path):
+    from snakecls.deploy.app import answer_json
+    from snakecls.deploy.predict import Predictor
+
+    labels = [*[f"{letter} snake" for letter in "abcdefghij"], "cobra"]
+    bundle = sure_bundle(tmp_path / "best", labels, [0.3] + [0.07] * 9 + [0.07], label_facts=facts_of(labels))
+    page = page_of(bundle, photo)
+    heading = re.search("<strong>(.*?)</strong>", page)[1]
+    assert heading == "May be venomous. Keep away."
+    done = run("predict", photo, "--model", "best", "--top", top, "--csv", "said.csv", "--json", cwd=tmp_path)
+    (row,), table = json.loads(done.stdout), pd.read_csv(tmp_path / "said.csv")
+    assert len(row["top"]) == top and row["caution"]["heading"] == heading and row["dangers"]["venomous"]["among_them"] is True
+    assert row["dangers"]["venomous"]["at_most"] == pytest.approx(0.07, abs=1e-4)
+    assert table["venomous_among_them"].tolist() == ["yes"] and table["caution"].str.startswith(heading).all()
+    assert table["venomous_at_most"].tolist() == pytest.approx([0.07], abs=1e-4)
+    assert all(answer["caution"]["heading"] == heading for answer in answer_json(Predictor(bundle), str(photo)))
+    said = run("predict", photo, "--model", "best", "--top", top, cwd=tmp_path)
+    assert heading in said.stdout and "no promise: keep your distance from a snake" in said.stderr
+
+
+def test_what_is_below_its_threshold_or_small_together_is_told_too(photo, tmp_path):
+    bundle = sure_bundle(tmp_path / "several", ["cobra", *SAFE], [0.45, 0.9, 0.6, 0.2], problem="multi_label", label_facts=facts_of(["cobra", *SAFE]))
+    (row,) = json.loads(run("predict", photo, "--model", "several", "--csv", "several.csv", "--json", cwd=tmp_path).stdout)
+    assert "May be venomous" in page_of(bundle, photo) and row["caution"]["heading"] == "May be venomous. Keep away."
+    assert pd.read_csv(tmp_path / "several.csv")["venomous_among_them"].tolist() == ["yes"]
+    vipers = [f"{i} viper" for i in range(6)]
+    bundle = sure_bundle(tmp_path / "vipers", [*SAFE, *vipers], [0.9, 0.8, 0.7] + [0.049] * 6, problem="multi_label", label_facts=facts_of([*SAFE, *vipers], yes=vipers))
+    assert "May be venomous" in page_of(bundle, photo) and "29%" in page_of(bundle, photo)
+    bundle = sure_bundle(tmp_path / "little", [*SAFE, "cobra"], [0.7, 0.15, 0.101, 0.049], label_facts=facts_of([*SAFE, "cobra"]))
+    page = page_of(bundle, photo)
+    assert "None of these is listed as venomous; other labels, together with at most 5%, are or may be." in page and "sc-caution" not in page
+    (row,) = json.loads(run("predict", photo, "--model", "little", "--json", cwd=tmp_path).stdout)
+    assert row["caution"] is None and row["dangers"] == {"venomous": {"among_them": False, "at_most": pytest.approx(0.049, abs=1e-4)}}
+
+
+def test_the_surest_danger_is_told_first_and_none_is_hidden(photo, tmp_path):
+    bundle = sure_bundle(tmp_path / "b", ["toad", "newt"], [0.9, 0.1], label_facts={"toad": {"poisonous": True, "venomous": False}, "newt": {"poisonous": False, "venomous": None}})
+    page = page_of(bundle, photo)
+    assert "<strong>Poisonous. Do not eat or touch it.</strong>" in page and "May be venomous. Keep away. Whether newt is venomous is not known here." in page
+    bundle = sure_bundle(tmp_path / "c", ["toad", "newt"], [0.9, 0.1], label_facts={"toad": {"poisonous": True, "venomous": True}, "newt": {"poisonous": False, "venomous": False}})
+    assert "<strong>Venomous. Keep away.</strong>" in page_of(bundle, photo)
+
+
+def test_predict_gives_every_target(photo, tmp_path):
+    from snakecls.deploy.app import answer_json
+    from snakecls.deploy.predict import Predictor
+    from snakecls.models.bundle import build_model, write_bundle
+
+    targets = {"country": ["DE", "IN", "PH"], "binomial": ["Naja naja", "Natrix natrix"]}
+    described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 3}, "heads": {"country": 3, "binomial": 2}}
+    bundle = write_bundle(tmp_path / "best", build_model(described), {"model": described, "labels": targets["country"], "targets": targets, "problem": "several_targets", "target": "country", "photo": {"size": 64}})
+    (row,) = json.loads(run("predict", photo, "--model", "best", "--csv", "said.csv", "--json", cwd=tmp_path).stdout)
+    best = row["targets"]["binomial"][0]["label"]
+    assert f'<li data-target="binomial"><span>Binomial</span> <b>{best}</b>' in page_of(bundle, photo)
+    assert pd.read_csv(tmp_path / "said.csv")["binomial_rank1"].tolist() == [best]
+    assert f"binomial: {best} " in run("predict", photo, "--model", "best", cwd=tmp_path).stdout
+    assert answer_json(Predictor(bundle), str(photo))[0]["targets"]["binomial"]["label"] == best
+
+
+def test_percentages_are_never_certain_in_a_terminal_either(photo, tmp_path):
+    sure_bundle(tmp_path / "best", ["shirt", "shoe"], [0.99999, 0.00001])
+    assert "shirt >99%, shoe <1%" in run("predict", photo, "--model", "best", cwd=tmp_path).stdout
+
+
+def test_an_answer_that_is_no_number_is_refused_and_never_shown(photo, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from snakecls.deploy.app import answer_json
+    from snakecls.deploy.predict import Predictor
+    from snakecls.models.bundle import read_bundle
+
+    bundle = make_bundle(tmp_path / "best", SAFE, target="label", label_facts=facts_of(SAFE))
+    weights, values = load_file(bundle / "weights.safetensors"), json.loads((bundle / "bundle.json").read_text())
+    predictor = Predictor(bundle)
+    predictor.model.get_classifier().bias.data[0] = float("nan")
+    for ask in (predictor.predict, predictor.predict_all, lambda photo: predictor.probs([photo])):
+        with pytest.raises(UserError, match="no number"):
+            ask(str(photo))
+    with pytest.raises(Exception, match="no number"):
+        answer_json(predictor, str(photo))
+    from snakecls.deploy.app import show_answer
+
+    assert "There is no answer" in show_answer(predictor, str(photo)) and "nan%" not in show_answer(predictor, str(photo))
+    (name,) = [name for name in weights if name.endswith("fc.bias")]
+    for value in ("nan", "inf", "-inf"):
+        broken = weights[name].clone()
+        broken[1] = float(value)
+        save_file(weights | {name: broken}, bundle / "weights.safetensors")
+        done = run("predict", photo, "--model", "best", "--csv", "said.csv", cwd=tmp_path)
+        assert done.returncode == 2 and "holds weights that are no numbers" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    save_file(weights, bundle / "weights.safetensors")
+    for change in ({"temperature": 0}, {"temperature": float("inf")}, {"photo": values["photo"] | {"mean": [float("nan"), 0.5, 0.5]}}, {"photo": values["photo"] | {"std": [0.2, float("inf"), 0.2]}}):
+        (bundle / "bundle.json").write_text(json.dumps(values | change))
+        assert run("predict", photo, "--model", "best", cwd=tmp_path).returncode == 2, change
+    (bundle / "bundle.json").write_text(json.dumps(values | {"danger_columns": None}))
+    assert read_bundle(bundle).info.danger_columns == [] and run("predict", photo, "--model", "best", cwd=tmp_path).returncode == 0
