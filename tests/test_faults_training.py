@@ -235,7 +235,7 @@ def test_what_is_almost_surely_a_mistake_is_told_before_training(few, tmp_path):
     strange = experiment(few, data={"source": str(few), "valid": 0.9}, schedule=[{"size": 64, "epochs": 1, "bs": 32, "lr": 5.0}], train={"num_workers": 0, "precision": "fp32", "wd": 3.0})
     result = run_experiment(strange, root=tmp_path / "runs", logbook=None, say=said.append)
     before = "\n".join(said[: next(i for i, text in enumerate(said) if "epoch" in text and "stage 1" in text)])
-    for told in ("photos are left to train on, and 27 are for validation (data.valid is 0.9)", "fewer than 5 training photos", "64 px is more than any of the", "schedule.0.lr is 5", "batches of 32, but there are 3 training photos", "train.wd is 3"):
+    for told in ("photos are left to train on, and 27 are for validation (data.valid is 0.9)", "fewer than 5 training photos", "(64 px) is more than any of the", "schedule.0.lr is 5", "batches of 32, but there are 3 training photos", "train.wd is 3"):
         assert told in before, told
     assert result.metrics["valid"]["n"] == 27  # told, and not refused
 
