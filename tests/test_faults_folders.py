@@ -474,3 +474,85 @@ def test_heic_in_the_app(start_app, tiny_bundle, browser, tmp_path):
         assert [row.get_attribute("data-label") for row in page.query_selector_all(".sc-row")] == expected
         page.wait_for_function("() => document.querySelector('#photo img')?.naturalWidth > 0", timeout=10_000)
     page.close()
+
+
+# Corrections: no line touches another
+
+
+HEAD = "path,action,label,note,date,hash\n"
+
+
+@pytest.mark.parametrize("content, told", [
+    (HEAD + 'a.jpg,drop,"stray,,,\nb.jpg,drop,,,,\nc.jpg,keep,,,,\n', "line 2 of"),
+    (HEAD + 'a.jpg,drop,,"he said "no"",,\nb.jpg,drop,,,,\n', "line 2 of"),
+    ("a.jpg,drop,,,,\nb.jpg,drop,,,,\n", "line 1 of"),
+    ("a;b\n1;2\n", "line 1 of"),
+    (HEAD + "a.jpg,relabel,Naja, naja,,,,\n", "line 2 of"),
+    (HEAD + "a.jpg,drop,,,,\nb.jpg,drop,," + "x" * 140_000 + ",,\n", "line 3 of"),
+    (HEAD + ",,,,,\n", "line 2 of"),
+    ("path,action,label,Path\na.jpg,drop,,\n", "line 1 of"),
+])  # fmt: skip
+def test_a_mistake_in_corrections_is_named_and_nothing_is_appended_to_it(tmp_path, content, told):
+    from snakecls.data.corrections import add_correction, read_corrections
+
+    file = tmp_path / "corrections.csv"
+    file.write_text(content)
+    with pytest.raises(UserError, match=told):
+        read_corrections(file)
+    if not content.endswith(",,,,,\n"):  # an empty line is told when it is read
+        with pytest.raises(UserError, match=told):
+            add_correction(file, tmp_path / "z.jpg", action="drop")
+        assert file.read_text() == content
+    assert os.listdir(tmp_path) == ["corrections.csv"]
+
+
+def test_corrections_of_other_programs_are_read(tmp_path):
+    from snakecls.data.corrections import add_correction, read_corrections
+
+    for number, content in enumerate(("Path,Action,Label\ra.jpg,drop,\rb.jpg,relabel,x\r", "sep=;\npath;action;label\na.jpg;drop;\nb.jpg;relabel;x\n", " PATH ,ACTION,label\r\na.jpg,drop\r\nb.jpg,relabel,x")):
+        file = tmp_path / f"{number}.csv"
+        file.write_bytes(content.encode())
+        assert read_corrections(file)["action"].tolist() == ["drop", "relabel"]
+        add_correction(file, tmp_path / "c.jpg", action="keep")
+        found = read_corrections(file)
+        assert [Path(path).name for path in found["path"]] == ["a.jpg", "b.jpg", "c.jpg"] and found["label"].tolist() == ["", "x", ""]
+
+
+def test_decisions_of_several_writers_are_all_kept(tmp_path):
+    from snakecls.data.corrections import read_corrections
+
+    code = "import sys; from snakecls.data.corrections import add_correction\nfor i in range(15): add_correction('c.csv', f'{sys.argv[1]}{i}.jpg', action='drop')"
+    writers = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(read_corrections(tmp_path / "c.csv")) == 30
+
+
+def test_paths_of_corrections_in_other_spellings(tmp_path):
+    import unicodedata
+
+    from snakecls.data.corrections import apply_corrections
+
+    name = unicodedata.normalize("NFC", "Vipère")
+    table = load_table(make(tmp_path / "d", f"{name}/1.jpg", f"{name}/2.jpg", "dog/3.jpg", "dog/4.jpg"))
+    file = tmp_path / "d" / "c.csv"
+    file.write_text(f"path,action,label\n{unicodedata.normalize('NFD', name)}/1.jpg,drop,\ndog\\3.jpg,relabel,{name}\n", encoding="utf-8")
+    found, done = apply_corrections(table, file)
+    assert done["outcome"].tolist() == ["dropped", "relabelled"] and found["label"].tolist() == [name, name, "dog"]
+
+
+def test_corrections_move_names_alone_and_never_a_group(tmp_path):
+    from snakecls.data.corrections import add_correction, apply_corrections
+
+    rows = [(f"{i}.jpg", "ab"[i % 2], "AB"[i % 2], "st"[i % 2], "FG"[i % 2], "yn"[i % 2]) for i in range(8)]
+    table = pd.DataFrame(rows, columns=["path", "label", "genus", "observation_id", "family", "venomous"])
+    table["path"] = [str(tmp_path / path) for path in table["path"]]
+    for path in table["path"]:
+        Path(path).write_text(path)
+    file = tmp_path / "c.csv"
+    add_correction(file, table["path"][0], action="relabel", label="b")
+    add_correction(file, table["path"][1], action="drop")
+    Path(table["path"][1]).write_text("another photo")
+    found, done = apply_corrections(table, file, group="family")
+    assert found.iloc[0, 1:].tolist() == ["b", "B", "s", "F", "n"] and len(found) == 8
+    assert done["outcome"].tolist() == ["relabelled, and with it genus, venomous", "another photo"]
+    assert any("decide again" in note for note in found.attrs["warnings"])

@@ -89,7 +89,7 @@ def load_source(data: DataConfig) -> pd.DataFrame:  # attrs: also corrections, w
     if data.corrections is None:
         return table
     corrections = read_corrections(data.corrections)
-    table, done = apply_corrections(table, corrections, column=reviewed_column(table, corrections))
+    table, done = apply_corrections(table, corrections, column=reviewed_column(table, corrections), group=data.group)
     outcomes = done["outcome"].str.partition(",")[0].value_counts()
     table.attrs["corrections"] = Issues(done.to_dict("records"))
     table.attrs["warnings"] = [*table.attrs["warnings"], f"applied {data.corrections}: {', '.join(f'{n} {outcome}' for outcome, n in outcomes.items()) or 'nothing is decided in it'}."]
