@@ -399,3 +399,74 @@ def test_messages_name_the_key_of_the_experiment_file(tmp_path):
             load_table(frame, root=tmp_path, **options)
     with pytest.raises(UserError, match=r"photo_dls takes a table .*split_table\(load_table"):
         photo_dls(Path("photos"))
+
+
+# Photos that are lost, and others of their name
+
+
+def lie(table: pd.DataFrame, folder: Path) -> list[str]:
+    return [Path(path).relative_to(folder).as_posix() for path in table["path"]]
+
+
+def test_a_lost_photo_moves_no_other(tmp_path):
+    folder = make(tmp_path / "a", *(f"cat/{i}.jpg" for i in range(1, 5)), *(f"dog/{i}.jpg" for i in range(1, 11)))
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(1, 11)], "label": ["cat"] * 5 + ["dog"] * 5})
+    table = load_table(frame, root=folder)
+    assert lie(table, folder) == [f"{'cat' if i < 5 else 'dog'}/{i}.jpg" for i in (1, 2, 3, 4, 6, 7, 8, 9, 10)]
+    (issue,) = table.attrs["issues"]
+    assert issue["issue"] == "missing" and "'dog/5.jpg', which lies in the folder of another label" in issue["reason"]
+    both = load_table(pd.concat([frame.assign(label=label) for label in ("cat", "dog")]), root=folder)
+    assert lie(both, folder) == [*(f"cat/{i}.jpg" for i in range(1, 5)), *(f"dog/{i}.jpg" for i in range(1, 11))]
+
+    folder = make(tmp_path / "b", *(f"train/{i}.jpg" for i in range(1, 20)), *(f"test/{i}.jpg" for i in range(1, 31)))
+    pd.DataFrame({"id": range(1, 21), "label": ["x", "y"] * 10}).to_csv(folder / "train.csv", index=False)
+    assert lie(load_table(folder / "train.csv"), folder) == [f"train/{i}.jpg" for i in range(1, 20)]
+    frame = pd.DataFrame({"file": ["1.jpg", "2.jpg", "25.jpg", "26.jpg"], "label": list("xyxy"), "split": ["train", "train", "train", "test"]})
+    table = load_table(frame, root=folder)
+    assert lie(table, folder) == ["train/1.jpg", "train/2.jpg", "test/26.jpg"] and "folder of another split" in table.attrs["issues"][0]["reason"]
+    own = load_table(frame.assign(split=["train", "train", "train", "hidden"]), root=folder, splits={"hidden": "test"})
+    assert lie(own, folder) == ["train/1.jpg", "train/2.jpg", "test/26.jpg"]
+
+
+def test_two_folders_that_hold_nearly_all_are_a_question(tmp_path):
+    folder = make(tmp_path, *(f"images/{i}.jpg" for i in range(6) if i != 3), *(f"masks/{i}.png" for i in range(6)))
+    with pytest.raises(UserError, match="could be in .*images' or .*masks'; say which with root"):
+        load_table(pd.DataFrame({"id": range(6), "label": list("xyxyxy")}), root=folder)
+    assert len(load_table(pd.DataFrame({"id": range(6), "label": list("xyxyxy")}), root=folder / "images")) == 5
+    shards = make(tmp_path / "animals", *(f"animals/{i}.jpg" for i in range(6)))
+    with pytest.raises(UserError, match="4 photos of 6 in the table lie in the folder of another label alone, .*; say where they are with root"):
+        load_table(pd.DataFrame({"id": range(6), "label": ["animals", "cat", "dog"] * 2}), root=shards)
+
+
+@pytest.mark.parametrize("written", ["{label}/{i}.jpg", "{i}.jpg", "/home/me/{label}/{i}.jpg"])
+def test_a_stray_photo_decides_nothing(tmp_path, written):
+    labels = ["cat"] * 7 + ["dog"] * 6
+    folder = make(tmp_path, "3.jpg", *(f"images/{label}/{i}.jpg" for i, label in enumerate(labels)))
+    table = load_table(pd.DataFrame({"file": [written.format(i=i, label=label) for i, label in enumerate(labels)], "label": labels}), root=folder)
+    assert lie(table, folder) == [f"images/{label}/{i}.jpg" for i, label in enumerate(labels)]
+
+
+def test_a_folder_that_may_not_be_read_costs_its_own_photos_only(tmp_path, monkeypatch):
+    "The tests may run as root, who reads everything, so the system's answer is played."
+    import os
+
+    make(tmp_path, "open/1.jpg", "open/2.jpg", "open/3.jpg", "shut/4.jpg")
+    real = {name: getattr(os, name) for name in ("scandir", "listdir")}
+
+    def play(name):
+        def refuse(path="."):
+            if str(path).rstrip("/").endswith("shut"):
+                raise PermissionError(13, "Permission denied")
+            return real[name](path)
+
+        return refuse
+
+    for name in real:
+        monkeypatch.setattr(os, name, play(name))
+    labels = list("xyxy")
+    table = load_table(pd.DataFrame({"file": ["open/1.jpg", "open/2.jpg", "open/3.jpg", "shut/4.jpg"], "label": labels}), root=tmp_path)
+    assert len(table) == 3 and table.attrs["issues"][0]["issue"] == "not permitted" and "shut' may not be read" in table.attrs["issues"][0]["reason"]
+    table = load_table(pd.DataFrame({"file": [f"{i}.jpg" for i in range(1, 5)], "label": labels}), root=tmp_path)
+    assert len(table) == 3 and "'shut' may not be looked into" in table.attrs["issues"][0]["reason"] and "could not look into 1 folder" in notes(table)
+    with pytest.raises(UserError, match="shut' may not be read; change its permissions"):
+        load_table(pd.DataFrame({"file": ["shut/4.jpg", "shut/5.jpg"], "label": ["x", "y"]}), root=tmp_path)

@@ -14,10 +14,10 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from .archives import unpack_zip
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, option, some, split_name, to_columns
-from .folders import IMAGE_SUFFIXES, describe_left_out, list_photos
+from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
-from .sources import TABLE_SUFFIXES, join_root, locate, read_file
+from .sources import NO_FILE, TABLE_SUFFIXES, join_root, locate, read_file
 
 # %% ../../nbs/data/10_tables.ipynb #2a8b19c1
 class Issues(list):
@@ -58,28 +58,49 @@ def _drop_incomplete(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return table
 
 
-def _drop_missing(table: pd.DataFrame, where: str, root: str | Path, split: str | None = None) -> pd.DataFrame:
+def _drop_missing(table: pd.DataFrame, where: str, root: str | Path, split: str | None = None, names: dict[str, str] | None = None) -> pd.DataFrame:
     "Replace the paths by those of existing files and leave out what does not exist."
-    paths, found, reasons, note = locate(table["path"], root, split=split, hints=[table[name] for name in ("label", "split") if name in table])
+    paths, found, reasons, note = locate(table["path"], root, split=split, labels=table.get("label", table.get("labels")), splits=table.get("split"), names=names)
     missing = table[~found].assign(path=paths[~found])
     if not found.any():
         if table["path"].str.match(r"(?i)https?://").all():
             raise UserError(f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the photos and give their folder with {option('root')}.")
+        if reasons.str.endswith("may not be read").any():
+            raise UserError(f"none of the {count(len(table), 'photo')} in {where} was found, for {reasons[reasons.str.endswith('may not be read')].iloc[0]}; change its permissions.")
         raise UserError(f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing['path'])}); give the folder of the photos with {option('root')}.")
     photo = found & paths.str.lower().str.endswith(IMAGE_SUFFIXES)
     others = table[found & ~photo].assign(path=paths[found & ~photo])
     result = table.assign(path=paths)[photo]
     add_issues(result, [], warning=note)
     if len(missing):
-        twice = int(reasons[~found].ne("no such file").sum())
-        why = "there is no such file" if not twice else f"{count(twice, 'name')} {'stands' if twice == 1 else 'stand'} for several files and the others for none" if twice < len(missing) else "there are several files of that name"
-        remedy = "write their folders into the table" if twice else "put them in place, or correct the paths"
-        warning = f"left out {len(missing):,} of {count(len(table), 'photo')} in {where}, for {why} ({some(missing['path'])}); {remedy}."
-        rows = [{"path": str(path), "issue": "missing" if reason == "no such file" else "ambiguous", "reason": reason} for path, reason in zip(missing["path"].tolist(), reasons[~found].tolist())]
-        add_issues(result, rows, warning=warning)
+        rows = [{"path": str(path), "issue": _kind(reason), "reason": reason} for path, reason in zip(missing["path"].tolist(), reasons[~found].tolist())]
+        add_issues(result, rows, warning=_describe_missing(rows, len(table), where))
     if len(others):
         add_issues(result, others, "not a photo", "no image format that can be read", warning=f"left out {count(len(others), 'file')} in {where} of no image format that can be read ({some(others['path'])}); convert them to JPEG or PNG.")
     return result
+
+
+def _kind(reason: str) -> str:
+    "Name the kind of issue that a reason of `locate` is."
+    return "missing" if reason.startswith(NO_FILE) else NOT_PERMITTED if "may not be read" in reason else "ambiguous"
+
+
+def _describe_missing(rows: list[dict[str, str]], n: int, where: str) -> str:
+    "Say how many photos of a table are left out, for what, and what to do."
+    twice, closed = ([row for row in rows if row["issue"] == kind] for kind in ("ambiguous", NOT_PERMITTED))
+    other = [row for row in rows if row["reason"].startswith(f"{NO_FILE} but ")]
+    left = len(rows) - len(twice) - len(closed) - len(other)
+    if len(twice) == len(rows):
+        why = "there are several files of that name"
+    elif len(closed) == len(rows):
+        why = "their folders may not be read"
+    elif left == len(rows):
+        why = "there is no such file"
+    else:
+        parts = [(twice, "for several files"), (other, "only for files in folders of another label or split"), (closed, "for files in folders that may not be read"), (rows[:left], "for none")]
+        why = " and ".join(f"{count(len(some_rows), 'name')} {'stands' if len(some_rows) == 1 else 'stand'} {what}" for some_rows, what in parts if some_rows)
+    remedy = "write their folders into the table" if twice else "change the permissions" if len(closed) == len(rows) else "put them in place, or correct the paths"
+    return f"left out {len(rows):,} of {count(n, 'photo')} in {where}, for {why} ({some(row['path'] for row in rows)}); {remedy}."
 
 
 def _drop_repeated(table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -195,7 +216,7 @@ def load_table(
     table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits)
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *table.attrs.get("warnings", [])]}
     table = _drop_ignored(_drop_incomplete(table, where), where)
-    table = _find_photos(table, source, where, root=root, check_files=check_files)
+    table = _find_photos(table, source, where, root=root, check_files=check_files, names=splits)
     table = _drop_repeated(table, where)
     if multi_label:
         table = _answer_unlabelled(table, unlabelled, where)
@@ -211,7 +232,7 @@ def _drop_ignored(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return add_issues(table[~ignored], [], warning=f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored.")
 
 # %% ../../nbs/data/10_tables.ipynb #57103750
-def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *, root: str | Path | None, check_files: bool) -> pd.DataFrame:
+def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *, root: str | Path | None, check_files: bool, names: dict[str, str] | None = None) -> pd.DataFrame:
     "Make the paths absolute and leave out what does not exist."
     if root is None:
         root = "." if isinstance(source, pd.DataFrame) else source.parent
@@ -220,7 +241,7 @@ def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *
     root = Path(root).expanduser()
     if not check_files:
         return table.assign(path=join_root(table["path"], root))
-    return _drop_missing(table, where, root, None if isinstance(source, pd.DataFrame) else split_name(source.stem))
+    return _drop_missing(table, where, root, None if isinstance(source, pd.DataFrame) else split_name(source.stem, names), names)
 
 
 def _open_source(source: str | Path) -> tuple[Path, str]:
