@@ -143,3 +143,42 @@ def test_an_answer_that_is_no_number_is_refused_and_never_shown(photo, tmp_path)
         assert run("predict", photo, "--model", "best", cwd=tmp_path).returncode == 2, change
     (bundle / "bundle.json").write_text(json.dumps(values | {"danger_columns": None}))
     assert read_bundle(bundle).info.danger_columns == [] and run("predict", photo, "--model", "best", cwd=tmp_path).returncode == 0
+
+
+COUNTING = '''
+import sys, time
+from snakecls.deploy.app import launch_app, load_predictor
+predictor, calls, probs = load_predictor(sys.argv[1]), [], None
+real = predictor.probs_all
+def counted(photos, bs=16):
+    calls.append(photos)
+    print("asked", len(calls), flush=True)
+    if len(calls) == 2:
+        raise RuntimeError("the model is out of order")
+    time.sleep(0 if len(calls) < 4 else 60)
+    return real(photos, bs=bs)
+predictor.probs_all = counted
+launch_app(predictor)
+'''
+
+
+def test_an_old_answer_never_stands_under_a_new_photo_and_each_is_asked_once(start_app, browser, snake_photos, tmp_path):
+    bundle = make_bundle(tmp_path / "best", SAFE, target="label", label_facts=facts_of(SAFE))
+    script = tmp_path / "counting.py"
+    script.write_text(COUNTING.replace("sys.argv[1]", repr(str(bundle))))
+    app = start_app(script, tmp_path).wait()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(app.url)
+    page.wait_for_selector("#result h2")
+    for number, (file, shown) in enumerate(zip([*snake_photos[:3], snake_photos[0]], [".sc-answer", ".sc-error", ".sc-answer", ".sc-waiting"])):
+        page.set_input_files("#photo input[type=file]", str(file))
+        page.wait_for_selector(f"#result {shown}", timeout=30_000)
+        page.wait_for_timeout(700)
+        assert (page.query_selector(".sc-answer") is not None) == (shown == ".sc-answer"), number
+        assert app.log.read_text().count("asked") == number + 1
+    app.process.kill()  # in the middle of an answer
+    page.wait_for_timeout(1500)
+    assert page.query_selector(".sc-answer") is None
+    log = app.log.read_text()
+    assert "share=True" not in log and "Running on local URL:  http://127.0.0.1" in log and "the model is out of order" in log
+    page.close()

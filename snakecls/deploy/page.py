@@ -297,7 +297,7 @@ def message_html(
     heading: str,
     text: str,
     *,
-    kind: str = "hint",  # 'hint' or 'error'
+    kind: str = "hint",  # 'hint', 'error' or 'waiting'
 ) -> str:
     "Show a message in the answer's place."
     return f'<div class="sc-message sc-{kind}" role="status"><h2>{escape(heading)}</h2><p>{escape(text)}</p></div>'
@@ -356,6 +356,8 @@ CSS = """
 .sc-others span{color:var(--sc-soft)}
 .sc-message h2{font-size:1.3rem;font-weight:700;margin:0 0 .2rem;color:var(--sc-ink)}
 .sc-message p{color:var(--sc-soft);margin:0;overflow-wrap:anywhere}
+.sc-message.sc-waiting h2{animation:sc-wait 1.4s ease-in-out infinite alternate}
+@keyframes sc-wait{to{opacity:.45}}
 .sc-message.sc-error{border:2px solid var(--sc-amber-line);background:var(--sc-amber)}
 .sc-message.sc-error h2,.sc-message.sc-error p{color:var(--sc-amber-ink)}
 .sc-notice{border-top:1px solid var(--sc-line);margin-top:.6rem;padding-top:.7rem;color:var(--sc-soft);font-size:.98rem}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core import UserError
-from .app import app_theme, server_address
+from .app import serve
 from .review_cases import Review, make_cases, shown_labels
 from .review_page import KEYS, REVIEW_CSS, REVIEW_JS, case_html, end_html, photo_html, progress_html
 from ..evaluate.issue_groups import short_path
@@ -163,11 +163,4 @@ def launch_review(
 ) -> str:  # the address
     "Build and start the review page. Raises `UserError` when there is nothing to review or the port is taken."
     page = build_review(issues, labels, corrections_path, table=table, multi=multi)
-    name, default_port = server_address()
-    try:
-        _, address, _ = page.launch(
-            server_name=name, server_port=port or default_port, theme=app_theme(), css=REVIEW_CSS, js=REVIEW_JS, prevent_thread_lock=not block,
-            inbrowser=browser, quiet=not block, ssr_mode=False, footer_links=[], run_history=False, share=False)
-    except OSError as e:
-        raise UserError(f"The review page cannot listen on port {port or default_port or '7860 or above'} ({e}); choose another by PORT=….") from e
-    return address
+    return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=REVIEW_CSS, js=REVIEW_JS)
