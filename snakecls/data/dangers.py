@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'danger_key',
-           'says_harmless', 'sounds_dangerous', 'clean_facts', 'danger_state', 'known_dangers', 'guess_subject',
-           'model_dangers', 'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
+           'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts', 'which', 'clean_name',
+           'danger_state', 'known_dangers', 'join_facts', 'subject_noun', 'subject_name', 'guess_subject',
+           'named_danger', 'model_dangers', 'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/08_dangers.ipynb #b42c4d72
 import re
@@ -21,12 +22,17 @@ NO = {"0", "n", "no", "false", "f", "nein", "falsch", "non", "faux", "nao", "nej
 NOT_KNOWN = {"", "?", "unknown", "not known", "unclear", "uncertain", "na", "n a", "nan", "none", "null", "unbekannt", "inconnu", "desconocido"}
 
 
+_LOOKALIKES = str.maketrans("аеорсухіѕјємтнкв", "aeopcyxisjemthkb")  # Cyrillic letters that pass for Latin ones inside a Latin word
+
+
 def plain_words(
     text: object,  # a header or a cell
 ) -> str:  # such as 'medically important'
-    "Write a text in lower case without accents, with one blank for whatever stands between words."
-    folded = "".join(mark for mark in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(mark)).casefold()
-    return re.sub(r"[\s_/\-–—.:;,!()\[\]\"']+", " ", folded).strip()
+    "Write a text in lower case without accents and invisible marks, with one blank for whatever stands between words; 'isVenomous' is two."
+    folded = "".join(mark for mark in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(mark) and unicodedata.category(mark) != "Cf")
+    folded = re.sub(r"(?<=[a-z])(?=[A-Z][a-zA-Z])", " ", folded).casefold()
+    words = re.sub(r"[\s_/\-–—.:;,!¿¡#()\[\]{}\"'’`]+", " ", folded).strip()
+    return " ".join(word.translate(_LOOKALIKES) if re.search("[a-z]", word) else word for word in words.split(" "))
 
 
 def read_danger(
@@ -46,19 +52,23 @@ def read_danger(
     raise UserError(f"{value!r} is neither yes nor no; give yes (1, true, x), no (0, false), or nothing where it is not known.")
 
 # %% ../../nbs/data/08_dangers.ipynb #dfe4cbe4
-DANGERS = ("venomous", "poisonous", "toxic", "dangerous", "medically_important")  # names of the facts; dangerous when true, and perhaps so when not known
-ALIASES = {
-    "venomous": "venomous venom venomus venemous venimous giftschlange venimeux venimeuse venenoso venenosa velenoso velenosa",
-    "poisonous": "poisonous poison poisoness giftig veneneux veneneuse toxique",
-    "toxic": "toxic toxicity toxisch toxico toxica tossico tossica",
-    "dangerous": "dangerous danger deadly lethal harmful hazardous gefahrlich dangereux dangereuse peligroso peligrosa pericoloso pericolosa perigoso perigosa",
+DANGERS = ("venomous", "poisonous", "toxic", "dangerous", "medically_important", "deadly")  # names of the facts; dangerous when true, and perhaps so when not known
+ALIASES = {  # for headers; a word that is used of bites and of food alike is 'toxic', which the subject decides
+    "venomous": "venomous venom venomus venemous venimous giftschlange venimeux venimeuse peconhento peconhenta",
+    "poisonous": "poisonous poison poisoness giftpilz giftpflanze veneneux veneneuse",
+    "toxic": "toxic toxicity toxisch giftig toxico toxica toxique venenoso venenosa velenoso velenosa tossico tossica jedovaty jedovata trujacy trujaca",
+    "dangerous": "dangerous danger harmful hazardous gefahrlich gefaehrlich dangereux dangereuse peligroso peligrosa pericoloso pericolosa perigoso perigosa",
     "medically_important": "mivs mivs",
+    "deadly": "deadly lethal fatal todlich toedlich mortel mortelle mortal letal",  # its no says nothing about danger
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases.split()}
 _MEDICAL = re.compile(r"medical(ly)? (important|significant|relevant)( venomous)?( snake| species)?|medical (importance|significance|relevance)|mivs( status)?")
-_FRAME = re.compile(r"^(is|are|it is|can be) | (status|flag|yes no|y n|yn|to humans?|to people|to man|to us|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*]+$")
-_OPPOSITE = re.compile(r"^(is |are )?(non|not|in|un|no)[ ]?(venom|poison|toxi|danger|lethal|giftig|harmful|veneno|offensi|nocu)|^(is |are )?(harmless|harmlos|safe|edible|essbar|comestible|benign|innocuous)( to humans?| to people)?$")
-_SOUNDS = re.compile(r"venom|poison|toxi|(?<!en)danger|deadly|lethal|giftig|veneno|harmful|hazard|medically")
+_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|bool|boolean|[01] ?= ?\w+|\w+ ?= ?[01]|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
+_OPPOSITE = re.compile(r"\b(non|not|un|no|never)[ ]?(venom|poison|toxi|danger|lethal|deadly|gift|harm|veneno|hazard)|\bin(offensi|nocu)|\b(harmless|harmlos|unbedenklich|ungefahrlich|ungiftig|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+)\b|^(\w+ly |is |are |is it |it is )*safe\b(?! (distance|zone))")
+_SOUNDS = re.compile(r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life threat|\bkill|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험")
+_NO_DANGER = re.compile(r"endanger|\b(urls?|links?|source|sources|reference|references|citation|citations|doi|photographer|credit)$")  # of what is threatened, or where something is written
+_NAMED = re.compile(r"\b(names?|species|genus|genera|family|familia|order|binomial|latin|scientific|synonyms?|taxon|label|labels|author|countries|country|region|regions)\b")  # columns that hold names, where a word of danger is one
+_SAID = re.compile(r"\b(deadly|lethal|fatal|poisonous|venomous|toxic|dangerous|giftig|todlich|\w+toxic|\w+toxin|gefahrlich|venimeux|veneneux|harmful|hazardous)\b")
 
 
 def danger_key(
@@ -67,54 +77,119 @@ def danger_key(
 ) -> str | None:  # one of `DANGERS`, or the name that the user gave, with underscores; None where it speaks of something else
     "Find the danger that a column speaks of."
     words = plain_words(name)
-    for given in also:
-        if words and words == plain_words(given):
-            return _KEYS.get(words) or words.replace(" ", "_")
-    if _MEDICAL.fullmatch(words):
-        return "medically_important"
-    while (shorter := _FRAME.sub("", words).strip()) != words and shorter:
-        words = shorter
-    return "medically_important" if _MEDICAL.fullmatch(words) else _KEYS.get(words)
+    given = bool(words) and any(words == plain_words(other) for other in also) and not says_harmless(name)
+    shorter, whole = words, ""
+    while shorter and shorter != whole:
+        if _MEDICAL.fullmatch(shorter) or shorter in _KEYS:
+            return _KEYS.get(shorter, "medically_important")
+        whole, shorter = shorter, _FRAME.sub("", shorter).strip()
+    return words.replace(" ", "_") if given else None
 
 
 def says_harmless(name: object) -> bool:
-    "Tell whether a column says the opposite of a danger, such as 'harmless' or 'non-venomous'."
+    "Tell whether a column says the opposite of a danger, such as 'harmless', 'edible?' or 'non-venomous'."
     return bool(_OPPOSITE.search(plain_words(name)))
 
 
-def sounds_dangerous(name: object) -> bool:
+def sounds_dangerous(
+    name: object,
+    also: Iterable[str] = (),  # as in `danger_key`
+) -> bool:
     "Tell whether a column that is no known danger has a word of danger in its name."
-    return danger_key(name) is None and not says_harmless(name) and bool(_SOUNDS.search(plain_words(name)))
+    words = plain_words(name)
+    return danger_key(name, also) is None and not says_harmless(name) and not _NO_DANGER.search(words) and bool(_SOUNDS.search(words))
+
+
+def speaks_of_danger(
+    name: object,  # a header
+    values: Iterable[Any],  # its cells
+    also: Iterable[str] = (),  # as in `danger_key`
+) -> str:  # 'header' or 'value'; empty where neither does
+    "Tell whether a column that is not read as a danger may be one: by its header, or by a short cell such as 'deadly'."
+    if danger_key(name, also) is not None or says_harmless(name):
+        return ""
+    if sounds_dangerous(name, also):
+        return "header"
+    if _NAMED.search(plain_words(name)) or _NO_DANGER.search(plain_words(name)):
+        return ""
+    said = (plain_words(value) for value in values if isinstance(value, str))
+    return "value" if any(len(words.split()) <= 3 and _SAID.search(words) for words in said) else ""
 
 # %% ../../nbs/data/08_dangers.ipynb #96583fc9
 def clean_facts(
     facts: Mapping[str, Mapping[str, Any]],  # label -> column -> value
     also: Iterable[str] = (),  # as in `danger_key`
 ) -> dict[str, dict[str, Any]]:  # with the names of `DANGERS`, and booleans or None as their values
-    "Read every danger by its meaning; raises `UserError` that names the cell for what cannot be read."
+    "Read every danger by its meaning, and take a no back where another column may say otherwise; raises `UserError` that names the cell for what cannot be read."
     if not isinstance(facts, Mapping) or not all(isinstance(known, Mapping) for known in facts.values()):
         raise UserError("facts about labels must be a table of label, column and value, such as {'Naja naja': {'venomous': true}}.")
     also, clean = list(also), {}
     for label, known in facts.items():
-        clean[label] = {}
+        clean[label], doubt = {}, False
         for name, value in known.items():
             key = danger_key(name, also)
             if key is not None:
                 try:
                     value = read_danger(value)
                 except UserError as e:
-                    raise UserError(f"facts: {name} of '{label}' is {e}") from e
-                if clean[label].get(key, value) is not value:
+                    raise UserError(f"facts: {name} of '{label}' is {which(e)}") from e
+                before = clean[label].get(key)
+                if None not in (value, before) and value is not before:
                     raise UserError(f"facts: '{label}' has two columns that both mean {key}, and they differ; keep one.")
+                value = True if before else None if key in clean[label] and before is not value else value
+            else:
+                value = clean_name(name, value)
+                doubt |= _is_doubt(name, value, also)
             clean[label][key or name] = value
+        if clean[label].get("deadly") or doubt:
+            keys = [key for key in known_dangers({label: clean[label]}, also) if key != "deadly"]
+            clean[label] |= {key: None for key in keys if clean[label][key] is False} or ({} if keys else {"dangerous": None})
     return clean
+
+
+def which(e: UserError) -> str:
+    "Turn the message of `read_danger` into the end of a sentence."
+    return str(e).replace(" is neither yes nor no", ", which is neither yes nor no", 1)
+
+
+def clean_name(name: object, value: Any) -> Any:
+    "Give the value of a fact, and None for a common or Latin name that is blank or 'nan'."
+    if plain_words(name) in ("common name", "english name", "binomial") and (value is None or value != value or plain_words(value) in NOT_KNOWN):
+        return None
+    return value
+
+
+def _is_doubt(name: object, value: Any, also: Sequence[str]) -> bool:
+    "Tell whether a fact that is not read may mean that something is dangerous."
+    try:
+        state = read_danger(value)
+    except UserError:
+        state = True  # such as 'high' or 3
+    if says_harmless(name):
+        return state is False or (state is True and not isinstance(value, (bool, int)) and bool(_SAID.search(plain_words(value))))
+    return bool(speaks_of_danger(name, [value], also)) and state is True
 
 
 def danger_state(
     facts: Mapping[str, Any],  # of one label
     key: str,  # a danger
 ) -> bool | None:  # None: not known
-    "Say whether a label is dangerous; what cannot be read is not known, and never harmless."
+    "Say whether a label is dangerous; what cannot be read is not known, and never harmless. What is toxic or deadly is venomous or poisonous, where that has no word of its own."
+    state = _read_state(facts, key)
+    if state is not None:
+        return state
+    if key in ("venomous", "poisonous", "dangerous") and _read_state(facts, "deadly"):
+        return True
+    if key in ("venomous", "poisonous"):
+        if _read_state(facts, "toxic") or (key == "venomous" and _read_state(facts, "medically_important")):
+            return True
+        if key not in facts:  # the table has no such column: 'giftig: nein' is a no, 'dangerous: no' is none
+            return True if _read_state(facts, "dangerous") else _read_state(facts, "toxic")
+    return None
+
+
+def _read_state(facts: Mapping[str, Any], key: str) -> bool | None:
+    "Read one danger of a label; None for what cannot be read."
     try:
         return read_danger(facts.get(key))
     except UserError:
@@ -129,17 +204,71 @@ def known_dangers(
     own = [key for name in also if (key := danger_key(name, [name]))]
     return tuple(key for key in dict.fromkeys([*DANGERS, *own]) if any(key in facts for facts in label_facts.values()))
 
+
+def join_facts(
+    several: Sequence[Mapping[str, Mapping[str, Any]]],  # the facts of several models, each from `clean_facts`
+    also: Iterable[str] = (),  # as in `danger_key`
+) -> dict[str, dict[str, Any]]:  # the first one's, with every danger of all
+    "Join what several models know: of a danger a yes counts before what is not known, and that before a no."
+    keys, joined = {key for facts in several for key in known_dangers(facts, also)}, {}
+    for label in dict.fromkeys(label for facts in several for label in facts):
+        each = [facts.get(label, {}) for facts in several]
+        states = {key: [_read_state(known, key) for known in each] for key in keys}
+        joined[label] = dict(next(known for known in each if known)) if any(each) else {}
+        joined[label] |= {key: True if True in found else None if None in found else False for key, found in sorted(states.items())}
+    return joined
+
 # %% ../../nbs/data/08_dangers.ipynb #75f3a7d9
-SUBJECTS = {"snake": "venomous", "spider": "venomous", "scorpion": "venomous", "jellyfish": "venomous", "reptile": "venomous",
-            "mushroom": "poisonous", "fungus": "poisonous", "plant": "poisonous", "berry": "poisonous", "frog": "poisonous"}  # what can be dangerous, and how
+SUBJECTS = {"snake": "venomous", "spider": "venomous", "scorpion": "venomous", "jellyfish": "venomous", "centipede": "venomous", "reptile": "venomous",
+            "mushroom": "poisonous", "fungus": "poisonous", "plant": "poisonous", "berry": "poisonous", "frog": "poisonous", "toad": "poisonous", "amphibian": "poisonous"}  # what can be dangerous, and how
+_SAME = {"snake": "serpent viper cobra adder rattlesnake python boa schlange giftschlange natter serpente serpiente culebra vibora", "spider": "tarantula spinne araignee arana ragno aranha", "scorpion": "skorpion escorpion alacran scorpione escorpiao",
+         "mushroom": "toadstool pilz champignon seta hongo fungo cogumelo svamp grzyb", "fungus": "fungi", "plant": "pflanze plante planta pianta wildflower herb", "berry": "beere baie baya bacca", "frog": "frosch grenouille rana", "reptile": "reptil", "jellyfish": "qualle medusa"}
+_NOUNS = {plain_words(word): subject for subject in SUBJECTS for word in [subject, *_SAME.get(subject, "").split()]}
 _GENERA = {
     "snake": "acanthophis agkistrodon aspidelaps atheris atractaspis bitis boiga bothriechis bothrops bungarus calloselasma calliophis causus cerastes crotalus daboia deinagkistrodon dendroaspis "
              "dispholidus echis gloydius hydrophis lachesis laticauda micruroides micrurus naja notechis ophiophagus oxyuranus protobothrops pseudechis pseudonaja rhabdophis sistrurus thelotornis trimeresurus tropidolaemus vipera",
     "spider": "atrax hadronyche latrodectus loxosceles phoneutria", "scorpion": "androctonus centruroides leiurus tityus parabuthus", "jellyfish": "chironex carukia physalia",
-    "mushroom": "amanita cortinarius galerina gyromitra lepiota", "plant": "aconitum atropa cicuta conium datura",
+    "mushroom": "amanita cortinarius galerina gyromitra lepiota omphalotus", "plant": "aconitum atropa cicuta conium datura",
 }
-_WORDS = {"snake": r"snakes?|cobras?|vipers?|adders?|rattlers?|kraits?|mambas?|copperheads?|cottonmouths?|taipans?|pythons?|boas?|\w+snakes?|serpents?",
-          "spider": r"spiders?|tarantulas?|black widows?", "scorpion": r"scorpions?", "jellyfish": r"jellyfish", "mushroom": r"mushrooms?|toadstools?|death cap|fung(us|i)"}
+_RELATED = {"snake": "lampropeltis pantherophis thamnophis natrix coronella elaphe zamenis lycodon ptyas nerodia heterodon pituophis coluber masticophis diadophis storeria opheodrys malayopython ahaetulla dendrelaphis chrysopelea coelognathus xenopeltis",
+            "mushroom": "boletus cantharellus agaricus russula lactarius psilocybe inocybe clitocybe entoloma morchella pleurotus tricholoma"}  # with as many of them as half of the labels
+_CERTAIN = {"spider": r"black widows?|brown recluses?", "snake": r"kreuzottern?|rattlesnakes?|king cobras?", "mushroom": r"death ?caps?|destroying angels?|fliegenpilze?|knollenblatterpilze?|fly agarics?", "plant": r"poison (ivy|oak|sumac|hemlock)|deadly nightshade"}  # one label is enough
+_WORDS = {"snake": r"snakes?|cobras?|vipers?|vipere|viperes?|adders?|rattlers?|kraits?|mambas?|copperheads?|cottonmouths?|taipans?|\w+snakes?|serpents?|\w*schlangen?|\w+nattern?|couleuvres?|serpientes?|culebras?",
+          "spider": r"spiders?|tarantulas?|\w*spinnen?", "scorpion": r"scorpions?", "jellyfish": r"jellyfish", "mushroom": r"mushrooms?|toadstools?|fung(us|i)|\w+pilze?|chanterelles?|boletes?|champignons?"}
+_WEAK = {"snake": r"pythons?|boas?"}  # with another word, or two of them in more than half of the labels
+
+
+def subject_noun(
+    subject: str,  # as a person wrote it: 'Sea snakes ', 'Schlange'
+) -> str:  # one of `SUBJECTS`; empty for what is none of them
+    "Find the dangerous kind of thing that a subject names."
+    words = [word for word in plain_words(subject).split() if word not in ("species", "photos", "pictures", "images")]
+    head = next((i for i, word in enumerate(words) if word in ("of", "from", "in", "on", "and") and i), len(words))
+    for word in (words[head - 1 : head] + words[-1:]):
+        for form in (word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("n"), word.removesuffix("ies") + "y"):
+            if form in _NOUNS:
+                return _NOUNS[form]
+    return ""
+
+
+def subject_name(subject: str) -> str:
+    "Write a subject for people, in the singular and without a danger before it: 'Venomous sea snakes ' is 'sea snake'."
+    words = [word for word in " ".join(str(subject).split()).split(" ") if word]
+    while len(words) > 1 and danger_key(words[0]):
+        words = words[1:]
+    noun = subject_noun(words[-1]) if words else ""
+    if noun and plain_words(words[-1]) in (noun, f"{noun}s", f"{noun}es", f"{noun.removesuffix('y')}ies", "fungi"):
+        words[-1] = noun
+    elif noun and plain_words(words[-1]).removesuffix("s") in _SAME.get(noun, "").split():
+        words[-1] = words[-1].removesuffix("s")
+    return " ".join(words)
+
+
+def _genera(label: str) -> set[str]:
+    "Find what may be a genus in a label: its first word, the first in brackets, and any other that alone begins with a capital; an epithet is none."
+    label = "".join(mark for mark in unicodedata.normalize("NFKD", str(label)) if not unicodedata.combining(mark))
+    starts = [plain_words(part).split()[:1] for part in re.split(r"[(,;|]| [-–] ", label)]
+    return {word for start in starts for word in start} | {word.lower() for word in re.findall(r"(?<![A-Za-z])[A-Z][a-z]+(?![a-zA-Z])", label)}
 
 
 def guess_subject(
@@ -147,30 +276,55 @@ def guess_subject(
     name: str = "",  # of the model, with whatever else is said about it
 ) -> str:  # one of `SUBJECTS`; empty where nothing points to one
     "Guess from the labels what dangerous kind of thing a model is about."
-    texts = [plain_words(label) for label in labels]
-    for subject, genera in _GENERA.items():
-        known = set(genera.split())
-        if any(known & set(text.split()) for text in texts):
+    texts, genera = [plain_words(label) for label in labels], [_genera(label) for label in labels]
+
+    def count(pattern: str) -> int:
+        return sum(bool(re.search(rf"\b({pattern})\b", text)) for text in texts)
+
+    for subject in _GENERA:
+        if any(set(_GENERA[subject].split()) & each for each in genera) or (subject in _CERTAIN and count(_CERTAIN[subject])):
             return subject
     for subject, pattern in _WORDS.items():
-        n = sum(bool(re.search(rf"\b({pattern})\b", text)) for text in texts)
-        if (n and n >= len(texts) / 2) or re.search(rf"\b{subject}s?\b", plain_words(name)):
+        n, weak = count(pattern), count(_WEAK.get(subject, r"(?!)"))
+        related = sum(bool(set(_RELATED.get(subject, "").split()) & each) for each in genera)
+        if ((n or weak >= 2) and n + weak >= len(texts) / 2) or (related and related >= len(texts) / 2) or re.search(rf"\b{subject}s?\b", plain_words(name)):
             return subject
     return ""
 
 # %% ../../nbs/data/08_dangers.ipynb #5149c214
+def named_danger(text: object) -> str | None:
+    "Find the danger that a label or a target is itself, such as 'venomous', 'edible' or 'Toxic Plant'."
+    words = plain_words(text)
+    if (key := danger_key(text)) is not None:
+        return key
+    if _NO_DANGER.search(words) or not (_SOUNDS.search(words) or re.search(r"\b(non|not|un) ?(venom|poison|toxi|danger|gift)|\b(in)?(edible|essbar)|\bcomestible|\bharmless|\bharmlos", words)):
+        return None
+    return "venomous" if "venom" in words else "toxic" if re.search(r"poison|toxi|gift", words) else "poisonous" if re.search(r"edible|essbar|comestible", words) else "dangerous"
+
+
 def model_dangers(
     info: Any,  # a `BundleInfo`
-) -> tuple[tuple[str, ...], bool, str]:  # the dangers to speak of, whether the facts know them, and the subject
-    "Say which dangers a model has to speak of: those that its facts know, else the one that its subject can have."
-    also = getattr(info, "danger_columns", None) or ()
-    facts = getattr(info, "label_facts", None) or {}
-    keys = known_dangers(facts, also)
-    known = any(danger_state(each, key) is not None for each in facts.values() for key in keys)
-    subject = getattr(info, "subject", "") or guess_subject(getattr(info, "labels", None) or (), " ".join(str(getattr(info, part, "")) for part in ("name", "title")))
-    if keys or subject.casefold() not in SUBJECTS:
-        return keys, known, subject
-    return (SUBJECTS[subject.casefold()],), False, subject
+) -> tuple[tuple[str, ...], bool, str]:  # the dangers to speak of, the subject's own first; whether the facts know that one; and the subject
+    "Say which dangers a model has to speak of: the one that its subject can have, and those that its facts, labels and targets name."
+    also, facts = getattr(info, "danger_columns", None) or (), getattr(info, "label_facts", None) or {}
+    targets = getattr(info, "targets", None) or {}
+    labels = list(dict.fromkeys(str(label) for names in (getattr(info, "labels", None) or (), *targets.values()) for label in names))
+    keys = list(known_dangers(facts, also))
+    given = subject_name(getattr(info, "subject", "") or "")
+    noun = subject_noun(given) or guess_subject(labels, " ".join(str(getattr(info, part, "")) for part in ("name", "title")))
+    named = [key for text in (getattr(info, "target", ""), *targets, *labels) if (key := named_danger(text))]
+    own = SUBJECTS.get(noun) or ("venomous" if "medically_important" in keys else None)
+    if not own and not keys and named:
+        keys = [*dict.fromkeys(named)]
+    elif named and not set(keys) & set(DANGERS):
+        keys += [key for key in dict.fromkeys(named) if own is None or key in ("venomous", "poisonous")]
+    if own:  # its own words for the same
+        keys = [own] + [key for key in keys if key not in (own, "toxic", "deadly") and (key != "dangerous" or own in keys)]
+    elif "deadly" in keys:  # whose no says nothing
+        keys = [key for key in keys if key != "deadly"] if set(keys) & {"venomous", "poisonous", "toxic", "dangerous"} else ["dangerous", *[key for key in keys if key != "deadly"]]
+    first = keys[:1] if own else keys
+    known = any(danger_state(each, key) is not None for each in facts.values() for key in first)
+    return tuple(keys), known, given or noun
 
 
 def with_unknown(
@@ -183,7 +337,7 @@ def with_unknown(
 
 def danger_name(key: str) -> str:
     "Write a danger for people."
-    return "dangerously venomous" if key == "medically_important" else key.replace("_", " ")
+    return "dangerously venomous" if key == "medically_important" else re.sub(r"^(has|have) ", "with ", key.replace("_", " "))
 
 
 def danger_noun(key: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import snakecls
 from ..core import UserError, read_json, unknown_name, usual_mode, write_json
-from ..data.dangers import clean_facts
+from ..data.dangers import DANGERS, clean_facts, danger_key
 from ..data.photos import PhotoSpec, open_photo
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ def check_facts(
     for label in facts:
         if label not in labels:
             raise unknown_name("label_facts: label", label, labels)
+    for label in labels:
+        if (key := danger_key(label)) in DANGERS and (facts.get(label) or {}).get(key) is None:  # the label says it itself
+            facts[label] = (facts.get(label) or {}) | {key: True}
     return facts
 
 
