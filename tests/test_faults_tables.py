@@ -470,3 +470,47 @@ def test_a_folder_that_may_not_be_read_costs_its_own_photos_only(tmp_path, monke
     assert len(table) == 3 and "'shut' may not be looked into" in table.attrs["issues"][0]["reason"] and "could not look into 1 folder" in notes(table)
     with pytest.raises(UserError, match="shut' may not be read; change its permissions"):
         load_table(pd.DataFrame({"file": ["shut/4.jpg", "shut/5.jpg"], "label": ["x", "y"]}), root=tmp_path)
+
+
+# The column of the paths
+
+
+@pytest.mark.parametrize("column", ["photo_name", "picture", "Image Index", "image_filename", "local_path"])
+def test_names_of_image_files_come_before_an_id(tmp_path, column):
+    from snakecls.data.given import table_photos
+
+    make(tmp_path, *(f"{i}.jpg" for i in range(24)))
+    frame = pd.DataFrame({"id": range(24), column: [f"{23 - i}.jpg" for i in range(24)], "label": ["x", "y"] * 12})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for table in (load_table(frame, root=tmp_path), load_table(tmp_path / "t.csv"), load_unlabelled(tmp_path / "t.csv")):
+        assert names(table)[0] == "23.jpg" and f"'{column}'" in notes(table) and "'id' could be meant as well" in notes(table)
+    said = []
+    assert table_photos(tmp_path / "t.csv", say=said.append)[0][1].endswith("/23.jpg") and f"'{column}'" in said[0]
+    assert names(load_table(frame, root=tmp_path, path_column="id"))[0] == "0.jpg"
+    lost = load_table(frame.assign(**{column: "before/" + frame[column].str.replace(".jpg", "x.jpg")}), root=tmp_path)
+    assert names(lost)[0] == "0.jpg" and f"'{column}' could be meant as well" in notes(lost)  # those files are not there
+
+
+def test_of_two_columns_of_photos_the_one_that_was_taken_is_told(tmp_path):
+    make(tmp_path, *(f"{i}.jpg" for i in range(4)))
+    frame = pd.DataFrame({"image": [f"{i}.jpg" for i in range(4)], "filename": [f"{3 - i}.jpg" for i in range(4)], "label": list("xyxy")})
+    assert "'image' could be meant as well" in notes(load_table(frame, root=tmp_path)) or "'filename' could be meant as well" in notes(load_table(frame, root=tmp_path))
+    assert load_table(frame.assign(filename=frame["image"]), root=tmp_path).attrs["warnings"] == []
+    with pytest.raises(UserError, match="several columns of photos .'a', 'b'.; say which one is meant with path_column"):
+        load_table(frame.rename(columns={"image": "a", "filename": "b"}), root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["path", None])
+def test_paths_in_the_index(tmp_path, name):
+    make(tmp_path, *(f"{i}.jpg" for i in range(4)))
+    frame = pd.DataFrame({"id": range(4), "label": list("xyxy")}, index=pd.Index([f"{3 - i}.jpg" for i in range(4)], name=name))
+    frame.to_parquet(tmp_path / "t.parquet")
+    for table in (load_table(frame, root=tmp_path), load_table(tmp_path / "t.parquet")):
+        assert names(table) == ["3.jpg", "2.jpg", "1.jpg", "0.jpg"]
+
+
+def test_a_cut_download_is_refused_in_a_sentence(tmp_path):
+    text = "file,label\n" + "".join(f"{i}.jpg,{i % 7}\n" for i in range(5000))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode())[:-200])
+    with pytest.raises(UserError, match="cannot be read as a table .the file was cut off or is damaged"):
+        load_table(tmp_path / "t.csv.gz")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'some', 'count', 'option', 'clean_label', 'split_name',
-           'check_split_names', 'find_column', 'to_columns', 'as_text', 'as_label', 'choose_label', 'read_splits',
-           'find_splits', 'split_columns']
+           'check_split_names', 'find_column', 'all_columns', 'to_columns', 'as_text', 'as_label', 'choose_label',
+           'read_splits', 'find_splits', 'split_columns']
 
 # %% ../../nbs/data/08_columns.ipynb #e8394d29
 import re
@@ -122,6 +122,18 @@ def find_column(
         return given if given in columns else plain[_plain(given)]
     words = (word + ending for word in map(_plain, known) for ending in ("", "s", "es"))
     return next((plain[word] for word in words if word in plain), None)
+
+
+def all_columns(
+    columns: Iterable[str],  # the table's
+    known: Iterable[str],  # names to recognise, the most telling first
+) -> list[str]:
+    "List all columns that are called by one of the names that people use, the most telling first."
+    plain: dict[str, list] = {}
+    for column in columns:
+        plain.setdefault(_plain(column), []).append(column)
+    words = (word + ending for word in map(_plain, known) for ending in ("", "s", "es"))
+    return list(dict.fromkeys(column for word in words for column in plain.get(word, ())))
 
 
 def _plain(column: object) -> str:

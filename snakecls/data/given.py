@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError, atomic_write
-from .columns import PATH_COLUMNS, as_text, find_column, some
+from .columns import as_text, option, some
 from .files import expand_photos
-from .sources import TABLE_SUFFIXES, is_photo_name, locate, read_file
+from .places import locate
+from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file
 
 # %% ../../nbs/data/13_given.ipynb #6b478685
 def refuse_address(
@@ -76,12 +77,12 @@ def table_photos(
 ) -> list[tuple[str, str]]:  # (as it stands in the table, file)
     "List the photos of a table, as it names them; those that are not there are listed too, and told when they are opened."
     table = read_file(source)
-    column = find_column(table.columns, PATH_COLUMNS)
-    if column is None:
-        names = [name for name in table.columns if table[name].map(lambda cell: isinstance(cell, str) and is_photo_name(cell)).any()]
-        if len(names) != 1:
-            raise UserError(f"{source} has no column that looks like paths of photos among {some(table.columns, 8)}; call it path.")
-        column = names[0]
+    try:
+        column, notes = choose_path(table, str(source), root=Path(source).parent)
+    except UserError as e:
+        raise UserError(str(e).partition(";")[0] + "; call the right one path.") from e
+    for said in [*table.attrs.get("warnings", []), *notes]:
+        say("Note: " + said.replace(f"choose with {option('path_column')}", "call the right one path"))
     paths = as_text(table[column])
     if (empty := int(paths.isna().sum())):
         say(f"Note: left out {empty} row{'s' if empty > 1 else ''} of {source} without a path.")

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from pathlib import Path
 
 from .columns import some
@@ -23,8 +24,11 @@ def read_text(
     path: str | Path,  # perhaps gzipped; UTF-8, UTF-16 or UTF-32, else the encoding of older Windows programs
 ) -> tuple[bytes, str]:  # UTF-8 with line breaks of one kind; a sentence where the encoding was a guess
     "Read a text file in whatever encoding it is; raises `ValueError` where it is none."
-    with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb") as stream:
-        data = stream.read()
+    try:
+        with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb") as stream:
+            data = stream.read()
+    except (EOFError, zlib.error) as e:
+        raise ValueError("the file was cut off or is damaged, as after a broken download") from e
     encoding, note = find_encoding(data), ""
     if encoding != "utf-8":
         text = data.decode(encoding)

@@ -17,7 +17,8 @@ from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
-from .sources import NO_FILE, TABLE_SUFFIXES, join_root, locate, read_file
+from .places import NO_FILE, locate
+from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, with_index
 
 # %% ../../nbs/data/10_tables.ipynb #2a8b19c1
 class Issues(list):
@@ -210,11 +211,12 @@ def load_table(
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     if label_level != "auto":
         raise UserError(f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a table; leave it out, or name the column with label_column.")
-    raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
+    raw = with_index(source) if isinstance(source, pd.DataFrame) else read_file(source)
     if raw.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
+    columns["path_column"], said = choose_path(raw, where, given=path_column, root=_root_of(source, root) if check_files else None)
     table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits)
-    table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *table.attrs.get("warnings", [])]}
+    table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
     table = _drop_ignored(_drop_incomplete(table, where), where)
     table = _find_photos(table, source, where, root=root, check_files=check_files, names=splits)
     table = _drop_repeated(table, where)
@@ -234,14 +236,19 @@ def _drop_ignored(table: pd.DataFrame, where: str) -> pd.DataFrame:
 # %% ../../nbs/data/10_tables.ipynb #57103750
 def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *, root: str | Path | None, check_files: bool, names: dict[str, str] | None = None) -> pd.DataFrame:
     "Make the paths absolute and leave out what does not exist."
-    if root is None:
-        root = "." if isinstance(source, pd.DataFrame) else source.parent
-    elif not Path(root).expanduser().is_dir():
-        raise UserError(f"root '{root}' is not a folder; give the folder that the photos' paths start from.")
-    root = Path(root).expanduser()
+    root = _root_of(source, root)
     if not check_files:
         return table.assign(path=join_root(table["path"], root))
     return _drop_missing(table, where, root, None if isinstance(source, pd.DataFrame) else split_name(source.stem, names), names)
+
+
+def _root_of(source: Path | pd.DataFrame, root: str | Path | None) -> Path:
+    "The folder that relative paths start from: the one given, or the one the table lies in."
+    if root is None:
+        return Path() if isinstance(source, pd.DataFrame) else source.parent
+    if not Path(root).expanduser().is_dir():
+        raise UserError(f"root '{root}' is not a folder; give the folder that the photos' paths start from.")
+    return Path(root).expanduser()
 
 
 def _open_source(source: str | Path) -> tuple[Path, str]:
@@ -338,9 +345,10 @@ def load_unlabelled(
                 add_issues(table, [], warning=said)
             return table
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
-    raw = source.reset_index(drop=True) if isinstance(source, pd.DataFrame) else read_file(source)
+    raw = with_index(source) if isinstance(source, pd.DataFrame) else read_file(source)
+    path_column, said = choose_path(raw, where, given=path_column, root=_root_of(source, root) if check_files else None)
     table = to_columns(raw, where, path_column=path_column, with_label=False, with_split=False)
-    table.attrs = dict(raw.attrs)
+    table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
     table = _find_photos(_drop_incomplete(table, where), source, where, root=root, check_files=check_files)
     return _drop_repeated(table, where).reset_index(drop=True)
 
