@@ -330,7 +330,7 @@ def facts(
     runs: Runs = None,
     json: Json = False,
 ):
-    "Give a trained model what is known about its labels, without training again; without FACTS, say what it knows."
+    "Give a trained model what is known about its labels, without training again, in place of what it knew (a danger that FACTS does not speak of is kept); without FACTS, say what it knows."
     from snakecls.workflow.answers import give_facts
     from snakecls.workflow.models import find_model
 

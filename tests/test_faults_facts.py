@@ -28,7 +28,7 @@ def table(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("header, cell", [(name, "yes") for name in (
     "highly_venomous", "deadly_poisonous", "poisonous_when_raw", "lethal_bite", "life_threatening", "fatalities", "can kill", "envenomation", "Giftigkeit", "ядовитый", "有毒", "harmless?", "Edible?", "safe to eat", "usually harmless", "unbedenklich")]
-    + [("danger_level", "high"), ("Toxicity level", "3"), ("edibility", "deadly"), ("class", "poisonous"), ("bite", "deadly"), ("venom_type", "neurotoxic"), ("can kill", "1"), ("fatalities", "12")])
+    + [("danger_level", "high"), ("Toxicity level", "3"), ("edibility", "deadly"), ("class", "poisonous"), ("bite", "deadly"), ("venom_type", "neurotoxic"), ("effect", "causes death"), ("bite severity", "4"), ("can kill", "1"), ("fatalities", "12")])
 def test_a_column_that_sounds_of_danger_is_refused_by_name_beside_a_known_one(header, cell, photo, tmp_path):
     with pytest.raises(UserError, match="venomous") as refused:
         load_facts(table(tmp_path, f"label,venomous,{header}\nNaja naja,no,{cell}\nNatrix natrix,no,\nCoronella austriaca,no,\n"), LABELS)
@@ -44,11 +44,11 @@ def test_a_header_that_means_venomous_is_read(header, tmp_path):
     assert load_facts(table(tmp_path, f"label,{header}\nNaja naja,yes\nNatrix natrix,no\n"), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
 
 
-@pytest.mark.parametrize("header, cell", [("endangered", "yes"), ("venom_source_url", "https://example.org/venomous"), ("skill", "yes"), ("gift_shop", "yes"), ("common_name", "Deadly viper"), ("genus", "Toxicodendron"), ("dishwasher safe", "yes")])
+@pytest.mark.parametrize("header, cell", [("endangered", "yes"), ("venom_source_url", "https://example.org/venomous"), ("skill", "yes"), ("gift_shop", "yes"), ("common_name", "Deadly viper"), ("genus", "Toxicodendron"), ("notes", "A deadly snake of the forests"), ("dishwasher safe", "yes")])
 def test_other_columns_are_facts(header, cell, tmp_path):
     facts, notes = read_facts(table(tmp_path, f"label,venomous,{header}\nNaja naja,yes,{cell}\n"), LABELS)
     assert facts["Naja naja"]["venomous"] is True and header in facts["Naja naja"]
-    assert any(header in note for note in notes) == (header in ("endangered", "venom_source_url"))
+    assert any(header in note for note in notes) == (header in ("endangered", "venom_source_url", "notes"))
 
 
 @pytest.mark.parametrize("subject", ["snakes", "Snake ", "\n\n", "venomous snake", "sea snake", "Philippine snakes", "serpent", "viper", "Schlange", "animal", "reptiles", "species"])

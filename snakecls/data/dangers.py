@@ -63,12 +63,12 @@ ALIASES = {  # for headers; a word that is used of bites and of food alike is 't
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases.split()}
 _MEDICAL = re.compile(r"medical(ly)? (important|significant|relevant)( venomous)?( snake| species)?|medical (importance|significance|relevance)|mivs( status)?")
-_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|bool|boolean|[01] ?= ?\w+|\w+ ?= ?[01]|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
+_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|0 1|1 0|present|bool|boolean|[01] ?= ?\w+|\w+ ?= ?[01]|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
 _OPPOSITE = re.compile(r"\b(non|not|un|no|never)[ ]?(venom|poison|toxi|danger|lethal|deadly|gift|harm|veneno|hazard)|\bin(offensi|nocu)|\b(harmless|harmlos|unbedenklich|ungefahrlich|ungiftig|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+)\b|^(\w+ly |is |are |is it |it is )*safe\b(?! (distance|zone))")
-_SOUNDS = re.compile(r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life threat|\bkill|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험")
+_SOUNDS = re.compile(r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life threat|\bkill|\bunsafe\b|\bld ?50\b|\b(bite|sting) (severity|effect|risk)|^(hat )?gift$|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험")
 _NO_DANGER = re.compile(r"endanger|\b(urls?|links?|source|sources|reference|references|citation|citations|doi|photographer|credit)$")  # of what is threatened, or where something is written
 _NAMED = re.compile(r"\b(names?|species|genus|genera|family|familia|order|binomial|latin|scientific|synonyms?|taxon|label|labels|author|countries|country|region|regions)\b")  # columns that hold names, where a word of danger is one
-_SAID = re.compile(r"\b(deadly|lethal|fatal|poisonous|venomous|toxic|dangerous|giftig|todlich|\w+toxic|\w+toxin|gefahrlich|venimeux|veneneux|harmful|hazardous)\b")
+_SAID = re.compile(r"\b(deadly|deaths?|lethal|fatal|poisonous|venomous|toxic|dangerous|giftig|todlich|\w+toxic|\w+toxin|gefahrlich|venimeux|veneneux|harmful|hazardous)\b")
 
 
 def danger_key(
