@@ -256,7 +256,7 @@ def keep_dangers(
     new, old, notes = known_dangers(facts, danger_columns), info.label_facts, []
     facts = {label: dict(known) for label, known in facts.items()}
     for key in known_dangers(old, info.danger_columns):
-        kept = [label for label, known in old.items() if known.get(key) is not None and (key not in new or label not in facts)]
+        kept = [label for label, known in old.items() if (known.get(key) is not None and key not in new) or (known.get(key) is True and label not in facts)]  # a yes outlives a missing row, a no does not
         for label in kept:
             facts[label] = facts.get(label, {}) | {key: old[label][key]}
         if key not in new:
