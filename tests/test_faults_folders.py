@@ -556,3 +556,159 @@ def test_corrections_move_names_alone_and_never_a_group(tmp_path):
     assert found.iloc[0, 1:].tolist() == ["b", "B", "s", "F", "n"] and len(found) == 8
     assert done["outcome"].tolist() == ["relabelled, and with it genus, venomous", "another photo"]
     assert any("decide again" in note for note in found.attrs["warnings"])
+
+
+# Folders for splits with other names; links; what was unpacked; copies
+
+
+@pytest.mark.parametrize("train, other, split", [
+    ("train2017", "val2017", "valid"), ("TrainSet", "TestSet", "test"), ("trainData", "testData", "test"), ("images_train", "images_val", "valid"), ("01_train", "02_val", "valid"), ("train", "val1", "valid"),
+    ("seg_train/seg_train", "seg_test/seg_test", "test"), ("traindata", "testdata", "test"), ("Train2019/images", "Val2019/images", "valid"),
+])  # fmt: skip
+def test_splits_with_other_names(tmp_path, train, other, split):
+    make(tmp_path, *photos(f"{train}/cat", f"{train}/dog", f"{other}/cat", f"{other}/dog"), "seg_pred/seg_pred/x.jpg")
+    table = load_table(tmp_path)
+    assert set(table["label"]) == {"cat", "dog"} and set(table["split"]) == {"train", split} and len(table) == 12
+    assert train in ("train",) or any("read as splits" in note and "data.label_level: 1" in note for note in table.attrs["warnings"])
+    assert "split" not in load_table(tmp_path, label_level=1)
+
+
+@pytest.mark.parametrize("names", [("train station/day", "train station/night", "bus station/day", "bus station/night"), ("freight_train/red", "freight_train/blue", "steam_train/red", "steam_train/blue"),
+                                   ("train_set/a", "train_set/b", "test_tube/c", "test_tube/d")])  # fmt: skip
+def test_classes_that_are_no_splits(tmp_path, names):
+    assert "split" not in load_table(make(tmp_path, *photos(*names)), label_level="auto") or names[0] == "train_set/a"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_the_folder_itself_comes_before_links_to_it(tmp_path):
+    make(tmp_path / "set", *photos("cat", "dog", "wolf"))
+    for link, target in (("cat/see_also", "../dog"), ("aaa", "dog"), ("cat/up", "../.."), ("zzz", "."), ("dog/c.jpg", "../cat/cat0.jpg")):
+        (tmp_path / "set" / link).symlink_to(target)
+    make(tmp_path / "store", *photos("fox"))
+    (tmp_path / "set/fox").symlink_to("../store/fox")
+    table = load_table(tmp_path / "set")
+    assert table["label"].value_counts().to_dict() == {"cat": 3, "dog": 3, "wolf": 3, "fox": 3}
+    (note,) = [note for note in table.attrs["warnings"] if "5 links" in note]
+    assert "'aaa' is a link to 'dog', which was read already" in note and "'cat/up' is a link to a folder that holds this one" in note
+
+
+def test_the_unpacked_zip_is_no_class_unless_it_is_meant(tmp_path):
+    import zipfile
+
+    make(tmp_path, *photos("cat", "dog"))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name in photos("cat", "dog"):
+            archive.writestr(name, b"x")
+    load_table(tmp_path / "photos.zip")
+    table = load_table(tmp_path)
+    assert set(table["label"]) == {"cat", "dog"} and any("what was unpacked from a zip ('photos.unpacked')" in note for note in table.attrs["warnings"])
+    make(tmp_path / "around")
+    (tmp_path / "around").mkdir(exist_ok=True)
+    (tmp_path / "photos.unpacked").rename(tmp_path / "around/photos.unpacked")
+    assert set(load_table(tmp_path / "around")["label"]) == {"cat", "dog"}
+
+
+def test_programs_and_their_copies_are_no_classes(tmp_path):
+    names = photos("cat", "dog")
+    copies = [f"cat/{folder}/{prefix}cat{i}.jpg" for folder, prefix in (("thumbs", "thumb_"), ("Thumbnails", ""), ("_thumbs", "tn_"), ("Picasa", ""), ("Originals", "")) for i in range(3)]
+    junk = ["~snapshot/h/cat/c1.jpg", "RECYCLER/S-1-5-21/x.jpg", "Network Trash Folder/x.jpg", "Temporary Items/x.jpg", "@tmp/x.jpg", "@sharebin/x.jpg", "_gsdata_/x.jpg", "Previews.lrdata/x.jpg", "A.aplibrary/x.jpg",
+            "mlruns/0/meta.yaml", "mlruns/0/x.jpg", "lightning_logs/version_0/x.jpg", "flagged/log.csv", "flagged/image/x.jpg", "env/lib/python3/site-packages/x.png", "build/lib/x.png"]  # fmt: skip
+    table = load_table(make(tmp_path, *names, *copies, *junk))
+    assert len(table) == 6 and set(table["label"]) == {"cat", "dog"}
+    assert {Path(issue["path"]).name for issue in table.attrs["issues"] if issue["issue"] == "left out"} == {name.split("/")[0] for name in junk} | {name.split("/")[1] for name in copies}
+
+
+def test_classes_called_like_a_programs_folders_stay_and_are_told(tmp_path):
+    names = ("thumbs", "Originals", "flagged", "build", "env", "mlruns", "Recycler")
+    table = load_table(make(tmp_path, *[f"{name}/{i}.jpg" for name in (*names, "cat") for i in range(3)], "cat/originals/9.jpg"))
+    assert set(table["label"]) == {*names, "cat"} and len(table) == 25
+    (note,) = table.attrs["warnings"]
+    assert "read 8 folders" in note and "move them elsewhere" in note
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such names there")
+def test_names_with_line_breaks_are_told_on_one_line(tmp_path):
+    table = load_table(make(tmp_path, *photos("cat", "dog"), "wolf\nfox/1.jpg", "cat/a\nb.jpg", "cat/c\\d.jpg"))
+    (note,) = table.attrs["warnings"]
+    assert len(table) == 6 and "\n" not in note and "holds a line break" in note and "holds a backslash" in note and r"wolf\nfox" in note
+    draw(tmp_path / "a\nb.jpg", 1)
+    code, _, err = command("predict", tmp_path / "a\nb.jpg", cwd=tmp_path)
+    assert code == 2 and "line break" in err and len(err.strip().splitlines()) == 1
+
+
+# Archives: names as their programs wrote them
+
+
+def test_names_in_archives_are_read_as_they_were_written(tmp_path):
+    import zipfile
+
+    from snakecls.data.archives import unpack_zip
+
+    path = tmp_path / "photos.zip"
+    names = ["set\\Vip\u00e8re\\1.jpg", "set\\Boa\\2.jpg", "set\\Boa\\", "set/Boa/3.jpg"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name.replace("\u00e8", "##"), b"" if name.endswith("\\") else name.encode())
+        archive.writestr("set/Boa/3.jpg", b"the last")
+    path.write_bytes(path.read_bytes().replace(b"Vip##re", "Vip\u00e8re".encode()))  # without the flag that says so
+    table = load_table(path)
+    assert set(table["label"]) == {"Vip\u00e8re", "Boa"} and len(table) == 3
+    assert any("unpacked 3 files" in note and "1 name stands in it more than once ('set/Boa/3.jpg')" in note for note in table.attrs["warnings"])
+    folder = tmp_path / "photos.unpacked"
+    assert (folder / "set/Boa/3.jpg").read_bytes() == b"the last"
+    note = json.loads((folder / ".unpacked.json").read_text())  # as an earlier version left it
+    (folder / ".unpacked.json").write_text(json.dumps({key: value for key, value in note.items() if key != "names"}))
+    (folder / "set").rename(folder / "other")
+    assert (unpack_zip(path)[0] / "set/Boa/3.jpg").exists() and "was unpacked before" in unpack_zip(path)[1]
+    old = tmp_path / "old.zip"
+    with zipfile.ZipFile(old, "w") as archive:
+        archive.writestr("##/1.jpg", b"x")
+    old.write_bytes(old.read_bytes().replace(b"##", b"\x8a\x82"))  # cp437
+    assert (unpack_zip(old)[0] / "\u00e8\u00e9/1.jpg").exists()
+
+
+# Patterns; photos that a model has seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links and names")
+def test_patterns_leave_out_what_folders_leave_out(tmp_path):
+    from snakecls.data.given import find_photos, pattern_table
+
+    for name in ("cat/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "cat/thumbs/1.jpg", "dog/2.jpg", "cat/a\nb.jpg"):
+        draw(tmp_path / "p" / name, 0)
+    (tmp_path / "p/dog/notes.txt").touch()
+    with open(os.fsencode(tmp_path / "p/cat") + b"/odd\xff.jpg", "wb") as stream:
+        stream.write((tmp_path / "p/cat/1.jpg").read_bytes())
+    (tmp_path / "p/cat/more").symlink_to("../dog")
+    said: list[str] = []
+    assert [os.path.relpath(path, tmp_path / "p") for path in find_photos(f"{tmp_path}/p/**/*", say=said.append)] == ["cat/1.jpg", "dog/2.jpg"]
+    text = "\n".join(said)
+    assert all(words in text for words in ("thumbnails of a NAS", "thumbnails of the photos", r"odd\xff.jpg", r"a\nb.jpg", "which was read already", "notes.txt")) and len(said) == 4, text
+    assert set(pattern_table(f"{tmp_path}/p/**/*.jpg")["label"]) == {"cat", "dog"}
+    assert len(find_photos(f"{tmp_path}/p/cat/@eaDir/*/*.jpg")) == 1  # asked for by name
+    before = os.getcwd()
+    os.chdir(tmp_path / "p")
+    try:
+        assert find_photos("**/*.jpg") == ["cat/1.jpg", "dog/2.jpg"] and find_photos("cat/*") == ["cat/1.jpg"]
+    finally:
+        os.chdir(before)
+
+
+def test_scores_on_photos_that_the_model_knows_are_told(nas, tmp_path):
+    import shutil
+
+    (manifest, *_) = sorted((nas / "runs").glob("*/manifest.parquet"))
+    known = pd.read_parquet(manifest)
+    trained = int((known["split"] == "train").sum())
+    code, _, err = command("evaluate", manifest.parent / "best", "--data", ".", cwd=nas)
+    assert code == 0 and f"{trained} of 24 it was trained on" in err and "it was chosen by" in err, err
+    for label, rows in known[known["split"] == "train"].groupby("label"):
+        (tmp_path / "copy" / label).mkdir(parents=True)
+        shutil.copy(rows["path"].iloc[0], tmp_path / "copy" / label / "renamed.jpg")
+        draw(tmp_path / "copy" / label / "new.jpg", 5, size=(44, 30))
+    code, out, err = command("evaluate", manifest.parent / "best", "--data", "copy", cwd=tmp_path)
+    assert code == 0 and "3 of 6 it was trained on ('renamed.jpg'" in out + err and "chosen by" not in out + err, err
+    for folder in (tmp_path / "copy").iterdir():
+        (folder / "renamed.jpg").unlink()
+    code, out, err = command("evaluate", manifest.parent / "best", "--data", "copy", cwd=tmp_path)
+    assert code == 0 and "trained on" not in out + err, err

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -95,7 +95,7 @@ def append_line(file: Path, values: list[str]) -> None:
     if os.path.lexists(target):
         with open_file(target) as stream:
             data = stream.read()
-    columns, rows, torn = parse_lines(data, file) if data.strip() else (CORRECTION_COLUMNS, [], "")
+    columns, rows, _ = parse_lines(data, file) if data.strip() else (CORRECTION_COLUMNS, [], "")
     row = dict(zip(CORRECTION_COLUMNS, values))
     lines = [columns, *(cells for _, cells in rows), [row.get(name.lower(), "") for name in columns]]
     _replace(target, "".join(map(csv_line, lines)).encode())
@@ -132,10 +132,8 @@ def _alone(file: Path) -> Iterator[None]:
         yield
         return
     try:
-        try:
+        with suppress(OSError):  # a disk without locks
             fcntl.flock(folder, fcntl.LOCK_EX)
-        except OSError:  # a disk without locks
-            pass
         yield
     finally:
         os.close(folder)

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core import UserError, printable, track
 from .photos import MAX_PIXELS, PhotoError, open_photo
 from .scan import scan_files
-from .folders import describe_left_out, list_photos
+from .folders import bad_name, describe_left_out, list_photos, one_line
 
 # %% ../../nbs/data/13_files.ipynb #821837d1
 ISSUE_COLUMNS = ["path", "issue", "reason"]
@@ -128,8 +128,8 @@ def expand_photos(
     "List the photos that files and folders name; raises `UserError` for what is not there or holds none."
     found = []
     for source in map(Path, sources):
-        if printable(source) != str(source):
-            raise UserError(f"the name of {printable(source)} holds a byte that is not UTF-8, so that no answer can name it; rename it.")
+        if printable(source) != str(source) or one_line(str(source)) != str(source):
+            raise UserError(f"the name of {one_line(str(source))} {bad_name(str(source))}, so that no answer can name it; rename it.")
         if source.is_dir():
             inside, issues = list_photos(source)
             notes = describe_left_out(issues, source)

@@ -8,6 +8,7 @@ __all__ = ['refuse_address', 'is_pattern', 'find_photos', 'given_photos', 'table
 
 # %% ../../nbs/data/13_given.ipynb #5fb6c212
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError, atomic_write
-from .columns import as_text, option, some
+from .columns import as_text, count, option, some
 from .files import expand_photos
+from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, one_line
 from .places import locate
 from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file
 
@@ -43,13 +45,64 @@ def find_photos(
 ) -> list[str]:  # files, sorted
     "List the photos that fit a pattern; raises `UserError` where none does."
     found = sorted(path for path in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(path).is_file())
-    photos = [path for path in found if is_photo_name(path)]
+    photos, issues = _leave_out([path for path in found if is_photo_name(path)], str(Path(pattern).expanduser()))
+    folder = _fixed_part(str(Path(pattern).expanduser()))
+    notes = [note.replace(f" in '{os.path.basename(os.path.abspath(folder))}'", f" that fit '{pattern}'", 1) for note in describe_left_out(issues, folder)]
     if not photos:
-        why = f"; the {len(found)} files that fit it, such as {found[0]}, are none" if found else ""
+        why = f"; {count(len(found), 'file')} that fit it, such as {one_line(found[0])}, are none" if found and not notes else f" ({notes[0].rstrip('.')})" if notes else ""
         raise UserError(f"no photo fits the pattern '{pattern}'{why}; give a pattern such as 'photos/*.jpg', or a folder.")
-    if len(found) > len(photos):
-        say(f"Note: left out {len(found) - len(photos)} files that fit '{pattern}' and are no photos ({some([path for path in found if not is_photo_name(path)])}).")
+    if others := [one_line(path) for path in found if not is_photo_name(path)]:
+        say(f"Note: left out {len(others)} files that fit '{pattern}' and are no photos ({some(others)}).")
+    for note in notes:
+        say(f"Note: {note}")
     return photos
+
+
+def _fixed_part(pattern: str) -> str:
+    "Give the folders that a pattern names without a mark in them."
+    parts = pattern.split("/")
+    place = next((place for place, part in enumerate(parts) if any(mark in part for mark in "*?[")), len(parts))
+    return "/".join(parts[: min(place, len(parts) - 1)]) or ("/" if pattern.startswith("/") else ".")
+
+
+def _leave_out(photos: list[str], pattern: str) -> tuple[list[str], list[dict[str, str]]]:
+    "Leave out what `list_photos` leaves out of a folder: the system's pictures and programs', copies, links to what is there, names that nobody can write down."
+    top, kept, issues, known = _fixed_part(pattern), [], [], {}
+    for photo in photos:
+        steps, place, kind = os.path.relpath(photo, top).split(os.sep)[:-1], top, ""
+        for step in steps:
+            place = os.path.join(place, step) if place != "." else step
+            if place not in known:
+                known[place] = foreign_folder(place, _names(place))
+                issues += [{"path": one_line(place), "issue": LEFT_OUT, "reason": known[place]}] if known[place] else []
+            if kind := known[place]:
+                break
+        if not kind and (problem := bad_name(photo)):
+            issues.append({"path": one_line(photo), "issue": BAD_NAME, "reason": f"its name {problem}"})
+        elif not kind:
+            kept.append(photo)
+    kept, links = _once(kept, top)
+    kept, copies = leave_copies(kept, "" if top == "." else top)
+    return kept, [*issues, *links, *copies]
+
+
+def _once(photos: list[str], top: str) -> tuple[list[str], list[dict[str, str]]]:
+    "Keep each photo once, under its own path where that fits the pattern, too."
+    base, known, issues = os.path.realpath(top), {}, []
+    real = {photo: os.path.realpath(photo) for photo in photos}
+    for photo in sorted(photos, key=lambda photo: (real[photo] != os.path.normpath(os.path.join(base, os.path.relpath(photo, top))), photo)):
+        if known.setdefault(real[photo], photo) != photo:
+            issues.append({"path": photo, "issue": LINK, "reason": f"a link to '{os.path.basename(real[photo])}', which was read already"})
+    kept = set(known.values())
+    return [photo for photo in photos if photo in kept], issues
+
+
+def _names(folder: str) -> list[str]:
+    "List what lies in a folder; nothing where that cannot be read."
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 # %% ../../nbs/data/13_given.ipynb #eca8f46d
 def given_photos(

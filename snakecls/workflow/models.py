@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICT', 'FORMATS', 'DROPPED', 'run_roots', 'all_runs', 'verdict_row', 'find_any_run', 'find_model',
-           'looks_like_path', 'model_folder', 'named_run', 'run_bundle', 'evaluation_table', 'load_known', 'copy_model',
-           'export_format', 'copy_pickle', 'leaderboard_text', 'board_columns', 'wide_cells', 'fit_columns',
-           'shorten_ids', 'line_text', 'number']
+           'looks_like_path', 'model_folder', 'named_run', 'run_bundle', 'evaluation_table', 'say_seen', 'load_known',
+           'copy_model', 'export_format', 'copy_pickle', 'leaderboard_text', 'board_columns', 'wide_cells',
+           'fit_columns', 'shorten_ids', 'line_text', 'number']
 
 # %% ../../nbs/workflow/66_models.ipynb #6c8f0ba8
 import os
@@ -18,7 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, check_name, unknown_name
+from ..core import UserError, check_name, file_hash, unknown_name
+from ..data.columns import some
 from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
@@ -186,10 +187,49 @@ def evaluation_table(
     if len(unreadable):
         warning = f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}"
         table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
+    if data is not None and (warning := say_seen(bundle, table["path"].tolist(), data)):
+        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
     if "label" in table and table["label"].nunique() == 1:
         warning = f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, and macro F1 says little about one class."
         table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
     return table
+
+
+def say_seen(
+    bundle: str | Path,
+    photos: list[str],  # to score it on
+    data: object = "these photos",  # as it was given
+) -> str:  # a sentence; empty where the model has not seen them, or where its run is not there to ask
+    "Say how many photos a model was trained on, or chosen by: the same files, or copies of them under any name."
+    manifest = Path(bundle).parent / "manifest.parquet"
+    if not manifest.exists():
+        return ""
+    known = pd.read_parquet(manifest, columns=["path", "split"])
+    splits = {os.path.realpath(path): split for path, split in zip(known["path"], known["split"]) if split in ("train", "valid")}
+    sizes: dict[int, list[str]] = {}
+    for path in splits:
+        if os.path.isfile(path):
+            sizes.setdefault(os.path.getsize(path), []).append(path)
+    hashes: dict[str, str] = {}
+    seen: dict[str, list[str]] = {"train": [], "valid": []}
+    for photo in photos:
+        real = os.path.realpath(photo)
+        alike = [real] if real in splits else sizes.get(os.path.getsize(real), []) if os.path.isfile(real) else []
+        same = [path for path in alike if path == real or _hash_once(path, hashes) == _hash_once(real, hashes)]
+        if same:
+            seen[min(splits[path] for path in same)].append(photo)  # train comes before valid
+    if not seen["train"] and not seen["valid"]:
+        return ""
+    parts = [f"{len(seen[split]):,} of {len(photos):,} {words} ({some(map(os.path.basename, seen[split]), 2)})" for split, words in (("train", "it was trained on"), ("valid", "it was chosen by")) if seen[split]]
+    where = Path(data).name if isinstance(data, (str, Path)) else "the table"
+    return f"the model knows photos of {where}: {' and '.join(parts)}; the scores say too much about new ones, so give photos that it has not seen."
+
+
+def _hash_once(path: str, known: dict[str, str]) -> str:
+    "Hash a file, or remember its hash."
+    if path not in known:
+        known[path] = file_hash(path)
+    return known[path]
 
 
 def load_known(
