@@ -624,6 +624,8 @@ def test_classes_called_like_a_programs_folders_stay_and_are_told(tmp_path):
     assert set(table["label"]) == {*names, "cat"} and len(table) == 25
     (note,) = table.attrs["warnings"]
     assert "read 8 folders" in note and "move them elsewhere" in note
+    table = load_table(make(tmp_path, *[f"{i}.jpg" for i in range(3)]))  # loose ones of the same names make no copies of a class
+    assert set(table["label"]) == {*names, "cat"} and len(table) == 25
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such names there")

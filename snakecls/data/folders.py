@@ -123,27 +123,41 @@ def leave_copies(
     top: str = "",  # whose own name does not matter
 ) -> tuple[list[str], list[dict[str, str]]]:  # without copies; which folders were left out, or may hold something else
     "Leave out folders called like thumbnails or originals where each photo in them has one of its name beside the folder; what is merely called so is told."
+    root = top.rstrip("/") + "/" if top else ""
+    marked: dict[str, str] = {}  # a photo's folder: the one around it that is called so
+    for folder in {photo.rpartition("/")[0] for photo in photos}:
+        rest = folder.removeprefix(root)
+        names = rest.split("/") if folder + "/" != root else []
+        place = next((place for place, name in enumerate(names) if name.lower() in COPIES or name.lower() in _NAMED), None)
+        if place is not None:
+            marked[folder] = folder[: len(folder) - len(rest)] + "/".join(names[: place + 1])
+    if not marked:
+        return photos, []
     inside: dict[str, list[str]] = {}
     for photo in photos:
-        names = photo.removeprefix(top.rstrip("/") + "/").split("/")[:-1]
-        for place, name in enumerate(names):
-            if name.lower() in COPIES or name.lower() in _NAMED:
-                head = photo[: len(photo) - len(photo.removeprefix(top.rstrip("/") + "/"))]
-                inside.setdefault(head + "/".join(names[: place + 1]), []).append(photo)
-                break
-    if not inside:
-        return photos, []
-    there = {_plain_name(photo) for photo in photos}
+        if (folder := photo.rpartition("/")[0]) in marked:
+            inside.setdefault(marked[folder], []).append(photo)
+    there = {_plain_name(photo): photo for photo in photos}
     out, issues = set(), []
     for folder, found in inside.items():
         parent, kind = os.path.dirname(folder), COPIES.get(os.path.basename(folder).lower())
         place = parent + "/" if parent else ""
-        if kind and all(_plain_name(place + photo[len(folder) + 1 :]) in there for photo in found):
+        beside = [there.get(_plain_name(place + photo[len(folder) + 1 :]), "") for photo in found]
+        may_be_class = place == root  # then its photos must be the smaller ones, too
+        if kind and all(beside) and (not may_be_class or ("thumb" in kind and all(map(_is_smaller, found, beside)))):
             out.update(found)
             issues.append({"path": folder, "issue": LEFT_OUT, "reason": kind})
         else:
             issues.append({"path": folder, "issue": PERHAPS, "reason": "a program calls its folders so, and its photos were read"})
     return [photo for photo in photos if photo not in out], issues
+
+
+def _is_smaller(photo: str, other: str) -> bool:
+    "Tell whether a file holds fewer bytes than another."
+    try:
+        return os.path.getsize(photo) < os.path.getsize(other)
+    except OSError:
+        return False
 
 
 def list_entries(

@@ -183,11 +183,11 @@ def evaluation_table(
         if split not in known:
             raise unknown_name("split", split, known)
         table = table[table["split"] == split]
+    if data is not None and (warning := say_seen(bundle, table["path"].tolist(), data)):
+        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
     table, unreadable = keep_readable(table.reset_index(drop=True))
     if len(unreadable):
         warning = f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}"
-        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
-    if data is not None and (warning := say_seen(bundle, table["path"].tolist(), data)):
         table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
     if "label" in table and table["label"].nunique() == 1:
         warning = f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, and macro F1 says little about one class."
