@@ -313,6 +313,10 @@ def predict(
     from snakecls.workflow.answers import predict_given
     from snakecls.workflow.models import find_model
 
+    if csv is not None:
+        if not csv.is_dir():
+            check_name(csv, "--csv", ".csv")
+        check_writable(csv.parent, "the folder of --csv")
     found = given_photos(photos, say=tell)  # before a model is looked for: a mistyped path is told at once
     rows, lines = predict_given(found, find_model(one_model(model, bundle), root=runs, say=tell), top=top, csv=csv, say=tell)
     show(rows, "\n".join(lines), json)

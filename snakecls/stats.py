@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'count_classes', 'draw_f1_macro', 'draw_accuracy', 'draw_balanced_accuracy',
-           'draw_top_accuracy', 'find_top_k', 'top_names', 'find_metric', 'encode_arrays', 'top_class', 'score_draws',
-           'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison', 'say_difference',
-           'paired_bootstrap', 'mean_sd', 'share_interval']
+           'draw_top_accuracy', 'in_top_k', 'find_top_k', 'top_names', 'find_metric', 'encode_arrays', 'top_class',
+           'score_draws', 'Interval', 'resample', 'check_bootstrap', 'bootstrap_interval', 'Comparison',
+           'say_difference', 'paired_bootstrap', 'mean_sd', 'share_interval']
 
 # %% ../nbs/01_stats.ipynb #db979527
 import math
@@ -65,9 +65,19 @@ def draw_balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.nda
 
 
 def draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray, *, k: int = 3) -> np.ndarray:
-    "Compute the share of each draw whose truth is among the k most probable classes."
-    best = np.argsort(-probs, axis=1, kind="stable")[:, :k]
-    return (best == y_true[:, None]).any(1)[draws].mean(-1)
+    "Compute the share of each draw whose truth is among the k most probable classes; ties count as a miss, as in the score."
+    return in_top_k(y_true, probs, k=k)[draws].mean(-1)
+
+
+def in_top_k(
+    y_true: np.ndarray,  # (n,) class numbers
+    probs: np.ndarray,  # (n, n_classes), any monotone score
+    *,
+    k: int,
+) -> np.ndarray:  # (n,), bool
+    "Say for each sample whether its class is among the k most likely; what is as likely as it counts as more likely. Score and interval both use this."
+    own = np.take_along_axis(probs, y_true[:, None], axis=1)
+    return (probs >= own).sum(1) - 1 < min(k, probs.shape[1])
 
 
 METRICS = {"f1_macro": draw_f1_macro, "accuracy": draw_accuracy,

@@ -182,3 +182,101 @@ def test_an_old_answer_never_stands_under_a_new_photo_and_each_is_asked_once(sta
     log = app.log.read_text()
     assert "share=True" not in log and "Running on local URL:  http://127.0.0.1" in log and "the model is out of order" in log
     page.close()
+
+
+def test_a_pickle_with_older_facts_is_not_exported_as_a_copy(tmp_path):
+    from fastai.learner import Learner
+    from fastai.vision.augment import Resize
+    from fastai.vision.data import ImageDataLoaders
+    import timm
+
+    from snakecls.deploy.export import export_learner, pickled_info
+
+    for number, label in enumerate(SAFE * 3):
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        draw_snake(number).save(tmp_path / "photos" / label / f"{number}.png")
+    make_bundle(tmp_path / "run/best", SAFE, target="label", label_facts=facts_of(SAFE))
+    dls = ImageDataLoaders.from_folder(tmp_path / "photos", valid_pct=0.3, seed=0, bs=3, item_tfms=Resize(64), num_workers=0)
+    learn = Learner(dls, timm.create_model("test_resnet", num_classes=3))
+    learn.snakecls_info = {"label_facts": facts_of(SAFE), "target": "label"}
+    export_learner(learn, tmp_path / "run/export.pkl")
+    assert pickled_info(tmp_path / "run/export.pkl")["label_facts"] == facts_of(SAFE)
+    assert run("export", "same.pkl", "--model", "run/best", cwd=tmp_path).returncode == 0
+    (tmp_path / "facts.csv").write_text("label,venomous\na snake,yes\nb snake,no\nc snake,no\n")
+    assert run("facts", "facts.csv", "--model", "run/best", cwd=tmp_path).returncode == 0
+    done = run("export", "older.pkl", "--model", "run/best", cwd=tmp_path)
+    assert done.returncode == 2 and "label facts" in done.stderr and "--format bundle" in done.stderr and not (tmp_path / "older.pkl").exists()
+    assert run("export", "copy", "--model", "run/best", cwd=tmp_path).returncode == 0
+
+
+def test_one_definition_of_top_k_for_score_and_interval():
+    from snakecls.stats import bootstrap_interval
+    from snakecls.train.metrics import top_k_score
+
+    targets, probs = np.arange(16) % 4, np.full((16, 4), 0.25)  # ties everywhere
+    value, low, high = bootstrap_interval("top3_accuracy", targets, probs)
+    assert value == top_k_score(targets, probs, k=3) and low <= value <= high
+
+
+def test_two_dangers_of_the_same_classes_are_told_once_and_no_label_is_no_first_answer(photo, tmp_path):
+    labels = ["cobra", "rat snake"]
+    facts = {"cobra": {"venomous": True, "dangerous": True}, "rat snake": {"venomous": False, "dangerous": False}}
+    for number in range(4):
+        file = tmp_path / "photos" / labels[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw_snake(number).save(file)
+    sure_bundle(tmp_path / "best", labels, [0.2, 0.8], label_facts=facts)
+    done = run("evaluate", "best", "--data", "photos", "--report", "page", cwd=tmp_path)
+    text = (tmp_path / "page/report.html").read_text()
+    assert done.stdout.count("2 of 2") == 2 and "venomous and dangerous" in done.stdout  # the sentence, and its class
+    assert text.count("and called harmless</h2>") == 1 and "Venomous and dangerous, and called harmless" in text
+    sure_bundle(tmp_path / "several", labels, [0.2, 0.3], problem="multi_label", label_facts={label: {"venomous": known["venomous"]} for label, known in facts.items()})
+    pd.DataFrame({"path": [f"photos/cobra/{i}.jpg" for i in (0, 2)], "labels": ["cobra;rat snake"] * 2}).to_csv(tmp_path / "both.csv", index=False)
+    done = run("evaluate", "several", "--data", "both.csv", "--report", "page2", cwd=tmp_path)
+    assert "first answer" not in done.stdout and "got no label at all" in done.stdout, done.stdout + done.stderr
+    text = (tmp_path / "page2/report.html").read_text()
+    assert "is cobra, with rat snake" in text and re.search(r"is cobra, with rat snake</span><span class=\"fix\">\s*20", text)
+
+
+def test_a_missing_file_among_several_has_its_row_and_the_others_their_answer(photo, tmp_path):
+    make_bundle(tmp_path / "best", SAFE, target="label", label_facts=facts_of(SAFE))
+    done = run("predict", photo, "nofile.jpg", "--model", "best", "--csv", "said.csv", "--json", cwd=tmp_path)
+    rows, table = json.loads(done.stdout), pd.read_csv(tmp_path / "said.csv")
+    assert done.returncode == 2 and "top" in rows[0] and "no such file" in rows[1]["error"] and len(table) == 2 and table["rank1"].notna().tolist() == [True, False]
+    alone = run("predict", "nofile.jpg", "--model", "best", cwd=tmp_path)
+    assert alone.returncode == 2 and "nofile.jpg does not exist" in alone.stderr and alone.stdout == ""
+
+
+@pytest.mark.parametrize("words, part", [
+    (["predict", "snake.jpg", "--csv", "p.xlsx"], "--csv p.xlsx is to be a file of the kind .csv"), (["predict", "file:///work/x.jpg"], "give its path alone, such as /work/x.jpg"),
+    (["export", "model.pt"], "model.pt has the name of a .pt file, which is not written"),
+])
+def test_names_and_addresses_are_refused_in_words(words, part, photo, tmp_path):
+    make_bundle(tmp_path / "best", SAFE, target="label")
+    draw_snake(1).save(tmp_path / "snake.jpg")
+    done = run(*words, "--model", "best", cwd=tmp_path)
+    assert done.returncode == 2 and part in done.stderr and not (tmp_path / "p.xlsx").exists(), done.stderr
+
+
+def test_a_subject_in_the_plural_reads_well(photo, tmp_path):
+    from snakecls.deploy.page import header_html
+    from snakecls.models.bundle import read_bundle
+
+    bundle = sure_bundle(tmp_path / "best", SAFE, [0.7, 0.2, 0.1], label_facts=facts_of(SAFE), subject="snakes")
+    assert "a snakes" not in page_of(bundle, photo) and "from snakes that" in page_of(bundle, photo)
+    assert "Which snakes are these?" in header_html(read_bundle(bundle).info)
+
+
+def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
+    from snakecls.data.duplicates import find_duplicates
+    from snakecls.deploy.review_cases import make_cases
+    from snakecls.deploy.review_page import case_html
+
+    photos = []
+    for label in ("cobra", "rat snake"):
+        (tmp_path / label).mkdir()
+        draw_snake(1).save(tmp_path / label / "a.png")
+        photos.append({"path": str(tmp_path / label / "a.png"), "label": label})
+    table = pd.DataFrame(photos)
+    for case in make_cases(find_duplicates(table), table=table):
+        assert case.suggested == "" and "keep it as it is" not in case_html(case, None)

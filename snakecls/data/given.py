@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, atomic_write
+from ..core import UserError, atomic_write, printable
 from .columns import as_text, count, option, some
 from .files import expand_photos
 from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, one_line
@@ -27,6 +27,9 @@ def refuse_address(
     text: str | Path,  # as it was given; a path may have lost a slash of it
 ) -> None:
     "Raise `UserError` for an address such as https://…, written as it was meant."
+    local = re.match(r"file:/{1,3}(?=[^/])", str(text), re.IGNORECASE)
+    if local and not Path(text).exists():
+        raise UserError(f"{text} is an address of a file on this machine; give its path alone, such as /{str(text)[local.end():]}.")
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", str(text))
     if found and not Path(text).exists():
         address = f"{found[1]}://{str(text)[found.end():]}"
@@ -110,7 +113,7 @@ def given_photos(
     *,
     say: Callable[[str], None] = lambda note: None,  # where it is told what was left out
 ) -> list[tuple[str, str]]:  # (as it was given, file)
-    "List the photos that words of a command line name; raises `UserError` for what is not there or holds none."
+    "List the photos that words of a command line name; raises `UserError` for what holds none. A file that is not there is an error where it is alone; among several it is listed, so that its answer says why it has none and the others have theirs."
     found: list[tuple[str, str]] = []
     for source in map(str, sources):
         refuse_address(source)
@@ -118,6 +121,8 @@ def given_photos(
             found += [(path, path) for path in find_photos(source, say=say)]
         elif source.lower().endswith(TABLE_SUFFIXES) and Path(source).is_file():
             found += table_photos(source, say=say)
+        elif len(sources) > 1 and printable(source) == source and not Path(source).exists():
+            found.append((source, source))
         else:
             found += [(path, path) for path in expand_photos([source], say=say)]
     return found

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['HOOKS', 'inference_copy', 'without_hooks', 'hook_owner', 'careful_pickler', 'class_of_method', 'stores_code',
            'export_learner', 'ValidPhotos', 'learns_several', 'loader_probs', 'learner_labels', 'learner_info',
-           'learn_photo', 'load_trusted', 'LearnerPredictor']
+           'learn_photo', 'pickled_info', 'load_trusted', 'LearnerPredictor']
 
 # %% ../../nbs/deploy/50_export.ipynb #7090f7c4
 import copy
+import io
 import operator
 import os
+import pickle
 import pickletools
 import sys
 import tempfile
@@ -223,6 +225,57 @@ def learn_photo(learn: "Learner") -> Any:
     return PILImage.create(open_photo(np.full((256, 256, 3), 128, np.uint8)))
 
 # %% ../../nbs/deploy/50_export.ipynb #43717d32
+class _Inert:
+    "What stands for every object of a pickle that is only looked at: it takes whatever it is given, and does nothing."
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __init__(self, *args: Any, **kwargs: Any): ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
+        return _Inert()
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.state |= part
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+    def add(self, value: Any) -> None: ...
+
+
+class _Looker(pickle.Unpickler):
+    "Read a pickle without importing or calling anything that it names."
+
+    def find_class(self, module: str, name: str) -> type:
+        return type("Seen", (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> _Inert:
+        return _Inert()
+
+
+def pickled_info(
+    path: str | Path,  # what `export_learner` wrote
+) -> dict[str, Any] | None:  # the learner's `snakecls_info`; None where it has none, or cannot be looked at
+    "Look up what an exported learner says about itself; nothing of the pickle is run, so that it needs no trust."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            seen = _Looker(io.BytesIO(archive.read(name))).load()
+        info = seen.state.get("snakecls_info")
+    except Exception:  # whatever a damaged or foreign file makes of it
+        return None
+    return info if isinstance(info, dict) else None
+
+
 def load_trusted(path: Path, trust: bool) -> "Learner":
     "Load an exported learner. Raises `UserError` without trust, or when it is none."
     if not path.is_file():

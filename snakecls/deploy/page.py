@@ -48,7 +48,9 @@ def keep_away(dangers: Sequence[str]) -> bool:
 
 
 def with_article(noun: str) -> str:
-    "Put 'a' or 'an' before a noun."
+    "Put 'a' or 'an' before a noun; a plural gets none."
+    if noun.lower().endswith("s") and not noun.lower().endswith(("ss", "us", "is")):
+        return noun
     return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 # %% ../../nbs/deploy/53_page.ipynb #aea62f04
@@ -371,7 +373,7 @@ TITLES = {"binomial": "Which species is this?", "species": "Which species is thi
 def page_title(info: Any) -> str:
     "Give the app's title: the bundle's own, or a question about its subject or target."
     subject = getattr(info, "subject", "")
-    return getattr(info, "title", "") or TITLES.get(info.target) or (f"Which {subject} is this?" if subject and info.problem != "multi_label" else "What is in this photo?")
+    return getattr(info, "title", "") or TITLES.get(info.target) or (f"Which {subject} {'is this' if with_article(subject) != subject else 'are these'}?" if subject and info.problem != "multi_label" else "What is in this photo?")
 
 
 def first_hint(info: Any) -> str:

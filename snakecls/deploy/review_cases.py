@@ -22,7 +22,7 @@ class Case:
     "A photo to decide on."
     path: str
     label: str | list[str]  # what it is called now; "" or [] where not known
-    suggested: str  # 'keep', 'relabel' or 'drop'
+    suggested: str  # 'keep', 'relabel' or 'drop'; "" where only a look can tell
     new_label: str | list[str]  # suggested; "" or [] where none is
     reasons: tuple[tuple[str, str], ...]  # (issue, reason), the most pressing first
     others: tuple[tuple[str, str], ...] = ()  # (path, label) of photos that show the same
@@ -54,6 +54,9 @@ def make_case(path: str, rows: list[Any], known: dict[str, Any], find: Any, mult
     others = dict.fromkeys(other for issue, found in named.items() if issue in PAIRED for other in found)
     reasons = tuple((str(row.issue), shorten_reason(str(row.reason), path, named[row.issue])) for row in rows)
     label = known.get(path, empty)
+    differ = any(filled(known.get(other)) and (set(known[other]) != set(label) if multi else known[other] != label) for other in others)
+    if suggested == "keep" and filled(label) and differ:  # one of the two labels is wrong, and nothing says which
+        suggested = ""
     return Case(path, list(label) if multi else label, suggested, new_label, reasons, tuple((other, shown_labels(known.get(other, ""))) for other in others))
 
 

@@ -65,7 +65,7 @@ def case_html(
     "Say what is suspicious, what the photo is called now and what is suggested."
     reasons = "".join(f'<p class="sc-reason"><span class="sc-mark sc-unknown">{escape(issue)}</span> {escape(reason)}</p>' for issue, reason in case.reasons)
     now = f'<dt>Label now</dt><dd class="sc-now">{escape(shown_labels(case.label)) or "not known"}</dd>'
-    advice = {"relabel": escape(shown_labels(case.new_label)) or "no label", "drop": "drop the photo", "keep": "keep it as it is"}[case.suggested]
+    advice = {"relabel": escape(shown_labels(case.new_label)) or "no label", "drop": "drop the photo", "keep": "keep it as it is", "": "none: the same photo has different labels"}[case.suggested]
     decided = f'<p class="sc-decided">You decided: <strong>{escape(decision_text(decision))}</strong></p>' if decision else ""
     return f'<div class="sc-case" data-path="{escape(case.path)}">{decided}<dl>{now}<dt>Suggestion</dt><dd class="sc-advice">{advice}</dd></dl>{reasons}</div>'
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core import UserError, atomic_write, read_json
 from ..data.dangers import danger_name, danger_noun, known_dangers, model_dangers, say_unknown
-from .danger import count_dangers, say_danger
+from .danger import count_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
     confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, name_epochs, pick_right, pick_wrong, plot_confusion, plot_history, plot_together,
     say_size, score_classes,
@@ -109,8 +109,8 @@ def make_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]: 
         return []
     found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], known_facts(facts.bundle), danger_columns=facts.bundle.get("danger_columns") or [])
     where = {"test": "test photos", "valid": "validation photos"}.get(split.name, f"photos of '{split.name}'")
-    for danger in found:
-        name = danger_name(danger["danger"])
+    for danger in (found := joined(found)):
+        name = danger["names"]
         danger["kind"] = "warn" if danger["as_harmless"] or not danger["n"] else ""
         danger["title"] = f"{danger['as_harmless'] or 'None'} of {danger['n']} {name} {where} {'was' if danger['as_harmless'] < 2 else 'were'} called not {name}" if danger["n"] else f"No photo here is known to be {name}"
         danger["text"], danger["name"] = say_danger(danger), name

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core import UserError
 from ..data.dangers import clean_facts, danger_name
-from .danger import count_dangers
+from .danger import count_dangers, joined
 from .report_photos import find_thumbnail
 
 # %% ../../nbs/evaluate/48_report_danger.ipynb #237d8e06
@@ -31,7 +31,7 @@ def danger_photos(
     if predictions is None or not len(predictions) or not {"path", truth, "predicted", *(f"p_{i}" for i in range(len(labels)))} <= set(predictions) or predictions[truth].isna().any():
         return []
     found = count_dangers(predictions, labels, known_facts(bundle), danger_columns=bundle.get("danger_columns") or ())
-    return [section(danger, folders) for danger in found if danger["photos"]]
+    return [section(danger, folders) for danger in joined(found) if danger["photos"]]
 
 
 def known_facts(bundle: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,7 +44,7 @@ def known_facts(bundle: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def section(danger: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
     "Make the section of one danger."
-    name, n = danger_name(danger["danger"]), len(danger["photos"])
+    name, n = danger.get("names") or danger_name(danger["danger"]), len(danger["photos"])
     photos = [{**photo, "right": False, **find_thumbnail(photo["path"], folders)} for photo in danger["photos"][:MOST_PHOTOS]]
     text = "The surest mistakes first. Tap a photo to see all of it." + (f" {n - MOST_PHOTOS} more are not shown." if n > MOST_PHOTOS else "")
     return {"title": f"{name.capitalize()}, and called harmless", "text": text, "photos": photos}

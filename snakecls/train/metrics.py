@@ -16,6 +16,7 @@ import numpy as np
 from fastai.metrics import AccumMetric, ActivationType
 
 from ..core import UserError
+from ..stats import in_top_k
 
 # %% ../../nbs/train/31_metrics.ipynb #4613ad88
 def f1_macro_score(
@@ -35,9 +36,7 @@ def top_k_score(
 ) -> float:  # in [0, 1]
     "Compute the share of samples whose class is among the k most likely; ties count against the model's favour."
     targets, probs = np.asarray(targets), np.asarray(probs)
-    own = np.take_along_axis(probs, targets[:, None], axis=1)
-    rank = (probs > own).sum(1) + ((probs == own).sum(1) - 1)
-    return float((rank < min(k, probs.shape[1])).mean())
+    return float(in_top_k(targets, probs, k=k).mean())
 
 
 def log_loss(

@@ -57,7 +57,7 @@ def evaluate_given(
 ) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, dangers, report; lines about dangers and the page
     "Score a model, count what is dangerous and was called harmless, and write what was asked for."
     from snakecls.data.given import as_given, is_pattern, pattern_table, refuse_address, write_csv
-    from snakecls.evaluate.danger import count_dangers, danger_lines
+    from snakecls.evaluate.danger import count_dangers, danger_lines, joined
     from snakecls.evaluate.predictions import evaluate_bundle, ranked_table
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.models import evaluation_table
@@ -76,7 +76,7 @@ def evaluate_given(
 
         page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""))
     tell_unknown(info, say)
-    lines = [line for danger in dangers for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
+    lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "report": page}, lines
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICT', 'FORMATS', 'DROPPED', 'run_roots', 'all_runs', 'verdict_row', 'find_any_run', 'find_model',
            'looks_like_path', 'model_folder', 'named_run', 'run_bundle', 'evaluation_table', 'say_seen', 'load_known',
-           'copy_model', 'export_format', 'copy_pickle', 'leaderboard_text', 'board_columns', 'wide_cells',
-           'fit_columns', 'shorten_ids', 'line_text', 'number']
+           'copy_model', 'export_format', 'differing_facts', 'copy_pickle', 'leaderboard_text', 'board_columns',
+           'wide_cells', 'fit_columns', 'shorten_ids', 'line_text', 'number']
 
 # %% ../../nbs/workflow/66_models.ipynb #6c8f0ba8
 import os
@@ -288,8 +288,22 @@ def export_format(
     try:
         check_name(output, "OUTPUT")
     except UserError as e:
-        raise UserError(f"{output} cannot be written as a {output.suffix} file; the formats are {there_are}: give a folder's name, or one that ends in .pkl.") from e
+        raise UserError(f"{output} has the name of a {output.suffix} file, which is not written; there is {there_are}: give a folder's name, or one that ends in .pkl.") from e
     return "bundle"
+
+
+def differing_facts(bundle: Path) -> list[str]:  # of label_facts, danger_columns, title, subject; all that it has, where the pickle cannot be looked at
+    "List what the export.pkl beside a bundle knows otherwise than the bundle."
+    from snakecls.deploy.export import pickled_info
+    from snakecls.models.bundle import check_facts
+
+    now, then = read_bundle(bundle).info, pickled_info(bundle.parent / "export.pkl") or {}
+    try:
+        facts = check_facts(then.get("label_facts") or {}, now.labels, also=then.get("danger_columns") or ())
+    except UserError:
+        facts = None
+    known = {"label_facts": facts, "danger_columns": list(then.get("danger_columns") or ()), "title": then.get("title", ""), "subject": then.get("subject", "")}
+    return [name for name, value in known.items() if value != getattr(now, name)]
 
 
 def copy_pickle(bundle: Path, output: Path) -> Path:  # `output`
@@ -299,6 +313,10 @@ def copy_pickle(bundle: Path, output: Path) -> Path:  # `output`
         raise UserError(f"{output} exists already; give another name, or remove it.")
     if not pickled.exists():
         raise UserError(f"{bundle} has no export.pkl beside it, which only a run that finished writes; use --format bundle.")
+    older = [name.replace("_", " ") for name in differing_facts(bundle)]
+    if older:
+        raise UserError(f"the export.pkl beside {bundle} knows other facts than the bundle ({', '.join(older)}), for facts were given after it was written, and a pickle keeps what it had; "
+                        "export the bundle instead (--format bundle), or train again with data.facts.")
     output.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copyfile(pickled, output))
 
