@@ -127,7 +127,7 @@ def answer_or_say(predictor: "Predictor | LearnerPredictor", photo: str | None) 
     "Answer a photo, or say in the answer's place that something failed; what it was goes to standard error."
     try:
         return preview_html(photo) + show_answer(predictor, photo)
-    except Exception as e:  # whatever a model's code raises: the old answer would be taken for this photo's
+    except Exception as e:  # noqa: BLE001 - whatever a model's code raises: the old answer would be taken for this photo's
         traceback.print_exc()
         return message_html("There is no answer", f"The program failed ({type(e).__name__}); nothing is known about this photo. Try another one.", kind="error")
 

@@ -271,7 +271,7 @@ def pickled_info(
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             seen = _Looker(io.BytesIO(archive.read(name))).load()
         info = seen.state.get("snakecls_info")
-    except Exception:  # whatever a damaged or foreign file makes of it
+    except Exception:  # noqa: BLE001 - whatever a damaged or foreign file makes of it
         return None
     return info if isinstance(info, dict) else None
 

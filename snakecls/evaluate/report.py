@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError, atomic_write, read_json
-from ..data.dangers import danger_name, danger_noun, known_dangers, model_dangers, say_unknown
+from ..data.dangers import danger_noun, known_dangers, model_dangers, say_unknown
 from .danger import count_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
     confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, name_epochs, pick_right, pick_wrong, plot_confusion, plot_history, plot_together,
