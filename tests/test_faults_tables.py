@@ -514,3 +514,87 @@ def test_a_cut_download_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode())[:-200])
     with pytest.raises(UserError, match="cannot be read as a table .the file was cut off or is damaged"):
         load_table(tmp_path / "t.csv.gz")
+
+
+# Columns that contradict each other, short lines, keys that match nothing
+
+
+def numbered(n: int = 24, **columns) -> pd.DataFrame:
+    return pd.DataFrame({"file": [f"{i}.jpg" for i in range(n)], **columns})
+
+
+@pytest.mark.parametrize(
+    "columns, label, told",
+    [
+        ({"genus": ["Natrix", "Vipera"] * 12, "species": ["major", "major", "minor", "minor"] * 6}, "species", "stand in several genera"),
+        ({"class": ["Reptilia", "Aves"] * 12, "genus": [f"G{i % 6}" for i in range(24)]}, "genus", "'class' could be meant as well"),
+        ({"class": ["Reptilia", "Aves"] * 12, "family": [f"F{i % 6}" for i in range(24)]}, "family", "'class' could be meant as well"),
+        ({"class": ["Reptilia", "Aves"] * 12, "order": [i // 4 for i in range(24)]}, "class", ""),
+        ({"species": ["a b", "c d"] * 12, "subspecies": [f"S{i % 6}" for i in range(24)]}, "species", "'subspecies' could be meant as well"),
+        ({"class_id": [0, 1] * 12, "name": ["cat", "dog"] * 12}, "name", ""),
+        ({"label_id": [0, 1] * 12, "label_name": ["cat", "dog"] * 12}, "label_name", ""),
+        ({"label": ["x", "y"] * 12, "Label": [f"L{i % 6}" for i in range(24)]}, "label", "'Label' could be meant as well"),
+    ],
+)
+def test_no_choice_of_the_label_is_silent(tmp_path, columns, label, told):
+    table = load_table(numbered(**columns), root=tmp_path, check_files=False)
+    assert table["label"].tolist() == columns[label] and (told in notes(table) if told else table.attrs["warnings"] == [])
+
+
+def test_the_column_that_the_model_knows_is_the_label(tmp_path):
+    from snakecls.workflow.models import load_known
+
+    make(tmp_path, *(f"{i}.jpg" for i in range(24)))
+    numbered(species=["a b", "c d"] * 12, breed=[f"B{i % 6}" for i in range(24)]).to_csv(tmp_path / "t.csv", index=False)
+    assert set(load_known(tmp_path / "t.csv", ["a b", "c d", "e f"])["label"]) == {"a b", "c d"}
+    table = load_known(tmp_path / "t.csv", ["B1", "B2"])
+    assert table["label"].nunique() == 6 and "that the model knows" in notes(table) and "label_column" not in notes(table)
+
+
+def test_short_lines_are_told(tmp_path):
+    rows = "".join(f"{i}.jpg,{'xy'[i % 2]},Spain\n" for i in range(20))
+    for cell in ("Spain", '"Spain"'):
+        table = load_table(write(tmp_path / "t.csv", f"file,label,country\n{rows}20.jpg,{cell}\n"), check_files=False)
+        assert set(table["label"]) == {"x", "y"} and len(table) == 20 and "line 22 has fewer than the 3 columns" in notes(table)
+        assert [issue["issue"] for issue in table.attrs["issues"]] == ["unreadable line"]
+    table = load_table(write(tmp_path / "t.csv", "file,label,country\n" + rows.replace(",Spain", "")), check_files=False)
+    assert len(table) == 20 and "all 20 rows of 't.csv' have fewer than the 3 columns" in notes(table)
+
+
+def test_columns_of_splits_that_contradict_each_other(tmp_path):
+    frame = numbered(label=["x", "y"] * 12, split=["train"] * 20 + ["val"] * 4, is_test=[0] * 16 + [1] * 4 + [0] * 4)
+    with pytest.raises(UserError, match="'split' and 'is_test' .* contradict each other in 4 rows about the split test; correct them"):
+        load_table(frame, root=tmp_path, check_files=False)
+    assert (load_table(frame, root=tmp_path, check_files=False, split_column="split")["split"] == "train").sum() == 20
+    assert load_table(frame.assign(split=["train"] * 16 + ["test"] * 4 + ["val"] * 4), root=tmp_path, check_files=False).attrs["warnings"] == []
+    mostly = load_table(frame[["file", "label"]].assign(is_valid=[True] * 22 + [False] * 2), root=tmp_path, check_files=False)
+    assert "is true of 22 of 24 rows, which leaves 2 for training" in notes(mostly)
+
+
+@pytest.mark.parametrize("splits, told", [({"validation": "ignore"}, True), ({"tst": "ignore"}, True), ({"foo": "test"}, True), ({"test": "ignore"}, False), ({"val": "test"}, False)])
+def test_names_of_splits_that_match_nothing(tmp_path, splits, told):
+    table = load_table(numbered(label=["x", "y"] * 12, split=["train"] * 18 + ["val"] * 3 + ["Testing"] * 3), root=tmp_path, check_files=False, splits=splits)
+    assert (f"'{next(iter(splits))}' in data.splits matches nothing; there are train, val, Testing." in notes(table)) == told
+
+
+def test_numbers_in_lists_are_text(tmp_path):
+    cells = ["[1.10]", "[1.1]", "[1e3]", "[1000]", "[01, 'a 1.5']", '[-1, null, "2"]']
+    table = load_table(pd.DataFrame({"file": list("abcdef"), "labels": cells}), root=tmp_path, check_files=False, multi_label=True)
+    assert [set(labels) for labels in table["labels"]] == [{"1.10"}, {"1.1"}, {"1e3"}, {"1000"}, {"01", "a 1.5"}, {"-1", "2"}]
+
+
+def test_bytes_that_are_not_utf8_stay_apart(tmp_path):
+    pd.DataFrame({"file": list("abcd"), "label": [b"Vip\xe8re", b"Vip\xe9re", b"Boa", b"Boa"]}).to_parquet(tmp_path / "t.parquet")
+    table = load_table(tmp_path / "t.parquet", check_files=False)
+    assert table["label"].nunique() == 3 and "bytes that are not UTF-8" in notes(table) and "'Vipère'" in notes(table)
+
+
+def test_groups_are_compared_as_labels_are(tmp_path):
+    forms = [unicodedata.normalize(form, f"Café {i}") + end for i in range(15) for form, end in (("NFC", ""), ("NFD", ""), ("NFC", "\u200b"), ("NFD", " "))]
+    frame = numbered(60, label=["x", "y"] * 30, site=forms, number=[value for i in range(15) for value in (i, float(i), str(i), i)])
+    frame["number"] = frame["number"].astype(object)
+    for group in ("site", "number"):
+        divided = split_table(frame.rename(columns={"file": "path"}), group=group, valid=0.3)
+        assert divided["split"].nunique() == 2 and divided.groupby(np.arange(60) // 4)["split"].nunique().max() == 1, group
+    given = frame.rename(columns={"file": "path"}).assign(split=["train", "valid"] * 30)
+    assert "tear apart 15 values of site" in notes(split_table(given, group="site"))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'some', 'count', 'option', 'clean_label', 'split_name',
-           'check_split_names', 'find_column', 'all_columns', 'to_columns', 'as_text', 'as_label', 'choose_label',
-           'read_splits', 'find_splits', 'split_columns']
+           'check_split_names', 'find_column', 'all_columns', 'to_columns', 'as_text', 'foreign_bytes', 'as_label',
+           'choose_label', 'read_splits', 'find_splits', 'split_columns']
 
 # %% ../../nbs/data/08_columns.ipynb #e8394d29
 import re
@@ -101,7 +101,7 @@ def _truth(text: str) -> str | None:
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "img_path", "photo_path", "image_file", "file", "filename", "file_name",
                 "image", "image_name", "img", "photo", "image_id", "imageid", "photo_id", "uuid", "id")  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "target", "binomial", "binomial_name", "scientific_name",
-                 "latin_name", "species", "species_name", "taxon", "breed", "class_id", "category_id", "label_id")  # fmt: skip
+                 "latin_name", "species", "species_name", "taxon", "breed", "label_name", "class_id", "category_id", "label_id")  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset", "data_set", "dataset", "set", "partition", "phase", "fold", "usage", "is_train", "is_training", "is_training_image",
                  "is_valid", "is_validation", "is_val", "is_test", "is_holdout", "train", "training", "valid", "validation", "val", "test", "holdout")  # fmt: skip
 
@@ -152,12 +152,13 @@ def to_columns(
     splits: dict[str, str] | None = None,  # the user's own names, such as {'val': 'test'}
     with_label: bool = True,  # False: of photos without a label, or whose labels are read elsewhere
     with_split: bool = True,  # False: nobody asks for it
+    known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
 ) -> pd.DataFrame:  # a copy whose first columns are path and label, with the split, if any, as 'split'; attrs['warnings'] tells what was guessed
     "Find the columns for path, label and split and give them their standard names."
     path = find_column(raw.columns, PATH_COLUMNS, given=path_column, what="path_column")
     if path is None:
         raise UserError(f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}.")
-    label, notes = choose_label(raw, where, given=label_column, target=target, besides=path) if with_label else (None, [])
+    label, notes = choose_label(raw, where, given=label_column, target=target, besides=path, known=known) if with_label else (None, [])
     names, split, said = find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
     used = {path, *names} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
@@ -165,7 +166,7 @@ def to_columns(
     named = [as_text(raw[path]).rename("path"), *([as_label(raw[label]).rename("label")] if with_label else [])]
     table = pd.concat([*named, rest], axis=1)
     table = table if split is None else table.assign(split=split)
-    table.attrs = {"warnings": [*notes, *said]}
+    table.attrs = {"warnings": [*foreign_bytes(raw, where), *notes, *said]}
     return table
 
 # %% ../../nbs/data/08_columns.ipynb #b66a24e8
@@ -180,13 +181,38 @@ def as_text(
         values = values.astype(values.cat.categories.dtype)
     if pd.api.types.is_object_dtype(values.dtype):
         values = values.infer_objects()
-        if pd.api.types.infer_dtype(values) == "bytes":
-            values = values.str.decode("utf-8", errors="replace")
+        kind = pd.api.types.infer_dtype(values)
+        if kind == "bytes":
+            values = values.map(_decode, na_action="ignore")
+        elif kind.startswith("mixed"):  # 1 and 1.0 in one column are one number
+            values = values.map(lambda cell: int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
         _refuse_lost_digits(values.dropna())
         values = values.astype("Int64")
     text = values.astype("string").str.strip()
     return text.mask(text.eq("").fillna(False)).astype(_TEXT)
+
+
+def _decode(cell: bytes) -> str:
+    "Read bytes as UTF-8, else as older Windows programs write, so that two texts are never one."
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return cell.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return cell.decode("latin-1")
+
+
+def foreign_bytes(
+    raw: pd.DataFrame,
+    where: str,  # how messages call it
+) -> list[str]:  # a sentence for each column
+    "Say which columns hold bytes that are not UTF-8, for their encoding is a guess."
+    notes = []
+    for name in raw.columns[[pd.api.types.is_object_dtype(dtype) for dtype in raw.dtypes]]:
+        if pd.api.types.infer_dtype(raw[name]) == "bytes" and len(odd := [cell for cell in raw[name].dropna().unique() if b"\xef\xbf\xbd" in cell.decode("utf-8", errors="replace").encode()]):
+            notes.append(f"the column '{name}' of {where} holds bytes that are not UTF-8, and was read in the encoding of older Windows programs (such as {some(map(_decode, odd), 2)}); save it as text if that looks wrong.")
+    return notes
 
 
 def as_label(
@@ -219,6 +245,7 @@ def choose_label(
     given: str | None = None,  # the user's choice
     target: str | None = None,  # what is to be the label, if there is such a column
     besides: str | None = None,  # the column of the paths
+    known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
 ) -> tuple[str, list[str]]:  # the column; sentences for the user where there was a choice
     "Find the column of the labels: the one called so, else the finest whose values look like labels."
     own = find_column(raw.columns, (target,)) if target and given is None else None
@@ -228,33 +255,49 @@ def choose_label(
     if not found:
         raise UserError(f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with {option('label_column')}.")
     if len(found) == 1:
-        return found[0], []
-    codes = {column: pd.factorize(as_label(raw[column]))[0] for column in found}
-    usable = [column for column in found if _looks_like_labels(codes[column])] or found
+        return found[0], [] if target else _clashing_epithets(raw, found[0], where)
+    texts = {column: as_label(raw[column]) for column in found}
+    codes = {column: pd.factorize(text)[0] for column, text in texts.items()}
+    if known is not None and (fitting := _knows(texts, set(known))):
+        return fitting, [] if fitting == found[0] else [f"the column '{fitting}' of {where} was taken for the label, for it holds labels that the model knows, and {some([column for column in found if column != fitting], 8)} could be meant as well."]
+    usable = [column for column in found if _looks_like_labels(codes[column]) and _plain(column) not in _SIDE] or found
     best = found[0] if _plain(found[0]) in ("label", "labels") else _finest(usable, codes, raw)
     others = [column for column in found if column != best and codes[column].max() > 0 and not (_divides(codes[best], codes[column]) and _divides(codes[column], codes[best]))]
-    notes = [] if not set(others) & set(_known(raw.columns)) else [
+    notes = [] if not set(others) & {*_known(raw.columns), *(column for column in found if _plain(column) in _SIDE)} else [
         f"the column '{best}' of {where} was taken for the label ({count(codes[best].max() + 1, 'class', 'classes')}), and {some(others, 8)} could be meant as well; choose with {option('label_column')}, or with data.target."
     ]
     return best, [] if target else notes + _clashing_epithets(raw, best, where)
 
 
+_SIDE = ("subspecies", "infraspecies", "variety", "form")  # finer than what a table of species is about: told, and not taken
+
+
+def _knows(texts: dict[str, pd.Series], labels: set[str]) -> str:
+    "Find the column of which a model knows the most cells; empty where it knows none."
+    shares = {column: text.isin(labels).mean() for column, text in texts.items()}
+    best = max(shares, key=shares.get)
+    return best if shares[best] else ""
+
+
 def _candidates(columns: list[str]) -> list[str]:
     "List the columns that could be the label, the likeliest first; `class` and `order` among kingdom, family and genus are ranks."
     plain = {_plain(column): column for column in reversed(columns)}
-    ranks = [name for name in _RANKS if name in plain]
+    ranks = {"kingdom", "phylum", "order", "family", "genus"} & set(plain)
     found = _known(columns)
-    if len({"kingdom", "phylum", "order", "family", "genus"} & set(ranks)) < 2:
-        return found
+    side = [plain[name] for name in _SIDE if name in plain and "species" in plain]
+    names = [plain["name"]] if "name" in plain and found and all(_plain(column).endswith("_id") for column in found) else []
+    if not ranks:
+        return [*names, *found, *side]
     finest = [plain[name] for name in (*_SPECIES, *reversed(_RANKS)) if name in plain]
+    if len(ranks) == 1:  # one alone may be something else, such as the order of the rows: only what is finer than the class counts
+        return list(dict.fromkeys([*names, *found, *finest, *side]))
     first = [column for column in found if _plain(column) in ("label", "labels")]
-    return list(dict.fromkeys([*first, *finest, *found]))
+    return list(dict.fromkeys([*first, *finest, *found, *side]))
 
 
 def _known(columns: Iterable[str]) -> list[str]:
     "List the columns that are called like labels, the most telling first."
-    plain = {_plain(column): column for column in reversed(list(columns))}
-    return list(dict.fromkeys(plain[word + ending] for word in LABEL_COLUMNS for ending in ("", "s", "es") if word + ending in plain))
+    return all_columns(columns, LABEL_COLUMNS)
 
 
 def _looks_like_labels(codes: np.ndarray) -> bool:  # from pd.factorize
@@ -311,7 +354,9 @@ def read_splits(
         known = {cell: flag[not _FLAGS[cell.lower()]] for cell in cells}
         if not given and not _plain(name).startswith("is_") and text.map(known).eq(flag[0]).mean() > 0.5 and flag[0] != "train":
             return None, f"the column '{name}' of {where} is true of most rows, so it was not read as a split; if it is one, name it with {option('split_column')}."
-        note = "" if given or _plain(name) == "is_valid" else f"the splits of {where} were read from the column '{name}' ({', '.join(f'{cell}: {split}' for cell, split in known.items())}); say otherwise with {option('splits')}."
+        hit = int(text.map(known).eq(flag[0]).sum())
+        few = f"the column '{name}' of {where} is true of {hit:,} of {count(len(text), 'row')}, which leaves {len(text) - hit:,} for training; correct it, or name another with {option('split_column')}." if hit * 2 > len(text) and flag[0] != "train" else ""
+        note = few or ("" if given or _plain(name) == "is_valid" else f"the splits of {where} were read from the column '{name}' ({', '.join(f'{cell}: {split}' for cell, split in known.items())}); say otherwise with {option('splits')}.")
     if not given and not any(known.values()):
         sayable = f"; if it is one, say so with {option('splits')}, such as {{{cells[0]}: train}}" if cells and len(cells) <= 20 else ""
         return None, f"the column '{name}' of {where} was not read as a split, for it holds {some(cells)}{sayable}." if cells else ""
@@ -341,23 +386,53 @@ def find_splits(
     "Find and read the splits of a table."
     if given is not None:
         column = find_column(raw.columns, (), given=given, what="split_column")
-        return [column], read_splits(raw[column], where, given=True, names=names)[0], []
+        split, note = read_splits(raw[column], where, given=True, names=names)
+        return [column], split, [*([note] if note else []), *_unmatched(raw, [column], names)]
     found = split_columns([column for column in raw.columns if column not in set(besides)], bare=bare)
-    notes, read = [], {}
+    notes, read, said = [], {}, {}
     for column in found:
         split, note = read_splits(raw[column], where, names=names)
-        notes += [note] if note else []
         if split is not None:
-            read[column] = split
+            read[column], said[column] = split, note
+        elif note:
+            notes.append(note)
     flags = {column: split for column, split in read.items() if _flag_split(column)}
     if len(read) > 1 and len(flags) == len(read):
-        return list(flags), *_join_flags(flags, where)
-    for column in list(read)[1:]:
-        notes.append(f"the splits of {where} were read from the column '{next(iter(read))}' and not from '{column}'; choose with {option('split_column')}.")
+        split, joined = _join_flags(flags, where)
+        return list(flags), split, [*joined, *_unmatched(raw, list(flags), names)]
     if not read and not found:
-        return _splits_by_value(raw, where, names, besides)
-    first = next(iter(read), None)
-    return ([first], read[first], notes) if read else ([], None, notes)
+        columns, split, guessed = _splits_by_value(raw, where, names, besides)
+        return columns, split, [*guessed, *_unmatched(raw, columns, names)]
+    if not read:
+        return [], None, [*notes, *_unmatched(raw, [], names)]
+    first = next(iter(read))
+    notes = [note for note in [*notes, said[first]] if note]
+    for column in list(read)[1:]:
+        notes += _compare_splits(first, read[first], column, read[column], where)
+    return [first], read[first], [*notes, *_unmatched(raw, [first], names)]
+
+
+def _compare_splits(first: str, split: pd.Series, column: str, other: pd.Series, where: str) -> list[str]:
+    "Say where a second column puts rows into other splits; raises `UserError` where one such as `is_test` contradicts the first."
+    flag = _flag_split(column)
+    differ = split.ne(other) if flag is None else split.eq(flag[0]) != other.eq(flag[0])
+    if not differ.any():
+        return []
+    if flag is not None and _plain(column).startswith("is_"):
+        raise UserError(f"the columns '{first}' and '{column}' of {where} contradict each other in {count(differ.sum(), 'row')} about the split {flag[0]}; correct them, or name one with {option('split_column')}.")
+    return [f"the splits of {where} were read from the column '{first}' and not from '{column}', which says otherwise in {count(differ.sum(), 'row')}; choose with {option('split_column')}."]
+
+
+def _unmatched(raw: pd.DataFrame, columns: list[str], names: dict[str, str] | None) -> list[str]:
+    "Say which of the user's own names of splits stand nowhere."
+    if not names:
+        return []
+    cells = list(dict.fromkeys(cell for column in columns for cell in as_text(raw[column]).dropna().unique()))
+    texts = {form for cell in cells for form in (clean_label(cell).lower(), _truth(clean_label(cell).lower())) if form}
+    meant = {split_name(cell) for cell in cells}
+    lost = [name for name, split in names.items() if not {clean_label(str(name)).lower(), _truth(clean_label(str(name)).lower())} & texts and not (split == "ignore" and str(name) in meant)]
+    there = f"there {'is' if len(cells) == 1 else 'are'} {', '.join(cells[:8])}" if cells else "no column of splits is read"
+    return [f"{some(lost)} in data.splits {'matches' if len(lost) == 1 else 'match'} nothing; {there}."] if lost else []
 
 
 def split_columns(
@@ -366,10 +441,8 @@ def split_columns(
     bare: bool = True,  # False: only those that cannot be a label
 ) -> list[str]:
     "List the columns that are called like a split, the most telling first."
-    plain = {_plain(column): column for column in reversed(list(columns))}
     flags = ("train", "training", "valid", "validation", "val", "test", "holdout")
-    words = (word + ending for word in SPLIT_COLUMNS if bare or word not in flags for ending in ("", "s", "es"))
-    return list(dict.fromkeys(plain[word] for word in words if word in plain))
+    return all_columns(columns, [word for word in SPLIT_COLUMNS if bare or word not in flags])
 
 
 def _join_flags(flags: dict[str, pd.Series], where: str) -> tuple[pd.Series, list[str]]:

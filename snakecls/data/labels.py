@@ -131,6 +131,9 @@ def _spell(separator: str) -> str:
     return {" ": "a space", "\t": "a tab"}.get(separator, f"'{separator}'")
 
 # %% ../../nbs/data/10_labels.ipynb #c9200843
+_NUMBER = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\W\d]\w*)|([-+]?\.?[0-9](?:[eE][-+][0-9]|[\w.])*)""")
+
+
 def read_list(
     cell: object,  # a list, tuple, set or array, or the text of one; missing is no label
     where: str = "the labels",  # how messages call it
@@ -139,9 +142,10 @@ def read_list(
     if isinstance(cell, str):
         cell = cell.strip()
         glued = re.search(r"""(['"])\s+\1|[0-9]\s+[0-9.]""", cell)
+        written = _NUMBER.sub(lambda found: found[0] if found[1] else f'"{found[2]}"', cell)  # 1.10 is a text, as in any other cell
         for parse in () if glued else (ast.literal_eval, json.loads):
             try:
-                cell = parse(cell)
+                cell = parse(written)
                 break
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue

@@ -23,7 +23,7 @@ import pyarrow.csv
 from ..core import UserError, printable
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, all_columns, count, find_column, option, some
 from .folders import is_photo_name, list_photos, with_slashes
-from .messy_csv import count_columns, read_messy, read_text, split_head
+from .messy_csv import count_columns, read_messy, read_text, short_lines, split_head
 
 # %% ../../nbs/data/09_sources.ipynb #7f8d85af
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".parquet", ".pq")
@@ -70,7 +70,10 @@ def read_csv(
         names = _add_name(names, rows, separator)
     names, said = _name_apart(names, path.name)
     notes, issues = [note, said], []
-    if widths is None or max(widths, default=0) > len(names):
+    short, n = short_lines(rows, separator, columns=len(names), first=skip + 1) if widths and min(widths) < len(names) >= max(widths) else ([], 0)
+    if len(short) * 2 > n:
+        notes.append(f"{f'all {n:,} rows' if len(short) == n else f'{len(short):,} of {n:,} rows'} of '{path.name}' have fewer than the {len(names)} columns of the first line (line {some(short)}), and what they lack was taken to be their end; fill it in, or check that nothing is missing before.")
+    if widths is None or max(widths, default=0) > len(names) or 0 < len(short) * 2 <= n:
         table, issues, said = _repair(rows, separator, names, place, first=skip + 1, path=path)
         notes += said
     else:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError, atomic_write, derive_seed, file_hash, track, unknown_name
-from .columns import as_text, count, option, some
+from .columns import as_label, count, option, some
 from .folders import list_photos
 from .stratify import assign_groups, count_labels
 from .tables import add_issues, check_table
@@ -32,7 +32,7 @@ def _keys(
         return own
     if group not in table:
         raise unknown_name("group", group, table.columns)
-    return own.where(table[group].isna(), "group:" + as_text(table[group]).astype(str))
+    return own.where(table[group].isna(), "group:" + as_label(table[group]).astype(str))
 
 
 def _draw(
@@ -149,7 +149,7 @@ def split_table(
         raise unknown_name("group", group, table.columns)
     _warn_of_leaks(result, group)
     if group is not None:
-        word = as_text(table[group])
+        word = as_label(table[group])
         empty = word[word.str.lower().isin(["nan", "na", "n/a", "null", "none", "<na>", "#n/a", "-", "unknown"])]
         if empty.value_counts().max() > 1 if len(empty) else False:
             add_issues(result, [], warning=f"the {count(empty.eq(empty.iloc[0]).sum(), 'photo')} whose {group} is '{empty.iloc[0]}' stay together as one group; leave these cells empty if the word means that nothing is known.")
@@ -182,7 +182,7 @@ def _warn_of_small(table: pd.DataFrame, pool: np.ndarray, shares: Mapping[str, f
 def _warn_of_leaks(table: pd.DataFrame, group: str | None) -> None:
     "Say when a given split tears groups apart."
     if group is not None:
-        torn = table.groupby(group)["split"].nunique()
+        torn = table["split"].groupby(as_label(table[group])).nunique()
         torn = torn.index[torn > 1]
         if len(torn):
             warning = f"the given splits tear apart {count(len(torn), 'value')} of {group} ({some(torn)}); drop the column split to have them drawn anew."

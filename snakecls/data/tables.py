@@ -197,6 +197,7 @@ def load_table(
     separator: str | None = None,  # between labels in a cell; None: guessed
     unlabelled: str | None = None,  # with multi_label: 'drop' or 'negative'; None: ask, where there are any
     min_classes: int = 2,  # 1: photos of one class will do, as they do to score a model
+    known: Iterable[str] | None = None,  # labels of a model: of several columns that could be the label, the one that holds them
 ) -> pd.DataFrame:  # path, label (or labels), metadata, perhaps split; attrs: issues (left out), warnings (to be printed)
     "Read any source into the tidy table. Raises `UserError` with the remedy where the source cannot be used."
     check_split_names(splits)
@@ -215,7 +216,7 @@ def load_table(
     if raw.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
     columns["path_column"], said = choose_path(raw, where, given=path_column, root=_root_of(source, root) if check_files else None)
-    table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits)
+    table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits, known=known)
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
     table = _drop_ignored(_drop_incomplete(table, where), where)
     table = _find_photos(table, source, where, root=root, check_files=check_files, names=splits)

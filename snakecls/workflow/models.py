@@ -238,7 +238,7 @@ def load_known(
     **options,  # go to `load_table`
 ) -> pd.DataFrame:
     "Load photos for a model; where other folder levels than the usual one hold its labels, these are taken (`data.label_level`), and told."
-    table = load_table(data, **options)
+    table = load_table(data, known=labels, **options)
     if isinstance(data, pd.DataFrame) or not (Path(data).is_dir() or Path(data).suffix.lower() == ".zip") or "label" not in table or set(table["label"]) & set(labels):
         return table
     for level in (1, 2, 3, "path"):
