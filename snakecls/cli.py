@@ -91,12 +91,14 @@ def scores_text(metrics: dict) -> str:
 
     targets, both = metrics.get("targets") or {"": metrics}, bool(metrics.get("trained")) and not is_served(metrics)
     lines = [f"Served: {say_served(metrics)}. Trained: {say_epochs_trained(metrics)}."] if both else []
-    for split, target in itertools.product(("valid", "test", *(["trained"] if both else [])), targets):
+    for split, target in itertools.product(("valid", *(["trained"] if both else []), "test"), targets):
         if scores := targets[target].get(split):
             low, high = scores["f1_macro_interval"]
             others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy"} | top_names(scores)
             chosen = f"  ({chosen})" if (chosen := say_chosen(scores)) else ""
-            lines.append(f"{split:5}  {target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores) + chosen)
+            if (metrics.get("best") or {}).get("epoch") == 0:  # a probe is no epoch
+                chosen = chosen.replace("the epoch was chosen", "the weights were chosen")
+            lines.append(f"{'trained, valid' if split == 'trained' else split:5}  {target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores) + chosen)
     if found := metrics.get("fine_tuning"):
         lines.append(f"Trained weights against the linear probe, on the validation photos: {say_difference(found, found['n'])}.")
     return "\n".join(lines)
@@ -365,10 +367,10 @@ def runs(
     wide: Annotated[bool, typer.Option("--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")] = False,
     json: Json = False,
 ):
-    "List all runs, the best first, one line each."
+    "List all runs, those on the same photos together, the best first, one line each."
     from snakecls.workflow.models import all_runs, leaderboard_text
 
-    board = all_runs(folder, verdicts=wide or json)
+    board = all_runs(folder, photos=True, verdicts=wide or json)
     show(json_module.loads(board.to_json(orient="records")), leaderboard_text(board, folder, wide=wide), json)
 
 

@@ -34,14 +34,14 @@ def photo_paths(folder: str = "/photos") -> list[str]:
 
 
 def record(root: Path, name: str, served: list[str], *, trained: list[str] | None = None, probe: bool = False, parent: str | None = None, paths: list[str] | None = None,
-           size: int = 1000, hashes: list[str] | None = None, **changes) -> RunFolder:
+           size: int = 1000, hashes: list[str] | None = None, chosen: list[str] | None = None, part_of: str = "", **changes) -> RunFolder:
     "Write a finished run by hand, with its entry in logbook.md beside the folder of runs."
     experiment = {"name": name, "question": f"{name}?", "parent": parent, "seed": 42, "data": {"source": "/photos", "seed": 42}, "augment": {"mixup": 0.0}, "model": {"arch": "resnet18"}, "schedule": STAGES}
     for key, value in changes.items():
         part, _, last = key.partition("__")
         experiment[part] = {**experiment[part], last: value} if last else value
     tracker = LogbookTracker(root.parent / "logbook.md", command=f"snakecls train {name}.yaml")
-    with RunFolder.create(root, name) as run:
+    with RunFolder.create(root, name, **({"part_of": part_of} if part_of else {})) as run:
         tracker.start(experiment, run)
         run.write_experiment(experiment)
         paths = paths or photo_paths()
@@ -50,7 +50,7 @@ def record(root: Path, name: str, served: list[str], *, trained: list[str] | Non
         for key, said in (("valid", served), ("trained", trained)):
             if said is not None:
                 pd.DataFrame({"path": paths, "label": TRUTH, "predicted": said}).to_parquet(run / f"predictions-valid{'-trained' if key == 'trained' else ''}.parquet")
-                metrics[key] = {"n": N, "f1_macro": float(np.mean([a == b for a, b in zip(said, TRUTH)])), "f1_macro_interval": [0.1, 0.9]}
+                metrics[key] = {"n": N, "f1_macro": float(np.mean([a == b for a, b in zip(said, TRUTH)])), "f1_macro_interval": [0.1, 0.9]} | ({"chosen_on": chosen} if chosen else {})
         if trained is not None:
             metrics["trained"] |= {"stage": 2, "epoch": 3, "size": 96}
         run.write_metrics(metrics)
@@ -147,6 +147,67 @@ def test_photos_that_were_moved_are_the_same_and_relabelled_ones_are_not(tmp_pat
     table.assign(label=["boa", *TRUTH[1:]]).to_parquet(base / "predictions-valid.parquet")
     record(root, "relabelled", answers(0), parent=base.id)
     assert f"(not compared with {base.id})" in entries(root)[0] and "other true labels" in entries(root)[0]
+
+
+def test_another_seed_is_noise_and_one_seed_is_said_to_be_one(tmp_path):
+    root = tmp_path / "runs"
+    base = record(root, "base", answers(0))
+    record(root, "seed", answers(60), parent=base.id, seed=5, data={"source": "/photos", "seed": 5})
+    entry = entries(root)[0]
+    assert f"(another seed than {base.id} gives -0.5" in entry and "that is the noise" in entry and "(worse" not in entry
+    assert f"- Changed against {base.id}: `seed: 42 -> 5`\n" in entry
+    record(root, "mixup", answers(60), parent=base.id, augment__mixup=0.4)
+    assert f"(worse than {base.id})" in entries(root)[0] and "what another seed would change is not known" in entries(root)[0]
+
+
+def test_a_change_of_thresholds_is_not_judged_on_the_photos_that_chose_them(tmp_path):
+    root = tmp_path / "runs"
+    plain = record(root, "plain", answers(60))
+    tuned = record(root, "tuned", answers(0), parent=plain.id, chosen=["epoch", "thresholds"], predict={"thresholds": "per_class"})
+    entry = entries(root)[0]
+    assert f"(no verdict against {plain.id}: the thresholds were chosen on these photos)" in entry and "better" not in entry
+    marked = f"The thresholds of {tuned.id} were chosen on these photos, which makes its score too good"
+    assert all(marked in next(line for line in entry.splitlines() if line.startswith(begin)) for begin in ("- Compared", "- Best"))
+    record(root, "both", answers(60), parent=tuned.id, chosen=["thresholds"], predict={"thresholds": "per_class"}, augment__mixup=0.4)
+    assert f"(worse than {tuned.id})" in entries(root)[0] and "which makes their scores too good" in entries(root)[0]
+
+
+def test_what_is_as_good_is_level_and_not_the_highest(tmp_path):
+    root = tmp_path / "runs"
+    base = record(root, "base", answers(10))
+    record(root, "same", answers(10), augment__mixup=0.4)
+    best = next(line for line in entries(root)[0].splitlines() if line.startswith("- Best"))
+    assert f"this run is level with {base.id}, with the same answers" in best
+
+
+def test_one_of_several_runs_is_not_proposed_for_the_comparison(tmp_path):
+    root = tmp_path / "runs"
+    base = record(root, "base", answers(10))
+    record(root, "member", answers(50), part_of="20260101-000000-x-grid", augment__mixup=0.1)
+    record(root, "next", answers(12), augment__mixup=0.4)
+    assert f"no difference to {base.id}" in entries(root)[0] and "(no parent was given" in entries(root)[0]
+
+
+def test_the_list_puts_runs_on_the_same_photos_together_and_marks_tuned_thresholds(tmp_path):
+    root = tmp_path / "runs"
+    weak = record(root, "weak", answers(60))
+    other = record(root, "other", answers(0), paths=photo_paths("/photos/else"), size=77, data__source="/else")
+    best = record(root, "best", answers(60), chosen=["thresholds"], parent=weak.id)
+    lines = snakecls("runs", cwd=tmp_path).stdout.splitlines()
+    place = {run.id: next(i for i, line in enumerate(lines) if line.startswith(run.id)) for run in (weak, other, best)}
+    assert "120 validation photos of 3 classes: else" in lines[place[other.id] - 1] and "120 validation photos of 3 classes: photos" in lines
+    assert abs(place[weak.id] - place[best.id]) == 1 and "0.500*" in lines[place[best.id]] and "thresholds were chosen on these photos" in lines[-1]
+    rows = {row["run"]: row for row in json.loads(snakecls("runs", "--json", cwd=tmp_path).stdout)}
+    assert rows[weak.id]["photos"] == rows[best.id]["photos"] != rows[other.id]["photos"] and rows[best.id]["chosen_on"] == ["thresholds"]
+    assert "the same answers" in snakecls("runs", "--wide", cwd=tmp_path).stdout
+
+
+def test_wandb_is_missed_only_where_it_was_given():
+    from snakecls.train.options import untracked_note
+
+    plain = make_experiment({"data": {"source": "/photos"}})
+    assert untracked_note(make_experiment(plain.model_dump())) is None  # as every run of a grid is made
+    assert "wandb.entity is given" in untracked_note(make_experiment(plain.model_dump(), overrides=["wandb.entity=me"]))
 
 
 def test_a_parent_that_is_gone_or_damaged_is_told_and_the_run_is_recorded(tmp_path):
@@ -253,3 +314,6 @@ def test_folds_are_one_entry_and_never_better_or_worse_than_each_other(photos, t
     heading, entry = headings(tmp_path)[0], (tmp_path / "logbook.md").read_text().split("\n## ")[1]
     assert f"to {first.folder.name} that 60 photos could show" in heading and f"Changed against {first.folder.name}: `data.resize: crop -> squash`" in entry and second.folder.name in entry
     assert "(proposed)" not in entry and "no parent was given" not in entry
+    from snakecls.workflow.groups import find_folds
+
+    assert find_folds(tmp_path / "runs", "squares") == find_folds(tmp_path / "runs", "squares-folds") == second.folder

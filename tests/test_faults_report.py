@@ -77,7 +77,7 @@ def test_report_and_console_show_both(runs):
     probe, trained = f"{metrics['valid']['f1_macro']:.3f}", f"{metrics['trained']['f1_macro']:.3f}"
     assert f"Served: the linear probe, macro F1 {probe}; trained: {trained} after 2 epochs" in page
     assert "Macro F1, trained: after 2 epochs" in page and "not what is served" in page
-    assert console.splitlines()[0] == "Served: the linear probe. Trained: after 2 epochs." and f"trained  macro F1 {trained}" in console
+    assert console.splitlines()[0] == "Served: the linear probe. Trained: after 2 epochs." and f"trained, valid  macro F1 {trained}" in console
     found = metrics["fine_tuning"]
     tables = [pd.read_parquet(runs[0].run / f"predictions-{name}.parquet") for name in ("valid-trained", "valid")]
     assert found == pytest.approx(compare_tables(*tables)._asdict() | {"n": 16})

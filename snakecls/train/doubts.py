@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'RATES', 'MANY_EPOCHS', 'find_doubts', 'doubt_splits', 'doubt_classes', 'doubt_sizes', 'photo_size',
-           'doubt_training', 'doubt_frozen', 'doubt_rates']
+           'scaled_batch', 'doubt_training', 'doubt_frozen', 'doubt_rates']
 
 # %% ../../nbs/train/38_doubts.ipynb #a93f32e8
 from collections.abc import Sequence
@@ -92,6 +92,12 @@ RATES = {"adamw": (1e-7, 0.1), "adam": (1e-7, 0.1), "sgd": (1e-6, 10.0)}  # lowe
 MANY_EPOCHS = 1000
 
 
+def scaled_batch(experiment: Experiment, place: int, stage: Stage) -> str:  # a part of a sentence; empty where the stage has batches of its own
+    "Say why a stage has other batches than `train.bs`."
+    given = experiment.schedule[place].bs if place < len(experiment.schedule) else None
+    return f" (train.bs {experiment.train.bs} is scaled to the size of each stage, here {stage.size} px)" if given is None and stage.bs != experiment.train.bs else ""
+
+
 def doubt_training(experiment: Experiment, stages: Sequence[Stage], n_photos: int) -> list[str]:
     "Doubt rates, epochs, batches and other numbers that are far outside of what is usual."
     train, doubts = experiment.train, []
@@ -101,7 +107,7 @@ def doubt_training(experiment: Experiment, stages: Sequence[Stage], n_photos: in
         if stage.epochs and stage.lr != "auto" and not (low <= max(rates) <= high):
             doubts.append(f"schedule.{place}.lr is {max(rates):g}, {'so large that it probably destroys the weights' if max(rates) > high else 'so small that it changes next to nothing'} with {train.optimiser}; usual are {'1e-3 to 1' if train.optimiser == 'sgd' else '1e-5 to 1e-2'}, and lr: auto measures one.")
         if stage.epochs and stage.bs > n_photos:
-            doubts.append(f"schedule.{place} has batches of {stage.bs}, but there are {n_photos} training photos, so an epoch is a single step; give a smaller bs, such as {max(2, n_photos // 4)}.")
+            doubts.append(f"schedule.{place} has batches of {stage.bs}, but there are {n_photos} training photos, so an epoch is a single step; set schedule.{place}.bs to {max(2, n_photos // 4)}{scaled_batch(experiment, place, stage)}.")
     if (epochs := sum(stage.epochs for stage in stages)) > MANY_EPOCHS:
         doubts.append(f"the schedule has {epochs:,} epochs; a few to a few dozen are usual (train.patience ends a stage where nothing improves).")
     for place, amount in [("train.label_smoothing", train.label_smoothing), *((f"schedule.{at}.label_smoothing", stage.label_smoothing or 0) for at, stage in enumerate(stages))]:

@@ -149,9 +149,10 @@ def accumulate_note(
 
 def untracked_note(experiment: Experiment) -> str | None:  # one sentence
     "Say where W&B is described and not asked for."
-    if "wandb" in experiment.track or not experiment.wandb.model_fields_set:
+    given = sorted(name for name, value in experiment.wandb if value != type(experiment.wandb).model_fields[name].get_default(call_default_factory=True))  # whatever was dumped and read again has all fields set
+    if "wandb" in experiment.track or not given:
         return None
-    return f"wandb.{', wandb.'.join(sorted(experiment.wandb.model_fields_set))} is given, but W&B is not asked for; give track: [logbook, wandb]."
+    return f"wandb.{', wandb.'.join(given)} is given, but W&B is not asked for; give track: [logbook, wandb]."
 
 
 OF_EPOCHS = ("freeze", "gradual", "lr", "layer_decay", "mixup", "cutmix", "mix_p", "label_smoothing", "wd", "lr_schedule", "lr_options", "warmup")

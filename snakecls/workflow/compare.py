@@ -6,7 +6,8 @@
 __all__ = ['ABSENT', 'flatten', 'changed_places', 'diff_experiments', 'fill_defaults', 'only_training', 'read_answers',
            'match_answers', 'from_common_folder', 'compare_answers', 'answer_arrays', 'is_clear', 'compare_runs',
            'serves_probe', 'compare_views', 'parent_folder', 'runs_on_same_photos', 'judge_run', 'judge_pair',
-           'why_other_photos', 'other_targets', 'judge_best', 'read_verdict', 'write_verdict']
+           'tunes_thresholds', 'only_seed', 'why_other_photos', 'other_targets', 'judge_best', 'read_verdict',
+           'write_verdict']
 
 # %% ../../nbs/workflow/61_compare.ipynb #77c39186
 import os
@@ -50,7 +51,8 @@ def changed_places(
     before, after = ({p: v for p, v in flatten(x).items() if re.split(r"[.\[]", p)[0] not in set(ignore)} for x in (a, b))
     places = [place for place in [*after, *(p for p in before if p not in after)] if place]
     found = [(place, before.get(place, ABSENT), after.get(place, ABSENT)) for place in places]
-    return [each for each in found if each[1] != each[2]]
+    found = [each for each in found if each[1] != each[2]]
+    return [each for each in found if each[0] != "data.seed" or ("seed", *each[1:]) not in found]  # the split follows the seed, where it was not set
 
 
 def diff_experiments(
@@ -237,12 +239,13 @@ def judge_run(
     *,
     propose: bool = True,  # without a parent, compare with the newest run on the same photos
 ) -> dict:  # verdict, other, proposed, changed, reason, about, views, targets, last_epochs, best
-    "Judge a run against its parent: 'better', 'worse', 'no difference', 'not compared', 'not shown' or 'first'."
+    "Judge a run against its parent: 'better', 'worse', 'no difference', 'another seed', 'thresholds' (chosen on these photos), 'not compared', 'not shown' or 'first'."
     path, beside = parent_folder(run), runs_on_same_photos(run) if propose else []
+    alone = [other for other in beside if not read_status(other.path).get("part_of")]  # one of several runs is no finding of its own
     result = {"verdict": "first", "other": None, "proposed": False, "changed": [], "reason": "", "about": None, "views": {}, "targets": {}, "last_epochs": None, "best": judge_best(run, beside)}
-    if path is None and not beside:
-        return result
-    other = RunFolder(path) if path else beside[0]
+    if path is None and not alone:
+        return result | {"members": len(beside)}
+    other = RunFolder(path) if path else alone[0]
     result |= {"verdict": "not compared", "other": other.id, "proposed": path is None}
     if not (other / "status.json").exists():
         return result | {"reason": "its folder is not there any more"}
@@ -262,6 +265,8 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     views, reason = compare_views(run, other)
     if reason:
         return result | {"reason": reason + why_other_photos(changed, reason)}
+    tuned = [tunes_thresholds(each.metrics()) for each in (run, other)]
+    result["tuned"] = [each.id for each, has in zip((run, other), tuned) if has]
     for view, found in views.items():
         key = "valid" if view == "served" else "trained"
         found |= {"this": run.metrics()[key]["f1_macro"], "other": other.metrics()[key]["f1_macro"]}
@@ -275,13 +280,27 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     result["targets"] = {target: compare_views(run, other, f"-{target}")[0] for target in other_targets(run, other)}
     if unseen and "trained" not in views:
         return result | {"verdict": "not shown"}
+    if any(tuned) and (not all(tuned) or any(place == "predict.thresholds" for place, *_ in changed)):
+        return result | {"verdict": "thresholds"}
+    if only_seed(changed):
+        return result | {"verdict": "another seed"}
     found = views[result["about"]]
     return result | {"verdict": "no difference" if not is_clear(found) else "better" if found["difference"] > 0 else "worse"}
 
 
+def tunes_thresholds(metrics: dict) -> bool:
+    "Say whether a run's thresholds were chosen on its validation photos, which makes their scores too good."
+    return "thresholds" in ((metrics.get("valid") or {}).get("chosen_on") or [])
+
+
+def only_seed(changed: Sequence[tuple]) -> bool:  # as `changed_places` gives them
+    "Say whether the seed alone was changed: what that gives is the noise, and no finding."
+    return bool(changed) and all(place in ("seed", "data.seed") for place, *_ in changed)
+
+
 def why_other_photos(changed: Sequence[tuple], reason: str) -> str:
     "Name what made the photos others, where the experiment says it."
-    places = [place for place, *_ in changed if place == "data.seed" or (place.startswith("data.") and place != "data.facts")]
+    places = [place for place, *_ in changed if place in ("seed", "data.seed") or (place.startswith("data.") and place != "data.facts")]
     return f" ({', '.join(places)} changed)" if places and reason == "other validation photos" else ""
 
 
@@ -295,8 +314,10 @@ def judge_best(run: RunFolder, beside: Sequence[RunFolder]) -> dict | None:  # r
     "Find the best of all runs on the same photos, and how this one stands to it."
     if not beside:
         return None
-    best = max([run, *beside], key=lambda each: each.metrics()["valid"]["f1_macro"])
-    found = {"run": best.id, "f1_macro": best.metrics()["valid"]["f1_macro"], "runs": len(beside) + 1}
+    scores = {each.id: each.metrics()["valid"]["f1_macro"] for each in [*reversed(beside), run]}  # the oldest first: what is only as good does not take its place
+    best = max([*reversed(beside), run], key=lambda each: scores[each.id])
+    found = {"run": best.id, "f1_macro": scores[best.id], "runs": len(beside) + 1, "level": [each for each, score in scores.items() if each != best.id and abs(score - scores[best.id]) < 1e-9],
+             "tuned": [each.id for each in (best, run) if tunes_thresholds(each.metrics())]}
     return found if best is run else found | {"this": run.metrics()["valid"]["f1_macro"]} | compare_views(run, best)[0]["served"]
 
 # %% ../../nbs/workflow/61_compare.ipynb #7151fe94

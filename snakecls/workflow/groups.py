@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..core import UserError, read_json, write_json
 from ..stats import mean_sd
-from .compare import changed_places, compare_answers, fill_defaults, is_clear, judge_pair, match_answers, only_training, parent_folder, read_answers
+from .compare import changed_places, compare_answers, fill_defaults, is_clear, judge_pair, match_answers, only_seed, only_training, parent_folder, read_answers
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text
 from .tracking import RunFolder, make_run_path, trained_score
 
@@ -61,6 +61,8 @@ def compare_settings(
     first = judge_pair(*pairs[0])
     if first.get("reason"):
         return {"reason": first["reason"]}
+    if first["verdict"] == "thresholds":
+        return {"reason": "the thresholds were chosen on these photos"}
     about, level = first["about"], 1 - 0.05 / comparisons
     name = "predictions-valid" if about == "served" else "predictions-valid-trained"
     tables, base = [], read_answers(pairs[0][0].path, name)
@@ -73,7 +75,8 @@ def compare_settings(
     each = [compare_answers([pair], n=10)["difference"] for pair in tables]
     over_seeds = seeds_interval(each, level)
     agree = over_seeds is None or over_seeds[0] > 0 or over_seeds[1] < 0
-    return found | {"about": about, "level": level, "seeds": len(each), "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None, "clear": is_clear(found) and agree}
+    return found | {"about": about, "level": level, "seeds": len(each), "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None, "clear": is_clear(found) and agree and first["verdict"] != "another seed",
+                    "seed_only": first["verdict"] == "another seed"}
 
 
 def seeds_interval(differences: Sequence[float], level: float) -> tuple[float, float] | None:  # None with one seed
@@ -136,6 +139,9 @@ def settings_verdict(summary: dict) -> str:  # of `summarise_settings`
     compared = {name: each for name, each in found.items() if "reason" not in each}
     if not compared:
         return f"not compared: {next(iter(found.values()))['reason']}"
+    if all(each.get("seed_only") for each in compared.values()):
+        gap = np.mean([each["difference"] for each in compared.values()])
+        return f"other seeds than {reference} give {gap:+.3f}; that is the noise"
     words = []
     for word, sign in (("better", 1), ("worse", -1)):
         if names := [name or "these runs" for name, each in compared.items() if each["clear"] and each["difference"] * sign > 0]:
@@ -234,6 +240,9 @@ def settings_result(summary: dict) -> str:
     if len(settings) > 1:
         view = "trained" if any((each["difference"] or {}).get("about") == "trained" for each in settings.values()) else "served"
         best = max(settings, key=lambda name: np.mean(settings[name][view] or [-1]))
+        level = [name for name in settings if name != best and settings[name][view] and abs(np.mean(settings[name][view]) - np.mean(settings[best][view] or [-1])) < 1e-9]
+        if level:
+            return f"{len(settings)} settings; {' and '.join([best, *level])} are level with the highest {view} macro F1, {mean_sd(settings[best][view]).replace(' (n=1)', '')}"
         return f"{len(settings)} settings; the highest {view} macro F1 has {best}, {mean_sd(settings[best][view]).replace(' (n=1)', '')}, and being the highest of {len(settings)} flatters it"
     (name, only), = settings.items()
     only_one = len(only["served"]) == 1
@@ -252,13 +261,14 @@ def setting_row(name: str, each: dict, root: Path, logbook: Path) -> dict:
 # %% ../../nbs/workflow/66_groups.ipynb #7c9947f5
 def find_folds(
     root: str | Path,
-    name: str,  # the folder or id of folds, or a beginning that fits one alone
+    name: str,  # the folder or id of folds, a name (the newest of that name; with -folds or without), or a beginning that fits one alone
 ) -> Path | None:  # None where there are none
-    "Find earlier folds by their folder, id or a beginning of it."
+    "Find earlier folds by their folder, id, name or a beginning of it."
     if (Path(name) / "folds.json").exists():
         return Path(name)
     found = [file.parent for file in Path(root).glob("*/folds.json")]
-    exact = [path for path in found if path.name == name] or [path for path in found if name and path.name.startswith(name)]
+    named = [path for path in found if name and name in (path.name[16:], path.name[16:].removesuffix("-folds"))]  # behind date and time
+    exact = [path for path in found if path.name == name] or sorted(named)[-1:] or [path for path in found if name and path.name.startswith(name)]
     if len(exact) > 1:
         raise UserError(f"the folds '{name}' could be any of {', '.join(sorted(path.name for path in exact)[:8])}; give more of it.")
     return exact[0] if exact else None
@@ -300,7 +310,8 @@ def compare_folds(folder: Path, other: Path, experiment: dict) -> dict:  # chang
         if one is not None and two is not None:
             views[view] = compare_answers([match_answers(one, two)[:2]])
     unseen = only_training(changed, experiment.get("schedule") or [], before.get("schedule") or []) and views["served"]["differ"] == 0
-    return {"changed": [list(each) for each in changed], "about": "trained" if unseen and "trained" in views else "served", "views": views}
+    return {"changed": [list(each) for each in changed], "about": "trained" if unseen and "trained" in views else "served", "views": views,
+            "no_verdict": "thresholds" if any(place == "predict.thresholds" for place, *_ in changed) else "another seed" if only_seed(changed) else ""}
 
 
 def folds_verdict(summary: dict, judged: dict) -> str:
@@ -309,6 +320,10 @@ def folds_verdict(summary: dict, judged: dict) -> str:
     found, other = judged["views"].get(judged["about"]), judged["other"]
     if other is None or found is None:
         return mean + (f", not compared with {other}" if other else "")
+    if judged.get("no_verdict") == "another seed":
+        return f"{mean}, another seed than {other} gives {found['difference']:+.3f}; that is the noise"
+    if judged.get("no_verdict"):
+        return f"{mean}, no verdict against {other}: the thresholds were chosen on these photos"
     return f"{mean}, " + (f"no difference to {other} that {found['n']} photos could show" if not is_clear(found) else f"{'better' if found['difference'] > 0 else 'worse'} than {other}")
 
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'LogbookEntry', 'one_line', 'code', 'find_place', 'insert_entry', 'add_entry', 'verdict_text',
-           'compared_text', 'gap_text', 'best_text', 'describe_scores', 'describe_result', 'epoch_text', 'chosen_text',
-           'make_entry', 'seeds_text', 'ran_on', 'LogbookTracker']
+           'compared_text', 'tuned_text', 'verdict_line', 'gap_text', 'best_text', 'describe_scores', 'describe_result',
+           'epoch_text', 'chosen_text', 'make_entry', 'seeds_text', 'ran_on', 'LogbookTracker']
 
 # %% ../../nbs/workflow/62_logbook.ipynb #ef50bba0
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -130,13 +130,17 @@ def verdict_text(verdict: dict) -> str:  # of `judge_run`
         return f"no verdict against {other}: both serve the same probe" if all(verdict["probes"]) else f"no verdict against {other}: one of them serves a probe"
     if verdict["verdict"] == "no difference":
         return f"no difference to {other} that {verdict['views'][verdict['about']]['n']} photos could show"
-    return {"first": "first of its task", "not compared": f"not compared with {other}"}.get(verdict["verdict"], f"{verdict['verdict']} than {other}")
+    if verdict["verdict"] == "another seed":
+        return f"another seed than {other} gives {verdict['views'][verdict['about']]['difference']:+.3f}; that is the noise"
+    if verdict["verdict"] == "thresholds":
+        return f"no verdict against {other}: the thresholds were chosen on these photos"
+    return {"first": "first of its task" if not verdict.get("members") else "the first on its own of its task", "not compared": f"not compared with {other}"}.get(verdict["verdict"], f"{verdict['verdict']} than {other}")
 
 
 def compared_text(verdict: dict) -> str:  # of `judge_run`
     "Say how a run stands to the one that it was compared with."
     if verdict["verdict"] == "first":
-        return "no earlier run has the same validation photos and labels"
+        return f"no earlier run{' on its own' if verdict.get('members') else ''} has the same validation photos and labels"
     if verdict["reason"]:
         return f"not compared, {verdict['reason']}"
     views, about = verdict["views"], verdict["about"]
@@ -146,9 +150,20 @@ def compared_text(verdict: dict) -> str:  # of `judge_run`
         return f"only the training was changed, and {'both serve' if all(verdict['probes']) else 'one of them serves'} a linear probe, which does not show that{epochs} (a run kept no answers of its trained weights). {gap_text('served', views['served'])}"
     why = " The verdict is about the trained weights, as only the training was changed and a linear probe is served." if about == "trained" else ""
     others = "".join(f" Target '{target}': {gap_text(about, found[about])}." for target, found in verdict["targets"].items() if about in found)
+    others += tuned_text(verdict.get("tuned") or []) + {"another seed": " Only the seed was changed.", "thresholds": ""}.get(verdict["verdict"], " One seed each, so what another seed would change is not known.")
     if verdict.get("same_weights"):
         return f"{gap_text(about, views[about])}; both serve the weights of their last epoch.{others}"
     return f"{'; '.join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))}.{why}{others}"
+
+
+def tuned_text(tuned: Sequence[str]) -> str:  # a sentence; empty where there is nothing to say
+    "Say whose thresholds were chosen on the photos that they are scored on."
+    return f" The thresholds of {' and '.join(dict.fromkeys(tuned))} were chosen on these photos, which makes {'their scores' if len(set(tuned)) > 1 else 'its score'} too good." if tuned else ""
+
+
+def verdict_line(verdict: dict) -> str:  # of `judge_run`
+    "Say a verdict and what it rests on, for a terminal."
+    return f"Verdict: {verdict_text(verdict)}{': ' + verdict['reason'] if verdict['reason'] else '; ' + compared_text(verdict)}"
 
 
 def gap_text(view: str, found: dict) -> str:  # of `compare_views`
@@ -165,10 +180,16 @@ def best_text(run: str, best: dict | None) -> str:  # of `judge_run`
     if best is None:
         return ""
     chosen = f"highest of {best['runs']} runs on these photos, which flatters it a little"
+    tuned, level = tuned_text(best.get("tuned") or []).rstrip("."), [each for each in best.get("level") or [] if each != run]
+    tuned = "." + tuned if tuned else ""
+    if run in (best.get("level") or []):
+        same = ", with the same answers" if not best["differ"] else ""
+        return f"this run is level with {', '.join([best['run'], *level])}{same}, {best['f1_macro']:.3f} as served, the {chosen}{tuned}"
+    chosen += f", level with {', '.join(level)}" if level else ""
     if best["run"] == run:
-        return f"this run, {best['f1_macro']:.3f} as served, the {chosen}"
+        return f"this run, {best['f1_macro']:.3f} as served, the {chosen}{tuned}"
     gap = "the same answers" if not best["differ"] else f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
-    return f"{best['run']}, {best['f1_macro']:.3f} as served, the {chosen}; this run {best['this']:.3f}, {gap}"
+    return f"{best['run']}, {best['f1_macro']:.3f} as served, the {chosen}; this run {best['this']:.3f}, {gap}{tuned}"
 
 # %% ../../nbs/workflow/62_logbook.ipynb #5858db84
 def describe_scores(split: str, scores: dict | None) -> str:

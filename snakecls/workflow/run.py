@@ -33,7 +33,7 @@ from ..train.schema import Experiment, TrainConfig
 from .compare import write_verdict
 from .ended import can_keep, describe_model, end_early, revive, undisturbed
 from .facts import read_facts
-from .logbook import LogbookTracker, compared_text, verdict_text
+from .logbook import LogbookTracker, verdict_line
 from .results import finish_records, first_labels, first_target, make_info
 from .trackers import Trackers, WandbTracker
 from .tracking import LOG, RunFolder, find_run
@@ -107,7 +107,7 @@ def run_experiment(
             raise
         say(result.message)
         if verdict["other"] and not part_of:
-            say(f"Verdict: {verdict_text(verdict)}; {compared_text(verdict)}")
+            say(verdict_line(verdict))
         trackers.finish(metrics)
     return RunResult(run, metrics, result.message)
 

@@ -29,7 +29,7 @@ from ..train.learner import build_model, build_table, several_targets, train_lab
 from ..train.precision import compare_precisions
 from ..train.schema import Experiment
 from .results import predictions_name
-from .groups import Member, difference_text, find_folds, judge_folds, make_group, settings_text, write_folds_entry, write_folds_manifest, write_settings
+from .groups import Member, difference_text, find_folds, folds_verdict, judge_folds, make_group, settings_text, write_folds_entry, write_folds_manifest, write_settings
 from .run import RunResult, resolve_parent, run_experiment
 from .tracking import RunFolder, make_slug, read_status, trained_score
 
@@ -84,6 +84,8 @@ def run_folds(
     result = FoldsResult(folder, runs, first["summary"], first["out_of_fold"], first["test"], targets)
     judged = judge_folds(folder, described["experiment"], earlier)
     write_json(folder / "verdict.json", judged)
+    if judged["other"]:
+        say(f"Verdict: {folds_verdict(first['summary']['f1_macro'], judged)}{': ' + judged['reason'] if judged['reason'] else ''}.")
     if logbook is not None and "logbook" in experiment.track:
         write_folds_entry(folder, runs, text=folds_text(result), judged=judged, parent_run=Path(experiment.parent or "").name, logbook=logbook, command=command)
     return result

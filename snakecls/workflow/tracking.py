@@ -363,7 +363,7 @@ def summarise_files(run: RunFolder) -> dict:
     valid, test, best = (metrics.get(key) or {} for key in ("valid", "test", "best"))
     low, high = valid.get("f1_macro_interval") or (None, None)
     targets = {name: {split: (scores.get(split) or {}).get("f1_macro") for split in ("valid", "test")} for name, scores in (metrics.get("targets") or {}).items()}
-    return {"f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"), "trained_f1_macro": trained_score(run),
+    return {"f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"), "trained_f1_macro": trained_score(run), "chosen_on": valid.get("chosen_on"),
             "served": None if best.get("epoch") is None else "probe" if best["epoch"] == 0 else f"epoch {best['epoch']}",
             "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)}, "test_f1_macro": test.get("f1_macro"), "targets": targets or None,
             "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": count_epochs(history),
@@ -389,7 +389,7 @@ def count_epochs(history: Any) -> int:  # of DataFrame
     return int((history["epoch"] != 0).sum()) if "epoch" in history else len(history)
 
 
-LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "trained_f1_macro", "served", "accuracy", "top3_accuracy", "test_f1_macro",
+LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "chosen_on", "trained_f1_macro", "served", "accuracy", "top3_accuracy", "test_f1_macro",
                "targets", "arch", "size", "epochs", "seconds", "date", "seed", "split_seed", "question", "parent", "part_of", "message"]
 
 
