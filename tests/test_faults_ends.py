@@ -181,7 +181,7 @@ def test_a_disk_without_room_is_told_before_training(shop, monkeypatch):
     (["evaluate", "--csv", "predictions.xlsx"], "such as predictions.csv"),
     (["export", "run.txt/model"], "run.txt is a file"),
     (["export", "model.onnx"], "the formats are bundle (a folder without a pickle) and fastai"),
-    (["export", "model.safetensors"], "cannot be written as a .safetensors file"),
+    (["export", "model.safetensors"], "has the name of a .safetensors file"),
     (["export", "model.pkl", "--format", "bundle"], "has the name of a pickle"),
     (["export", "model.zip", "--format", "fastai"], "such as model.pkl"),
     (["publish", "--space", "me/x", "--dry-run", "space.zip"], "give a name without .zip"),

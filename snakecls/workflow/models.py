@@ -312,7 +312,7 @@ def export_format(
     try:
         check_name(output, "OUTPUT")
     except UserError as e:
-        raise UserError(f"{output} has the name of a {output.suffix} file, which is not written; there is {there_are}: give a folder's name, or one that ends in .pkl.") from e
+        raise UserError(f"{output} has the name of a {output.suffix} file, which is not written; the formats are {there_are}: give a folder's name, or one that ends in .pkl.") from e
     return "bundle"
 
 
