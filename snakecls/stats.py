@@ -70,14 +70,15 @@ def draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray, 
 
 
 def in_top_k(
-    y_true: np.ndarray,  # (n,) class numbers
+    y_true: np.ndarray,  # (n,) class numbers; one beyond the classes is a label that the model does not know, and a miss
     probs: np.ndarray,  # (n, n_classes), any monotone score
     *,
     k: int,
 ) -> np.ndarray:  # (n,), bool
     "Say for each sample whether its class is among the k most likely; what is as likely as it counts as more likely. Score and interval both use this."
-    own = np.take_along_axis(probs, y_true[:, None], axis=1)
-    return (probs >= own).sum(1) - 1 < min(k, probs.shape[1])
+    n_classes = probs.shape[1]
+    own = np.take_along_axis(probs, np.minimum(y_true, n_classes - 1)[:, None], axis=1)
+    return (y_true < n_classes) & ((probs >= own).sum(1) - 1 < min(k, n_classes))
 
 
 METRICS = {"f1_macro": draw_f1_macro, "accuracy": draw_accuracy,
