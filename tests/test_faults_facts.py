@@ -1,5 +1,6 @@
 "Facts about danger: a column that sounds of it is read or refused, a no is never made up, and whatever the subject is called, its danger is spoken of (issue 11 A)."
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,3 +128,16 @@ def test_a_mean_of_models_takes_a_yes_before_not_known_before_a_no(tmp_path):
     bundles = [make_bundle(tmp_path / str(i) / "best", LABELS, label_facts={label: {"venomous": state} for label, state in zip(LABELS, states)}) for i, states in enumerate(said)]
     facts = read_bundle(soup_runs(bundles, tmp_path / "mean")).info.label_facts
     assert [facts[label]["venomous"] for label in LABELS] == [True, False, None]
+
+
+def test_several_models_are_as_careful_as_the_most_careful(tiny_bundle, tmp_path):
+    from snakecls.deploy.predict import EnsemblePredictor
+
+    other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
+    info = json.loads((other / "bundle.json").read_text())
+    info["label_facts"]["Lampropeltis elapsoides"]["venomous"] = True
+    info["label_facts"]["Pantherophis guttatus"]["venomous"] = None
+    (other / "bundle.json").write_text(json.dumps(info))
+    for bundles in ([tiny_bundle, other], [other, tiny_bundle]):
+        facts = EnsemblePredictor(bundles).info.label_facts
+        assert [facts[label]["venomous"] for label in ("Lampropeltis elapsoides", "Pantherophis guttatus", "Micrurus fulvius")] == [True, None, True]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'danger_key',
            'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts', 'which', 'clean_name',
-           'danger_state', 'known_dangers', 'join_facts', 'subject_noun', 'subject_name', 'guess_subject',
+           'danger_state', 'known_dangers', 'join_facts', 'join_infos', 'subject_noun', 'subject_name', 'guess_subject',
            'named_danger', 'model_dangers', 'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/08_dangers.ipynb #b42c4d72
@@ -217,6 +217,14 @@ def join_facts(
         joined[label] = dict(next(known for known in each if known)) if any(each) else {}
         joined[label] |= {key: True if True in found else None if None in found else False for key, found in sorted(states.items())}
     return joined
+
+
+def join_infos(
+    infos: Sequence[Any],  # `BundleInfo`s of models with the same labels
+) -> dict[str, Any]:  # what of it a `BundleInfo` of all of them gets: label_facts, danger_columns, subject
+    "Join what several models know about danger and what they are about."
+    columns = list(dict.fromkeys(name for info in infos for name in info.danger_columns))
+    return {"label_facts": join_facts([info.label_facts for info in infos], columns), "danger_columns": columns, "subject": next((info.subject for info in infos if info.subject), "")}
 
 # %% ../../nbs/data/08_dangers.ipynb #75f3a7d9
 SUBJECTS = {"snake": "venomous", "spider": "venomous", "scorpion": "venomous", "jellyfish": "venomous", "centipede": "venomous", "reptile": "venomous",

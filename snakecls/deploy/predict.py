@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError
-from ..data.dangers import danger_state
+from ..data.dangers import danger_state, join_infos
 from ..models.bundle import BundleInfo, load_model, read_bundle
 
 # %% ../../nbs/deploy/51_predict.ipynb #c1204266
@@ -187,7 +187,7 @@ class EnsemblePredictor(PhotoPredictor):
 
     def __init__(
         self,
-        bundles: Sequence[str | Path],  # their folders; the first one's facts and notice are shown
+        bundles: Sequence[str | Path],  # their folders; the first one's notice is shown, and of a danger what the most careful of them says
         *,
         device: str = "cpu",
     ):
@@ -200,7 +200,8 @@ class EnsemblePredictor(PhotoPredictor):
                 raise UserError(f"the bundles {bundles[0]} and {bundle} do not have the same labels in the same order; an ensemble needs that, so train them on the same classes.")
         cuts = [member.info.thresholds or [0.5] * len(first.labels) for member in self.members]
         thresholds = np.mean(cuts, axis=0).tolist() if first.info.problem == "multi_label" else None
-        self.info, self.examples = replace(first.info, name=f"ensemble of {len(bundles)}", thresholds=thresholds), first.examples
+        known = join_infos([member.info for member in self.members])
+        self.info, self.examples = replace(first.info, name=f"ensemble of {len(bundles)}", thresholds=thresholds, **known), first.examples
 
     def probs(self, photos: Iterable, *, bs: int = 16) -> np.ndarray:
         "Give the mean of the members' probabilities; the cost is that of all members. Photos are decoded once for each."

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError, write_json
-from ..data.dangers import join_facts
+from ..data.dangers import join_infos
 from ..evaluate.ensembles import average_weights, ensemble_probs, evaluate_ensemble, join_folds, summarise_folds
 from ..evaluate.predictions import score_table
 from ..models.bundle import load_model, read_bundle, write_bundle
@@ -301,7 +301,5 @@ def soup_runs(
     weights, first = average_weights(bundles), read_bundle(bundles[0])
     model = load_model(first)
     model.load_state_dict(weights)
-    infos = [read_bundle(bundle).info for bundle in bundles]
-    columns = list(dict.fromkeys(name for info in infos for name in info.danger_columns))
-    info = replace(first.info, label_facts=join_facts([each.label_facts for each in infos], columns), danger_columns=columns, subject=next((each.subject for each in infos if each.subject), ""))
+    info = replace(first.info, **join_infos([read_bundle(bundle).info for bundle in bundles]))
     return write_bundle(output, model, replace(info, name=f"mean of {len(bundles)} runs", metrics={}, extra={**info.extra, "mean_of": [Path(bundle).parent.name for bundle in bundles]}), examples=first.examples)
