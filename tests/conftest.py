@@ -65,6 +65,14 @@ def snake_photos(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def photo(tmp_path_factory) -> Path:
+    "One drawn snake."
+    path = tmp_path_factory.mktemp("photo") / "snake.jpg"
+    draw_snake(3).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def broken_photo(tmp_path_factory) -> Path:
     "A file that begins like a JPEG and is none."
     path = tmp_path_factory.mktemp("broken") / "broken.jpg"

@@ -28,13 +28,6 @@ def sure_bundle(folder: Path, labels: list[str], probs: list[float], **more) -> 
     return write_bundle(folder, model, json.loads((bundle / "bundle.json").read_text()))
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("photo") / "snake.jpg"
-    draw_snake(3).save(path)
-    return path
-
-
 def page_of(bundle: Path, photo: Path) -> str:
     from snakecls.deploy.app import show_answer
     from snakecls.deploy.predict import Predictor
@@ -248,7 +241,7 @@ def test_a_missing_file_among_several_has_its_row_and_the_others_their_answer(ph
 
 
 @pytest.mark.parametrize("words, part", [
-    (["predict", "snake.jpg", "--csv", "p.xlsx"], "--csv p.xlsx is to be a file of the kind .csv"), (["predict", "file:///work/x.jpg"], "give its path alone, such as /work/x.jpg"),
+    (["predict", "snake.jpg", "--csv", "p.xlsx"], "--csv p.xlsx is to be a file of the kind .csv"), (["predict", "file:///home/x.jpg"], "give its path alone, such as /home/x.jpg"),
     (["export", "model.pt"], "model.pt has the name of a .pt file, which is not written"),
 ])
 def test_names_and_addresses_are_refused_in_words(words, part, photo, tmp_path):

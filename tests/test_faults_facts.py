@@ -7,19 +7,11 @@ from types import SimpleNamespace
 import pytest
 from test_faults_person import answer, make_bundle, run
 
-from conftest import draw_snake
 from snakecls.core import UserError
 from snakecls.data.dangers import model_dangers
 from snakecls.workflow.facts import load_facts, read_facts
 
 LABELS = ["Naja naja", "Natrix natrix", "Coronella austriaca"]
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("photo") / "snake.jpg"
-    draw_snake(3).save(path)
-    return path
 
 
 def table(folder: Path, text: str) -> Path:

@@ -56,13 +56,6 @@ def answer(folder: Path, probs: list[float], photo: Path) -> str:
     return show_answer(predictor, str(photo))
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("photo") / "snake.jpg"
-    draw_snake(3).save(path)
-    return path
-
-
 @pytest.mark.parametrize("header", ["venomous", "Venomous ", "POISONOUS", "Vénimeux", "Is dangerous?"])
 def test_a_danger_in_any_spelling_warns_and_only_an_explicit_no_for_every_label_says_not_listed(header, photo, tmp_path):
     labels = ["Amanita phalloides", "Agaricus campestris", "Boletus edulis"] if header == "POISONOUS" else ["one", "two", "three"] if "dangerous" in header else ["Naja naja", "Natrix natrix", "Coronella austriaca"]

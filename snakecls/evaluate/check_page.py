@@ -198,7 +198,7 @@ PAGE = """
 {% for c in chapters %}<tbody><tr><th scope="rowgroup" colspan="3">{{ c.title }}</th></tr>{% for k in c.kinds %}<tr><td><a href="#{{ k.id }}">{{ k.issue }}</a></td><td>{{ k.n }}</td><td>{{ k.proposal }}</td></tr>{% endfor %}</tbody>{% endfor %}</table></div></section>
 {% endif %}
 {% for c in chapters %}<div class="chapter"><h2>{{ c.title }}</h2><p class="soft">{{ c.text }}{% if c.name == "decide" %} Open the review page with <code>{{ review }}</code>: it asks about one photo after another and saves each answer in <code>corrections.csv</code>.
-An experiment uses them with <code>data: {corrections: corrections.csv}</code>. The files themselves are never changed.{% endif %}</p></div>
+An experiment uses them with <code>data: {corrections: {{ corrections }}}</code>. The files themselves are never changed.{% endif %}</p></div>
 {% for k in c.parts %}<section id="{{ k.id }}">{% if k.issue %}<h3>{{ k.issue[0]|upper }}{{ k.issue[1:] }}</h3>{% endif %}<p class="soft">{{ k.line }}</p>
 {% if k.paired %}<div class="groups">{% for g in k.groups %}<div class="group{{ " many" if g.photos|length > 2 }}{{ " all" if g.photos|length > 4 }}"><p>{{ g.caption }}</p><div class="photos">{% for p in g.photos %}{{ figure(p) }}{% endfor %}</div></div>{% endfor %}</div>
 {% else %}<div class="photos">{% for g in k.groups %}{{ figure(g.photos[0]) }}{% endfor %}</div>{% endif %}</section>{% endfor %}{% endfor %}
@@ -259,6 +259,7 @@ def write_check_page(
     root: str | Path = ".",  # where relative paths begin; paths in it are shown from there
     notes: Sequence[tuple[str, str]] = (),  # (title, sentence) to be told at the top
     review: str = "snakecls review FOLDER",  # the command that opens the review page
+    corrections: str = "FOLDER/corrections.csv",  # where it writes
     footer: str = "",
 ) -> Path:  # `path`
     "Write the page."
@@ -269,7 +270,7 @@ def write_check_page(
     kinds = make_kinds(issues)
     chapters = make_chapters(kinds, Tiles(table, Path(root), issues["path"]))
     n_odd = issues["path"].nunique()
-    values: dict[str, Any] = {"tiles": make_tiles(table, issues, kinds, len(counts)), "chapters": chapters, "title": title, "footer": footer, "review": review, "no_photo": Markup(NO_PHOTO),
+    values: dict[str, Any] = {"tiles": make_tiles(table, issues, kinds, len(counts)), "chapters": chapters, "title": title, "footer": footer, "review": review, "corrections": corrections, "no_photo": Markup(NO_PHOTO),
                               "notes": [{"title": t, "text": s} for t, s in notes], "subtitle": f"{len(table):,} photos, {f'{n_odd:,} of them' if n_odd else 'none of them'} with a remark"}
     values |= describe_classes(table, counts)
     if {"width", "height"} <= set(table) and (svg := draw_sizes(table["width"], table["height"])):

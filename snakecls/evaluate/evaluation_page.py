@@ -6,13 +6,14 @@
 __all__ = ['write_evaluation']
 
 # %% ../../nbs/evaluate/49_evaluation_page.ipynb #fe862a0f
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..core import UserError, atomic_write, read_json
-from .report import judge_unknown, make_analysis, make_dangers, make_tiles
+from .report import GIVEN, judge_unknown, make_analysis, make_dangers, make_tiles
 from .report_danger import danger_photos, known_facts
 from .report_facts import ListFacts, RunFacts, read_lists, read_split
 from .report_labels import make_label_analysis
@@ -26,12 +27,13 @@ def write_evaluation(
     scores: dict[str, Any],
     *,
     photos: str = "",  # what was scored, in words, such as 'photos/*.jpg'
+    notes: Sequence[str] = (),  # what has to be known about these photos, such as that the model was trained on some of them
 ) -> Path:  # the page
     "Write the page about a model on some photos; raises `UserError` where it cannot be written."
     folder, values = Path(folder), read_json(Path(bundle) / "bundle.json")
     known = known_facts(values)
     values["label_facts"] = known
-    name, labels = "these photos", [str(label) for label in values["labels"]]
+    name, labels = GIVEN, [str(label) for label in values["labels"]]
     metrics = {"labels": labels, "problem": values.get("problem"), name: scores}
     facts = RunFacts(folder, metrics=metrics, bundle=values, predictions={name: predictions})
     split = (read_lists if facts.several else read_split)(facts, name)
@@ -39,12 +41,12 @@ def write_evaluation(
     page = {"eyebrow": "Evaluation", "title": values.get("title") or values.get("name") or "Model", "several": facts.several,
             "subtitle": " · ".join(part for part in (model.get("arch"), f"{len(labels)} labels", f"{len(predictions)} photos", photos) if part),
             "footer": f"The model in {bundle}, written {values.get('created', '')} by snakecls {values.get('snakecls', '')}.",
-            "tiles": make_tiles(facts, split, name), "verdicts": [verdict for verdict in [judge_unknown(values)] if verdict],
+            "tiles": make_tiles(facts, split, name), "verdicts": [{"kind": "warn", "title": "Before you read on", "text": note} for note in notes] + [verdict for verdict in [judge_unknown(values)] if verdict],
             "common": {label: each.get("common_name") for label, each in known.items()},
             "marks": {label: [key for key, value in each.items() if value is True] for label, each in known.items()}}
     folders = [Path.cwd(), Path("/")]
     page["dangers"] = make_dangers(facts, split) if split is not None else []
-    page["danger_photos"] = danger_photos(predictions, labels, values, folders)
+    page["danger_photos"] = danger_photos(page["dangers"], folders)
     if isinstance(split, ListFacts):
         page |= make_label_analysis(split, facts, folders)
     elif split is not None:

@@ -9,11 +9,8 @@ __all__ = ['MOST_PHOTOS', 'danger_photos', 'known_facts', 'section']
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..core import UserError
-from ..data.dangers import clean_facts, danger_name
-from .danger import count_dangers, joined
+from ..data.dangers import clean_facts
 from .report_photos import find_thumbnail
 
 # %% ../../nbs/evaluate/48_report_danger.ipynb #237d8e06
@@ -21,17 +18,11 @@ MOST_PHOTOS = 24  # of a danger; the others are counted
 
 
 def danger_photos(
-    predictions: pd.DataFrame | None,  # path, label (or labels), predicted, p_0 …; None where there are none
-    labels: list[str],
-    bundle: dict[str, Any],  # bundle.json
+    dangers: list[dict[str, Any]],  # from `joined`
     folders: list[Path],  # where relative paths of photos may begin
 ) -> list[dict[str, Any]]:  # for the template: title, text, photos; none where nothing dangerous was called harmless
     "Show for each danger the photos that were called harmless, the surest mistakes first."
-    truth = "labels" if predictions is not None and "labels" in predictions else "label"
-    if predictions is None or not len(predictions) or not {"path", truth, "predicted", *(f"p_{i}" for i in range(len(labels)))} <= set(predictions) or predictions[truth].isna().any():
-        return []
-    found = count_dangers(predictions, labels, known_facts(bundle), danger_columns=bundle.get("danger_columns") or ())
-    return [section(danger, folders) for danger in joined(found) if danger["photos"]]
+    return [section(danger, folders) for danger in dangers if danger["photos"]]
 
 
 def known_facts(bundle: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,7 +35,7 @@ def known_facts(bundle: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def section(danger: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
     "Make the section of one danger."
-    name, n = danger.get("names") or danger_name(danger["danger"]), len(danger["photos"])
+    name, n = danger["names"], len(danger["photos"])
     photos = [{**photo, "right": False, **find_thumbnail(photo["path"], folders)} for photo in danger["photos"][:MOST_PHOTOS]]
     text = "The surest mistakes first. Tap a photo to see all of it." + (f" {n - MOST_PHOTOS} more are not shown." if n > MOST_PHOTOS else "")
     return {"title": f"{name.capitalize()}, and called harmless", "text": text, "photos": photos}

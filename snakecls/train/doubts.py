@@ -45,7 +45,7 @@ def doubt_splits(experiment: Experiment, table: pd.DataFrame) -> list[str]:
             asked = f" (data.{split} is {share:g})" if share > 0.5 else ""
             doubts.append(f"only {n['train']} photos are left to train on, and {n[split]} are for {'validation' if split == 'valid' else 'the test'}{asked}; is that meant?")
     if 0 < n["valid"] < FEW:
-        doubts.append(f"validation has {n['valid']} photo{'s' if n['valid'] > 1 else ''}, on which the best epoch is chosen; so few say next to nothing.")
+        doubts.append(f"validation has {n['valid']} photo{'s' if n['valid'] > 1 else ''}, on which the best epoch is chosen; so few say next to nothing: give data.valid a larger share, or use --folds.")
     return doubts
 
 # %% ../../nbs/train/38_doubts.ipynb #de9d6b57

@@ -74,7 +74,7 @@ def evaluate_given(
     if report is not None:
         from snakecls.evaluate.evaluation_page import write_evaluation
 
-        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""))
+        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=table.attrs.get("warnings", []))
     tell_unknown(info, say)
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "report": page}, lines

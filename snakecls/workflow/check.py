@@ -166,7 +166,7 @@ def write_check(result: CheckResult, data: DataConfig, *, name: str) -> None:
     root = Path(data.root or data.source).absolute()
     write_check_page(
         result.folder / "report.html", result.table, result.issues, title=name, root=root if root.is_dir() else root.parent, notes=[("Note", note) for note in result.notes],
-        review=f"snakecls review {result.folder}", footer=f"snakecls check of {data.source}, {now:%Y-%m-%d %H:%M} UTC")
+        review=f"snakecls review {result.folder}", corrections=str(result.folder / "corrections.csv"), footer=f"snakecls check of {data.source}, {now:%Y-%m-%d %H:%M} UTC")
     labels = label_names(result.table) if "labels" in result.table else sorted(result.table["label"].unique()) if "label" in result.table else []
     write_json(result.folder / "check.json", {
         "source": str(Path(data.source).absolute()), "created": now.isoformat(timespec="seconds"), "photos": len(result.table), "labels": labels,

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from ..core import UserError, check_writable, file_hash, keep_freed_memory
+from ..data.columns import count
 from ..data.files import keep_readable
 from ..data.splits import write_manifest
 from ..stats import top_names
@@ -211,7 +212,7 @@ def prepare_table(table: pd.DataFrame, say: Callable[[str], None]) -> tuple[pd.D
     for warning in table.attrs.get("warnings", []):
         say(f"Note: {warning}")
     if len(unreadable):
-        say(f"Note: {len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}")
+        say(f"Note: {count(len(unreadable), 'photo')} cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out, such as: {unreadable['reason'].iloc[0]}")
     issues = pd.concat([pd.DataFrame(table.attrs.get("issues", []), columns=["path", "issue", "reason"]), unreadable], ignore_index=True)
     return table, issues
 
