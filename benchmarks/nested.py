@@ -1,4 +1,6 @@
-"""What the snake recipe gives on photos that nothing was chosen on: nested cross-validation inside `train`, beside the figure that choosing on the reported photos gives.
+"""What the snake recipe gives on photos that its fit and its choices of size and C did not see: nested cross-validation inside `train`.
+
+Beside it stands the figure that choosing on the reported photos gives. Network, views and the candidate sizes were settled before, with these photos in sight.
 
 The recipe keeps its linear probe (benchmark `snakes_ph`), so it is the probe that is validated here: in every outer fold the size of the photos and
 the regularisation are chosen by cross-validation among the other photos alone, the probe is fitted on them, and the fold's photos are scored once.
