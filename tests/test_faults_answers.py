@@ -273,3 +273,15 @@ def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
     table = pd.DataFrame(photos)
     for case in make_cases(find_duplicates(table), table=table):
         assert case.suggested == "" and "keep it as it is" not in case_html(case, None)
+
+
+def test_programs_and_the_page_are_told_what_the_terminal_is(tmp_path):
+    bundle = make_bundle(tmp_path / "best", SAFE, target="label", subject="snake")  # no facts
+    for label in SAFE[:2]:
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        draw_snake(len(label)).save(tmp_path / "photos" / label / "1.png")
+    done = run("evaluate", "--model", "best", "--data", "photos", "--report", "page", "--json", cwd=tmp_path)
+    notes = json.loads(done.stdout)["notes"]
+    assert any("knows nothing about venom" in note for note in notes) and all(note in done.stderr for note in notes)
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "knows nothing about venom" in page and "2 photos" in page and "these photos" not in page
