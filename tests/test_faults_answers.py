@@ -276,7 +276,7 @@ def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
 
 
 def test_programs_and_the_page_are_told_what_the_terminal_is(tmp_path):
-    bundle = make_bundle(tmp_path / "best", SAFE, target="label", subject="snake")  # no facts
+    make_bundle(tmp_path / "best", SAFE, target="label", subject="snake")  # no facts
     for label in SAFE[:2]:
         (tmp_path / "photos" / label).mkdir(parents=True)
         draw_snake(len(label)).save(tmp_path / "photos" / label / "1.png")

@@ -41,7 +41,7 @@ def write_evaluation(
     page = {"eyebrow": "Evaluation", "title": values.get("title") or values.get("name") or "Model", "several": facts.several,
             "subtitle": " · ".join(part for part in (model.get("arch"), f"{len(labels)} labels", f"{len(predictions)} photos", photos) if part),
             "footer": f"The model in {bundle}, written {values.get('created', '')} by snakecls {values.get('snakecls', '')}.",
-            "tiles": make_tiles(facts, split, name), "verdicts": [{"kind": "warn", "title": "Before you read on", "text": note} for note in notes] + [verdict for verdict in [judge_unknown(values)] if verdict],
+            "tiles": make_tiles(facts, split, name), "verdicts": [{"kind": "warn", "title": "Before you read on", "text": note[:1].upper() + note[1:]} for note in notes] + [verdict for verdict in [judge_unknown(values)] if verdict],
             "common": {label: each.get("common_name") for label, each in known.items()},
             "marks": {label: [key for key, value in each.items() if value is True] for label, each in known.items()}}
     folders = [Path.cwd(), Path("/")]

@@ -246,7 +246,7 @@ def say_seen(
         return ""
     parts = [f"{len(seen[split]):,} of {len(photos):,} {words} ({some(map(os.path.basename, seen[split]), 2)})" for split, words in (("train", "it was trained on"), ("valid", "it was chosen by")) if seen[split]]
     where = Path(data).name if isinstance(data, (str, Path)) else "the table"
-    return f"the model knows photos of {where}: {' and '.join(parts)}; the scores say too much about new ones, so give photos that it has not seen."
+    return f"the model knows some of '{where}': {' and '.join(parts)}; the scores say too much about new ones, so give photos that it has not seen."
 
 
 def _hash_once(path: str, known: dict[str, str]) -> str:
