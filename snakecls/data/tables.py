@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError, unknown_name
-from .archives import unpack_zip
+from .archives import refuse_archive, unpack_zip, unpacked_issues
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, option, some, split_name, to_columns
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
@@ -208,7 +208,7 @@ def load_table(
         source, note = _open_source(source)
         if source.is_dir():
             table = _load_folder(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target, label_level=label_level, min_classes=min_classes)
-            return add_issues(table, [], warning=note)
+            return add_issues(table, unpacked_issues(source), warning=note)
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     if label_level != "auto":
         raise UserError(f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a table; leave it out, or name the column with label_column.")
@@ -253,8 +253,9 @@ def _root_of(source: Path | pd.DataFrame, root: str | Path | None) -> Path:
 
 
 def _open_source(source: str | Path) -> tuple[Path, str]:
-    "Unpack a zip; a sentence says where."
+    "Unpack a zip; a sentence says where. Raises `UserError` for an archive of another kind."
     source = Path(source).expanduser()
+    refuse_archive(source)
     return unpack_zip(source) if source.suffix.lower() == ".zip" and not source.is_dir() else (source, "")
 
 
@@ -341,7 +342,7 @@ def load_unlabelled(
             photos, issues = list_photos(source.resolve())
             if not photos:
                 raise UserError(f"the folder '{source}' holds no photos; give the folder that holds them.")
-            table = add_issues(pd.DataFrame({"path": photos}), issues, warning=note)
+            table = add_issues(pd.DataFrame({"path": photos}), [*issues, *unpacked_issues(source)], warning=note)
             for said in describe_left_out(issues, source):
                 add_issues(table, [], warning=said)
             return table

@@ -1,0 +1,202 @@
+"""Files that are damaged, or made to do harm: archives, tables, decisions and experiment files end in a sentence or in a right answer."""
+import errno
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutate import mutated_files
+from PIL import Image
+
+from snakecls.core import UserError
+from snakecls.data.archives import unpack_zip
+from snakecls.data.tables import load_table, load_unlabelled
+
+
+def photo(number: int, *, size: tuple[int, int] = (24, 16)) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+PHOTOS = {f"set/{label}/{label} {number}.jpg": photo(number) for label in ("boa", "rat") for number in range(4)}
+
+
+def zipped(path: Path, files: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def refused(function, *args, contains: str = "", **options) -> str:
+    with pytest.raises(UserError) as error:
+        function(*args, **options)
+    text = str(error.value)
+    assert contains in text and "\n" not in text, text
+    return text
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# Archives
+
+
+def test_photos_and_tables_alone_are_unpacked_and_the_rest_is_told(tmp_path):
+    inner = zipped(tmp_path / "inner.zip", {"a/1.jpg": photo(0)}).read_bytes()
+    (tmp_path / "inner.zip").unlink()
+    files = {**PHOTOS, "set/photos.csv": b"path,label\n", "set/run.exe": b"MZ", "set/.bashrc": b"x", "set/more.zip": inner, ".unpacked.json": b"{}", "set/plots/status.json": b"{}", "set/plots/run.log": b"", "set/plots/roc.png": photo(9)}
+    table = load_table(zipped(tmp_path / "p.zip", files))
+    assert len(table) == 8 and set(table["label"]) == {"boa", "rat"}
+    unpacked = {file.relative_to(tmp_path / "p.unpacked").as_posix() for file in (tmp_path / "p.unpacked").rglob("*") if file.is_file()}
+    assert unpacked == {*PHOTOS, "set/photos.csv", ".unpacked.json"}
+    (note,) = [note for note in table.attrs["warnings"] if note.startswith("unpacked")]
+    assert "unpacked 9 files" in note and "Left 7 files in it" in note and "unpack 'set/more.zip' by hand" in note, note
+
+
+@pytest.mark.parametrize("cell", [b"\0" * 2**21, b"path,label\n" * 2**18])
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_unfolds_to_20_times_its_size_at_most(tmp_path, cell, method):
+    path = zipped(tmp_path / "bomb.zip", {**PHOTOS, "set/boa/5.jpg": cell}, method=method)
+    assert "more than the 20 times" in refused(load_table, path)
+    assert left_behind(tmp_path) == ["bomb.zip"]
+    stored = {f"set/rat/{number}.jpg": np.random.default_rng(number).bytes(70_000) for number in range(4)}
+    assert len(load_table(zipped(tmp_path / "good.zip", {**PHOTOS, **stored, "set/photos.csv": cell}, method=method))) == 12  # 10 times
+
+
+def test_what_an_archive_says_of_its_size_is_not_believed(tmp_path):
+    path = zipped(tmp_path / "lies.zip", {**PHOTOS, "set/boa/5.jpg": b"\0" * 2**22}, method=zipfile.ZIP_DEFLATED)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 2**22), struct.pack("<I", 100)))
+    table = load_table(path)
+    assert len(table) == 8 and "'set/boa/5.jpg': it is damaged" in " ".join(table.attrs["warnings"])
+    assert sum(file.stat().st_size for file in (tmp_path / "lies.unpacked").rglob("*") if file.is_file()) < 2**16
+
+
+def test_files_that_share_their_bytes_are_refused(tmp_path):
+    path = zipped(tmp_path / "shared.zip", PHOTOS)
+    data = bytearray(path.read_bytes())
+    records = [at for at in range(len(data)) if data[at : at + 4] == b"PK\1\2"]
+    for record in records:
+        data[record + 42 : record + 46] = data[records[0] + 42 : records[0] + 46]  # all are the first file
+    path.write_bytes(data)
+    refused(load_table, path, contains="lies on the bytes of another file")
+    assert left_behind(tmp_path) == ["shared.zip"]
+
+
+def test_an_archive_of_too_many_files_is_refused_before_they_are_listed(tmp_path, monkeypatch):
+    import snakecls.data.archives as archives
+
+    monkeypatch.setattr(archives, "MOST_FILES", 7)
+    refused(load_table, zipped(tmp_path / "many.zip", PHOTOS), contains="lists 8 files, and 7 are read")
+
+
+def test_one_damaged_photo_costs_that_photo_alone_each_time(tmp_path):
+    path = zipped(tmp_path / "p.zip", PHOTOS)
+    data = bytearray(path.read_bytes())
+    data[data.index(PHOTOS["set/boa/boa 2.jpg"]) + 200] ^= 255
+    path.write_bytes(data)
+    for _ in range(2):  # unpacked, then found
+        for table in (load_table(path), load_unlabelled(path)):
+            assert sorted(Path(one).name for one in table["path"]) == sorted(Path(one).name for one in PHOTOS if "boa 2" not in one)
+            (issue,) = [issue for issue in table.attrs["issues"] if issue["issue"] == "damaged"]
+            assert issue["path"].endswith("p.unpacked/set/boa/boa 2.jpg") and "Left out 1 file of it that cannot be unpacked ('set/boa/boa 2.jpg'" in " ".join(table.attrs["warnings"])
+    for name in list(PHOTOS)[3:7]:
+        data[data.index(PHOTOS[name]) + 300] ^= 255
+    path.write_bytes(data)
+    refused(load_table, path, contains="nor can 5 of the 8 files in it")
+    assert left_behind(tmp_path) == ["p.unpacked", "p.zip"]
+
+
+def member(name: str, kind: int = 0o100644, system: int = 3) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr, info.create_system = kind << 16, system
+    return info
+
+
+@pytest.mark.parametrize("name, kind, said", [
+    ("set/boa/9.jpg", 0o120777, "holds the link"), ("set/boa/9.jpg", 0o010644, "a pipe, a socket or a device"), ("set/boa/9.jpg", 0o020644, "a pipe, a socket or a device"),
+    ("set/boa/9.jpg", 0o060644, "a pipe, a socket or a device"), ("/etc/9.jpg", 0o100644, "leads out of the folder"), ("set/../../9.jpg", 0o100644, "leads out of the folder"),
+    ("..\\9.jpg", 0o100644, "leads out of the folder"), ("c:\\9.jpg", 0o100644, "leads out of the folder"), ("../etc/", 0o40755, "leads out of the folder"),
+])  # fmt: skip
+def test_archives_that_reach_out_are_refused(tmp_path, name, kind, said):
+    path = zipped(tmp_path / "bad.zip", PHOTOS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member(name, kind), b"x")
+    refused(load_table, path, contains=said)
+    assert left_behind(tmp_path) == ["bad.zip"]
+
+
+@pytest.mark.parametrize("name, said", [
+    ("set/boa/" + "a" * 300 + ".jpg", "too long for this disk"), ("set/" + "a/" * 150 + "b" * 255 + "/" + "a/" * 40 + "1.jpg", "unpacked 9"), ("a/" * 1000 + "1.jpg", "folders deep"),
+    ("set/boa/a\nb.jpg", "holds a line break"), ("set/boa/a\u2028b.jpg", "line break, or another"), ("set/boa/boa 1.jpg/2.jpg", "or that of its folder"),
+])  # fmt: skip
+def test_names_that_no_disk_can_hold_cost_one_file(tmp_path, name, said):
+    path = zipped(tmp_path / "odd.zip", {**PHOTOS, name: photo(7)})
+    table = load_table(path)
+    assert {Path(one).name for one in PHOTOS} <= {Path(one).name for one in table["path"]}
+    assert said in " ".join(table.attrs["warnings"]), table.attrs["warnings"]
+    assert len(table) == 8 or said.startswith("unpacked")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "p.zip", PHOTOS)
+    made = []
+
+    def full(place, mode="r", *args, **options):
+        if "x" in mode:
+            made.append(place)
+            if len(made) == 4:
+                raise OSError(errno.ENOSPC, "No space left on device", str(place))
+        return open(place, mode, *args, **options)
+
+    monkeypatch.setattr("snakecls.data.archives.open", full, raising=False)
+    refused(load_table, path, contains="the disk of")
+    assert left_behind(tmp_path) == ["p.zip"] and len(made) == 4
+    monkeypatch.undo()
+    assert len(load_table(path)) == 8
+
+
+def test_a_note_that_cannot_be_read_means_unpacking_again(tmp_path):
+    path = zipped(tmp_path / "p.zip", PHOTOS)
+    folder, _ = unpack_zip(path)
+    for text in ("", "{", "[]", '{"damaged": 3}', '{"damaged": {"a": 1}}', "null", "[" * 5000, "\ufeff{}"):
+        (folder / ".unpacked.json").write_text(text)
+        next(folder.rglob("*.jpg")).unlink()
+        assert len(load_table(path)) == 8
+
+
+@pytest.mark.parametrize("name", ["p.tar", "p.tar.gz", "p.tgz", "p.7z", "p.rar", "P.RAR"])
+def test_other_archives_are_named_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"Rar!\x1a\x07\x00")
+    refused(load_table, tmp_path / name, contains="and give the folder")
+    refused(load_unlabelled, tmp_path / name, contains="of archives zips alone are unpacked")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_300_damaged_archives(tmp_path, method):
+    data = zipped(tmp_path / "p.zip", {**PHOTOS, "set/photos.csv": b"path,label\n" * 20}, method=method).read_bytes()
+    (tmp_path / "p.zip").unlink()
+    n_read = 0
+    for number, damaged in enumerate(mutated_files(data, seed=method, n=150)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "p.zip").write_bytes(damaged)
+        try:
+            table = load_table(folder / "p.zip")
+        except UserError as e:
+            assert "\n" not in str(e) and len(str(e)) < 1000, e
+            assert not (folder / "p.unpacked").exists() or "p.unpacked" in left_behind(folder)
+            continue
+        n_read += 1
+        base = folder / "p.unpacked"
+        good = {Path(one).relative_to(base).as_posix(): Path(one).read_bytes() for one in table["path"]}
+        told = " ".join(table.attrs["warnings"]) + str(table.attrs["issues"])
+        for name, content in good.items():  # nothing is read otherwise than it was packed, and a changed name has its own content
+            assert content == PHOTOS.get(name, content) and content in PHOTOS.values(), name
+        assert len(good) == 8 or "Left" in told or "more than once" in told or "left out" in told, (number, told)
+        assert left_behind(folder) == ["p.unpacked", "p.zip"]
+    assert n_read > 10
