@@ -3,6 +3,7 @@ import errno
 import io
 import struct
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.archives import unpack_zip
+from snakecls.data.folders import one_line
 from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.train.experiment import load_experiment, make_experiment
+from snakecls.train.messages import inner_type, is_part
+from snakecls.train.schema import Experiment
 
 
 def photo(number: int, *, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -199,4 +204,112 @@ def test_300_damaged_archives(tmp_path, method):
             assert content == PHOTOS.get(name, content) and content in PHOTOS.values(), name
         assert len(good) == 8 or "Left" in told or "more than once" in told or "left out" in told, (number, told)
         assert left_behind(folder) == ["p.unpacked", "p.zip"]
+    assert n_read > 10
+
+
+# Experiment files
+
+GOOD = """\
+name: first
+question: which size is best
+seed: 7
+data: {source: photos, target: label, valid: 0.25, splits: {val: valid}}
+augment: {mixup: 0.2, max_rotate: 10, transforms: [{Blur: {p: 0.5}}]}
+model:
+  arch: resnet18
+  weights: none
+  kwargs: {drop_rate: 0.1}
+train: {bs: 16, wd: 0.01, clip: 1.0, target_weights: {label: 1.0}}
+schedule:
+  - {size: 64, epochs: 1, lr: 1e-3}
+  - {size: 128, epochs: 2, lr: [1e-5, 1e-4], mixup: 0.1}
+top_k: [3, 5]
+"""
+
+
+def unfold(letters: str, form: str) -> str:
+    first = "a: &a {x: 1, y: 2}\n" if "<<" in form else "a: &a [x, y]\n"
+    return first + "".join(f"{after}: &{after} {form.format(', '.join([f'*{before}'] * 9))}\n" for before, after in pairwise(letters))
+
+
+@pytest.mark.parametrize("text, said", [
+    (unfold("abcdefghijklm", "[{}]"), "unfolds to more than"), (unfold("abcdefghijklm", "{{<<: [{}]}}"), "unfolds to more than"), ("data: &a [*a]", "a part that holds itself"), ("data: &a {source: *a}", "a part that holds itself"),
+    (f"a: &a {'x' * 10_000}\ndata: [{', '.join(['*a'] * 200)}]", "up to line 2 it unfolds to more than"),
+    ("data: " + "[" * 50_000, "more than 40 parts deep"), ("data: " + "{a: " * 900, "more than 40 parts deep"), ("".join(" " * depth + "a:\n" for depth in range(60)), "line 40 lies more than 40 parts deep"),
+    ("data: x\nseed: " + "9" * 100_000, "line 2 holds a number of 100,000 digits"), ("data: x\nseed: " + "1:" * 50_000 + "1", "line 2 holds a number"), ("data: x\nname: 2024-13-45", "line 2 holds '2024-13-45', which cannot be a date"),
+    ("data: x\nname: 2001-12-14t21:59:43.10-99:00", "cannot be a date"), ("data: x\ntrain: {wd: !!float abc}", "cannot be a number"), ("data: x\nseed: !!int ''", "cannot be a number"), ("data: x\nseed: !!bool abc", "line 2 holds 'abc'"),
+    ("data: !!python/object/apply:os.system [ls]", "line 1, column 7"), ("data: !foo x", "line 1, column 7"), ("data: a\0b", "not valid YAML"), ('data: "a\\0b"', "a character that no text or path has"), ('data: "\\ud800"', "a character that no text"),
+    ("data:\n\tsource: x", "line 2, column 1"), ("data: x\nseed: 1\nseed: 1", "given twice (again in line 3)"), ("? [a]\n: b", "unhashable key"), ("data: *x", "undefined alias"), ("a: 1\n---\nb: 2", "single document"), ("[1]", "holds list"),
+    ("data: {source: x, splits: {val: no}}", "data.splits.val is False"), ("data: {source: no}", "as a truth value"), ("data: {source: x, label_column: [on, off]}", "as a truth value"), ('data: x\n"\\e[31mfoo\\nbar": 1', r"\x1b[31mfoo\nbar"),
+    ("data: x\nseed: " + "a" * 5000, "a…: input should be"), ("# " + "x" * 2**20, "are read at most"), ("data: {<<: 3}", "for merging"), ("data: x\nmodel: {kwargs: {drop_rate: .nan}}", "model.kwargs.drop_rate is no finite number"),
+    ("data: x\naugment: {transforms: [{Blur: {p: -.inf}}]}", "augment.transforms.0.Blur.p is no finite number"),
+])  # fmt: skip
+def test_experiment_files_that_do_harm_end_in_a_sentence(tmp_path, text, said):
+    (tmp_path / "first.yaml").write_text(text)
+    shown = refused(load_experiment, tmp_path / "first.yaml", contains=said)
+    assert len(shown) < 1000 and one_line(shown) == shown and "first.yaml" in shown
+
+
+def number_fields(schema, prefix: str = ""):
+    "Every key of the schema that takes a number."
+    for name, field in schema.model_fields.items():
+        inner = inner_type(field.annotation)
+        if is_part(inner):
+            yield from number_fields(inner, f"{prefix}{name}.{'0.' if name == 'schedule' else ''}")
+        elif "int" in str(field.annotation) or "float" in str(field.annotation):
+            yield prefix + name
+
+
+ENDLESS = {"augment.max_zoom", "augment.mixup", "augment.cutmix", "train.wd", "train.focal_gamma", "train.clip", "train.min_delta", "schedule.0.lr", "schedule.0.mixup", "schedule.0.cutmix", "schedule.0.wd"}
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400", "9" * 99, "-" + "9" * 99])
+def test_no_number_of_an_experiment_is_infinite_or_endless(value):
+    keys = list(number_fields(Experiment))
+    assert len(keys) > 40
+    for key in keys:
+        try:
+            experiment = make_experiment({"data": "photos"}, overrides=[f"{key}={value}"])
+        except UserError as e:
+            assert "\n" not in str(e) and len(str(e)) < 1000
+        else:  # a share or a rate as large as is written
+            assert "9" in value and np.isfinite(float(experiment.schedule[0].lr or 0)) and key in ENDLESS, key
+
+
+def test_keys_are_texts_as_they_are_written(tmp_path):
+    (tmp_path / "first.yaml").write_text("data: {source: x, splits: {no: test, 1.10: train, on: valid}}\n")
+    assert load_experiment(tmp_path / "first.yaml").data.splits == {"no": "test", "1.10": "train", "on": "valid"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_experiment_files_of_other_editors_are_read(tmp_path, encoding):
+    (tmp_path / "first.yaml").write_bytes("name: Vipère\ndata: x\n".replace("\n", "\r\n").encode(encoding))
+    assert load_experiment(tmp_path / "first.yaml").name == "Vipère"
+    (tmp_path / "old.yaml").write_bytes("data: x\nname: Vipère\n".encode("cp1252"))
+    refused(load_experiment, tmp_path / "old.yaml", contains="line 2 holds a byte that is no UTF-8); save it as UTF-8")
+
+
+def test_places_in_lists_are_taken_as_messages_and_comparisons_write_them():
+    for key in ("schedule.1.lr", "schedule[1].lr"):
+        experiment = make_experiment({"data": "x"}, overrides=[f"{key}=1e-4"])
+        assert experiment.schedule[1].lr == 1e-4
+    for key in ("schedule[7].lr", "schedule.\u00b2.lr", f"schedule.{'9' * 5000}.lr", "schedule[-1].lr", "schedule.x.lr"):
+        text = refused(make_experiment, {"data": "x"}, overrides=[f"{key}=1"])
+        assert "counted from 0 to 1" in text or "'schedule[-1]' does not exist" in text
+
+
+def test_300_damaged_experiment_files(tmp_path):
+    path = tmp_path / "first.yaml"
+    path.write_text(GOOD)
+    right, n_read = load_experiment(path), 0
+    for number, damaged in enumerate(mutated_files(GOOD.encode(), seed=5)):
+        path.write_bytes(damaged)
+        try:
+            experiment = load_experiment(path)
+        except UserError as e:
+            assert "\n" not in str(e) and len(str(e)) < 1500 and one_line(str(e)) == str(e), (number, e)
+            continue
+        n_read += 1
+        assert make_experiment(experiment.model_dump(mode="json")) == experiment, number
+        assert experiment.data.source != right.data.source or experiment.model_dump()["train"]["bs"] >= 2
     assert n_read > 10
