@@ -21,6 +21,7 @@ from ..core import UserError, open_file
 from ..data.photos import PhotoError, is_heif, open_photo
 from ..data.dangers import model_dangers, with_unknown
 from .page import CSS, answer_html, first_hint, header_html, judge, message_html, notice_html, page_title
+from .turns import Busy, Turns, bound_page, forget_answered
 from ..models.bundle import INFO_FILE
 
 if TYPE_CHECKING:
@@ -182,9 +183,25 @@ def build_app(
         private = {"api_visibility": "private", "show_progress": "hidden"}
         photo.change(None, photo, asked, js="photo => photo?.path ?? ''", **private)
         started = asked.change(None, asked, result, js=_show(WAITING, first=message_html("No photo yet", first_hint(predictor.info))), **private)  # an old answer never stands under a new photo
-        started.then(lambda file: answer_or_say(predictor, file), photo, result, scroll_to_output=True, **private).failure(None, asked, result, js=_show(NO_ANSWER), **private)
+        turns = Turns()
+
+        async def show(file: str | None) -> str:
+            forget_answered(app)
+            try:
+                return await turns.take(answer_or_say, file, predictor)
+            except Busy as e:
+                return message_html("There is no answer yet", str(e)[:1].upper() + str(e)[1:], kind="error")
+
+        async def predict(photo: str | None) -> list[dict[str, Any]]:
+            forget_answered(app)
+            try:
+                return await turns.take(answer_json, photo, predictor)
+            except Busy as e:
+                raise gr.Error(f"There is no answer yet: {e}", print_exception=False) from e
+
+        started.then(show, photo, result, scroll_to_output=True, concurrency_limit=None, **private).failure(None, asked, result, js=_show(NO_ANSWER), **private)
         endpoint = gr.Button(visible=False)
-        endpoint.click(lambda photo: answer_json(predictor, photo), photo, gr.JSON(visible=False), api_name="predict")
+        endpoint.click(predict, photo, gr.JSON(visible=False), api_name="predict", concurrency_limit=None)
     return app
 
 # %% ../../nbs/deploy/52_app.ipynb #b8cfe9d6
@@ -266,7 +283,7 @@ def serve(
     server_name, default_port = server_address()
     try:
         _, address, _ = page.launch(server_name=server_name, server_port=port or default_port, theme=app_theme(), prevent_thread_lock=True, quiet=True,  # its own words advise to share the page publicly
-                                    ssr_mode=False, footer_links=[], run_history=False, share=False, **kwargs)
+                                    ssr_mode=False, footer_links=[], run_history=False, share=False, **bound_page(page), **kwargs)
     except OSError as e:
         raise UserError(f"{name} cannot listen on port {port or default_port or '7860 or above'} ({e}); choose another by PORT=….") from e
     if block:
