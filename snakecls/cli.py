@@ -233,6 +233,7 @@ def check(
 
 
 @app.command()
+@stop_on_signals()
 def review(
     checked: Annotated[Optional[str], typer.Argument(metavar="CHECK", help="A check's folder or name; the newest in checks if not given.")] = None,
     corrections: Annotated[Optional[Path], typer.Option(help="Where decisions are kept; corrections.csv in the check's folder if not given.")] = None,
@@ -273,6 +274,7 @@ def train_several(experiment: Any, folds: int | None, grid: list[str] | None, as
 
 # %% ../nbs/90_cli.ipynb #27e82a72
 @app.command()
+@stop_on_signals()
 def evaluate(
     named: Named = None,
     model: Model = None,
@@ -301,6 +303,7 @@ def evaluate(
 
 
 @app.command()
+@stop_on_signals()
 def predict(
     photos: Annotated[list[str], typer.Argument(help="Photos, folders, quoted patterns such as '**/*.jpg', or tables with a column of paths.")],
     model: Model = None,
@@ -327,6 +330,7 @@ def predict(
 
 # %% ../nbs/90_cli.ipynb #7f1e9d02
 @app.command()
+@stop_on_signals()
 def facts(
     table: Annotated[Optional[Path], typer.Argument(metavar="FACTS", help="A CSV or Parquet table with one row per label: venomous or poisonous (yes, no, empty), common_name, countries, and whatever else is known.")] = None,
     model: Model = None,
@@ -362,6 +366,7 @@ def open_app(
 
 
 @app.command()
+@stop_on_signals()
 def runs(
     folder: Runs = None,
     wide: Annotated[bool, typer.Option("--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")] = False,
@@ -375,6 +380,7 @@ def runs(
 
 
 @app.command()
+@stop_on_signals()
 def ensemble(
     named: Annotated[Optional[list[str]], typer.Argument(metavar="MODEL…", help="Two or more runs (or their bundles) on the same photos and labels.")] = None,
     models: Annotated[Optional[list[str]], typer.Option("--model", "-m", metavar="MODEL", help="The same; given once for each.")] = None,
@@ -401,6 +407,7 @@ def ensemble(
 
 
 @app.command()
+@stop_on_signals()
 def export(
     output: Annotated[Path, typer.Argument(help="Folder of the bundle to write, or the file export.pkl.")],
     model: Model = None,
@@ -419,6 +426,7 @@ def export(
 
 
 @app.command()
+@stop_on_signals()
 def publish(
     named: Named = None,
     model: Model = None,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UMASK', 'FILES', 'FULL', 'UserError', 'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'NotAFileError',
            'open_file', 'printable', 'atomic_write', 'usual_mode', 'write_json', 'read_json', 'plain', 'check_writable',
-           'check_name', 'is_disk_full', 'file_hash', 'keep_freed_memory', 'track']
+           'check_name', 'is_disk_full', 'file_hash', 'keep_freed_memory', 'end_with_parent', 'worker_processes',
+           'worker_threads', 'track']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
@@ -15,10 +16,14 @@ import json
 import mimetypes
 import os
 import random
+import shutil
+import signal
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -142,8 +147,8 @@ def read_json(path: str | Path) -> Any:
             return json.loads(stream.read().decode())
     except FileNotFoundError as e:
         raise UserError(f"{path} does not exist.") from e
-    except NotAFileError as e:
-        raise UserError(f"{path} cannot be read: {e}.") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror or e}.") from e
     except (ValueError, RecursionError) as e:  # of JSON, or of bytes that are no UTF-8
         raise UserError(f"{path} is not valid JSON ({e}).") from e
 
@@ -162,16 +167,30 @@ def plain(value: Any) -> Any:
 def check_writable(
     folder: str | Path,  # which need not exist yet; nothing is left in it
     what: str,  # what the folder is, for the message: '--runs'
+    needed: int = 100_000,  # bytes that will be written, about
 ) -> None:
-    "Refuse a folder that cannot be made or written into; raises `UserError`."
-    folder = Path(folder).expanduser().absolute()
-    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
-    if not there.is_dir():
-        raise UserError(f"{what} {folder} cannot be a folder, as {there} is a file; give another folder.")
+    "Refuse a folder that cannot be made or written into, or whose disk has no room; raises `UserError`."
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        folder = Path(folder).expanduser().absolute()
+    except (OSError, RuntimeError) as e:  # the current folder was deleted; there is no such user
+        raise UserError(f"{what} {folder} cannot be found ({e}); give a whole path, from / on.") from e
+    try:
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        names = [name for name in folder.parts if len(os.fsencode(name)) > 255]
+        if names or "\0" in str(folder):
+            raise UserError(f"{what} {str(folder)[:80]}… cannot be a folder, as its name is too long or holds a zero; give a shorter name.")
+        if not there.is_dir():
+            kind = "a link that leads nowhere" if there.is_symlink() and not there.exists() else "a file"
+            raise UserError(f"{what} {folder} cannot be a folder, as {there} is {kind}; give another folder.")
+        with tempfile.TemporaryFile(dir=there) as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, needed)  # a quota and a limit of the process count, too
+            elif shutil.disk_usage(there).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            stream.write(b"\0")
     except OSError as e:
+        if is_disk_full(e):
+            raise UserError(f"{what} {folder} cannot be written, as about {max(needed / 1e6, 0.1):,.1f} MB are needed and there is no room for them ({e.strerror}); make room, or give a folder on another disk.") from e
         raise UserError(f"{what} {folder} cannot be written ({e.strerror}); give another folder, or make {there} writable.") from e
 
 
@@ -228,6 +247,74 @@ def keep_freed_memory() -> bool:  # whether the allocator took it; only glibc on
         return False
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # from malloc.h
     return all([mallopt(m_mmap_max, 0), mallopt(m_trim_threshold, 2**31 - 1), mallopt(m_top_pad, 64 << 20)])
+
+# %% ../nbs/00_core.ipynb #068c81d8
+def end_with_parent() -> None:
+    "Let this worker process end when the one that started it does, however that ends; Ctrl-C is left to that one."
+    import ctypes
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None:  # this is no worker
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = os.getppid() == parent.pid  # not of a fork server, and not where the parent has died already
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; it reaches a decoder that lets no thread run, too
+    threading.Thread(target=_wait_for_end, args=(parent, child), daemon=True).start()
+
+
+def _wait_for_end(parent: Any, child: bool) -> None:
+    from multiprocessing.connection import wait
+
+    while not wait([parent.sentinel], timeout=1):  # on POSIX other workers may keep it open, so the number is looked at, too
+        if os.name != "nt" and (os.getppid() != parent.pid if child else not _is_running(parent.pid)):
+            break
+    os._exit(1)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def worker_processes(
+    n: int,  # at most this many
+) -> Iterator[Any]:  # a ProcessPoolExecutor
+    "Give a pool of processes that end with the block, at once where an error or Ctrl-C ends it, and with this process."
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(n, mp_context=multiprocessing.get_context(method), initializer=end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # Python 3.14 has kill_workers
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def worker_threads(
+    n: int,  # at most this many
+) -> Iterator[Any]:  # a ThreadPoolExecutor
+    "Give a pool of threads; where an error or Ctrl-C ends the block, what has not begun is not begun."
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(n)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_core.ipynb #8374c562
 def track(

@@ -27,7 +27,7 @@ from fastai.vision.data import ImageBlock
 from fasttransform import Transform
 from PIL import Image
 
-from ..core import UserError, derive_seed, unknown_name
+from ..core import UserError, derive_seed, end_with_parent, unknown_name
 from .augment import Augment, SampleSeeds, ValidResize, train_tfms
 from .labels import label_names
 from .photos import PhotoSpec, open_photo
@@ -92,6 +92,10 @@ class SeededDL(TfmdDL):
 
     seeds: DrawSeeds | None = None
     weights: np.ndarray | None = None  # of each photo, mean 1; None: each photo once
+
+    def wif(self):
+        "Begin a loading process, as fastai calls it."
+        end_with_parent()
 
     def before_iter(self):
         super().before_iter()

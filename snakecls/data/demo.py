@@ -10,7 +10,6 @@ __all__ = ['BREAKS', 'LIMITS', 'plan_species', 'split_groups', 'flip_labels', 'p
 # %% ../../nbs/data/18_demo.ipynb #a2ef09ee
 import csv
 import io
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..core import UserError, atomic_write, derive_seed, read_json, track, write_json
+from ..core import UserError, atomic_write, derive_seed, read_json, track, worker_processes, write_json
 from .demo_drawing import draw_distractor, draw_snake
 from .demo_species import DISTRACTORS, SPECIES, Species, find_species
 
@@ -252,9 +251,8 @@ def draw_files(tasks: list[tuple[Path, tuple, int]], n_workers: int | None) -> N
         folder.mkdir(parents=True, exist_ok=True)
     if n_workers < 2:
         return [write_photo(task) for task in track(tasks, "Drawing photos")] and None
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with multiprocessing.get_context(method).Pool(n_workers) as pool:
-        for _ in track(pool.imap_unordered(write_photo, tasks, chunksize=4), "Drawing photos", total=len(tasks)):
+    with worker_processes(n_workers) as pool:
+        for _ in track(pool.map(write_photo, tasks, chunksize=4), "Drawing photos", total=len(tasks)):
             pass
 
 # %% ../../nbs/data/18_demo.ipynb #d9e38142

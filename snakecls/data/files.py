@@ -9,13 +9,12 @@ __all__ = ['ISSUE_COLUMNS', 'VERDICT_COLUMNS', 'MIN_SIZE', 'MIN_CONTRAST', 'SUFF
 # %% ../../nbs/data/13_files.ipynb #9f9c85cd
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, printable, track
+from ..core import UserError, printable, track, worker_threads
 from .photos import MAX_PIXELS, PhotoError, open_photo
 from .scan import scan_files
 from .folders import bad_name, describe_left_out, list_photos, one_line
@@ -102,7 +101,7 @@ def find_unreadable(
     n_threads: int | None = None,  # None: as many as processors, at most 8
 ) -> pd.DataFrame:  # path, issue, reason; one row per photo that cannot be read
     "Find the photos that cannot be read."
-    with ThreadPoolExecutor(n_threads or min(8, os.cpu_count() or 1)) as pool:
+    with worker_threads(n_threads or min(8, os.cpu_count() or 1)) as pool:
         reasons = list(track(pool.map(why_unreadable, paths), "Checking photos", total=len(paths)))
     rows = [(path, "unreadable", reason) for path, reason in zip(paths, reasons) if reason is not None]
     return pd.DataFrame(rows, columns=ISSUE_COLUMNS)

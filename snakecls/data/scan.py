@@ -7,6 +7,7 @@ __all__ = ['FACTS', 'examine', 'name_failure', 'stored_bits', 'is_animated', 'Fa
            'scan_files', 'as_table', 'examine_chunk', 'give_up', 'run_tasks', 'join_facts']
 
 # %% ../../nbs/data/13_scan.ipynb #e88a12cb
+import hashlib
 import os
 import sqlite3
 from collections import defaultdict
@@ -19,7 +20,7 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from ..core import NotAFileError, UserError, file_hash, track
+from ..core import NotAFileError, UserError, file_hash, open_file, printable, track, worker_processes
 from .fingerprints import make_thumbnail, perceptual_hashes
 from .photos import MAX_PIXELS, decode, exif_turn, explain_failure, is_heif, known_formats, open_stream
 
@@ -51,6 +52,8 @@ def examine(
             facts["animated"] = int(is_animated(image))
     except Exception as e:  # noqa: BLE001  decoders raise a dozen types; each becomes a verdict
         facts |= {"issue": name_failure(e, head, facts["format"]), "reason": explain_failure(e, head)}
+        if isinstance(e, MemoryError) or getattr(e, "errno", None):  # of the machine and not of the content: another time it may be read
+            facts["sha"] = None
     return facts
 
 
@@ -86,49 +89,63 @@ def is_animated(image: Image.Image) -> bool:
         return False
 
 # %% ../../nbs/data/13_scan.ipynb #b8f09053
-_VERSION = f"2, Pillow {PIL.__version__}"
+_VERSION = f"3, Pillow {PIL.__version__}"
+_TABLES = {"files": ["path", "bytes", "changed", "sha"], "photos": ["sha", "bytes", "pixel_limit", *FACTS]}  # the first column is the key
 
 
 class FactsCache:
-    "Facts about photos in a SQLite file; in memory where no file is named. Raises `UserError` for a file that is something else."
+    "Facts about photos in a SQLite file; in memory where no file is named, or where it cannot be used. What is damaged is read anew, and `note` tells of it. Raises `UserError` for a file that is something else."
 
     def __init__(self, path: str | Path | None = None):
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.note, self.db = "", _in_memory()
+        if path is None:
+            return
         try:
-            self.db = sqlite3.connect(":memory:" if path is None else path, timeout=60)
-            self.db.execute("CREATE TABLE IF NOT EXISTS about (version TEXT)")
-            if self.db.execute("SELECT version FROM about").fetchall() != [(_VERSION,)]:
-                for table in ("about", "files", "photos"):
-                    self.db.execute(f"DROP TABLE IF EXISTS {table}")
-                self.db.execute("CREATE TABLE about (version TEXT)")
-                self.db.execute("INSERT INTO about VALUES (?)", (_VERSION,))
-                self.db.execute("CREATE TABLE files (path TEXT PRIMARY KEY, bytes INTEGER, changed INTEGER, sha TEXT)")
-                self.db.execute(f"CREATE TABLE photos (sha TEXT PRIMARY KEY, bytes INTEGER, pixel_limit INTEGER, {', '.join(FACTS)})")
-                self.db.commit()
-        except sqlite3.Error as e:
-            raise UserError(f"'{path}' cannot be used to keep facts about photos ({e}); give a new file, such as photos.sqlite.") from e
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if os.path.exists(path):
+                open_file(path).close()  # a pipe or a folder is told as what it is
+            self.db = _open_facts(path)
+        except _Damaged as e:
+            aside = _set_aside(path)
+            self.note = f"{path} was damaged ({e}); it is kept as {aside}, and all photos are read anew."
+            self.db = _open_facts(path)
+        except (sqlite3.Error, OSError) as e:
+            self.note = f"{path} cannot be used ({e}), so that what is learnt about the photos is not kept for the next time."
 
     def files(self) -> dict[str, tuple[int, int, str]]:  # path: bytes, time of change, sha
         "List the files that were seen."
-        return {path: rest for path, *rest in self.db.execute("SELECT path, bytes, changed, sha FROM files")}
+        return {path: tuple(rest) for path, *rest in self._rows("files")}
 
     def contents(self, pixel_limit: int) -> dict[str, int]:  # sha: bytes
         "List the contents that need not be read again under a limit."
-        query = "SELECT sha, bytes FROM photos WHERE issue != 'too large' OR pixel_limit >= ?"
-        return dict(self.db.execute(query, (pixel_limit,)))
+        return {sha: size for sha, size, limit, issue, *_ in self._rows("photos") if issue != "too large" or limit >= pixel_limit}
 
     def add(self, rows: list[dict[str, Any]], pixel_limit: int) -> None:
         "Keep what was learnt, at once."
-        self.db.executemany("INSERT OR REPLACE INTO files VALUES (:path, :bytes, :changed, :sha)", rows)
-        learnt = [{**row, "pixel_limit": pixel_limit} for row in rows if "issue" in row]
-        columns = ["sha", "bytes", "pixel_limit", *FACTS]
-        self.db.executemany(f"INSERT OR REPLACE INTO photos VALUES ({', '.join(':' + name for name in columns)})", learnt)
-        self.db.commit()
+        try:
+            self._write(rows, pixel_limit)
+        except sqlite3.Error as e:  # a full disk, a file that was damaged or removed under our hands
+            old, self.db = self.db, _in_memory()
+            self.note = f"what is learnt about the photos cannot be kept for the next time ({e})."
+            for table, columns in _TABLES.items():
+                self._insert(table, list(_sound_rows(old, table)))
+            old.close()
+            self._write(rows, pixel_limit)
 
-    def read(self) -> pd.DataFrame:  # sha and FACTS
+    def read(self) -> pd.DataFrame:  # FACTS, by sha
         "Read all facts."
-        return pd.read_sql_query(f"SELECT sha, {', '.join(FACTS)} FROM photos", self.db)
+        return pd.DataFrame([(sha, *facts) for sha, _, _, *facts in self._rows("photos")], columns=["sha", *FACTS]).set_index("sha")
+
+    def _rows(self, table: str) -> Iterator[list]:
+        return _sound_rows(self.db, table)
+
+    def _write(self, rows: list[dict[str, Any]], pixel_limit: int) -> None:
+        with self.db:
+            self._insert("files", [[printable(row["path"]), row["bytes"], row["changed"], row["sha"]] for row in rows])
+            self._insert("photos", [[row["sha"], row["bytes"], pixel_limit, *(row[name] for name in FACTS)] for row in rows if "issue" in row])
+
+    def _insert(self, table: str, rows: list[list]) -> None:
+        self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * (len(_TABLES[table]) + 1))})", [[*row, _check_sum(row)] for row in rows])
 
 # %% ../../nbs/data/13_scan.ipynb #11305348
 def in_processes(
@@ -155,11 +172,9 @@ def in_processes(
 
 def run_pool(work: Callable, waiting: list[list], running: dict[Any, list], n_workers: int) -> Iterator[Any]:
     "Empty `waiting` with a pool; `running` tells what was under way if that fails."
-    import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, wait
 
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context(method)) as pool:
+    with worker_processes(n_workers) as pool:
         while waiting or running:
             while waiting and len(running) < 3 * n_workers:
                 running[pool.submit(work, waiting[-1])] = waiting[-1]
@@ -177,7 +192,7 @@ def scan_files(
     n_workers: int | None = None,  # processes; None: one per core, none at all for a few photos
     pixel_limit: int = MAX_PIXELS,  # larger photos are not decoded
     chunk: int = 16,  # photos handed to a process at a time
-) -> pd.DataFrame:  # one row per photo: path, sha, bytes, FACTS, and the table's label(s) and split
+) -> pd.DataFrame:  # one row per photo: path, sha, bytes, FACTS, and the table's label(s) and split; `.attrs["notes"]` tells what became of the cache
     "Read every photo once. Raises `UserError` for a table without `path`."
     table = as_table(photos)
     kept, paths = FactsCache(cache), table["path"].tolist()
@@ -193,14 +208,19 @@ def scan_files(
             row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
         except OSError:
             pass  # examined below, for the reason
-        before = seen.get(absolute)
-        if before is not None and before[:2] == [row["bytes"], row["changed"]] and before[2] in known:
+        before = seen.get(printable(absolute))
+        if before is not None and list(before[:2]) == [row["bytes"], row["changed"]] and before[2] in known:
             rows[absolute] = {**row, "sha": before[2]}
         else:
             tasks.append((row, shas.get(row["bytes"], []), pixel_limit))
     for row in run_tasks(tasks, n_workers, chunk, kept, pixel_limit):
         rows[row["path"]] = row
-    facts = join_facts(table, rows, kept.read())
+    learnt = kept.read()
+    for path, row in rows.items():
+        if "issue" not in row and row["sha"] not in learnt.index:  # lost since, as another program wrote into the file
+            rows[path] |= examine_chunk([(row, [], pixel_limit)])[0]
+    facts = join_facts(table, rows, learnt)
+    facts.attrs["notes"] = [kept.note] if kept.note else []
     kept.db.close()
     return facts
 
@@ -232,7 +252,7 @@ def examine_chunk(tasks: list[tuple[dict, list[str], int]]) -> list[dict[str, An
 
 def give_up(task: tuple[dict, list[str], int]) -> dict[str, Any]:
     "The facts about a photo that cannot be examined and live."
-    return {**task[0], "sha": file_hash(task[0]["path"]), **FACTS, "issue": "damaged", "reason": "reading it ends the process"}
+    return {**task[0], **FACTS, "issue": "damaged", "reason": "reading it ends the process"}
 
 
 def run_tasks(tasks: list, n_workers: int | None, chunk: int, cache: FactsCache, pixel_limit: int) -> Iterator[dict[str, Any]]:
@@ -255,10 +275,84 @@ def run_tasks(tasks: list, n_workers: int | None, chunk: int, cache: FactsCache,
 def join_facts(table: pd.DataFrame, rows: dict[str, dict], facts: pd.DataFrame) -> pd.DataFrame:
     "Put the facts beside the paths, as the table writes them."
     found = pd.DataFrame([rows[os.path.abspath(path)] for path in table["path"]], columns=["sha", "bytes", *FACTS], index=table.index)
-    facts = facts.set_index("sha")
-    read = found["sha"].notna().to_numpy()
+    read = found["issue"].isna().to_numpy()
     for name in FACTS:
         found[name] = found[name].astype(object)
         found.loc[read, name] = facts[name].reindex(found["sha"][read]).to_numpy(dtype=object)
     kinds = {name: type(value) for name, value in FACTS.items() if isinstance(value, (int, float))}
     return pd.concat([table, found.astype(kinds)], axis=1)
+
+# %% ../../nbs/data/13_scan.ipynb #9b042981
+class _Damaged(Exception):
+    "A file of facts that is not as it was written."
+
+
+def _check_sum(values: list) -> str:
+    "Hash a row, as SQLite itself does not see a bit that turned over in a value."
+    return hashlib.blake2b(repr(values).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
+def _sound_rows(db: sqlite3.Connection, table: str) -> Iterator[list]:
+    "Give the rows that are as they were written, as far as they can be read."
+    try:
+        for *values, kept in db.execute(f"SELECT * FROM {table}"):
+            if kept == _check_sum(values):
+                yield values
+    except sqlite3.Error:
+        return
+
+
+def _in_memory() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:")
+    _make_tables(db)
+    return db
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE about (version TEXT)")
+    db.execute("INSERT INTO about VALUES (?)", (_VERSION,))
+    for table, columns in _TABLES.items():
+        db.execute(f"CREATE TABLE {table} ({columns[0]} TEXT PRIMARY KEY, {', '.join(columns[1:])}, sum)")
+
+
+def _open_facts(path: str | Path) -> sqlite3.Connection:
+    "Open a file of facts, new or kept; raises `_Damaged`, `UserError` where it is something else, or what SQLite raises where it cannot be used at all."
+    db = sqlite3.connect(path, timeout=60, isolation_level="IMMEDIATE")
+    try:
+        db.text_factory = lambda data: data.decode("utf-8", "replace")
+        db.execute("PRAGMA synchronous = OFF")  # what a failure of the power damages is made again
+        db.execute("BEGIN IMMEDIATE")  # of two checks at once, one makes the tables
+        found = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        ours = {"about", *_TABLES}
+        if found and len(found & ours) < 2:
+            raise UserError(f"'{path}' cannot be used to keep facts about photos (it is the database of something else); give a new file, such as photos.sqlite.")
+        if found and (state := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise _Damaged(state)
+        if not found or not ours <= found or db.execute("SELECT version FROM about").fetchall() != [(_VERSION,)]:
+            for table in ours:
+                db.execute(f"DROP TABLE IF EXISTS {table}")
+            _make_tables(db)
+        for table, columns in _TABLES.items():
+            if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != [*columns, "sum"]:
+                raise _Damaged(f"its table {table} has other columns")
+        db.commit()
+    except sqlite3.Error as e:
+        db.close()
+        if isinstance(e, sqlite3.OperationalError) and any(word in str(e) for word in ("locked", "readonly", "unable to open", "disk I/O", "disk is full")):
+            raise
+        if Path(path).suffix.lower() not in (".sqlite", ".sqlite3", ".db"):
+            raise UserError(f"'{path}' cannot be used to keep facts about photos ({e}); give a new file, such as photos.sqlite.") from e
+        raise _Damaged(str(e)) from e
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _set_aside(path: str | Path) -> Path:
+    "Rename a damaged file, with the journal that belongs to it."
+    aside = Path(f"{path}.damaged")
+    for ending in ("", "-journal", "-wal", "-shm"):
+        if os.path.exists(f"{path}{ending}"):
+            os.replace(f"{path}{ending}", f"{aside}{ending}")
+    return aside

@@ -9,13 +9,12 @@ __all__ = ['PhotoBatches', 'stack_ready', 'autocast', 'feature_precision', 'pool
 # %% ../../nbs/models/23_features.ipynb #a6056653
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..core import track, unknown_name
+from ..core import track, unknown_name, worker_threads
 from ..data.photos import PhotoSpec, prepare_photo
 from .bundle import PROBLEMS
 from .freezing import head_module
@@ -40,7 +39,7 @@ class PhotoBatches:
         return -(-len(self.photos) // self.bs)
 
     def __iter__(self) -> Iterator[torch.Tensor | list[torch.Tensor]]:
-        with ThreadPoolExecutor(self.n_threads) as pool:
+        with worker_threads(self.n_threads) as pool:
             ahead = deque()
             for start in range(0, len(self.photos), self.bs):
                 ahead.append([pool.submit(self.prepare, photo, self.spec) for photo in self.photos[start : start + self.bs]])

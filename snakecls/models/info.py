@@ -7,13 +7,12 @@ __all__ = ['BackboneInfo', 'measure_normalisation', 'pick_evenly', 'photo_sums',
 
 # %% ../../nbs/models/20_info.ipynb #0fa4d6dc
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core import UserError, derive_seed, track
+from ..core import UserError, derive_seed, track, worker_threads
 from ..data.photos import PhotoSpec, open_photo, resize_photo
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def measure_normalisation(
     if not photos:
         raise UserError("the normalisation cannot be measured: there are no training photos, or n is below 1; give at least one photo.")
     spec = PhotoSpec(size, resize)
-    with ThreadPoolExecutor(n_threads) as pool:
+    with worker_threads(n_threads) as pool:
         sums = sum(track(pool.map(lambda photo: photo_sums(photo, spec), photos), "Measuring colours", total=len(photos)))
     pixels, mean = sums[0, 0], sums[1] / sums[0, 0]
     std = np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1.0))  # one step of brightness for photos of one colour

@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'photo_groups', 'load_photos', 'left_out', 'with_labels', 'find_issues', 'CheckResult', 'check_source',
-           'claim_folder', 'write_check', 'find_check', 'undecided', 'accept_suggestions', 'describe_check']
+           'claim_folder', 'write_check', 'check_sum', 'read_said', 'find_check', 'undecided', 'accept_suggestions',
+           'describe_check']
 
 # %% ../../nbs/workflow/65_check.ipynb #5b89a0f9
 import datetime
+import hashlib
+import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from ..core import UserError, read_json, unknown_name, write_json
+from ..core import UserError, atomic_write, check_writable, file_hash, plain, read_json, unknown_name, write_json
 from ..data.columns import count
 from ..data.corrections import add_correction, open_issues
 from ..data.duplicates import find_duplicates, near_pairs
@@ -139,7 +144,10 @@ def check_source(
     table = load_photos(data, files_only=files_only)
     for warning in table.attrs.get("warnings", []):
         say(f"Note: {warning}")
+    check_writable(folder, "--output", 2000 * len(table) + 1_000_000)
     facts = scan_files(table, cache=folder / "photos.sqlite", n_workers=n_workers)
+    for note in facts.attrs["notes"]:
+        say(f"Note: {note}")
     issues, notes = find_issues(table, facts, group=data.group, files_only=files_only, size=size, min_size=min_size)
     for note in notes:
         say(f"Note: {note}")
@@ -152,7 +160,11 @@ def check_source(
 
 def claim_folder(folder: Path, source: str) -> Path:  # `folder`, made
     "Make the folder; raises `UserError` where it holds the check of another source."
-    if (folder / "check.json").exists() and (other := read_json(folder / "check.json")["source"]) != str(Path(source).absolute()):
+    try:
+        other = read_said(folder)["source"] if (folder / "check.json").exists() else str(Path(source).absolute())
+    except UserError:  # a damaged check is made again
+        other = str(Path(source).absolute())
+    if other != str(Path(source).absolute()):
         raise UserError(f"{folder} holds the check of {other}; give --output with another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -161,16 +173,33 @@ def claim_folder(folder: Path, source: str) -> Path:  # `folder`, made
 def write_check(result: CheckResult, data: DataConfig, *, name: str) -> None:
     "Write photos.parquet, issues.parquet, report.html and, last, check.json."
     now = datetime.datetime.now(datetime.timezone.utc)
-    result.table[[name for name in ("path", "label", "labels", "split", "width", "height", "bytes", "mode", "format", "unreadable") if name in result.table]].to_parquet(result.folder / "photos.parquet", index=False)
-    result.issues.to_parquet(result.folder / "issues.parquet", index=False)
+    photos = result.table[[name for name in ("path", "label", "labels", "split", "width", "height", "bytes", "mode", "format", "unreadable") if name in result.table]]
+    for name, table in (("photos", photos), ("issues", result.issues)):
+        atomic_write(result.folder / f"{name}.parquet", table.to_parquet(None, index=False))
     root = Path(data.root or data.source).absolute()
     write_check_page(
         result.folder / "report.html", result.table, result.issues, title=name, root=root if root.is_dir() else root.parent, notes=[("Note", note) for note in result.notes],
         review=f"snakecls review {result.folder}", corrections=str(result.folder / "corrections.csv"), footer=f"snakecls check of {data.source}, {now:%Y-%m-%d %H:%M} UTC")
     labels = label_names(result.table) if "labels" in result.table else sorted(result.table["label"].unique()) if "label" in result.table else []
-    write_json(result.folder / "check.json", {
+    said = {
         "source": str(Path(data.source).absolute()), "created": now.isoformat(timespec="seconds"), "photos": len(result.table), "labels": labels,
-        "multi_label": "labels" in result.table, "issues": result.counts.to_dict("records"), "notes": result.notes})
+        "multi_label": "labels" in result.table, "issues": result.counts.to_dict("records"), "notes": result.notes,
+        "files": {file: file_hash(result.folder / file) for file in ("photos.parquet", "issues.parquet")}}
+    write_json(result.folder / "check.json", {**said, "sum": check_sum(said)})
+
+
+def check_sum(said: dict) -> str:
+    "Hash what a check says, but for the sum itself."
+    return hashlib.blake2b(json.dumps({key: said[key] for key in sorted(said) if key != "sum"}, sort_keys=True, default=plain).encode(), digest_size=16).hexdigest()
+
+
+def read_said(folder: Path) -> dict:
+    "Read check.json; raises `UserError` where it is damaged."
+    said = read_json(folder / "check.json")
+    sound = isinstance(said, dict) and isinstance(said.get("source"), str) and isinstance(said.get("multi_label"), bool) and isinstance(said.get("labels"), list)
+    if not sound or not all(isinstance(label, str) for label in said["labels"]) or ("files" in said and said.get("sum") != check_sum(said)):
+        raise UserError(f"{folder / 'check.json'} is damaged; make the check again with: snakecls check SOURCE --output {folder}.")
+    return said
 
 # %% ../../nbs/workflow/65_check.ipynb #0e1a9a54
 def find_check(
@@ -200,7 +229,15 @@ def undecided(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict]:  # issues to decide on; photos; what check.json says
     "Read a check and give what a person is to decide on."
     folder = Path(folder)
-    issues, photos, said = pd.read_parquet(folder / "issues.parquet"), pd.read_parquet(folder / "photos.parquet"), read_json(folder / "check.json")
+    said, tables = read_said(folder), {}
+    for file in ("issues.parquet", "photos.parquet"):
+        try:
+            if said.get("files", {}).get(file) not in (None, file_hash(folder / file)):
+                raise OSError("it is not as the check wrote it")
+            tables[file] = pd.read_parquet(folder / file)
+        except (OSError, ValueError, pa.ArrowException) as e:  # missing, a folder, cut short
+            raise UserError(f"{folder / file} is damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__}); make the check again with: snakecls check {shlex.quote(said['source'])} --output {shlex.quote(str(folder))}.") from e
+    issues, photos = tables.values()
     for table in (issues, photos):
         for name in ("label", "labels", "suggested"):
             if name in table and said["multi_label"]:
