@@ -190,7 +190,7 @@ def test_patterns_tables_folders_and_addresses(photos):
 
 
 def test_cells_that_a_spreadsheet_would_run_are_written_as_text(photos):
-    from snakecls.data.given import unguard_cells
+    from snakecls.data.cells import unguard_cells
 
     evil = photos / "evil"
     evil.mkdir(exist_ok=True)

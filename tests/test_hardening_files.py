@@ -1,23 +1,32 @@
 """Files that are damaged, or made to do harm: archives, tables, decisions and experiment files end in a sentence or in a right answer."""
+import csv
 import errno
 import io
+import os
+import re
 import struct
 import zipfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mutate import mutated_files
 from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.archives import unpack_zip
+from snakecls.data.cells import guard_cell, unguard_cell, write_csv
+from snakecls.data.corrections import add_correction, read_corrections
 from snakecls.data.folders import one_line
 from snakecls.data.tables import load_table, load_unlabelled
 from snakecls.train.experiment import load_experiment, make_experiment
 from snakecls.train.messages import inner_type, is_part
 from snakecls.train.schema import Experiment
+from snakecls.workflow.tracking import RunFolder
 
 
 def photo(number: int, *, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -313,3 +322,72 @@ def test_300_damaged_experiment_files(tmp_path):
         assert make_experiment(experiment.model_dump(mode="json")) == experiment, number
         assert experiment.data.source != right.data.source or experiment.model_dump()["train"]["bs"] >= 2
     assert n_read > 10
+
+
+# CSV that a spreadsheet opens
+
+FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")
+texts = st.text(st.sampled_from("=+-@'\t\r\n ,;\"aé1＝|"), max_size=8) | st.sampled_from(["=1+1", "'=1", "''-a", "-0.5", "@SUM(A1)", "\t=x", " =x", "'", "=cmd|' /C calc'!A0", "+49", "-x.jpg"])
+
+
+@given(texts)
+def test_no_cell_is_a_formula_and_each_is_read_as_it_was(text):
+    written = guard_cell(text)
+    assert not FORMULA.match(written) and unguard_cell(written) == text
+    assert written == text or FORMULA.match(text.lstrip("'"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.lists(st.tuples(texts, st.floats(allow_nan=False, allow_infinity=False), st.integers(-9, 9)), min_size=1, max_size=5), texts.filter(lambda name: name not in ("p", "n")))
+def test_tables_for_people_are_read_as_they_were_and_numbers_stay_numbers(tmp_path, rows, name):
+    table = pd.DataFrame(rows, columns=[name, "p", "n"])
+    write_csv(table, tmp_path / "said.csv")
+    written = list(csv.reader(io.StringIO((tmp_path / "said.csv").read_bytes().decode(), newline="")))
+    assert not any(FORMULA.match(cell) for row in written for cell in row if not re.fullmatch(r"-?[\d.e+-]+", cell))
+    assert [unguard_cell(cell) for cell, *_ in written[1:]] == [cell for cell, *_ in rows] and unguard_cell(written[0][0]) == name
+    assert [float(cell) for _, cell, _ in written[1:]] == [cell for _, cell, _ in rows]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.lists(st.tuples(st.text(st.sampled_from("=+-@'ab.;, \""), min_size=1, max_size=8).filter(lambda name: name.strip() == name), st.text(st.sampled_from("=+-@'ab ＝"), min_size=1, max_size=6)), min_size=1, max_size=4))
+def test_decisions_are_no_formulas_and_are_read_as_they_were(tmp_path, decisions):
+    from snakecls.data.columns import clean_label
+
+    file = tmp_path / "corrections.csv"
+    file.unlink(missing_ok=True)
+    decisions = [(name, label) for name, label in decisions if clean_label(label) == label and name not in (".", "..")]
+    for name, label in decisions:
+        add_correction(file, tmp_path / name, action="relabel", label=label, note=label)
+    if decisions:
+        cells = [cell for row in csv.reader(io.StringIO(file.read_text(), newline="")) for cell in row]
+        assert not any(FORMULA.match(cell) for cell in cells)
+        read = read_corrections(file, history=True)
+        assert [(Path(path).name, label, note) for path, label, note in zip(read["path"], read["label"], read["note"])] == [(name, label, " ".join(label.split())) for name, label in decisions]
+
+
+def test_decisions_of_earlier_versions_and_cells_of_others_stay(tmp_path):
+    file = tmp_path / "corrections.csv"
+    file.write_text("path,action,label,note,date,hash,loss\n=1.jpg,relabel,-cobra,,,,-0.5\n")
+    assert read_corrections(file)["label"].tolist() == ["-cobra"]
+    add_correction(file, tmp_path / "2.jpg", action="keep")
+    assert file.read_text().splitlines()[1] == "'=1.jpg,relabel,'-cobra,,,,-0.5"
+    assert [Path(path).name for path in read_corrections(file)["path"]] == ["=1.jpg", "2.jpg"] and read_corrections(file)["label"][0] == "-cobra"
+
+
+def test_the_history_of_a_run_keeps_its_numbers(tmp_path):
+    run = RunFolder.create(tmp_path, "first")
+    for loss in (-0.5, 1e-7):
+        run.add_epoch({"epoch": 1, "loss": loss, "=x_f1": 0.5, "stage": "-a"})
+    run.write_history(run.history())
+    run.add_epoch({"epoch": 2, "loss": -1.5, "=x_f1": 0.25, "stage": "-b", "+more": 1})
+    history = run.history()
+    assert history["loss"].tolist() == [-0.5, 1e-7, -1.5] and history["=x_f1"].tolist() == [0.5, 0.5, 0.25] and history["stage"].tolist() == ["-a", "-a", "-b"] and "+more" in history
+    assert "\n=" not in (text := (run.path / "history.csv").read_text()) and ",=" not in text and ",+" not in text
+
+
+def test_a_table_that_was_written_for_people_names_its_photos(tmp_path):
+    for number, name in enumerate(["=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(photo(number))
+    write_csv(pd.DataFrame({"path": ["=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"]}), tmp_path / "said.csv")
+    assert {os.path.relpath(path, tmp_path) for path in load_unlabelled(tmp_path / "said.csv")["path"]} == {"=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"}

@@ -26,6 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError, file_hash, nearest, open_file, printable, unknown_name, usual_mode
+from .cells import guard_cell, unguard_cell
 from .columns import clean_label, count, some
 from .dangers import danger_key
 from .messy_csv import find_encoding
@@ -97,7 +98,8 @@ def append_line(file: Path, values: list[str]) -> None:
             data = stream.read()
     columns, rows, _ = parse_lines(data, file) if data.strip() else (CORRECTION_COLUMNS, [], "")
     row = dict(zip(CORRECTION_COLUMNS, values))
-    lines = [columns, *(cells for _, cells in rows), [row.get(name.lower(), "") for name in columns]]
+    new = [guard_cell(row.get(name.lower(), "")) for name in columns]
+    lines = [columns, *(_for_spreadsheets(columns, cells) for _, cells in rows), new]
     _replace(target, "".join(map(csv_line, lines)).encode())
     with open_file(target) as stream:
         columns, written, _ = parse_lines(stream.read(), file)
@@ -213,8 +215,13 @@ def split_line(line: str, separator: str, where: str) -> list[str]:
 
 def _as_row(columns: list[str], cells: list[str]) -> dict[str, str]:
     "Name the cells of a line; what is not ours is left out."
-    named = {name.lower(): cell for name, cell in zip(columns, cells)}
+    named = {name.lower(): unguard_cell(cell) for name, cell in zip(columns, cells)}
     return {name: (clean_label if name == "label" else str.strip)(named.get(name, "")) for name in CORRECTION_COLUMNS}
+
+
+def _for_spreadsheets(columns: list[str], cells: Iterable[str]) -> list[str]:
+    "Write our cells of a line so that no spreadsheet calculates with them; what others added stays as it is."
+    return [guard_cell(unguard_cell(cell)) if name.lower() in CORRECTION_COLUMNS else cell for name, cell in zip(columns, cells)]
 
 
 def csv_line(values: Iterable[str]) -> str:

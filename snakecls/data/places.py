@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError
+from .cells import unguard_cell
 from .columns import clean_label, count, option, some, split_name
 from .folders import NOT_PERMITTED, list_photos, with_slashes
 from .sources import find_files, join_root, plain_path
@@ -33,6 +34,9 @@ def locate(
     "Find the photos of a table, also where its paths begin with somebody else's folders, or with none; never in the folder of another label or split."
     reasons = pd.Series(NO_FILE, index=paths.index)
     full, found = find_files(join_root(paths, root))
+    if not found.all() and (plain := paths.map(unguard_cell)).ne(paths).any():  # as `write_csv` keeps them from spreadsheets
+        unguarded, there = find_files(join_root(plain, root))
+        full, found = full.where(found, unguarded), found | there
     if found.all():
         return full, found, reasons, ""
     note, direct = "", found

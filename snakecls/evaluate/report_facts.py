@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError, read_json
+from ..data.cells import unguard_cells
 from ..data.labels import encode_labels
 from ..stats import bootstrap_interval, count_f1, find_top_k
 
@@ -56,7 +57,7 @@ def read_run(
         facts.experiment = (path / "experiment.yaml").read_text(encoding="utf-8")
         facts.settings = yaml.safe_load(facts.experiment) or {}
     if (path / "history.csv").exists():
-        facts.history = pd.read_csv(path / "history.csv")
+        facts.history = unguard_cells(pd.read_csv(path / "history.csv"))
     facts.predictions = {file.stem.split("-", 1)[1]: pd.read_parquet(file) for file in sorted(path.glob("predictions-*.parquet"))}
     if not (facts.metrics or facts.experiment or facts.status or facts.history is not None):
         raise UserError(f"{path} is not a run folder; give one that `snakecls runs` lists.")

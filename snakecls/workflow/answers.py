@@ -23,7 +23,7 @@ def predict_given(
 ) -> tuple[list[dict[str, Any]], list[str]]:  # of each photo path, and top or error; the lines for a terminal
     "Answer every photo, with the same judgement about danger as the page; one that cannot be read has its reason."
     from snakecls.data.dangers import model_dangers
-    from snakecls.data.given import write_csv
+    from snakecls.data.cells import write_csv
     from snakecls.deploy.page import no_promise
     from snakecls.deploy.predict import Predictor, answers_table
 
@@ -57,7 +57,8 @@ def evaluate_given(
     say: Callable[[str], None] = lambda note: None,
 ) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, dangers, notes, report; lines about dangers and the page
     "Score a model, count what is dangerous and was called harmless, and write what was asked for."
-    from snakecls.data.given import as_given, is_pattern, pattern_table, refuse_address, write_csv
+    from snakecls.data.cells import write_csv
+    from snakecls.data.given import as_given, is_pattern, pattern_table, refuse_address
     from snakecls.evaluate.danger import count_dangers, danger_lines, joined
     from snakecls.evaluate.predictions import evaluate_bundle, ranked_table
     from snakecls.models.bundle import read_bundle

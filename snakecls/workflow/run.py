@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core import UserError, check_writable, file_hash, keep_freed_memory
+from ..core import UserError, atomic_write, check_writable, file_hash, keep_freed_memory
+from ..data.cells import csv_text
 from ..data.columns import count
 from ..data.files import keep_readable
 from ..data.splits import write_manifest
@@ -242,7 +243,7 @@ def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, i
     write_manifest(table, run / "manifest.parquet", hashes=hashes or {path: file_hash(path) for path in validating})
     issues.to_parquet(run / "issues.parquet", index=False)
     if done := table.attrs.get("corrections"):
-        pd.DataFrame(done).to_csv(run / "corrections.csv", index=False)
+        atomic_write(run / "corrections.csv", csv_text(pd.DataFrame(done)))
 
 # %% ../../nbs/workflow/61_run.ipynb #974af42c
 def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None]) -> ScheduleResult:

@@ -64,9 +64,12 @@ def append_row(
     row: dict[str, Any],  # column -> value; what is missing stays empty
 ) -> None:
     "Append a row to a CSV file and bring it to the disk."
+    from snakecls.data.cells import guard_cell  # not above, as it brings pandas
+
     path = Path(path)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
+    row = {guard_cell(name): guard_cell(value) for name, value in row.items()}
     columns = next(csv.reader([whole.split("\n", 1)[0]]), []) if whole else []
     new = [name for name in row if name not in columns]
     if new or whole != text:
@@ -321,9 +324,10 @@ def add_epoch(
 def history(self: RunFolder):  # DataFrame, one row per epoch; empty before the first
     "Read `history.csv`."
     import pandas as pd
+    from snakecls.data.cells import unguard_cells
 
     path = self / "history.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return unguard_cells(pd.read_csv(path)) if path.exists() else pd.DataFrame()
 
 
 @patch
@@ -332,7 +336,9 @@ def write_history(
     rows: Any,  # DataFrame as `history` gives it
 ) -> None:
     "Replace `history.csv`, as a resumed run does with the epochs after its checkpoint."
-    atomic_write(self / "history.csv", rows.to_csv(index=False))
+    from snakecls.data.cells import csv_text
+
+    atomic_write(self / "history.csv", csv_text(rows))
 
 
 @patch
