@@ -330,6 +330,7 @@ FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")
 texts = st.text(st.sampled_from("=+-@'\t\r\n ,;\"aé1＝|"), max_size=8) | st.sampled_from(["=1+1", "'=1", "''-a", "-0.5", "@SUM(A1)", "\t=x", " =x", "'", "=cmd|' /C calc'!A0", "+49", "-x.jpg"])
 
 
+@settings(deadline=None)
 @given(texts)
 def test_no_cell_is_a_formula_and_each_is_read_as_it_was(text):
     written = guard_cell(text)
@@ -337,7 +338,7 @@ def test_no_cell_is_a_formula_and_each_is_read_as_it_was(text):
     assert written == text or FORMULA.match(text.lstrip("'"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(st.lists(st.tuples(texts, st.floats(allow_nan=False, allow_infinity=False), st.integers(-9, 9)), min_size=1, max_size=5), texts.filter(lambda name: name not in ("p", "n")))
 def test_tables_for_people_are_read_as_they_were_and_numbers_stay_numbers(tmp_path, rows, name):
     table = pd.DataFrame(rows, columns=[name, "p", "n"])
@@ -348,7 +349,7 @@ def test_tables_for_people_are_read_as_they_were_and_numbers_stay_numbers(tmp_pa
     assert [float(cell) for _, cell, _ in written[1:]] == [cell for _, cell, _ in rows]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.text(st.sampled_from("=+-@'ab.;, \""), min_size=1, max_size=8).filter(lambda name: name.strip() == name), st.text(st.sampled_from("=+-@'ab ＝"), min_size=1, max_size=6)), min_size=1, max_size=4))
 def test_decisions_are_no_formulas_and_are_read_as_they_were(tmp_path, decisions):
     from snakecls.data.columns import clean_label

@@ -75,9 +75,11 @@ def split_name(
     "Translate anybody's name of a split into ours."
     text = clean_label(str(name)).lower()
     own = {clean_label(str(key)).lower(): value for key, value in (names or {}).items()}
-    for spelling in (text, _truth(text)):  # YAML turns the key yes into true
-        if spelling in own:
-            return own[spelling]
+    if text in own:
+        return own[text]
+    for key, split in own.items():  # yes in the user's own means True in a column
+        if _truth(text) and _truth(key) == _truth(text):
+            return split
     for split, words in _SPLIT_WORDS.items():
         if re.fullmatch(rf"(?:{words})(?:[-_ ].*)?", text):
             return "ignore" if own.get(split) == "ignore" else split  # {'test': 'ignore'} is meant for Testing, too
