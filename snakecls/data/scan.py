@@ -44,7 +44,7 @@ def examine(
             facts["bits"] = stored_bits(image)
             turned = image.info.get("original_orientation") or 1  # of HEIC, which its reader turns itself
             turned = turned != 1 or (image.format == "TIFF" and exif_turn(image) is not None)  # so does Pillow with TIFF, on loading
-            photo = decode(image, pixel_limit)
+            photo = decode(image, pixel_limit, ours=True)
             thumb = make_thumbnail(photo)
             facts |= {"width": photo.width, "height": photo.height, "turned": int(turned or exif_turn(image) is not None),
                       "transparent": int("transparency" in image.info), "contrast": float(thumb.std()),
