@@ -75,17 +75,17 @@ def telephone_photo(seed: int, size: tuple[int, int] = (4032, 3024)) -> bytes:  
 
 
 def bombs(side: int) -> dict[str, tuple[bytes, str]]:  # kind -> file, name
-    "Make files of under 1 MB (the JPEG: 1.5) that unfold to `side` x `side` pixels, in several modes."
+    "Make files of 0.1 to 1.5 MB that unfold to `side` x `side` pixels, in several modes."
     size = (side, side)
-    return {"16-bit PNG": (encoded(Image.new("I;16", size), "PNG", compress_level=9), "a.png"),
-            "RGBA PNG": (encoded(Image.new("RGBA", size, (9, 90, 9, 128)), "PNG", compress_level=9), "b.png"),
+    return {"16-bit PNG": (encoded(Image.new("I;16", size), "PNG", compress_level=1), "a.png"),
+            "RGBA PNG": (encoded(Image.new("RGBA", size, (9, 90, 9, 128)), "PNG", compress_level=1), "b.png"),
             "float TIFF": (encoded(Image.new("F", size, 0.5), "TIFF", compression="tiff_adobe_deflate"), "c.tif"),
             "GIF": (encoded(Image.new("P", size), "GIF"), "d.gif"),
             "JPEG": (encoded(Image.new("RGB", size, (90, 120, 60)), "JPEG", quality=75), "e.jpg")}
 
 
-def kinds_of_requests(photos: list[bytes]) -> tuple[list[Kind], list[Kind], list[Kind]]:  # good, bad, bombs
-    "List what is asked."
+def kinds_of_requests(photos: list[bytes], *, side: int = 7000, too_far: int = 9500) -> tuple[list[Kind], list[Kind], list[Kind]]:  # good, bad, bombs
+    "List what is asked; bombs of `side` pixels are answered or refused, those of `too_far` have to be refused."
     good = [Kind("photo", "answer", upload=photo) for photo in photos]
     cut, path = photos[0][: len(photos[0]) // 2], {"meta": {"_type": "gradio.FileData"}}
     bad = [Kind("cut photo", "reason", upload=cut), Kind("no photo", "reason", upload=b"\xff\xd8\xff\xe0 this is no photo"),
@@ -97,8 +97,8 @@ def kinds_of_requests(photos: list[bytes]) -> tuple[list[Kind], list[Kind], list
     bad += [Kind(name, "reason", data=json.dumps({"data": value}).encode()) for name, value in values.items()]
     bad += [Kind("no JSON", "reason", data=b"{data"), Kind("other JSON", "reason", data=b"[1, 2]"), Kind("deep JSON", "reason", data=b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
             Kind("giant JSON", "reason", data=json.dumps({"data": list(range(2_000_000))}).encode())]
-    heavy = [Kind(f"{name}, 49 megapixels", "either", upload=data, filename=file) for name, (data, file) in bombs(7000).items()]
-    heavy += [Kind(f"{name}, 90 megapixels", "reason", upload=data, filename=file) for name, (data, file) in bombs(9500).items()]
+    heavy = [Kind(f"{name} of {pixels**2 / 1e6:.0f} megapixels", wanted, upload=data, filename=file)
+             for pixels, wanted in ((side, "either"), (too_far, "reason")) for name, (data, file) in bombs(pixels).items()]
     return good, bad, heavy
 
 
@@ -151,6 +151,13 @@ class Client:
             outcome.reason = str((json.loads(data) or {}).get("error") or "")
 
 
+def memory_mb(pid: int) -> float:  # 0 where it has ended
+    "Give what a process holds in memory now (RSS)."
+    with contextlib.suppress(OSError, TypeError):
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+    return 0.0
+
+
 class App:
     "The app in a process of its own, and its memory."
 
@@ -178,16 +185,9 @@ class App:
             time.sleep(0.2)
         raise SystemExit(f"the app did not start:\n{self.log.read_text()}")
 
-    def memory_mb(self) -> float:
-        "Give what it holds now (RSS), with whatever it started."
-        with contextlib.suppress(OSError, AttributeError):
-            pids = [self.process.pid, *map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split())]
-            return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) for pid in pids) / 1024
-        return 0.0
-
     def _watch(self) -> None:
         while self._watching:
-            self.peak_mb = max(self.peak_mb, self.memory_mb())
+            self.peak_mb = max(self.peak_mb, memory_mb(self.process.pid))
             time.sleep(0.02)
 
     def stop(self) -> float:  # seconds that it took
@@ -250,7 +250,7 @@ def random_bundle(folder: Path, arch: str = "tf_efficientnet_lite0") -> Path:
 def settled_mb(app: App, seconds: float = 8) -> float:
     "Give the memory after a while without requests."
     time.sleep(seconds)
-    return app.memory_mb()
+    return memory_mb(app.process.pid)
 
 
 def say(outcomes: list[Outcome]) -> None:

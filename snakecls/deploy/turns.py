@@ -9,7 +9,6 @@ __all__ = ['LARGE_PIXELS', 'count_pixels', 'few_arenas', 'give_back_memory', 'fo
 # %% ../../nbs/deploy/51_turns.ipynb #41675280
 import asyncio
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -114,12 +113,11 @@ class Turns:
         large_pixels: int = LARGE_PIXELS,  # more than that is large
         large_waiting: int = 64,  # large photos that may wait
     ):
-        self.large_pixels, self.large_waiting, self.n_large = large_pixels, large_waiting, 0
-        self.n, self.tidied = 0, 0.0  # photos in work; when memory was given back
+        self.large_pixels, self.large_waiting = large_pixels, large_waiting
+        self.n, self.n_large, self.tidied = 0, 0, 0.0  # photos asked about, large ones among them; when memory was given back
         self.workers = ThreadPoolExecutor(at_once, "photo")  # always the same threads: torch keeps a team of its own for each thread that asks
         self.lookers = ThreadPoolExecutor(1, "head")
-        self.large = asyncio.Semaphore(1)
-        self.lock = threading.Lock()
+        self.places, self.large_place = asyncio.Semaphore(at_once), asyncio.Semaphore(1)
 
     async def take(
         self,
@@ -129,33 +127,36 @@ class Turns:
     ) -> Any:  # what `work` gives
         "Do `work(*args, photo)` when it is the photo's turn. Raises `Busy` for a large photo where too many wait."
         loop = asyncio.get_running_loop()
-        large = await loop.run_in_executor(self.lookers, count_pixels, photo) > self.large_pixels if photo is not None else False
-        if large and self.n_large >= self.large_waiting:
+        large = photo is not None and await loop.run_in_executor(self.lookers, count_pixels, photo) > self.large_pixels
+        if large and self.n_large > self.large_waiting:
             raise Busy(f"{self.n_large} large photos are waiting for their answer just now; wait a minute, or send a copy of at most {self.large_pixels // 1_000_000} megapixels.")
-        if large:
-            self.n_large += 1
-            try:
-                await self.large.acquire()
-            finally:
-                self.n_large -= 1
-        done = loop.run_in_executor(self.workers, self.work, work, *args, photo)
-        if large:
-            done.add_done_callback(lambda _: self.large.release())
+        taken: list[asyncio.Semaphore] = []
+
+        def leave(_: Any = None) -> None:
+            self.n, self.n_large = self.n - 1, self.n_large - large
+            for place in taken:
+                place.release()
+
+        self.n, self.n_large = self.n + 1, self.n_large + large
+        try:
+            for place in [self.large_place, self.places] if large else [self.places]:
+                await place.acquire()
+                taken.append(place)
+            done = loop.run_in_executor(self.workers, self.work, work, *args, photo)
+        except BaseException:
+            leave()
+            raise
+        done.add_done_callback(leave)
         return await asyncio.shield(done)  # who stops waiting does not stop the work, so that it has to keep its place
 
     def work(self, work: Callable, *args: Any) -> Any:
         "Do the work in this thread, and tidy up."
-        with self.lock:
-            self.n += 1
         try:
             return work(*args)
         except BaseException as e:
             forget_frames(e)
             raise
         finally:
-            with self.lock:
-                self.n -= 1
-                tidy = self.n == 0 or time.monotonic() > self.tidied + 1
-                self.tidied = time.monotonic() if tidy else self.tidied
-            if tidy:
+            if self.n <= 1 or time.monotonic() > self.tidied + 1:
+                self.tidied = time.monotonic()
                 give_back_memory()
