@@ -6,7 +6,6 @@
 __all__ = ['build_review', 'connect', 'answer', 'relabel_button', 'button_text', 'view', 'launch_review']
 
 # %% ../../nbs/deploy/55_review.ipynb #e651bb4c
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core import UserError
-from .app import serve
+from .service import prepare_gradio, serve
 from .review_cases import Review, make_cases, shown_labels
 from .review_page import KEYS, REVIEW_CSS, REVIEW_JS, case_html, end_html, photo_html, progress_html
 from ..evaluate.issue_groups import short_path
@@ -32,7 +31,7 @@ def build_review(
     multi: bool = False,  # photos with several labels
 ) -> "gr.Blocks":  # not yet started; `launch_review` does, with theme, CSS and keys
     "Build the review page. Raises `UserError` where there is nothing to review."
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    prepare_gradio()
     import gradio as gr
 
     cases = make_cases(issues, table=table, multi=multi)
