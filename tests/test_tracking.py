@@ -44,7 +44,7 @@ def test_a_killed_run_is_stopped_and_can_be_resumed_only_once(tmp_path):
         RunFolder.open(path).start()
     process.kill()
     process.communicate()
-    assert read_status(path)["status"] == "stopped"
+    assert read_status(path)["status"] == "killed"
     with RunFolder.open(path).start() as run:
         assert list_runs(tmp_path).status.tolist() == ["running"]
         run.add_epoch({"epoch": 0})  # a probe, and no epoch

@@ -11,11 +11,9 @@ __all__ = ['HOOKS', 'inference_copy', 'without_hooks', 'hook_owner', 'careful_pi
 import copy
 import io
 import operator
-import os
 import pickle
 import pickletools
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import UserError, usual_mode
+from ..core import UserError, atomic_path
 from ..data.photos import PhotoSpec, open_photo
 from .predict import PhotoPredictor
 from ..models.bundle import BundleInfo, info_from_dict
@@ -132,22 +130,17 @@ def export_learner(
     import torch
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        with without_hooks(learn.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch cannot check the source of a model made in a notebook
-            torch.save(inference_copy(learn), temporary, pickle_module=careful_pickler(), pickle_protocol=2)
-        if stores_code(temporary):
-            warnings.warn(f"{path.name} holds functions or classes that were defined in your notebook; "
-                          "it loads only with the same Python version.", stacklevel=2)
-        os.replace(usual_mode(temporary, path), path)
+        with atomic_path(path) as temporary:
+            with without_hooks(learn.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch cannot check the source of a model made in a notebook
+                torch.save(inference_copy(learn), temporary, pickle_module=careful_pickler(), pickle_protocol=2)
+            if stores_code(temporary):
+                warnings.warn(f"{path.name} holds functions or classes that were defined in your notebook; "
+                              "it loads only with the same Python version.", stacklevel=2)
     except TypeError as e:  # 'cannot pickle …'
         hint = "pip install 'plum-dispatch<2.10', whose functions can be pickled" if "RLock" in str(e) else "keep such objects out of it"
         raise UserError(f"The learner cannot be stored in {path.name}: {e}; {hint}.") from e
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/deploy/50_export.ipynb #8862b18b

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
-           'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
-           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'evaluate_bundle']
+           'LostRows', 'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
+           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'lost_note', 'evaluate_bundle']
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
@@ -97,15 +97,34 @@ def predict_table(
     problem: str = "single_label",  # or 'multi_label'
     thresholds: float | Sequence[float] | None = None,  # of each label, with 'multi_label'; None: 0.5
     tta: str = "none",  # one of `TTA`
+    on_lost: Callable[[str, str], None] | None = None,  # told the path and the reason of a photo that cannot be read, which is then left out; None: it is an error
 ) -> pd.DataFrame:  # as `probs_table` makes it
     "Predict every photo of a table, in float32, as the served model does; raises `UserError` for what the network cannot do."
     views = tta_views(tta, spec)
     if tta == "scales":
         check_sizes(model, spec)
     more = {"prepare": views} if tta in ("five_crop", "scales") else {}
-    probs = photo_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem, bs=bs, description="Predicting", **more)
+    lost = LostRows(table, on_lost)
+    probs = photo_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem, bs=bs, description="Predicting", on_lost=lost.note, **more)
+    table = lost.others()
     target = target or ("labels" if problem == "multi_label" else "label")
     return probs_table(table["path"], table[target] if target in table else None, probs, labels, problem=problem, thresholds=thresholds)
+
+
+class LostRows:
+    "The rows of a table whose photos cannot be read any more."
+
+    def __init__(
+        self,
+        table: pd.DataFrame,  # path
+        on_lost: Callable[[str, str], None] | None,  # as in `predict_table`
+    ):
+        self.table, self.positions = table, []
+        self.note = None if on_lost is None else lambda position, error: (self.positions.append(position), on_lost(table["path"].iloc[position], str(error)))
+
+    def others(self) -> pd.DataFrame:
+        "Give the rows that were read."
+        return self.table.drop(self.table.index[self.positions]) if self.positions else self.table
 
 
 def predict_targets(
@@ -117,9 +136,12 @@ def predict_targets(
     flip: bool = False,  # average with the mirrored photos
     temperature: float = 1.0,
     bs: int = 16,  # photos at a time
+    on_lost: Callable[[str, str], None] | None = None,  # as in `predict_table`
 ) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
     "Predict every target of every photo of a table, each photo once."
-    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip, problem="several_targets", bs=bs, description="Predicting")
+    lost = LostRows(table, on_lost)
+    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip, problem="several_targets", bs=bs, description="Predicting", on_lost=lost.note)
+    table = lost.others()
     return {target: probs_table(table["path"], table[target] if target in table else None, values, labels) for (target, labels), values in zip(targets.items(), probs, strict=True)}
 
 
@@ -251,6 +273,12 @@ def ranked_table(
     return table
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #ce7318b1
+def lost_note(predictions: pd.DataFrame) -> list[str]:  # at most one sentence
+    "Say how many photos got lost while they were predicted."
+    lost = predictions.attrs.get("lost") or {}
+    return [f"{len(lost)} of {len(predictions) + len(lost)} photos could not be read any more, and the scores are without them, such as: {next(iter(lost.values()))}"] if lost else []
+
+
 def evaluate_bundle(
     bundle: str | Path,  # a bundle's folder
     table: pd.DataFrame,  # path, and label, or labels where a photo can have several
@@ -268,6 +296,8 @@ def evaluate_bundle(
     if unknown:
         raise UserError(f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as '{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the target that the model was trained on ('{info.target}').")
     model = load_model(opened)
-    predictions = predict_table(model, table, info.photo, info.labels, flip=info.flip, temperature=info.temperature, problem=info.problem, thresholds=info.thresholds, tta=tta)
+    lost = {}
+    predictions = predict_table(model, table, info.photo, info.labels, flip=info.flip, temperature=info.temperature, problem=info.problem, thresholds=info.thresholds, tta=tta, on_lost=lost.__setitem__)
+    predictions.attrs["lost"] = lost
     measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
     return predictions, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for

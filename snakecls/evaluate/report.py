@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GIVEN', 'name_photos', 'score_titles', 'make_tiles', 'make_trained_tile', 'say_epochs', 'say_duration',
-           'count_missed', 'make_dangers', 'judge_unknown', 'judge_parent', 'label_facts_values', 'make_curves',
-           'embed_png', 'make_stages', 'find_epoch', 'say_best', 'make_matrix', 'most_involved', 'make_pairs',
-           'make_photos', 'write_plots', 'choose_split', 'make_header', 'make_details', 'make_analysis', 'say_split',
-           'write_report']
+           'count_missed', 'make_dangers', 'judge_unknown', 'judge_parent', 'compare_with_parent', 'label_facts_values',
+           'make_curves', 'embed_png', 'make_stages', 'find_epoch', 'say_best', 'make_matrix', 'most_involved',
+           'make_pairs', 'make_photos', 'write_plots', 'choose_split', 'make_header', 'make_details', 'make_analysis',
+           'say_split', 'write_report']
 
 # %% ../../nbs/evaluate/45_report.ipynb #1ae78a6e
 import base64
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, atomic_write, read_json
+from ..core import UserError, atomic_write, read_json, read_parquet
 from ..data.dangers import danger_noun, known_dangers, model_dangers, say_unknown
 from .danger import count_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
@@ -135,12 +135,18 @@ def judge_unknown(bundle: dict) -> dict | None:
 
 def judge_parent(facts: RunFacts) -> dict | None:
     "Compare what was trained here with what was trained in the parent run, photo by photo; of runs without training, what is served."
-    import pandas as pd
-
     parent = facts.metrics.get("parent")
     before = facts.path.parent / str(parent)
     if not parent or not (before / "metrics.json").exists():
         return None
+    try:
+        return compare_with_parent(facts, before, parent)
+    except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the report is written)
+        return {"kind": "warn", "title": f"Not compared with its parent, {parent}", "text": f"Its folder cannot be read: {e}"}
+
+
+def compare_with_parent(facts: RunFacts, before: Path, parent: str) -> dict | None:
+    "Compare with the parent's folder; raises whatever a damaged one raises."
     other = read_json(before / "metrics.json")
     trained = all(metrics.get("trained") for metrics in (facts.metrics, other))
     file, what = (before / "predictions-valid-trained.parquet", "trained") if trained else (before / "predictions-valid.parquet", "valid")
@@ -149,7 +155,7 @@ def judge_parent(facts: RunFacts) -> dict | None:
         return None
     from snakecls.evaluate.predictions import compare_tables  # here, as it brings torch
 
-    compared = compare_tables(mine, pd.read_parquet(file))
+    compared = compare_tables(mine, read_parquet(file))
     name, words = other.get("name") or parent, "trained weights" if trained else "served weights"
     if compared is None:
         return {"kind": "", "title": f"Not compared with its parent, {name}", "text": "The two runs were not validated on the same photos with the same labels."}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, read_json
+from ..core import UserError, read_json, read_parquet
 from ..data.cells import unguard_cells
 from ..data.labels import encode_labels
 from ..stats import bootstrap_interval, count_f1, find_top_k
@@ -58,7 +58,7 @@ def read_run(
         facts.settings = yaml.safe_load(facts.experiment) or {}
     if (path / "history.csv").exists():
         facts.history = unguard_cells(pd.read_csv(path / "history.csv"))
-    facts.predictions = {file.stem.split("-", 1)[1]: pd.read_parquet(file) for file in sorted(path.glob("predictions-*.parquet"))}
+    facts.predictions = {file.stem.split("-", 1)[1]: read_parquet(file) for file in sorted(path.glob("predictions-*.parquet"))}
     if not (facts.metrics or facts.experiment or facts.status or facts.history is not None):
         raise UserError(f"{path} is not a run folder; give one that `snakecls runs` lists.")
     return facts

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from ..core import track, unknown_name, worker_threads
-from ..data.photos import PhotoSpec, prepare_photo
+from ..data.columns import count
+from ..data.lost import photos_gone
+from ..data.photos import PhotoError, PhotoSpec, prepare_photo
 from .bundle import PROBLEMS
 from .freezing import head_module
 from .heads import find_heads
@@ -32,27 +34,41 @@ class PhotoBatches:
         bs: int = 32,
         n_threads: int = 2,
         prepare: Callable = prepare_photo,  # (photo, spec) -> an array, or a list of arrays where a photo has several views
+        on_lost: Callable[[int, PhotoError], None] | None = None,  # told the position of a photo that cannot be read, which is then left out; None: it is an error
     ):
-        self.photos, self.spec, self.bs, self.n_threads, self.prepare = list(photos), spec, bs, n_threads, prepare
+        self.photos, self.spec, self.bs, self.n_threads, self.prepare, self.on_lost = list(photos), spec, bs, n_threads, prepare, on_lost
 
     def __len__(self) -> int:
         return -(-len(self.photos) // self.bs)
 
     def __iter__(self) -> Iterator[torch.Tensor | list[torch.Tensor]]:
         with worker_threads(self.n_threads) as pool:
-            ahead = deque()
-            for start in range(0, len(self.photos), self.bs):
-                ahead.append([pool.submit(self.prepare, photo, self.spec) for photo in self.photos[start : start + self.bs]])
-                if len(ahead) > 1:
-                    yield stack_ready(ahead.popleft())
-            while ahead:
-                yield stack_ready(ahead.popleft())
+            ahead, starts = deque(), list(range(0, len(self.photos), self.bs))
+            for number, start in enumerate([*starts, None]):  # the photos of the next batch are read while this one is used
+                if start is not None:
+                    ahead.append([pool.submit(self.prepare, photo, self.spec) for photo in self.photos[start : start + self.bs]])
+                if number and (batch := stack_ready(ahead.popleft(), self.on_lost, first=starts[number - 1])) is not None:
+                    yield batch
 
 
-def stack_ready(futures: list) -> torch.Tensor | list[torch.Tensor]:  # one tensor, or one for each view
-    "Wait for a batch's photos; the first that cannot be read raises its `PhotoError`."
+def stack_ready(
+    futures: list,
+    on_lost: Callable[[int, PhotoError], None] | None = None,  # as in `PhotoBatches`
+    *,
+    first: int = 0,  # the position of the batch's first photo
+) -> torch.Tensor | list[torch.Tensor] | None:  # one tensor, or one for each view; None where no photo of the batch can be read
+    "Wait for a batch's photos; the first that cannot be read raises its `PhotoError`, unless that is to be told."
     try:
-        photos = [future.result() for future in futures]
+        photos = []
+        for position, future in enumerate(futures, start=first):
+            try:
+                photos.append(future.result())
+            except PhotoError as e:
+                if on_lost is None:
+                    raise
+                on_lost(position, e)
+        if not photos:
+            return None
         if isinstance(photos[0], list):
             return [torch.from_numpy(np.stack(view)) for view in zip(*photos)]
         return torch.from_numpy(np.stack(photos))
@@ -148,12 +164,19 @@ def target_probs(
     bs: int = 32,
     description: str | None = "Predicting",  # of the progress bar; None: no bar
     prepare: Callable = prepare_photo,  # as in `PhotoBatches`; the probabilities of several views are averaged
+    on_lost: Callable[[int, PhotoError], None] | None = None,  # as in `PhotoBatches`: a photo that cannot be read has no row then
 ) -> list[np.ndarray]:  # (n, n_classes) float32 for each target; one where there is one
-    "Predict photos in batches, with a progress bar; the network's training mode comes back afterwards."
+    "Predict photos in batches, with a progress bar; the network's training mode comes back afterwards. Raises `PhotosGone` where none can be read any more."
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        batches = PhotoBatches(photos, spec, bs=bs, prepare=prepare)
+        reasons = []
+
+        def note(position: int, error: PhotoError) -> None:
+            reasons.append(str(error))
+            on_lost(position, error)
+
+        batches = PhotoBatches(photos, spec, bs=bs, prepare=prepare, on_lost=note if on_lost else None)
         rows = []
         for batch in track(batches, description) if description else batches:
             views = batch if isinstance(batch, list) else [batch]
@@ -162,6 +185,8 @@ def target_probs(
             rows.append([(sum(same) / len(same)).cpu().numpy() for same in by_target])
     finally:
         model.train(was_training)
+    if reasons and not rows:
+        raise photos_gone(f"{count(len(photos), 'photo')} to predict", reasons[0])
     if rows:
         return [np.concatenate(same) for same in zip(*rows)]
     return [np.zeros((0, head.out_features), np.float32) for head in (find_heads(model) or {"": head_module(model)}).values()]

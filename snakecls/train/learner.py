@@ -24,8 +24,9 @@ from ..data.augment import Augment, make_albumentations
 from ..data.columns import count, some
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.datablocks import photo_dls
+from ..data.files import why_unreadable
 from ..data.labels import label_names
-from ..data.photos import PhotoSpec
+from ..data.photos import PhotoError, PhotoSpec
 from ..data.splits import kfold_table, sample_table, split_table, use_fold
 from ..data.tables import Issues, filter_classes, load_table
 from ..data.targets import add_targets, check_names, split_targets, target_labels
@@ -249,8 +250,12 @@ def measure_colours(model: torch.nn.Module, table: pd.DataFrame, experiment: Exp
     "Give a network without pretrained weights the mean and standard deviation of the training photos."
     if not model.backbone_info.pretrained:
         size = max(stage.size for stage in experiment.schedule)
-        paths = table.loc[table["split"] == "train", "path"].tolist()
-        with_normalisation(model, *measure_normalisation(paths, size=size, resize=experiment.data.resize, seed=experiment.seed))
+        paths, options = table.loc[table["split"] == "train", "path"].tolist(), {"size": size, "resize": experiment.data.resize, "seed": experiment.seed}
+        try:
+            found = measure_normalisation(paths, **options)
+        except PhotoError:  # one is gone since it was looked at; the loaders will tell it
+            found = measure_normalisation([path for path in paths if why_unreadable(path) is None], **options)
+        with_normalisation(model, *found)
     return model
 
 

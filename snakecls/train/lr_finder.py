@@ -17,7 +17,7 @@ import torch
 from fastai.callback import schedule as _  # noqa: F401  gives Learner its lr_find
 from fastai.learner import Learner
 
-from ..core import UserError
+from ..core import UserError, atomic_path
 
 # %% ../../nbs/train/34_lr_finder.ipynb #87fec6a4
 @contextmanager
@@ -110,7 +110,8 @@ def find_lr(
     if say is not None and lr != found:
         say(f"lr: auto suggested {found:.2g}, outside of {lr_range[0]:g} to {lr_range[1]:g}, and {lr:g} was taken; look at the curve, or give a rate.")
     if picture is not None:
-        draw_search(lrs[sound], losses[sound], lr).savefig(picture, dpi=150)
+        with atomic_path(picture) as temporary:
+            draw_search(lrs[sound], losses[sound], lr).savefig(temporary, dpi=150)
     return lr
 
 

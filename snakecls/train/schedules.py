@@ -22,7 +22,7 @@ from ..models.probe import check_probe
 from .callbacks import EpochRows, SaveBestF1
 from .lr_finder import find_lr
 from .policies import fit_policy
-from .probes import answer_metrics, epoch_names, fit_heads, last_metrics, valid_answers, valid_metrics
+from .probes import answer_metrics, epoch_names, fit_heads, last_metrics, spread_answers, valid_answers, valid_metrics
 from .stage_callbacks import auto_batch_norm, check_groups, freeze_to, smoothable, stage_callbacks
 from .stages import Stage, progressive_stages, scaled_bs  # noqa: F401  at home there, known here
 from .stopping import EarlyStopping
@@ -139,7 +139,7 @@ def run_stage(
         row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
         saver.consider(row[saver.monitor], epoch=0, row=row)
         if result.probe is None or row["f1_macro"] > result.probe["f1_macro"]:
-            result.probe, result.answers["probe"] = place | row, answers[0]
+            result.probe, result.answers["probe"] = place | row, spread_answers(learn.dls.valid, answers[0])
         add(row)
     if stage.epochs:
         seed_everything(seed)
@@ -175,7 +175,7 @@ def note_trained(
     if keep and not (is_end and row["is_best"]):
         probs, _, losses = valid_answers(learn, learn.dls.valid)
         if np.isfinite(losses).all():
-            result.answers["trained"] = probs
+            result.answers["trained"] = spread_answers(learn.dls.valid, probs)
         else:
             result.trained = {}
             result.stages[-1]["rising"] = f"the loss was no number any more after epoch {row['epoch']}, so the rate ({row['lr']:g}) is probably too large; try a tenth of it, lr: auto, or train.clip: 1.0."

@@ -60,7 +60,7 @@ def evaluate_given(
     from snakecls.data.cells import write_csv
     from snakecls.data.given import as_given, is_pattern, pattern_table, refuse_address
     from snakecls.evaluate.danger import count_dangers, danger_lines, joined
-    from snakecls.evaluate.predictions import evaluate_bundle, ranked_table
+    from snakecls.evaluate.predictions import evaluate_bundle, lost_note, ranked_table
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.models import evaluation_table
 
@@ -71,6 +71,9 @@ def evaluate_given(
     for note in notes:
         say(f"Note: {note}")
     predictions, scores = evaluate_bundle(bundle, table, tta=tta)
+    for note in lost_note(predictions):
+        notes.append(note)
+        say(f"Note: {note}")
     dangers, page = count_dangers(predictions, info.labels, info.label_facts, danger_columns=info.danger_columns), None
     if csv is not None:
         shown = predictions.assign(path=as_given(predictions["path"], data)) if data else predictions

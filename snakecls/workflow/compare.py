@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..core import write_json
+from ..core import UserError, read_json, read_parquet, write_json
 from ..stats import encode_arrays, resample, score_draws, Comparison
 from ..train.schema import Experiment
 from .tracking import RunFolder, list_statuses, read_status, trained_score
@@ -97,11 +97,13 @@ def read_answers(
     "Read what a run answered, with what its manifest knows about the photos."
     import pandas as pd
 
-    if not (folder / f"{name}.parquet").exists():
+    if not os.path.lexists(folder / f"{name}.parquet"):
         return None
-    table = pd.read_parquet(folder / f"{name}.parquet")
+    table = read_parquet(folder / f"{name}.parquet")
     table = table[[column for column in ("path", "label", "labels", "predicted") if column in table]]
-    manifest = pd.read_parquet(folder / "manifest.parquet") if (folder / "manifest.parquet").exists() else pd.DataFrame({"path": []}, dtype=object)
+    if not {"path", "predicted"} <= set(table) or not {"label", "labels"} & set(table):
+        raise UserError(f"{folder / name}.parquet is damaged: it has no column of paths, of labels or of answers.")
+    manifest = read_parquet(folder / "manifest.parquet") if os.path.lexists(folder / "manifest.parquet") else pd.DataFrame({"path": []}, dtype=object)
     known = manifest.drop_duplicates("path").set_index("path").reindex(table["path"])
     return table.assign(**{column: known[column].to_numpy(object) if column in known else None for column in ("size_bytes", "hash")})
 
@@ -323,8 +325,6 @@ def judge_best(run: RunFolder, beside: Sequence[RunFolder]) -> dict | None:  # r
 # %% ../../nbs/workflow/61_compare.ipynb #7151fe94
 def read_verdict(run: RunFolder) -> dict:
     "Give a run's verdict: from `verdict.json`, or judged now, which writes nothing."
-    from snakecls.core import read_json
-
     return read_json(run / "verdict.json") if (run / "verdict.json").exists() else judge_run(run, propose=not read_status(run.path).get("part_of"))
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, read_json, write_json
+from ..core import UserError, read_json, read_parquet, write_json, write_table
 from ..stats import mean_sd
 from .compare import changed_places, compare_answers, fill_defaults, is_clear, judge_pair, match_answers, only_seed, only_training, parent_folder, read_answers
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text
@@ -276,8 +276,8 @@ def find_folds(
 
 def write_folds_manifest(folder: Path, runs: Sequence[RunFolder]) -> None:
     "Keep what is known about every photo that the folds validated."
-    manifests = [pd.read_parquet(run / "manifest.parquet") for run in runs]
-    pd.concat([table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(manifests)], ignore_index=True).to_parquet(folder / "manifest.parquet", index=False)
+    manifests = [read_parquet(run / "manifest.parquet") for run in runs]
+    write_table(folder / "manifest.parquet", pd.concat([table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(manifests)], ignore_index=True))
 
 
 def judge_folds(

@@ -244,7 +244,7 @@ def make_entry(
     if message or not metrics.get("valid"):
         before = parent_folder(run)
         known = before is not None and (before / "status.json").exists()
-        ended = "stopped" if read_status(run.path)["status"] == "stopped" else "failed"
+        ended = state if (state := read_status(run.path)["status"]) in ("stopped", "killed") else "failed"
         return LogbookEntry(name, ended, changes=diff_experiments(RunFolder(before).experiment(), experiment) if known else [], parent=before.name if known else "",
                             command=command, run=run.id, link=link, part_of=part_of, compared="" if message else "it has no scores", result=message, seeds=seeds_text([experiment]), hardware=ran_on(environment, metrics), tags=tuple(tags))
     if part_of:  # what came of it stands in the entry of the whole

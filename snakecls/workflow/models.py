@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, check_name, file_hash, read_json, unknown_name
+from ..core import UserError, atomic_path, check_name, file_hash, read_json, read_parquet, unknown_name
 from ..data.columns import some
 from ..data.files import keep_readable
 from ..data.tables import load_table
@@ -29,6 +29,7 @@ from ..models.bundle import read_bundle
 from ..stats import mean_sd, top_names
 from .compare import from_common_folder, read_answers, read_verdict
 from .ended import CHECKPOINT, can_keep, revive
+from .killed import complete_killed
 from .tracking import RunFolder, find_run, list_runs, make_slug, read_status
 
 # %% ../../nbs/workflow/66_models.ipynb #94adcd40
@@ -127,6 +128,7 @@ def find_model(
     say: Callable[[str], None] = print,  # where it is told that the run ended early
 ) -> Path:  # a bundle's folder
     "Find the bundle that is meant; raises `UserError` with the nearest name. A folder that is no model does not hide the run of its name."
+    complete_killed(run_roots(root), say=say)
     if name is None:
         newest = newest_bundle(RUN_ROOTS if root is None else [root])
         early = [run for run in (RunFolder(file.parent.parent) for folder in run_roots(root) for file in folder.glob(f"*/{CHECKPOINT}")) if can_keep(run)]
@@ -136,7 +138,7 @@ def find_model(
             raise UserError(f"there is no trained model in {root or ' or '.join(RUN_ROOTS)}; make one with snakecls demo or snakecls train, or give a bundle's folder.")
         return newest
     name = str(name).rstrip(os.sep) or str(name)  # as a shell completes the name of a folder
-    folder, exists = model_folder(name), Path(name).expanduser().exists()
+    folder, exists = model_folder(name), os.path.exists(os.path.expanduser(name))
     run = None if looks_like_path(name) and exists else named_run(root, name)
     if folder is not None and run is not None and run.path.resolve() not in (folder.resolve(), folder.resolve().parent):
         raise UserError(f"'{name}' could be the run {run.id} or the model in the folder of that name here; give {run.id}, or ./{name} for the folder.")
@@ -154,10 +156,10 @@ def looks_like_path(name: str) -> bool:
 
 def model_folder(name: str | Path) -> Path | None:
     "Give the folder of that name where it is a model: a bundle, a run's folder, or one that holds a bundle as `best`."
-    folder = Path(name).expanduser()
-    if (folder / "best" / "bundle.json").exists() and not (folder / "bundle.json").exists():
+    folder = Path(os.path.expanduser(name))
+    if os.path.exists(folder / "best" / "bundle.json") and not os.path.exists(folder / "bundle.json"):
         return folder / "best"
-    return folder if any((folder / file).exists() for file in ("bundle.json", "status.json")) else None
+    return folder if any(os.path.exists(folder / file) for file in ("bundle.json", "status.json")) else None
 
 
 def named_run(root: str | Path | None, name: str) -> RunFolder | None:
@@ -193,7 +195,7 @@ def evaluation_table(
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
-        table = pd.read_parquet(manifest)
+        table = read_parquet(manifest)
         split = split or ("test" if (table["split"] == "test").any() else "valid")
         info = read_bundle(bundle).info
         if split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
@@ -228,7 +230,7 @@ def say_seen(
     manifest = Path(bundle).parent / "manifest.parquet"
     if not manifest.exists():
         return ""
-    known = pd.read_parquet(manifest, columns=["path", "split"])
+    known = read_parquet(manifest, columns=["path", "split"])
     splits = {os.path.realpath(path): split for path, split in zip(known["path"], known["split"]) if split in ("train", "valid")}
     sizes: dict[int, list[str]] = {}
     for path in splits:
@@ -342,7 +344,9 @@ def copy_pickle(bundle: Path, output: Path) -> Path:  # `output`
         raise UserError(f"the export.pkl beside {bundle} knows other facts than the bundle ({', '.join(older)}), for facts were given after it was written, and a pickle keeps what it had; "
                         "export the bundle instead (--format bundle), or train again with data.facts.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copyfile(pickled, output))
+    with atomic_path(output) as temporary:
+        shutil.copyfile(pickled, temporary)
+    return output
 
 # %% ../../nbs/workflow/66_models.ipynb #bcddf86b
 def leaderboard_text(

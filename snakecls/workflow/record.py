@@ -19,7 +19,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
-from ..core import UserError
+from ..core import UserError, write_table
 from ..data.labels import decode_labels
 from ..data.splits import write_manifest
 from ..deploy.export import export_learner
@@ -32,7 +32,7 @@ from ..stats import find_top_k
 from ..train.callbacks import FlipAverage, SaveBestF1, epoch_values
 from ..train.probes import has_several, known_targets
 from .logbook import LogbookTracker
-from .results import pick_examples, predictions_name
+from .results import load_examples, predictions_name
 from .trackers import Trackers
 from .tracking import LOG, RunFolder, find_run
 
@@ -86,7 +86,7 @@ class RecordRun(Callback):
     def begin(self) -> None:
         "Make the run folder and write what is known before training."
         self.start, self.clock = time.perf_counter(), time.perf_counter()
-        self.run_folder = RunFolder.create(self.root, self.run_name)
+        self.run_folder = RunFolder.create(self.root, self.run_name, logbook=next((str(tracker.path.absolute()) for tracker in self.trackers.trackers), None))
         self.run_folder.write_environment()
         self.write_known()
         self.trackers.start(self.run_folder.experiment(), self.run_folder)
@@ -213,7 +213,7 @@ def finish_recorded(learn: Learner, run: RunFolder, name: str, rows: list[dict],
     tables = predict_valid(learn, table)
     scores = {target: score_table(predictions, labels, top_k=find_top_k(metric.name for metric in learn.metrics) or (3,)) for target, (predictions, labels) in tables.items()}
     for place, (target, (predictions, _)) in enumerate(tables.items()):
-        predictions.to_parquet(run / predictions_name("valid", target if place else None), index=False)
+        write_table(run / predictions_name("valid", target if place else None), predictions)
     first, last = next(iter(tables)), rows[-1]
     labels, valid = tables[first][1], scores[first]
     problem = "several_targets" if len(tables) > 1 else "multi_label" if "labels" in tables[first][0] else "single_label"
@@ -232,7 +232,7 @@ def finish_recorded(learn: Learner, run: RunFolder, name: str, rows: list[dict],
     info, why = describe_bundle(learn, name, problem, labels, valid)
     try:
         if info is not None:
-            bundle = write_bundle(run / "best", learn.model, info, examples=pick_examples(table, 6))
+            bundle = write_bundle(run / "best", learn.model, info, examples=load_examples(table, 6))
             metrics["bundle_mb"] = round((bundle / "weights.safetensors").stat().st_size / 1e6, 2)
             learn.snakecls_info = info_to_dict(info)
     except UserError as e:
@@ -241,6 +241,11 @@ def finish_recorded(learn: Learner, run: RunFolder, name: str, rows: list[dict],
         export_learner(learn, run / "export.pkl")
     except UserError as e:
         why.append(str(e))
+    lost = getattr(learn.dls, "lost", None)
+    if lost is not None and lost.found:
+        metrics["lost"] = lost.counts
+        notes.append(f"{lost}, and the training went on without; every score says of how many photos it is.")
+        write_table(run / "issues.parquet", lost.issues)
     metrics["notes"] = notes + why
     run.write_metrics(metrics)
     write_report(run.path)
@@ -255,11 +260,12 @@ def flips(learn: Learner) -> bool:
 def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, list[str]]]:  # target -> predictions, labels
     "Predict the validation photos: as served with loaders of `photo_dls`, else through the Learner's own loader."
     dls, photos = learn.dls, table[table["split"] == "valid"]
+    lose = lambda path, reason: dls.lost.add(path, "valid", reason) if hasattr(dls, "lost") else None  # noqa: E731
     if hasattr(dls, "spec") and isinstance(dls.labels, dict):
-        return {target: (predictions, dls.labels[target]) for target, predictions in predict_targets(learn.model, photos, dls.spec, dls.labels, flip=flips(learn)).items()}
+        return {target: (predictions, dls.labels[target]) for target, predictions in predict_targets(learn.model, photos, dls.spec, dls.labels, flip=flips(learn), on_lost=lose).items()}
     if hasattr(dls, "spec"):
         problem = "multi_label" if has_several(learn) else "single_label"
-        return {dls.target: (predict_table(learn.model, photos, dls.spec, dls.labels, target=dls.target, flip=flips(learn), problem=problem), list(dls.labels))}
+        return {dls.target: (predict_table(learn.model, photos, dls.spec, dls.labels, target=dls.target, flip=flips(learn), problem=problem, on_lost=lose), list(dls.labels))}
     with learn.no_bar(), learn.no_logging():
         probs, targets = learn.get_preds(dl=dls.valid)
     vocab, probs, targets = list(map(str, dls.vocab)), probs.float(), targets.numpy()

@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['SHOWN', 'RunResult', 'run_experiment', 'check_places', 'check_room', 'workers_note', 'foresee', 'resolve_parent',
            'resolve_weights', 'with_train', 'choose_mode', 'absolute_paths', 'prepare_table', 'describe_table',
-           'make_trackers', 'start_records', 'train', 'describe_epoch']
+           'make_trackers', 'start_records', 'known_hashes', 'write_issues', 'train', 'describe_epoch']
 
 # %% ../../nbs/workflow/61_run.ipynb #d401e3f0
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from ..core import UserError, atomic_write, check_writable, file_hash, keep_freed_memory
+from ..core import UserError, atomic_write, check_writable, file_hash, keep_freed_memory, write_table
 from ..data.cells import csv_text
 from ..data.columns import count
 from ..data.files import keep_readable
+from ..data.lost import LostPhotos
 from ..data.splits import write_manifest
 from ..stats import top_names
 from ..train.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, several_targets, train_labels
@@ -35,6 +37,7 @@ from ..train.schema import Experiment, TrainConfig
 from .compare import write_verdict
 from .ended import can_keep, describe_model, end_early, revive, undisturbed
 from .facts import read_facts
+from .killed import complete_killed
 from .logbook import LogbookTracker, verdict_line
 from .results import finish_records, first_labels, first_target, make_info
 from .trackers import Trackers, WandbTracker
@@ -64,6 +67,7 @@ def run_experiment(
     start = time.perf_counter()
     keep_freed_memory()
     check_places(root, logbook if "logbook" in experiment.track else None)
+    complete_killed([root], say=say)
     experiment = absolute_paths(resolve_weights(resolve_parent(experiment, root), root, say=say))
     table = build_table(experiment) if table is None else table
     labels = train_labels(table, several_targets(experiment.data))
@@ -77,13 +81,16 @@ def run_experiment(
     if train_labels(table, several_targets(experiment.data)) != labels:
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
     learn = build_learner(experiment, table, model=model)
+    lost = learn.dls.lost
+    lost.say = say
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
     for note in filter(None, (idle_note(experiment), untracked_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)), *find_doubts(experiment, build_stages(experiment), table, model=model), workers_note(learn, build_stages(experiment)))):
         say(f"Note: {note}")
     check_room(learn.model, root)
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command, say)
-    with RunFolder.create(root, experiment.name, **({"part_of": part_of} if part_of else {})) as run:
+    told = {"logbook": str(Path(logbook).absolute()) if logbook is not None and "logbook" in experiment.track else None, "command": command}  # for whoever completes the records of a killed run
+    with RunFolder.create(root, experiment.name, **told, **({"part_of": part_of} if part_of else {})) as run:
         say(f"Run {run.id}: {describe_table(table)}, {experiment.model.arch} ({learn.model.backbone_info.weights_source}).")
         try:
             start_records(run, experiment, table, issues, hashes)
@@ -92,15 +99,18 @@ def run_experiment(
             say(foresee(experiment, learn, table))
             learn.path = run.path
             compiled, before = is_compiled(learn), compile_seconds()
-            result = train(experiment, learn, run, trackers, say)
+            result = train(experiment, learn, run, trackers, say, issues)
             compiling = round(compile_seconds() - before, 1) if compiled else None
             if compiled:
                 say(f"Compiling took {compiling} s of the training.")
             metrics = finish_records(experiment, learn, table, facts, result, run, start, {"precision": choice, "compile_seconds": compiling})
+            write_issues(run, issues, lost)
             verdict = write_verdict(run, propose=not part_of)
         except BaseException as e:
             with undisturbed():
                 status, sentence = end_early(run, e)
+                with suppress(OSError):  # a full disk has been told
+                    write_issues(run, issues, lost)
                 LOG.error("the run ended early", exc_info=e)
                 run.finish(status, message=sentence)
                 say(sentence)
@@ -108,6 +118,8 @@ def run_experiment(
                 trackers.finish({"ended": status, "message": sentence})
             raise
         say(result.message)
+        if lost.found:
+            say(f"Note: {lost}, and the run went on without; issues.parquet lists them, and every score says of how many photos it is.")
         if verdict["other"] and not part_of:
             say(verdict_line(verdict))
         trackers.finish(metrics)
@@ -240,18 +252,37 @@ def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, i
     run.write_experiment(values)
     run.write_environment()
     validating = table["path"][table["split"] == "valid"]  # by their content another run knows whether it was validated on the same photos
-    write_manifest(table, run / "manifest.parquet", hashes=hashes or {path: file_hash(path) for path in validating})
-    issues.to_parquet(run / "issues.parquet", index=False)
+    write_manifest(table, run / "manifest.parquet", hashes=hashes or known_hashes(validating))
+    write_issues(run, issues)
     if done := table.attrs.get("corrections"):
         atomic_write(run / "corrections.csv", csv_text(pd.DataFrame(done)))
 
+
+def known_hashes(paths: Iterable[str]) -> dict[str, str]:  # of those that can be read
+    "Hash files; one that is gone has no hash, and the loaders will tell it."
+    hashes = {}
+    for path in paths:
+        with suppress(OSError):
+            hashes[path] = file_hash(path)
+    return hashes
+
+
+def write_issues(run: RunFolder, issues: pd.DataFrame, lost: LostPhotos | None = None) -> None:
+    "Write what was left out at the start, and what got lost since."
+    write_table(run / "issues.parquet", issues if lost is None else pd.concat([issues, lost.issues], ignore_index=True))
+
 # %% ../../nbs/workflow/61_run.ipynb #974af42c
-def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None]) -> ScheduleResult:
+def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None], issues: pd.DataFrame) -> ScheduleResult:
     "Run the schedule and record every epoch."
+    lost, known = learn.dls.lost, 0
     from contextlib import ExitStack
 
     def record(row: dict) -> None:
+        nonlocal known
         run.add_epoch(row)
+        if len(lost.found) > known:
+            known = len(lost.found)
+            write_issues(run, issues, lost)
         trackers.log(row)
         LOG.info("%s", row)
         say(describe_epoch(row))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, write_json
+from ..core import UserError, read_parquet, write_json, write_table
 from ..data.dangers import join_infos
 from ..evaluate.ensembles import average_weights, ensemble_probs, evaluate_ensemble, join_folds, summarise_folds
 from ..evaluate.predictions import score_table
@@ -75,7 +75,7 @@ def run_folds(
     first = join_scores(results, labels, folder / predictions_name(None), top_k=experiment.top_k)
     trained = [run / predictions_name("trained") for run in runs]
     if all(file.exists() for file in trained):
-        join_folds([pd.read_parquet(file) for file in trained], labels).to_parquet(folder / "predictions-trained.parquet", index=False)
+        write_table(folder / "predictions-trained.parquet", join_folds([read_parquet(file) for file in trained], labels))
     targets = {}
     for place, (target, names) in enumerate((read_bundle(results[0].run / "best").info.targets or {}).items()):
         targets[target] = join_scores(results, names, folder / predictions_name(None, target), target=target, top_k=experiment.top_k) if place else first
@@ -112,11 +112,11 @@ def join_scores(
 ) -> dict:  # summary, out_of_fold, test
     "Join and score what the folds predicted."
     metrics = [result.metrics if target is None else result.metrics["targets"][target] for result in results]
-    joined = join_folds([pd.read_parquet(result.run / predictions_name("valid", target)) for result in results], labels)
-    joined.to_parquet(file, index=False)
+    joined = join_folds([read_parquet(result.run / predictions_name("valid", target)) for result in results], labels)
+    write_table(file, joined)
     test = None
     if all(one["test"] for one in metrics):
-        tables = [pd.read_parquet(result.run / predictions_name("test", target)) for result in results]
+        tables = [read_parquet(result.run / predictions_name("test", target)) for result in results]
         test = score_table(ensemble_probs(tables, labels, thresholds=mean_thresholds([result.metrics["thresholds"] for result in results])), labels, top_k=top_k)
     return {"summary": summarise_folds([one["valid"] for one in metrics]), "out_of_fold": score_table(joined.drop(columns="fold"), labels, top_k=top_k), "test": test}
 
@@ -283,7 +283,7 @@ def ensemble_runs(
     thresholds = mean_thresholds([{"values": info.thresholds or [0.5] * len(info.labels)} for info in infos]) if infos[0].problem == "multi_label" else None
 
     def together(labels: Sequence[str], target: str | None = None) -> dict:
-        tables = [pd.read_parquet(run / predictions_name(split, target)) for run in runs]
+        tables = [read_parquet(run / predictions_name(split, target)) for run in runs]
         return evaluate_ensemble(tables, labels, names=[run.name for run in runs], thresholds=thresholds)
 
     first = together(infos[0].labels)
