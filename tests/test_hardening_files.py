@@ -23,6 +23,8 @@ from snakecls.data.cells import guard_cell, unguard_cell, write_csv
 from snakecls.data.corrections import add_correction, read_corrections
 from snakecls.data.folders import one_line
 from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.deploy.review import answer
+from snakecls.deploy.review_cases import Review, make_cases
 from snakecls.train.experiment import load_experiment, make_experiment
 from snakecls.train.messages import inner_type, is_part
 from snakecls.train.schema import Experiment
@@ -392,3 +394,69 @@ def test_a_table_that_was_written_for_people_names_its_photos(tmp_path):
         (tmp_path / name).write_bytes(photo(number))
     write_csv(pd.DataFrame({"path": ["=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"]}), tmp_path / "said.csv")
     assert {os.path.relpath(path, tmp_path) for path in load_unlabelled(tmp_path / "said.csv")["path"]} == {"=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"}
+
+
+# Decisions on two pages at once
+
+
+def cases(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(photo(number))
+    paths = [str(folder / f"{number}.jpg") for number in range(3)]
+    return pd.DataFrame({"path": paths, "issue": "label", "verdict": "look", "score": 0.9, "reason": "looks like boa", "label": "rat", "suggested": "boa"}), paths
+
+
+def test_a_decision_on_what_was_decided_elsewhere_meanwhile_is_told_and_not_written(tmp_path):
+    issues, (a, b, c) = cases(tmp_path)
+    file = tmp_path / "corrections.csv"
+    review = Review(make_cases(issues), file)
+    seen = {path: review.mark(review.numbers[path]) for path in (a, b, c)}
+    assert answer(review, "keep", a, seen=seen[a], maker="one") == 1
+    text = file.read_text()
+    assert "0.jpg has changed in corrections.csv since it was shown here (it was decided at 20" in refused(answer, review, "drop", a, seen=seen[a], maker="two", contains="keep), so nothing was written")
+    assert file.read_text() == text
+    assert answer(review, "drop", b, seen=seen[b], maker="two") == 2  # what changed was another photo
+    other = Review(make_cases(issues), file)  # another program
+    other.decide(2, "relabel", "boa")
+    refused(answer, review, "keep", c, seen=seen[c], maker="one", contains="relabel boa")
+    assert review.decisions[2] == {"action": "relabel", "label": "boa"} and not review.is_own(2, "one")
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "2.jpg" not in line))  # by hand
+    refused(answer, review, "drop", c, seen=other.mark(2) or "1 relabel boa", maker="one", contains="the decision was removed")
+    assert answer(review, "drop", c, seen=review.mark(2), maker="one") == 3
+
+
+def test_undo_takes_back_what_was_decided_on_the_same_page(tmp_path):
+    issues, (_, b, c) = cases(tmp_path)
+    file = tmp_path / "corrections.csv"
+    Review(make_cases(issues), file).decide(0, "drop")  # yesterday
+    review = Review(make_cases(issues), file)
+    answer(review, "keep", b, seen="", maker="one")
+    assert answer(review, "undo", c, seen="", maker="two") == 0  # the last that is not another page's
+    assert set(review.decisions) == {1}
+    assert answer(review, "undo", c, seen="", maker="two") == 2 and set(review.decisions) == {1}
+    refused(answer, review, "undo", b, seen=review.mark(1), maker="two", contains="1.jpg was decided on another page")
+    Review(make_cases(issues), file).decide(2, "keep")
+    refused(answer, review, "undo", c, seen="1 keep ", maker="one", contains="decided on another page")
+    refused(answer, review, "drop", b, seen="", maker="two", contains="has changed")
+    assert answer(review, "undo", b, seen=review.mark(1), maker="one") == 1 and set(review.decisions) == {2}
+
+
+def test_two_pages_in_a_browser(tmp_path, start_app, browser):
+    from test_review import decisions, open_page, wait_for, write_folder
+
+    folder = write_folder(tmp_path, [(f"{number}.png", "label", "relabel", 0.9 - number / 10, "looks like Naja naja (96%)", "Vipera berus", "Naja naja") for number in range(3)], ["Naja naja", "Vipera berus"])
+    app = start_app(folder / "review.py", folder).wait()
+    one, two = (open_page(browser, app, "1 of 3") for _ in range(2))
+    one.click("#keep")
+    wait_for(one, "2 of 3")
+    two.click("#drop")
+    two.wait_for_selector("text=since it was shown here")
+    wait_for(two, "1 of 3")
+    assert "Decided on another page: keep" in two.inner_text("#case") and not two.is_enabled("#undo") and decisions(folder) == [("0.png", "keep", "")]
+    two.click("#drop")  # now that it was seen
+    wait_for(two, "2 of 3")
+    two.reload()
+    wait_for(two, "2 of 3")
+    two.click("#undo")  # the page is the same one still
+    wait_for(two, "1 of 3")
+    assert decisions(folder) == []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core import UserError
+from ..data.corrections import StaleDecision
 from .service import prepare_gradio, serve
 from .review_cases import Review, make_cases, shown_labels
 from .review_page import KEYS, REVIEW_CSS, REVIEW_JS, case_html, end_html, photo_html, progress_html
@@ -41,6 +42,8 @@ def build_review(
     choices = sorted({*labels, *(name for case in cases for names in (case.new_label, case.label) for name in (names if multi else [names]) if name)})
     with gr.Blocks(title="Review of labels", analytics_enabled=False) as page:
         path = gr.Textbox(visible="hidden", elem_id="path")  # of the photo that is seen, so that an answer is never taken for another
+        seen = gr.Textbox(visible="hidden", elem_id="seen")  # what was decided on it when it was shown, so that nothing is written over that nobody saw
+        maker = gr.Textbox(visible="hidden", elem_id="maker")  # this page, so that undo is for its own decisions
         progress = gr.HTML(elem_id="progress")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300, scale=3):
@@ -53,36 +56,46 @@ def build_review(
                 with gr.Row(elem_id="moves"):
                     back, undo, skip = (gr.Button(text, elem_id=text.lower(), size="md") for text in ("Back", "Undo", "Skip"))
                 keys = gr.HTML('<p class="sc-keys">' + " ".join(f"<span><kbd>{key}</kbd> {text}</span>" for key, text in KEYS) + "</p>")
-        shown = [path, progress, photo, case, label, actions, *buttons.values(), back, undo, skip, keys]
-        connect(page, review, shown, {**buttons, "back": back, "undo": undo, "skip": skip})
+        shown = [path, progress, photo, case, label, actions, *buttons.values(), back, undo, skip, keys, seen]
+        connect(page, review, shown, {**buttons, "back": back, "undo": undo, "skip": skip}, maker)
     return page
 
 
-def connect(page: "gr.Blocks", review: Review, shown: list, buttons: dict[str, "gr.Button"]) -> None:
+_MAKER = """() => {
+  const id = sessionStorage.getItem("snakecls-review") || Array.from(crypto.getRandomValues(new Uint8Array(12)), byte => byte.toString(16)).join("");
+  sessionStorage.setItem("snakecls-review", id);
+  return id;
+}"""
+
+
+def connect(page: "gr.Blocks", review: Review, shown: list, buttons: dict[str, "gr.Button"], maker: "gr.Textbox") -> None:
     "Say what the page's buttons do."
     import gradio as gr
 
-    path, label = shown[0], shown[4]
+    path, label, seen = shown[0], shown[4], shown[-1]
     private = {"api_visibility": "private", "show_progress": "hidden"}
 
-    def show(i: int) -> dict:
-        return dict(zip(shown, view(review, i)))
+    def show(i: int, maker: str) -> dict:
+        return dict(zip(shown, view(review, i, maker=maker)))
 
-    def start() -> dict:
+    def start(page: str) -> dict:
         review.load()
-        return show(review.next_open())
+        return {maker: page, **show(review.next_open(), page)}
 
     def press(action: str):
-        def saved(path: str, new_label: str | list[str] | None) -> dict:
+        def saved(path: str, new_label: str | list[str] | None, seen: str, maker: str) -> dict:
             try:
-                return show(answer(review, action, path, new_label))
+                return show(answer(review, action, path, new_label, seen=seen, maker=maker), maker)
+            except StaleDecision as e:
+                gr.Warning(str(e), title="Decided elsewhere")
+                return show(review.numbers[path] if path in review.numbers else review.next_open(), maker)
             except UserError as e:
                 raise gr.Error(str(e), print_exception=False) from e
         return saved
 
-    page.load(start, None, shown, **private)
+    page.load(start, maker, [maker, *shown], js=_MAKER, **private)
     for action, button in buttons.items():
-        button.click(press(action), [path, label], shown, **private)
+        button.click(press(action), [path, label, seen, maker], shown, **private)
     label.change(lambda path, new_label: relabel_button(review, path, new_label), [path, label], buttons["relabel"], **private)
     if not review.multi:
         label.select(None, js="() => { document.activeElement.blur() }")  # so that the keys work again
@@ -93,8 +106,11 @@ def answer(
     action: str,  # 'keep', 'relabel', 'drop', 'undo', 'back' or 'skip'
     path: str,  # of the photo that was seen; empty at the end
     new_label: str | list[str] | None = None,
+    *,
+    seen: str | None = None,  # what `Review.mark` said when the photo was shown; None: it does not matter
+    maker: str = "",  # which page asks
 ) -> int:  # the number of the photo to show next; one past the last is the end
-    "Do what a button says. Raises `UserError` where the page is older than the program."
+    "Do what a button says. Raises `UserError` where the page is older than the program, `StaleDecision` where it is older than the file."
     n = len(review.cases)
     if path and path not in review.numbers:
         raise UserError(f"{short_path(path)} is not asked about any more; reload the page.")
@@ -104,12 +120,15 @@ def answer(
     if action == "skip":
         return i + 1 if i < n else review.next_open()
     if action == "undo":
-        if (target := review.to_undo(i)) is not None:
-            review.decide(target, "undo")
+        review.load()
+        if (target := review.to_undo(i, maker)) is not None:
+            review.decide(target, "undo", seen=seen if target == i else review.mark(target), maker=maker)
+        elif i in review.decisions:
+            raise UserError(f"{short_path(path)} was decided on another page, and undo takes back what was decided on this one; decide anew to change it.")
         return i if target is None else target
     if i == n or (action == "relabel" and not new_label and not review.multi):
         raise UserError("there is no photo to decide on; go back." if i == n else "Choose the new label first.")
-    review.decide(i, action, (new_label or []) if review.multi else new_label or "")
+    review.decide(i, action, (new_label or []) if review.multi else new_label or "", seen=seen, maker=maker)
     return review.next_open(i + 1)
 
 
@@ -129,24 +148,24 @@ def button_text(label: str | list[str]) -> str:
     return text if len(text) <= 44 else text[:42].rstrip(" ,(") + "…"
 
 
-def view(review: Review, i: int) -> list:
+def view(review: Review, i: int, *, maker: str = "") -> list:
     "Give every component's state for case number `i`; one past the last is the end."
     import gradio as gr
 
     n, at_end = len(review.cases), i >= len(review.cases)
     progress, n_open = progress_html(i, n, len(review.decisions), review.file), n - len(review.decisions)
-    moves = [gr.update(interactive=i > 0), gr.update(interactive=review.to_undo(i) is not None), gr.update(interactive=not at_end or n_open > 0, value="Skipped" if at_end and n_open else "Skip")]
+    moves = [gr.update(interactive=i > 0), gr.update(interactive=review.to_undo(i, maker) is not None), gr.update(interactive=not at_end or n_open > 0, value="Skipped" if at_end and n_open else "Skip")]
     if at_end:
         hidden = gr.update(visible=False)
-        return ["", progress, end_html(review.decisions.values(), n_open, review.file), "", *[hidden] * 5, *moves, hidden]
-    case, decision = review.cases[i], review.decisions.get(i)
+        return ["", progress, end_html(review.decisions.values(), n_open, review.file), "", *[hidden] * 5, *moves, hidden, ""]
+    case, decision, seen = review.cases[i], review.decisions.get(i), review.mark(i)
     value = decision["label"] if decision and decision["action"] == "relabel" else case.new_label
     if review.multi and not decision and case.suggested != "relabel":
         value = case.label  # to be changed
     buttons = {"relabel": relabel_button(review, case.path, value), "keep": gr.update(value=f"Keep: {button_text(case.label)}" if case.label else "Keep"), "drop": gr.update(value="Drop")}
     first = [{**update, "visible": True, "elem_classes": ["suggested"] if case.suggested == action else []} for action, update in buttons.items()]
     value = value if review.multi else value or None
-    return [case.path, progress, photo_html(case), case_html(case, decision), gr.update(visible=True, value=value), gr.update(visible=True), *first, *moves, gr.update(visible=True)]
+    return [case.path, progress, photo_html(case), case_html(case, decision, own=review.is_own(i, maker)), gr.update(visible=True, value=value), gr.update(visible=True), *first, *moves, gr.update(visible=True), seen]
 
 # %% ../../nbs/deploy/55_review.ipynb #189889d5
 def launch_review(

@@ -6,6 +6,7 @@
 __all__ = ['Case', 'make_cases', 'make_case', 'propose', 'filled', 'shown_labels', 'Review']
 
 # %% ../../nbs/deploy/55_review_cases.ipynb #08017641
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..data.corrections import add_correction, find_rows, read_corrections, read_label_cell
+from ..data.corrections import add_correction, decision_mark, find_rows, read_corrections, read_label_cell
 from ..evaluate.issue_groups import PAIRED, group_rows, make_kinds, path_finder, shorten_reason, waiting
 
 # %% ../../nbs/deploy/55_review_cases.ipynb #0b2c8c7f
@@ -86,31 +87,59 @@ class Review:
     def __init__(self, cases: Sequence[Case], file: str | Path, *, multi: bool = False):
         self.cases, self.file, self.multi, self.decisions = list(cases), Path(file), multi, {}
         self.numbers = {case.path: number for number, case in enumerate(self.cases)}
-        self.load()
+        self.makers: dict[int, str | None] = {}  # which page made a decision since the start; None: another program
+        self.alone = threading.RLock()
+        self.load(first=True)
 
-    def load(self) -> None:
+    def load(self, *, first: bool = False) -> None:
         "Read the decisions that stand, the last one last; raises `UserError` where the file cannot be read."
-        self.decisions = {}
-        if not self.file.exists():
-            return
-        corrections = read_corrections(self.file)
-        rows = find_rows(pd.DataFrame({"path": list(self.numbers)}), corrections)
-        for row, action, cell in zip(rows, corrections["action"], corrections["label"]):
-            if row is not None:
-                self.decisions[row] = {"action": action, "label": read_label_cell(cell, multi=self.multi and action == "relabel")}
+        with self.alone:
+            decisions = {}
+            if self.file.exists():
+                corrections = read_corrections(self.file)
+                rows = find_rows(pd.DataFrame({"path": list(self.numbers)}), corrections)
+                for row, action, cell in zip(rows, corrections["action"], corrections["label"]):
+                    if row is not None:
+                        decisions[row] = {"action": action, "label": read_label_cell(cell, multi=self.multi and action == "relabel")}
+            if not first:
+                self.makers |= {row: None for row in decisions if decisions[row] != self.decisions.get(row)}
+            self.decisions = decisions
+
+    def mark(self, index: int) -> str:
+        "Say what the file holds about a photo, to be given to `decide`."
+        return decision_mark(self.file, self.cases[index].path)
+
+    def is_own(self, index: int, maker: str) -> bool:
+        "Tell whether a page made a decision itself; what stood in the file at the start is everybody's."
+        return self.makers.get(index, maker) == maker
 
     def next_open(self, start: int = 0) -> int:  # the number of cases where there is none
         "Find the first photo from `start` on that nobody has decided on."
         return next((i for i in range(start, len(self.cases)) if i not in self.decisions), len(self.cases))
 
-    def to_undo(self, index: int) -> int | None:
-        "Find the decision that undoing means: that on the photo shown, else the last one."
-        return index if index in self.decisions else next(reversed(self.decisions), None)
+    def to_undo(self, index: int, maker: str = "") -> int | None:
+        "Find the decision that undoing means: that on the photo shown, else the last one; never another page's."
+        if index in self.decisions:
+            return index if self.is_own(index, maker) else None
+        return next((row for row in reversed(self.decisions) if self.is_own(row, maker)), None)
 
-    def decide(self, index: int, action: str, label: str | list[str] = "") -> None:
-        "Save a decision; it is on the disk when this returns."
+    def decide(
+        self,
+        index: int,
+        action: str,
+        label: str | list[str] = "",
+        *,
+        seen: str | None = None,  # from `mark`, when the photo was shown
+        maker: str = "",  # the page
+    ) -> None:
+        "Save a decision; it is on the disk when this returns. Raises `StaleDecision` where the photo was decided on since it was seen."
         label = label if action == "relabel" else ""
-        add_correction(self.file, self.cases[index].path, action=action, label=label, note="; ".join(issue for issue, _ in self.cases[index].reasons))
-        self.decisions.pop(index, None)
-        if action != "undo":
-            self.decisions[index] = {"action": action, "label": label}
+        with self.alone:
+            try:
+                add_correction(self.file, self.cases[index].path, action=action, label=label, note="; ".join(issue for issue, _ in self.cases[index].reasons), seen=seen)
+                self.decisions.pop(index, None)
+                self.makers.pop(index, None)
+                if action != "undo":
+                    self.decisions[index], self.makers[index] = {"action": action, "label": label}, maker
+            finally:
+                self.load()  # with what others decided meanwhile

@@ -61,12 +61,14 @@ def other_html(path: str, label: str) -> str:
 def case_html(
     case: Case,
     decision: dict[str, Any] | None,  # an earlier one: action, label
+    *,
+    own: bool = True,  # it was made on this page
 ) -> str:
     "Say what is suspicious, what the photo is called now and what is suggested."
     reasons = "".join(f'<p class="sc-reason"><span class="sc-mark sc-unknown">{escape(issue)}</span> {escape(reason)}</p>' for issue, reason in case.reasons)
     now = f'<dt>Label now</dt><dd class="sc-now">{escape(shown_labels(case.label)) or "not known"}</dd>'
     advice = {"relabel": escape(shown_labels(case.new_label)) or "no label", "drop": "drop the photo", "keep": "keep it as it is", "": "none: the same photo has different labels"}[case.suggested]
-    decided = f'<p class="sc-decided">You decided: <strong>{escape(decision_text(decision))}</strong></p>' if decision else ""
+    decided = f'<p class="sc-decided">{"You decided" if own else "Decided on another page"}: <strong>{escape(decision_text(decision))}</strong></p>' if decision else ""
     return f'<div class="sc-case" data-path="{escape(case.path)}">{decided}<dl>{now}<dt>Suggestion</dt><dd class="sc-advice">{advice}</dd></dl>{reasons}</div>'
 
 
