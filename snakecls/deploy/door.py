@@ -318,6 +318,8 @@ class Door:
         sizes = {len(found[0].inputs), sum(not block.skip_api for block in found[0].inputs)}
         if not named and len(value["data"]) not in sizes:
             raise Refused(400, f"The request's 'data' has {len(value['data'])} values; {max(sizes)} {'is' if max(sizes) == 1 else 'are'} asked for.")
+        if not named and any(not isinstance(given, (dict, type(None))) for block, given in zip(found[0].inputs, value["data"]) if _takes_file(block)):
+            raise Refused(400, "The request's 'data' has something else where a photo is asked for; upload the photo, and give {\"path\": the name that the upload answers, \"meta\": {\"_type\": \"gradio.FileData\"}}.")
 
     async def read(self, receive: Callable, headers: dict) -> bytes:
         "Read a body up to its bound."
@@ -377,6 +379,11 @@ class Door:
             await send({"type": "http.response.body", "body": b'data: {"msg": "done"}\n\n'})
         finally:
             leave()
+
+
+def _takes_file(block: Any) -> bool:  # an input of a page
+    "Tell whether an input is a file, which Gradio wants as a dictionary."
+    return "path" in getattr(getattr(block, "data_model", None), "model_fields", {})
 
 
 def _headers(scope: dict) -> dict[str, str]:
