@@ -326,7 +326,7 @@ def predict(
     rows, lines = predict_given(found, find_model(one_model(model, bundle), root=runs, say=tell), top=top, csv=csv, say=tell)
     show(rows, "\n".join(lines), json)
     if failed := sum("error" in row for row in rows):
-        raise UserError(f"{failed} of {len(rows)} photos could not be read; the answer gives each one's reason, replace or leave them out.")
+        raise UserError(f"{failed} of {len(rows)} photos got no answer; each one's reason stands in its place, replace or leave them out.")
 
 # %% ../nbs/90_cli.ipynb #7f1e9d02
 @app.command()

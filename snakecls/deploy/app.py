@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import UserError, open_file
-from ..data.photos import PhotoError, is_heif, open_photo
+from ..data.photos import PhotoError, PlainPhotoError, is_heif, open_photo
 from ..data.dangers import model_dangers, with_unknown
-from .page import CSS, answer_html, first_hint, header_html, judge, message_html, notice_html, page_title
+from .page import CSS, answer_html, first_hint, header_html, judge, message_html, no_all_clear, notice_html, page_title
 from .service import prepare_gradio, serve
 from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import all_uploads
@@ -111,6 +111,8 @@ def show_answer(
         shown = predictor.rank(probs, fill=True)
     except TooManyPixels as e:
         return message_html("This photo is too large", f"{e.reason[:1].upper()}{e.reason[1:]}.", kind="error")
+    except PlainPhotoError as e:
+        return message_html("There is nothing to see on this photo", f"{e.reason.capitalize()}, so that no name would say anything about it. Try another one. {no_all_clear(model_dangers(predictor.info)[0])}".strip(), kind="error")
     except PhotoError as e:
         return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
     except UserError as e:
@@ -169,6 +171,8 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
     try:
         probs, others = all_probs(predictor, photo if photo is not None else b"")
         answer, shown, dangers = predictor.rank(probs), predictor.rank(probs, fill=True), model_dangers(predictor.info)[0]
+    except PlainPhotoError as e:
+        raise gr.Error(f"There is nothing to see on the photo: {e.reason}. {no_all_clear(model_dangers(predictor.info)[0])}".strip(), print_exception=False) from e
     except PhotoError as e:
         raise gr.Error(f"The photo cannot be read: {e.reason}.", print_exception=False) from e
     except UserError as e:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core import UserError, atomic_path
-from ..data.photos import PhotoSpec, open_photo
+from ..data.photos import PhotoSpec, open_photo, open_shown
 from .predict import PhotoPredictor
 from ..models.bundle import BundleInfo, info_from_dict
 
@@ -175,7 +175,7 @@ def loader_probs(
     parts = [np.zeros((0, len(learn.dls.vocab)), np.float32)]
     photos = list(photos)
     for chunk in (photos[start : start + bs] for start in range(0, len(photos), bs)):
-        items = ValidPhotos([(create(open_photo(photo)),) for photo in chunk])
+        items = ValidPhotos([(create(open_shown(photo)),) for photo in chunk])
         loader = learn.dls.valid.new(items, bs=len(items), shuffle=False, drop_last=False, num_workers=0)
         with torch.inference_mode():
             parts += [activation(model(batch[0])).float().cpu().numpy() for batch in loader]

@@ -6,8 +6,8 @@
 __all__ = ['ADVICE', 'SURE', 'LIKELY', 'HIDDEN', 'SEVERITY', 'CSS', 'TITLES', 'marks', 'advice', 'keep_away', 'with_article',
            'verdict', 'better_photo', 'verdict_several', 'caution', 'caution_of', 'listed', 'has_thresholds',
            'shown_name', 'percent', 'up_to', 'Judgement', 'judge', 'row_html', 'bar_html', 'caution_html', 'promise',
-           'no_promise', 'answer_html', 'others_html', 'message_html', 'page_title', 'first_hint', 'urgent_html',
-           'header_html', 'notice_html']
+           'no_promise', 'no_all_clear', 'answer_html', 'others_html', 'message_html', 'page_title', 'first_hint',
+           'urgent_html', 'header_html', 'notice_html']
 
 # %% ../../nbs/deploy/53_page.ipynb #47a49b8f
 import math
@@ -269,6 +269,11 @@ def no_promise(dangers: Sequence[str], subject: str = "") -> str:
     "Say that an answer is a guess, and what not to do because of it."
     away = f"keep your distance from {with_article(subject or 'animal')} that you do not know" if keep_away(dangers) else "do not eat what only a photo has named" if set(dangers) & {"poisonous", "toxic"} else "do not rely on it alone"
     return f"This is a guess from a photo and no promise: {away}."
+
+
+def no_all_clear(dangers: Sequence[str]) -> str:  # empty where the model has no danger to speak of
+    "Say that a photo without an answer is not a photo without danger."
+    return f"This does not mean that nothing {' or '.join(map(danger_name, dangers))} is there." if dangers else ""
 
 
 def answer_html(

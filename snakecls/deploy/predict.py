@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.dangers import danger_state, join_infos
+from ..data.photos import prepare_shown
 from ..models.bundle import BundleInfo, load_model, read_bundle
 
 # %% ../../nbs/deploy/51_predict.ipynb #c1204266
@@ -102,7 +103,7 @@ class PhotoPredictor:
         *,
         bs: int = 16,  # photos at a time
     ) -> np.ndarray:  # (n, n_classes), float32, in the order of `labels`; of several labels each row has no fixed sum
-        "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read."
+        "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read, or shows nothing."
         from snakecls.models.features import photo_probs
 
         photos = as_photo_list(photos, bs)
@@ -110,7 +111,7 @@ class PhotoPredictor:
 
     def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
         "Say how the bundle wants `n` photos to be predicted."
-        return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs, "description": "Predicting" if n > bs else None}
+        return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs, "prepare": prepare_shown, "description": "Predicting" if n > bs else None}
 
     def probs_all(
         self,

@@ -21,10 +21,11 @@ def predict_given(
     csv: str | Path | None = None,  # where a table of the answers is written
     say: Callable[[str], None] = lambda note: None,  # where notes go
 ) -> tuple[list[dict[str, Any]], list[str]]:  # of each photo path, and top or error; the lines for a terminal
-    "Answer every photo, with the same judgement about danger as the page; one that cannot be read has its reason."
+    "Answer every photo, with the same judgement about danger as the page; one that cannot be read, or shows nothing, has its reason."
     from snakecls.data.dangers import model_dangers
     from snakecls.data.cells import write_csv
-    from snakecls.deploy.page import no_promise
+    from snakecls.data.photos import PlainPhotoError
+    from snakecls.deploy.page import no_all_clear, no_promise
     from snakecls.deploy.predict import Predictor, answers_table
 
     if csv is not None and Path(csv).is_dir():
@@ -34,6 +35,8 @@ def predict_given(
     for path, file in photos:
         try:
             rows.append({"path": path, **_answer(predictor, file, top)})
+        except PlainPhotoError as e:
+            rows.append({"path": path, "error": f"{e} {no_all_clear(dangers)}".strip()})
         except UserError as e:
             rows.append({"path": path, "error": str(e)})
     if csv is not None:
