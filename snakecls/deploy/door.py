@@ -38,11 +38,11 @@ class Limits:
     pause_s: float = 30  # within an upload, and until a client takes what it is sent
     uploads: int = 100  # at once
     uploads_each: int = 16  # of one address
-    streams: int = 500  # open answers
+    streams: int = 400  # open answers
     streams_each: int = 64
     requests_each: int = 1200  # uploads and questions of one address in ten minutes
     waiting: int = 100  # questions in the queue
-    connections: int = 1500
+    connections: int = 700  # below what a process may usually open
 
 
 def client_key(
@@ -213,7 +213,13 @@ class Door:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # no page needs a websocket
             return await send({"type": "websocket.close", "code": 1008})
-        started = False
+        started, whole = False, scope["method"] != "POST"
+
+        async def watched_receive() -> dict:
+            nonlocal whole
+            message = await receive()
+            whole = whole or not message.get("more_body")  # the body has come in, or the client has gone
+            return message
 
         async def patient_send(message: dict) -> None:  # a client that takes nothing does not hold an answer for ever
             nonlocal started
@@ -226,10 +232,11 @@ class Door:
             headers = _headers(scope)
             check_host(headers, self.listening, self.told)
             what = find_open(scope["method"], scope["path"], self.allowed)
-            await getattr(self, f"do_{what}")(scope, receive, patient_send, headers, client_key((scope.get("client") or [None])[0]))
+            await getattr(self, f"do_{what}")(scope, watched_receive, patient_send, headers, client_key((scope.get("client") or [None])[0]))
         except Refused as e:
             if not started:
-                await _drain(receive, scope["method"])
+                if not whole:
+                    await _drain(receive)
                 await _answer(patient_send, e.status, {"detail": e.reason}, [(b"retry-after", str(e.wait_s).encode())] if e.wait_s else [])
         except (asyncio.TimeoutError, TimeoutError):
             if not started:
@@ -244,11 +251,21 @@ class Door:
         query = {key: values[-1] for key, values in parse_qs(scope["query_string"].decode("latin-1")).items() if key == "session_hash" and re.fullmatch(NAME, values[-1])}
         if scope["path"].endswith("/queue/data") and not query:
             raise Refused(400, "The request has no 'session_hash' of up to 64 letters and digits.")
+        if not self.is_asked(query.get("session_hash"), scope["path"].rpartition("/")[2]):
+            raise Refused(404, "There is no such question, or its answer was fetched already; ask again.")
         leave = self.counts.enter("streams", who)
         try:
             await self.app(scope | {"query_string": "&".join(f"{key}={value}" for key, value in query.items()).encode()}, receive, send)
         finally:
             leave()
+
+    def is_asked(self, session: str | None, event: str) -> bool:
+        "Tell whether an answer can still come; Gradio would break off in the middle of a stream."
+        queue = getattr(self.page, "_queue", None)
+        sessions, events, pending = (getattr(queue, name, None) for name in ("pending_messages_per_session", "event_ids_to_events", "pending_event_ids_session"))
+        if sessions is None or events is None or pending is None:  # another version keeps them elsewhere
+            return True
+        return session in sessions if session is not None else event in events or event in sessions or any(event in ids for ids in list(pending.values()))
 
     async def do_file(self, scope: dict, receive: Callable, send: Callable, headers: dict, who: str | None) -> None:
         "Hand on a request for an upload or an example."
@@ -395,20 +412,18 @@ def _headers(scope: dict) -> dict[str, str]:
     return headers
 
 
-async def _drain(receive: Callable, method: str, *, seconds: float = 5, n_bytes: int = 100_000_000) -> None:
+async def _drain(receive: Callable, *, seconds: float = 5, n_bytes: int = 100_000_000) -> None:
     "Let a client send to its end, so that it reads the refusal instead of a broken connection."
     async def rest() -> None:
         taken = 0
-        while method == "POST" and taken < n_bytes:
+        while taken < n_bytes:
             message = await receive()
             taken += len(message.get("body", b""))
-            if message["type"] == "http.disconnect" or not message.get("more_body"):
+            if not message.get("more_body"):
                 return
 
-    try:
+    with suppress(asyncio.TimeoutError, TimeoutError):
         await asyncio.wait_for(rest(), seconds)
-    except (asyncio.TimeoutError, TimeoutError):
-        return
 
 
 async def _answer(send: Callable, status: int, value: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
