@@ -73,7 +73,7 @@ def test_every_yes_is_a_yes_in_old_bundles_too(cell, photo, tmp_path):
     bundle = make_bundle(tmp_path / "b", list(FACTS))
     values = json.loads((bundle / "bundle.json").read_text())
     values["label_facts"] = {label: {"Venomous ": (bool(cell) if isinstance(cell, np.bool_) else cell) if label == "Natrix natrix" else "no"} for label in FACTS}
-    (bundle / "bundle.json").write_text(json.dumps(values))  # as a hand or an older version wrote it
+    (bundle / "bundle.json").write_text(json.dumps(without_seal(values)))  # as a hand or an older version wrote it
     assert "Venomous. Keep away." in answer(bundle, [0.1, 0.1, 0.1, 0.1, 0.6], photo)
 
 

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ from .page import CSS, answer_html, first_hint, header_html, judge, message_html
 from .service import prepare_gradio, serve
 from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import all_uploads
-from ..models.bundle import INFO_FILE
+from ..models.bundle import is_bundle
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -238,7 +239,7 @@ def newest_bundle(
     roots: Iterable[str | Path] = RUN_ROOTS,
 ) -> Path | None:  # a bundle's folder; None where there is none
     "Find the bundle of the newest run."
-    found = [file.parent for root in roots for file in Path(root).glob(f"*/best/{INFO_FILE}")]
+    found = [run / "best" for root in roots for run in Path(root).glob("*") if is_bundle(run / "best")]
     return max(found, key=lambda folder: folder.parent.name, default=None)  # names begin with the time of the run
 
 
@@ -248,11 +249,11 @@ def find_bundle(
     "Find the model to serve. Raises `UserError` that says how to make one."
     given = os.environ.get("SNAKECLS_BUNDLE")
     if given:
-        if not Path(given).exists():
+        if not Path(given).exists() and not is_bundle(given):
             raise UserError(f"SNAKECLS_BUNDLE names {given}, which does not exist; set it to a bundle's folder or an export.pkl.")
         return Path(given)
     for name in ("best", "bundle"):
-        if (Path(beside) / name / INFO_FILE).exists():
+        if is_bundle(Path(beside) / name):
             return Path(beside) / name
     newest = newest_bundle()
     if newest is not None:
@@ -284,5 +285,7 @@ def launch_app(
     browser: bool = False,  # open a browser window
 ) -> str:  # the address
     "Build and start the app. Raises `UserError` when the port is taken."
+    for note in predictor.notes:
+        print(f"Note: {note}", file=sys.stderr, flush=True)
     return serve(build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=CSS, js=UPLOAD_JS, files=True, programs=True,
                  examples=[str(file) for file, _ in predictor.examples])

@@ -91,6 +91,7 @@ class PhotoPredictor:
 
     info: BundleInfo
     examples: list[tuple[Path, str]] = []  # photos with their labels, for the app
+    notes: Sequence[str] = ()  # what is odd about the model, in sentences
 
     @property
     def labels(self) -> list[str]:
@@ -176,7 +177,7 @@ class Predictor(PhotoPredictor):
         device: str = "cpu",  # 'cpu', 'cuda', 'mps'
     ):
         self.bundle, self.device = read_bundle(bundle), device
-        self.info, self.examples = self.bundle.info, self.bundle.examples
+        self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
         try:
             self.model = load_model(self.bundle, device=device)
         except (AssertionError, RuntimeError, NotImplementedError) as e:  # torch's ways to say that a device is not there
@@ -202,6 +203,7 @@ class EnsemblePredictor(PhotoPredictor):
         cuts = [member.info.thresholds or [0.5] * len(first.labels) for member in self.members]
         thresholds = np.mean(cuts, axis=0).tolist() if first.info.problem == "multi_label" else None
         known = join_infos([member.info for member in self.members])
+        self.notes = list(dict.fromkeys(note for member in self.members for note in member.notes))
         self.info, self.examples = replace(first.info, name=f"ensemble of {len(bundles)}", thresholds=thresholds, **known), first.examples
 
     def probs(self, photos: Iterable, *, bs: int = 16) -> np.ndarray:

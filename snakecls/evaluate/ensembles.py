@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import UserError
 from .predictions import probs_table, score_table, table_lists, table_probs, table_problem
-from ..models.bundle import read_bundle
+from ..models.bundle import read_bundle, read_weights
 from ..stats import mean_sd, paired_bootstrap
 from ..train.metrics import multi_f1_score
 
@@ -124,8 +124,6 @@ def average_weights(
     weights: Sequence[float] | None = None,  # of each bundle; None: all the same
 ) -> "dict[str, torch.Tensor]":  # a state dict for the bundles' network
     "Average the weights of several bundles; raises `UserError` where they are not the same network."
-    from safetensors.torch import load_file
-
     opened = [read_bundle(bundle) for bundle in bundles]
     if len(opened) < 2:
         raise UserError(f"there are {len(opened)} bundles; averaging needs at least two.")
@@ -138,7 +136,7 @@ def average_weights(
             if getattr(bundle.info, what) != getattr(first, what):
                 raise UserError(f"{opened[0].folder.parent.name}/{opened[0].folder.name} and {bundle.folder.parent.name}/{bundle.folder.name} differ in '{what}'; "
                                 "average only fine-tunings of the same pretrained network on the same labels, or use ensemble_probs.")
-    states = [load_file(bundle.weights_path) for bundle in opened]
+    states = [read_weights(bundle) for bundle in opened]
     return {name: average_tensor([state[name] for state in states], shares) for name in states[0]}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..core import UserError, read_json, read_parquet
 from ..data.cells import unguard_cells
 from ..data.labels import encode_labels
+from ..models.bundle import is_bundle
 from ..stats import bootstrap_interval, count_f1, find_top_k
 
 # %% ../../nbs/evaluate/47_report_facts.ipynb #525780fd
@@ -51,6 +52,7 @@ def read_run(
     import yaml
 
     path = Path(folder)
+    is_bundle(path / "best")  # puts back what an interrupted writer left
     files = {"metrics": "metrics.json", "environment": "environment.json", "status": "status.json", "bundle": "best/bundle.json"}
     facts = RunFacts(path, **{key: read_json(path / name) for key, name in files.items() if (path / name).exists()})
     if (path / "experiment.yaml").exists():

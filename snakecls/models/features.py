@@ -18,7 +18,7 @@ from ..core import track, unknown_name, worker_threads
 from ..data.columns import count
 from ..data.lost import photos_gone
 from ..data.photos import PhotoError, PhotoSpec, prepare_photo
-from .bundle import PROBLEMS
+from .bundle_files import PROBLEMS
 from .freezing import head_module
 from .heads import find_heads
 

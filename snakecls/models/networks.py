@@ -5,13 +5,17 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'TORCHVISION_ARCHS', 'UNSAFE_KWARGS', 'BUILDERS', 'import_timm', 'list_archs', 'has_arch', 'find_library',
            'check_arch', 'TorchvisionBackbone', 'build_timm', 'build_torchvision', 'build_scratch', 'build_network',
-           'class_tensors']
+           'spare_building', 'class_tensors']
 
 # %% ../../nbs/models/21_networks.ipynb #c83075ba
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import UserError, nearest, unknown_name
 from .heads import add_heads
@@ -157,10 +161,51 @@ def build_network(
         return BUILDERS[library](arch, **kwargs)
     except UserError:
         raise
-    except (TypeError, RuntimeError, ValueError, AssertionError) as e:
+    except (TypeError, RuntimeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError) as e:
         raise UserError(f"model.kwargs {kwargs} do not suit {library}'s '{arch}': {e}.") from e
 
 # %% ../../nbs/models/21_networks.ipynb #aa8e89c6
+@contextmanager
+def spare_building(
+    max_bytes: int,  # of all tensors together that are made inside
+    what: str,  # for the message
+) -> Iterator[None]:
+    "Build networks whose weights will be replaced: random ones are 0, and tensors beyond a limit raise `UserError` before they are made."
+    with _Sparing(max_bytes, what):
+        yield
+
+
+_RANDOM = ("uniform_", "normal_", "trunc_normal_", "erfinv_", "bernoulli_", "exponential_")  # what random weights are made with, in place
+
+
+class _Sparing(TorchDispatchMode):
+    "Leave out random weights, count the bytes that tensors take as they are made, and refuse one before it is made that is beyond the limit."
+
+    def __init__(self, max_bytes: int, what: str):
+        super().__init__()
+        self.left, self.what = max_bytes, what
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if name in _RANDOM:
+            return args[0].zero_()  # not as memory was found: some draw again until all numbers are in a range
+        if name in ("linspace", "logspace", "arange", "range", "eye"):  # made from numbers
+            self.take(8 * max((int(value) for value in args if isinstance(value, (int, float)) and abs(value) < 1e18), default=0) // 2, refund=True)
+        elif name.startswith(("empty", "zeros", "ones", "full", "rand", "new_")):
+            sizes = next((value for value in args if isinstance(value, (list, tuple, torch.Size))), ())
+            self.take(4 * math.prod(sizes), refund=True)
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not any(made is value for value in args) and not func.is_view:
+            self.take(made.numel() * made.element_size())
+        return made
+
+    def take(self, n: int, *, refund: bool = False) -> None:
+        "Count bytes; raises `UserError` beyond the limit."
+        if n > self.left:
+            raise UserError(f"{self.what} needs more memory than its weights account for; model.kwargs are damaged, so copy the bundle again.")
+        self.left -= 0 if refund else n
+
+
 def class_tensors(
     library: str,
     arch: str,

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ..core import UserError
-from .bundle import Bundle
+from .bundle import Bundle, read_weights
 from .heads import find_heads, head_tensor
 from .networks import build_network, class_tensors, import_timm
 
@@ -229,7 +229,7 @@ def run_weights(
         raise UserError(f"{bundle.folder} holds the weights of model.arch {given['arch']}, not of {arch}; give model.arch {given['arch']}, or other weights.")
     if not len(labels) == len(set(labels)) == make["num_classes"]:
         raise UserError(f"labels has {len(labels)} names ({len(set(labels))} different) for {make['num_classes']} classes; give one name for each.")
-    model, theirs, heads = build_network(library, arch, make), read_state(bundle.weights_path), class_tensors(library, arch, make)
+    model, theirs, heads = build_network(library, arch, make), read_weights(bundle), class_tensors(library, arch, make)
     if bundle.info.targets is not None:  # the first target's head stands for the classifier
         theirs |= {name: theirs[head_tensor(name, 0)] for name in heads if head_tensor(name, 0) in theirs}
     place = {label: row for row, label in enumerate(bundle.info.labels)}
@@ -253,7 +253,7 @@ def run_heads(
     bundle: Bundle,
 ) -> None:
     "Start the heads from those of a run with several targets, matched by name; the classes that both know keep their rows."
-    theirs, heads, known = read_state(bundle.weights_path), find_heads(model), bundle.info.targets or {}
+    theirs, heads, known = read_weights(bundle), find_heads(model), bundle.info.targets or {}
     at = next(name for name, module in model.named_modules() if module is heads)
     for target, head in zip(labels, heads.values(), strict=True):
         shared = [(row, known[target].index(label)) for row, label in enumerate(labels[target]) if label in known.get(target, ())]

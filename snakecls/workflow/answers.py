@@ -41,7 +41,7 @@ def predict_given(
             rows.append({"path": path, "error": str(e)})
     if csv is not None:
         write_csv(answers_table(rows, dangers, several=predictor.info.problem == "multi_label"), csv)
-    for note in unknown_notes(predictor.info):
+    for note in [*predictor.notes, *unknown_notes(predictor.info)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
@@ -69,8 +69,8 @@ def evaluate_given(
 
     refuse_address(data or "")
     table = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
-    info = read_bundle(bundle).info
-    notes = [*table.attrs.get("warnings", []), *unknown_notes(info)]
+    opened = read_bundle(bundle)
+    info, notes = opened.info, [*opened.notes, *table.attrs.get("warnings", []), *unknown_notes(opened.info)]
     for note in notes:
         say(f"Note: {note}")
     predictions, scores = evaluate_bundle(bundle, table, tta=tta)
@@ -149,9 +149,11 @@ def give_facts(
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.facts import add_facts, describe_facts
 
-    info, notes = read_bundle(bundle).info, []
+    opened = read_bundle(bundle, skip=["facts"] if table is not None else [])
+    info, notes = opened.info, list(opened.notes)
     if table is not None or title is not None or subject is not None:
-        info, notes = add_facts(bundle, table, danger_columns=danger_columns, title=title, subject=subject)
+        info, told = add_facts(bundle, table, danger_columns=danger_columns, title=title, subject=subject)
+        notes += told
         if (Path(bundle).parent / "metrics.json").exists():
             from snakecls.evaluate.report import write_report
 

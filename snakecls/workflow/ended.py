@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core import UserError, is_disk_full, read_json, write_json
-from ..models.bundle import BundleInfo, build_model, info_from_dict, info_to_dict, write_bundle
+from ..models.bundle import BundleInfo, build_model, info_from_dict, info_to_dict, is_bundle, write_bundle
 from .tracking import RunFolder, open_lock, read_status
 
 # %% ../../nbs/workflow/61_ended.ipynb #74fcea5a
@@ -99,7 +99,7 @@ def end_early(
         part.unlink(missing_ok=True)
     left = NO_MODEL
     try:
-        if (run / "best" / "bundle.json").exists():
+        if is_bundle(run / "best"):
             left = f"its model is written{' and so are its scores' if scored(run) else ''}, and can be used: {use(run)}"
         elif can_keep(run):
             keep_best(run, message=f"Ended early ({why}); the model is that of {best_text(run)}.")
@@ -141,7 +141,7 @@ def use(run: RunFolder) -> str:
 # %% ../../nbs/workflow/61_ended.ipynb #a94f8f1a
 def revive(run: RunFolder) -> str:  # one sentence, empty where nothing had to be done
     "Make the bundle of a run that ended without one; raises `UserError` while it is running, or where it has nothing to keep."
-    if (run / "best" / "bundle.json").exists():
+    if is_bundle(run / "best"):
         return ""
     if (status := read_status(run.path))["status"] == "running":
         raise UserError(f"run {run.id} is still training; wait for its end, or stop it with Ctrl-C, which keeps the best so far.")

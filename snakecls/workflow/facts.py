@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, nearest, read_json, unknown_name, write_json
+from ..core import UserError, nearest, unknown_name
 from ..data.dangers import danger_key, danger_name, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
-from ..models.bundle import INFO_FILE, BundleInfo, check_facts, info_from_dict, read_bundle
+from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
 
 # %% ../../nbs/workflow/61_facts.ipynb #ab12ee14
 def read_facts(
@@ -229,22 +229,16 @@ def add_facts(
     subject: str | None = None,
 ) -> tuple[BundleInfo, list[str]]:  # what the bundle says now, and sentences about what was left out
     "Give a bundle a table of facts, in place of those that it has; a danger that the table does not speak of is kept. Raises `UserError` and leaves the bundle as it was where a cell cannot be read."
-    file = read_bundle(bundle).folder / INFO_FILE
-    values, notes = read_json(file), []
-    info = info_from_dict(values, strict=False)
+    opened = read_bundle(bundle, skip=["facts"] if path is not None else [])
+    info, values, notes = opened.info, {}, []
     if path is not None:
         facts, notes = read_facts(path, info.labels, target=info.target, danger_columns=danger_columns)
         facts, kept = keep_dangers(info, facts, danger_columns)
         own = [name for name in danger_columns if danger_key(name) is None]
-        values |= {"label_facts": facts, "danger_columns": list(dict.fromkeys([*own, *info.danger_columns]))}
+        values = {"label_facts": facts, "danger_columns": list(dict.fromkeys([*own, *info.danger_columns]))}
         notes += kept
     values |= {key: value for key, value in (("title", title), ("subject", subject)) if value is not None}
-    info = info_from_dict(values, strict=False)
-    try:
-        write_json(file, values)
-    except OSError as e:
-        raise UserError(f"{file} cannot be written ({e.strerror or e}); make its folder writable, or copy the bundle and give the copy.") from e
-    return info, notes
+    return edit_bundle(opened, values), notes
 
 
 def keep_dangers(

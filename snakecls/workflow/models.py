@@ -25,7 +25,7 @@ from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..evaluate.report_verdicts import say_chosen
-from ..models.bundle import read_bundle
+from ..models.bundle import copy_bundle, is_bundle, read_bundle
 from ..stats import mean_sd, top_names
 from .compare import from_common_folder, read_answers, read_verdict
 from .ended import CHECKPOINT, can_keep, revive
@@ -143,7 +143,7 @@ def find_model(
     if folder is not None and run is not None and run.path.resolve() not in (folder.resolve(), folder.resolve().parent):
         raise UserError(f"'{name}' could be the run {run.id} or the model in the folder of that name here; give {run.id}, or ./{name} for the folder.")
     if folder is not None:
-        return folder if (folder / "bundle.json").exists() else run_bundle(RunFolder(folder), say)
+        return folder if is_bundle(folder) else run_bundle(RunFolder(folder), say)
     if run is None and exists:
         raise UserError(f"{name} is neither a bundle (it has no bundle.json) nor a run; give runs/…/best, a run's name, or nothing for the newest run.")
     return run_bundle(run or find_any_run(root, name), say)
@@ -157,9 +157,11 @@ def looks_like_path(name: str) -> bool:
 def model_folder(name: str | Path) -> Path | None:
     "Give the folder of that name where it is a model: a bundle, a run's folder, or one that holds a bundle as `best`."
     folder = Path(os.path.expanduser(name))
-    if os.path.exists(folder / "best" / "bundle.json") and not os.path.exists(folder / "bundle.json"):
+    if is_bundle(folder):
+        return folder
+    if is_bundle(folder / "best"):
         return folder / "best"
-    return folder if any(os.path.exists(folder / file) for file in ("bundle.json", "status.json")) else None
+    return folder if os.path.exists(folder / "status.json") else None
 
 
 def named_run(root: str | Path | None, name: str) -> RunFolder | None:
@@ -282,15 +284,16 @@ def copy_model(
     output: str | Path,  # a new folder, or for 'fastai' a file such as export.pkl
     *,
     format: str | None = None,  # 'bundle' or 'fastai'; None: as the output's name says
+    say: Callable[[str], None] = lambda note: None,  # where it is told what was left out
 ) -> Path:  # `output`
-    "Copy a run's model; raises `UserError` where it would overwrite something, or where the name is that of another kind of file."
-    bundle, output = read_bundle(bundle).folder, Path(output)
+    "Copy a run's model, those files that belong to it; raises `UserError` where it would overwrite something, where the name is that of another kind of file, and for a damaged model or one with links."
+    opened, output = read_bundle(bundle), Path(output)
     if export_format(output, format) == "fastai":
-        return copy_pickle(bundle, output)
+        return copy_pickle(opened.folder, output)
     if output.exists():
         raise UserError(f"{output} exists already; give another name, or remove it.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copytree(bundle, output))
+    copy_bundle(opened, output, say=say)
+    return output
 
 
 FORMATS = {"bundle": "a folder without a pickle", "fastai": "export.pkl for load_learner"}
@@ -337,7 +340,9 @@ def copy_pickle(bundle: Path, output: Path) -> Path:  # `output`
     pickled = bundle.parent / "export.pkl"
     if output.exists():
         raise UserError(f"{output} exists already; give another name, or remove it.")
-    if not pickled.exists():
+    if os.path.islink(pickled):
+        raise UserError(f"{pickled} is a link, and what it points to is not copied; use --format bundle, or train again.")
+    if not pickled.is_file():
         raise UserError(f"{bundle} has no export.pkl beside it, which only a run that finished writes; use --format bundle.")
     older = [name.replace("_", " ") for name in differing_facts(bundle)]
     if older:

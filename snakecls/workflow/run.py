@@ -25,6 +25,7 @@ from ..data.columns import count
 from ..data.files import keep_readable
 from ..data.lost import LostPhotos
 from ..data.splits import write_manifest
+from ..models.bundle import is_bundle
 from ..stats import top_names
 from ..train.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, several_targets, train_labels
 from ..train.doubts import find_doubts
@@ -172,12 +173,12 @@ def resolve_parent(experiment: Experiment, root: str | Path) -> Experiment:
 def resolve_weights(experiment: Experiment, root: str | Path, *, say: Callable[[str], None] = print) -> Experiment:
     "Replace the name of an earlier run in `model.weights` by the folder of its best model, or of its best so far where it ended early; raises `UserError` where there is no such run or file."
     weights = experiment.model.weights
-    if weights in ("auto", "none") or (Path(weights).expanduser().is_file()) or (Path(weights) / "bundle.json").exists():
+    if weights in ("auto", "none") or (Path(weights).expanduser().is_file()) or is_bundle(weights):
         return experiment
     if Path(weights).suffix in (".pth", ".pt", ".safetensors", ".pkl"):
         raise UserError(f"model.weights '{weights}' is not a file; give a .safetensors or .pth file, an earlier run, auto, or none.")
     run = find_run(root, weights)
-    if not (run / "best" / "bundle.json").exists():
+    if not is_bundle(run / "best"):
         if not can_keep(run):
             raise UserError(f"model.weights names the run {run.id}, which has no model (it ended before one was kept); choose another run, or auto.")
         say(f"Note: model.weights: {revive(run)}")
