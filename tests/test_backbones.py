@@ -135,7 +135,7 @@ def test_a_bundle_of_every_library_gives_the_same_numbers(library, arch, kwargs,
 def test_a_run_goes_on_with_other_classes(arch, tmp_path):
     torch.manual_seed(0)
     old = create_backbone(arch, 3, weights="none")
-    info = BundleInfo(model={"library": old.backbone_info.library, "arch": arch, "kwargs": old.backbone_info.kwargs}, labels=["a", "b", "c"], photo=PhotoSpec(64, std=(0.1, 0.2, 0.3)))
+    info = BundleInfo(model={"library": old.backbone_info.library, "arch": arch, "kwargs": old.backbone_info.kwargs}, labels=["a", "b", "c"], photo=PhotoSpec(224 if "224" in arch else 64, std=(0.1, 0.2, 0.3)))
     folder = write_bundle(tmp_path / "first" / "best", old, info)
     new = create_backbone(arch, 4, weights=folder, labels=["c", "x", "a", "y"])
     assert new.backbone_info.weights_source == "run first" and new.backbone_info.std == (0.1, 0.2, 0.3)

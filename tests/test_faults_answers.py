@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_snake
+from conftest import draw_snake, without_seal
 from test_faults_person import make_bundle, run
 
 from snakecls.core import UserError

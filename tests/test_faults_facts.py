@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import without_seal
 from test_faults_person import answer, make_bundle, run
 
 from snakecls.core import UserError

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FACTS, REPO, draw_snake
+from conftest import FACTS, REPO, draw_snake, without_seal
 
 from snakecls.core import UserError
 

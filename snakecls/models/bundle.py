@@ -350,7 +350,7 @@ def read_bundle(
     try:
         info = info_from_dict(check_kinds(values), strict=False)
     except (UserError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as e:
-        raise UserError(f"{folder / INFO_FILE} cannot be used: {e}") from e
+        raise UserError(f"{printable(folder / INFO_FILE)} cannot be used: {_with_remedy(e)}") from e
     if seal is None and number > 1:
         raise UserError(f"The bundle {folder} has lost its seal (its hashes and self-test), so that damage cannot be noticed; copy the bundle again.")
     notes = list_examples(folder)[1]
@@ -380,7 +380,7 @@ def fill_model(
     from snakecls.models.networks import spare_building
 
     tensors, fits = _read_tensors(weights), f"{weights} does not hold the weights of '{info.model['arch']}' with {len(info.labels)} classes"
-    with spare_building(8 * weights.stat().st_size + (512 << 20), "the network that the bundle describes"):
+    with spare_building(8 * weights.stat().st_size + (512 << 20), "the network that the bundle describes", max_tensors=40 * len(tensors) + 2000):
         model = build_model(info.model)
     expected = model.state_dict()
     wrong = next((name for name, value in tensors.items() if name in expected and value.dtype != expected[name].dtype), None)
@@ -414,8 +414,14 @@ def load_model(
     except MemoryError as e:
         raise UserError(f"the model {bundle.folder} does not fit into memory; close other programs, or use a smaller one.") from e
     except UserError as e:
-        raise e if str(bundle.folder) in str(e) else UserError(f"the model {bundle.folder} cannot be used: {e}") from e
+        raise e if str(bundle.folder) in str(e) else UserError(f"the model {bundle.folder} cannot be used: {_with_remedy(e)}") from e
     return model
+
+
+def _with_remedy(error: Exception) -> str:
+    "Write what is wrong with a bundle, with what to do."
+    text = " ".join(str(error).split())
+    return text if ";" in text else f"{text.rstrip('.')}; copy the bundle again, or write it again with write_bundle."
 
 
 def _read_tensors(file: Path) -> dict[str, Any]:

@@ -164,14 +164,16 @@ def build_network(
     except (TypeError, RuntimeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError) as e:
         raise UserError(f"model.kwargs {kwargs} do not suit {library}'s '{arch}': {e}.") from e
 
-# %% ../../nbs/models/21_networks.ipynb #aa8e89c6
+# %% ../../nbs/models/21_networks.ipynb #c41e0a12
 @contextmanager
 def spare_building(
     max_bytes: int,  # of all tensors together that are made inside
     what: str,  # for the message
+    *,
+    max_tensors: int = 100_000,  # that are made inside
 ) -> Iterator[None]:
     "Build networks whose weights will be replaced: random ones are 0, and tensors beyond a limit raise `UserError` before they are made."
-    with _Sparing(max_bytes, what):
+    with _Sparing(max_bytes, max_tensors, what):
         yield
 
 
@@ -181,9 +183,9 @@ _RANDOM = ("uniform_", "normal_", "trunc_normal_", "erfinv_", "bernoulli_", "exp
 class _Sparing(TorchDispatchMode):
     "Leave out random weights, count the bytes that tensors take as they are made, and refuse one before it is made that is beyond the limit."
 
-    def __init__(self, max_bytes: int, what: str):
+    def __init__(self, max_bytes: int, max_tensors: int, what: str):
         super().__init__()
-        self.left, self.what = max_bytes, what
+        self.left, self.tensors, self.what = max_bytes, max_tensors, what
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func.__name__.split(".")[0]
@@ -201,11 +203,13 @@ class _Sparing(TorchDispatchMode):
 
     def take(self, n: int, *, refund: bool = False) -> None:
         "Count bytes; raises `UserError` beyond the limit."
-        if n > self.left:
-            raise UserError(f"{self.what} needs more memory than its weights account for; model.kwargs are damaged, so copy the bundle again.")
+        self.tensors -= not refund
+        if n > self.left or self.tensors < 0:
+            raise UserError(f"{self.what} is much larger than its weights; model.kwargs are damaged, so copy the bundle again.")
         self.left -= 0 if refund else n
 
 
+# %% ../../nbs/models/21_networks.ipynb #aa8e89c6
 def class_tensors(
     library: str,
     arch: str,
