@@ -62,9 +62,10 @@ def test_what_decides_an_answer_cannot_be_edited(bundle, change):
 
 
 def test_what_decides_no_answer_may_be_edited_and_a_new_title_takes_no_danger_back(bundle, photo, tmp_path):
-    from snakecls.data.dangers import model_dangers
-    from snakecls.models.bundle import read_bundle, write_bundle
     from test_faults_person import make_bundle
+
+    from snakecls.data.dangers import model_dangers
+    from snakecls.models.bundle import read_bundle
 
     before = answer_of(bundle, photo)
     rewrite(bundle, values_of(bundle) | {"title": "Mine", "notice": "Ask.", "licence": "none", "metrics": {"valid": {"f1_macro": 0.5}}, "name": "other"})
@@ -393,3 +394,58 @@ def test_300_damages_to_a_table_of_facts(tmp_path):
             if expected[label] is True and state is False:
                 assert any(line.split(b",")[0].strip(b'" \xef\xbb\xbf').decode("latin-1") == label and (b",no," in line or b",0," in line) for line in damaged.replace(b"\r", b"\n").split(b"\n")), damaged
     assert read > 30
+
+
+@pytest.mark.parametrize("column, value, known", [("risk", "high", None), ("Rear-fanged", "yes", None), ("rear_fanged", "no", False), ("bite", "very painful", None), ("risk level", "3", None), ("risk", "low", False), ("extinction risk", "high", False), ("Fangs", "none", False)])
+def test_a_column_that_may_mean_danger_takes_a_no_back(column, value, known, tmp_path):
+    from snakecls.workflow.facts import read_facts
+
+    (tmp_path / "facts.csv").write_text(f"label,venomous,{column}\nBoiga,no,{value}\n")
+    facts, notes = read_facts(tmp_path / "facts.csv", ["Boiga"])
+    assert facts["Boiga"]["venomous"] is known and (column == "extinction risk" or "counts as not known" in " ".join(notes))
+
+
+@pytest.mark.parametrize("labels, dangers", [(["Shelby Cobra", "Ford Mustang"], ()), (["Dodge Viper", "AC Cobra", "Ford Mustang"], ()), (["cobra", "mustang"], ("venomous",)), (["Naja naja", "AC Cobra"], ("venomous",)), (["king cobra", "viper"], ("venomous",))])
+def test_cars_that_are_named_after_snakes_are_none(labels, dangers, tmp_path):
+    from test_faults_person import make_bundle
+
+    from snakecls.data.dangers import model_dangers
+    from snakecls.models.bundle import read_bundle
+
+    assert model_dangers(read_bundle(make_bundle(tmp_path / "best", labels)).info)[0] == dangers
+
+
+@pytest.mark.parametrize("target, labels, danger", [("effect", ["harmless", "venomous"], "venomous"), ("venomous", ["no", "yes"], "venomous"), ("edible", ["yes", "no"], "poisonous"), ("danger", ["low", "high"], "dangerous")])
+def test_what_a_further_target_says_of_danger_is_not_passed_over(target, labels, danger, photo, tmp_path):
+    import torch
+
+    from snakecls.deploy.app import answer_json, show_answer
+    from snakecls.deploy.predict import Predictor
+    from snakecls.models.bundle import build_model, write_bundle
+    from snakecls.models.heads import find_heads
+    from snakecls.workflow.answers import predict_given
+
+    targets = {"kind": ["brown", "green"], target: labels}
+    described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}, "heads": {"kind": 2, target: 2}}
+    for second in (0, 9, -9):  # sure of the danger, and sure of none
+        model = build_model(described)
+        with torch.no_grad():
+            head = list(find_heads(model).values())[1]
+            head.weight.zero_(), head.bias.copy_(torch.tensor([0.0, float(second)]))
+        facts = {name: {danger: False} for name in targets["kind"]}
+        bundle = write_bundle(tmp_path / "best", model, {"model": described, "labels": targets["kind"], "targets": targets, "target": "kind", "problem": "several_targets", "photo": {"size": 64}, "label_facts": facts})
+        predictor = Predictor(bundle)
+        page, said, (rows, lines) = show_answer(predictor, str(photo)), answer_json(predictor, str(photo)), predict_given([("a.jpg", str(photo))], bundle)
+        if second < 0:
+            assert "sc-caution" not in page and said[0]["caution"] is None and rows[0]["dangers"][danger]["among_them"] is False
+        else:
+            assert "sc-caution" in page and "None of these is listed" not in page and labels[1] in said[0]["caution"]["sentence"] and labels[1] in lines[0]
+            assert rows[0]["dangers"][danger]["among_them"] is (True if second else None) and rows[0]["dangers"][danger]["at_most"] >= 0.45
+
+
+def test_facts_of_a_model_that_has_none_say_that_nothing_is_known(tmp_path):
+    from test_faults_person import make_bundle, run
+
+    make_bundle(tmp_path / "best", ["Naja naja", "Natrix natrix"])
+    said = json.loads(run("facts", "--json", "--model", "best", cwd=tmp_path).stdout)
+    assert said["facts"] == {label: {"venomous": None} for label in ("Naja naja", "Natrix natrix")} and said["known"] is False and "knows nothing about venom" in " ".join(said["notes"])

@@ -118,8 +118,8 @@ def show_answer(
         return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
     except UserError as e:
         return message_html("There is no answer", str(e)[:1].upper() + str(e)[1:], kind="error")
-    judged = judge(predictor.info, probs, shown)
-    return answer_html(shown, judged.dangers, hidden=judged.hidden, others={target: ranked[0] for target, ranked in others.items()}, known=judged.known, subject=judged.subject)
+    judged = judge(predictor.info, probs, shown, others)
+    return answer_html(shown, judged.dangers, hidden=judged.hidden, others={target: ranked[0] for target, ranked in others.items()}, known=judged.known, subject=judged.subject, judged=judged)
 
 
 class TooManyPixels(PhotoError):
@@ -158,11 +158,11 @@ def _show(page: str, *, first: str | None = None) -> str:  # a function of JavaS
 
 
 def all_probs(predictor: "Predictor | LearnerPredictor", photo: str) -> "tuple[np.ndarray, dict[str, list[Prediction]]]":
-    "Give the probabilities of the first target, and the best guess of each further one. Raises `PhotoError`."
+    "Give the probabilities of the first target, and the guesses of each further one, the best first. Raises `PhotoError`."
     if photo:
         check_pixels(photo)
     first, *others = (probs[0] for probs in predictor.probs_all([photo]).values())
-    return first, predictor.rank_others(dict(zip(list(predictor.info.targets or ())[1:], others)))
+    return first, predictor.rank_others(dict(zip(list(predictor.info.targets or ())[1:], others)), top=10**6)
 
 
 def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
         raise gr.Error(f"There is no answer: {e}", print_exception=False) from e
     finally:
         all_uploads().answered(photo)
-    whole = judge(predictor.info, probs, shown).for_programs()
+    whole = judge(predictor.info, probs, shown, others).for_programs()
     if others:
         whole["targets"] = {target: {"label": ranked[0].label, "prob": ranked[0].prob} for target, ranked in others.items()}
     return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) | whole for p in answer]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless
+from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless, target_danger
 
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
@@ -198,9 +198,12 @@ def judge(
     info: Any,  # a `BundleInfo`
     probs: Sequence[float],  # (n_labels,), of the first target, in the order of its labels
     shown: Sequence["Prediction"],  # what the page shows, most likely first
+    others: Mapping[str, Sequence["Prediction"]] | None = None,  # target -> its labels, most likely first, of the targets beside the first
 ) -> Judgement:
-    "Judge an answer over all labels of the model, and not only over those that are written down."
+    "Judge an answer over all labels of the model, and not only over those that are written down; what a further target says of a danger counts too."
     dangers, known, subject = model_dangers(info)
+    named_there = _danger_shares(others or {})
+    dangers = tuple(dict.fromkeys([*dangers, *named_there]))
     named, rest = {prediction.label for prediction in shown}, dict(zip(info.labels, map(float, probs)))
     among_them, at_most, hidden = {}, {}, {}
     for key in dangers:
@@ -209,7 +212,27 @@ def judge(
         hidden[key], at_most[key] = min(1.0, sum(shares.values())), min(1.0, sum(prob for label, prob in rest.items() if state[label] is not False))
         seen = {state[label] for label in named}
         among_them[key] = True if True in seen or shares[True] >= HIDDEN else None if None in seen or hidden[key] >= HIDDEN else False
-    return Judgement(dangers, known, subject, among_them, at_most, hidden, caution(shown, dangers, hidden=hidden, known=known, subject=subject))
+    said = caution(shown, dangers, hidden=hidden, known=known, subject=subject)
+    for key, (share, first, target, label) in named_there.items():
+        at_most[key], among_them[key] = max(at_most[key], share), True if first else among_them[key] if among_them[key] is True else None
+        sentence = f"The answer for {target.replace('_', ' ')} {'is' if first else 'may be'} {label} ({percent(share)})."
+        said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
+    return Judgement(dangers, known, subject, among_them, at_most, hidden, said)
+
+
+def _danger_shares(others: Mapping[str, Sequence["Prediction"]]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, label
+    "Find the dangers that the answers for further targets name, from `HIDDEN` on."
+    found: dict[str, tuple[float, bool, str, str]] = {}
+    for target, ranked in others.items():
+        shares: dict[str, list["Prediction"]] = {}
+        for guess in ranked:
+            if key := target_danger(target, guess.label):
+                shares.setdefault(key, []).append(guess)
+        for key, guesses in shares.items():
+            share, first = min(1.0, sum(guess.prob for guess in guesses)), guesses[0] is ranked[0]
+            if (first or share >= HIDDEN) and share > found.get(key, (0.0,))[0]:
+                found[key] = share, first, target, guesses[0].label
+    return found
 
 # %% ../../nbs/deploy/53_page.ipynb #f760d4cc
 def row_html(
@@ -284,11 +307,13 @@ def answer_html(
     others: Mapping[str, "Prediction"] | None = None,  # target -> best guess, of the targets beside the first
     known: bool = True,  # as in `caution`
     subject: str = "",  # what the photos show
+    judged: Judgement | None = None,  # from `judge`, whose caution is shown; None: only what these arguments say
 ) -> str:
     "Show the answer to a photo."
     heading, sentence = verdict_several(predictions) if has_thresholds(predictions) else verdict(predictions[0].prob, n=len(predictions), dangers=dangers)
     most = max(hidden.values(), default=0.0) if isinstance(hidden, Mapping) else hidden
-    warning = caution_html(caution(predictions, dangers, hidden=hidden, known=known, subject=subject), dangers, subject, most)
+    said = judged.caution if judged is not None else caution(predictions, dangers, hidden=hidden, known=known, subject=subject)
+    warning = caution_html(said, dangers, subject, most)
     rows = "".join(row_html(prediction, dangers) for prediction in predictions)
     return (f'<div class="sc-answer" role="status">{warning}'
             f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol>{others_html(others or {})}</div>')

@@ -102,7 +102,7 @@ def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caut
     from snakecls.deploy.page import judge
 
     (_, first), *others = ((target, probs[0]) for target, probs in predictor.probs_all([file]).items())
-    judged = judge(predictor.info, first, predictor.rank(first, top=max(3, top), fill=True))  # three are what the page shows
+    judged = judge(predictor.info, first, predictor.rank(first, top=max(3, top), fill=True), predictor.rank_others(dict(others), top=10**6))  # three are what the page shows
     answer = {"top": [_guess(guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
     ranked = predictor.rank_others(dict(others), top=top)
     return answer | ({"targets": {target: [{"label": guess.label, "prob": guess.prob} for guess in guesses] for target, guesses in ranked.items()}} if ranked else {})
@@ -144,8 +144,9 @@ def give_facts(
     title: str | None = None,
     subject: str | None = None,
     say: Callable[[str], None] = lambda note: None,
-) -> tuple[dict[str, Any], str]:  # bundle, title, subject, facts; what is known, in words
+) -> tuple[dict[str, Any], str]:  # bundle, title, subject, facts (of every label, where there is a danger to speak of), dangers, known (whether the facts say anything of the danger), notes; what is known, in words
     "Give a bundle facts, a title or a subject, or only say what it knows."
+    from snakecls.data.dangers import model_dangers, with_unknown
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.facts import add_facts, describe_facts
 
@@ -162,4 +163,7 @@ def give_facts(
                 notes.append("export.pkl beside the model keeps the facts that it had.")
     for note in notes:
         say(f"Note: {note}")
-    return {"bundle": bundle, "title": info.title, "subject": info.subject, "facts": info.label_facts}, f"{bundle}: {describe_facts(info)}"
+    dangers, known, _ = model_dangers(info)
+    facts = {label: with_unknown(info.label_facts.get(label, {}), dangers) for label in info.labels if dangers or label in info.label_facts}
+    said = {"bundle": bundle, "title": info.title, "subject": info.subject, "facts": facts, "dangers": list(dangers), "known": known or not dangers, "notes": [*notes, *unknown_notes(info)]}
+    return said, f"{bundle}: {describe_facts(info)}"

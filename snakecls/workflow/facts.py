@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError, nearest, unknown_name
-from ..data.dangers import danger_key, danger_name, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
+from ..data.dangers import danger_key, danger_name, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
 from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
 
 # %% ../../nbs/workflow/61_facts.ipynb #ab12ee14
@@ -52,7 +52,7 @@ def read_facts(
         shown = next(iter(known))
         raise UserError(f"{path.name} knows none of the {len(labels)} labels (its column '{header[first]}' holds '{shown}', the labels are such as '{labels[0]}').")
     notes, strange = [], [label for label in known if label not in used]
-    notes += [f"The column '{header[i]}' of {path.name} is kept as a fact, and not read as a danger." for i in names if is_told(header[i], [row[i] for row in rows], danger_columns)]
+    notes += [f"The column '{header[i]}' of {path.name} is kept as a fact, and not read as a danger{'; where it says yes, or something of the kind, a no beside it counts as not known' if hints_at_danger(header[i]) else ''}." for i in names if is_told(header[i], [row[i] for row in rows], danger_columns)]
     if strange:
         guess = nearest(strange[0], labels)
         notes.append(f"{len(strange)} row{'s' if len(strange) > 1 else ''} of {path.name} fit{'' if len(strange) > 1 else 's'} no label, such as '{strange[0]}'" + (f" (did you mean '{guess}'?)" if guess and guess not in facts else "") + ".")
@@ -176,7 +176,7 @@ def is_told(name: str, cells: Sequence[Any], also: Sequence[str]) -> bool:
     "Tell whether a column has a word of danger in its name or in a sentence of its cells and is none, such as 'endangered', 'venom_source_url' or 'notes'."
     if danger_key(name, also) is not None:
         return False
-    return bool(re.search(r"danger|venom|poison|toxi", plain_words(name))) or any(isinstance(cell, str) and len(cell.split()) > 3 and sounds_dangerous(cell) for cell in cells)
+    return hints_at_danger(name) or bool(re.search(r"danger|venom|poison|toxi", plain_words(name))) or any(isinstance(cell, str) and len(cell.split()) > 3 and sounds_dangerous(cell) for cell in cells)
 
 
 def _spellings(label: object) -> list[str]:
