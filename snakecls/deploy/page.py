@@ -224,7 +224,7 @@ def _danger_shares(others: Mapping[str, Sequence["Prediction"]]) -> dict[str, tu
     "Find the dangers that the answers for further targets name, from `HIDDEN` on."
     found: dict[str, tuple[float, bool, str, str]] = {}
     for target, ranked in others.items():
-        shares: dict[str, list["Prediction"]] = {}
+        shares: dict[str, list[Prediction]] = {}
         for guess in ranked:
             if key := target_danger(target, guess.label):
                 shares.setdefault(key, []).append(guess)

@@ -13,6 +13,7 @@ from pathlib import Path
 import platform
 
 from ..core import UserError, read_json
+from ..models.bundle import is_bundle
 from .ended import CHECKPOINT, NO_MODEL, best_text, can_keep, scored, use
 from .logbook import add_entry, make_entry
 from .tracking import RunFolder, is_alive, open_lock, read_status, write_status
@@ -62,7 +63,7 @@ def is_alive_elsewhere(path: Path, status: dict) -> bool:
 
 def what_is_left(run: RunFolder) -> str:
     "Say what of a killed run can be used, and how."
-    if (run / "best" / "bundle.json").exists():
+    if is_bundle(run / "best"):
         return f"its model is written{' and so are its scores' if scored(run) else ''}, and can be used: {use(run)}"
     if not can_keep(run):
         return NO_MODEL
