@@ -263,8 +263,8 @@ def say(outcomes: list[Outcome]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests")
-    parser.add_argument("--requests", type=int, default=100, help="for each number of clients in each of three rounds")
-    parser.add_argument("--growth", type=int, default=3500, help="mixed requests with small photos, after which memory is compared")
+    parser.add_argument("--requests", type=int, default=60, help="for each number of clients in each of three rounds")
+    parser.add_argument("--growth", type=int, default=3000, help="mixed requests with small photos, after which memory is compared")
     parser.add_argument("--bundle", type=Path, help="a bundle's folder; by default an EfficientNet-Lite0 at 352 px with random weights")
     parser.add_argument("--note", default="", help="words for the rows' note")
     parser.add_argument("--dry", action="store_true", help="write no rows")
@@ -282,6 +282,7 @@ def main() -> int:
             for _ in range(rounds):
                 for clients in CLIENTS:
                     outcomes[clients] += drive(app.port, mixed(generator, good, bad, heavy, n), clients)
+                    print(f"{clients} clients, {len(outcomes[clients])} requests, {memory_mb(app.process.pid):.0f} MB", flush=True)
             after_load = settled_mb(app)
             slim = [kind for kind in bad if kind.name not in ("too large", "giant JSON", "giant text")]  # 40 MB each: they measure the loopback device
             rest = drive(app.port, mixed(generator, small, slim, [kind for kind in heavy if "16-bit" in kind.name or "RGBA" in kind.name], growth), 16) if growth else []

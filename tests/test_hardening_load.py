@@ -50,9 +50,10 @@ def test_mixed_requests_of_eight_clients_get_what_they_are_due_and_memory_comes_
     watcher.join()
     time.sleep(2)
     after = serve.memory_mb(process.pid)
-    assert wrong(outcomes) == []
+    assert wrong(one for one in outcomes if one.kind.wanted == "answer") == []
     assert most[0] < before + 500, f"{before:.0f} MB before, {most[0]:.0f} at most"  # one bomb of 36 megapixels and an ordinary photo; never two bombs
     assert after < 1.1 * before, f"{before:.0f} MB before, {after:.0f} after"
+    assert wrong(outcomes) == []
     assert wrong(serve.drive(port, good, 2)) == []
 
 
