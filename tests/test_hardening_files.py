@@ -461,3 +461,112 @@ def test_two_pages_in_a_browser(tmp_path, start_app, browser):
     two.click("#undo")  # the page is the same one still
     wait_for(two, "1 of 3")
     assert decisions(folder) == []
+
+
+# Tables
+
+
+def pairs(table: pd.DataFrame) -> set[tuple[str, str]]:
+    return {(Path(path).name, label) for path, label in zip(table["path"], table["label"])}
+
+
+ROWS = [(f"{number}.jpg", ("boa", "rat")[number % 2], number) for number in range(24)]
+
+
+def save(path: Path) -> Path:
+    frame = pd.DataFrame(ROWS, columns=["path", "label", "number"])
+    frame.to_parquet(path, index=False) if path.suffix == ".parquet" else frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_300_damaged_tables(tmp_path, kind):
+    for name, *_ in ROWS:
+        (tmp_path / name).touch()
+    path, n_read = save(tmp_path / f"t.{kind}"), 0
+    right, data = {(name, label) for name, label, _ in ROWS}, path.read_bytes()
+    for number, damaged in enumerate(mutated_files(data, seed=11, n=100)):
+        path.write_bytes(damaged)
+        try:
+            table = load_table(path)
+        except UserError as e:
+            assert one_line(str(e)) == str(e) and len(str(e)) < 1500, (number, e)
+            continue
+        n_read += 1
+        known = {label for _, label in right}
+        changed = pairs(table) - right
+        assert all(label not in known or name not in {one for one, _ in right} or kind != "parquet" for name, label in changed), (number, changed)
+        whole = set(data.splitlines()[1:]) & set(damaged.splitlines())  # what was cut off cannot be known; what is there is read or told
+        missing = {re.split(rb"[,\t]", line)[0].decode() for line in whole} - {name for name, _ in pairs(table)} if kind != "parquet" else right - pairs(table)
+        assert not missing or table.attrs["warnings"] or table.attrs["issues"], (number, missing)
+    assert n_read > 5 or kind == "parquet"
+
+
+def test_tables_that_unfold_without_end_are_refused(tmp_path):
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"path,label\n" + b"a.jpg,cat\n" * 2_000_000))
+    refused(load_table, tmp_path / "t.csv.gz", contains="unfolds to more than 16 MiB")
+    (tmp_path / "wide.csv").write_text(",".join(["path", "label", *map(str, range(100_000))]) + "\na.jpg,cat\n")
+    refused(load_table, tmp_path / "wide.csv", contains="it has 100,002 columns, and 10,000 are read at most")
+    (tmp_path / "line.csv").write_bytes(b"path,label\na.jpg," + b"x" * 2**25)
+    refused(load_table, tmp_path / "line.csv", contains="a line of more than 16,777,216 characters")
+    n = 400_000
+    pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(n)], "label": ["a", "b"] * (n // 2), "x": ["y"] * n}), tmp_path / "ok.parquet")
+    assert len(load_table(tmp_path / "ok.parquet", check_files=False)) == n
+    rows = pa.table({"path": pa.array(["a.jpg"]).take(pa.array(np.zeros(n, dtype=np.int64)))})
+    with pq.ParquetWriter(tmp_path / "rows.parquet", rows.schema) as writer:
+        for _ in range(51):
+            writer.write_table(rows)
+    refused(load_table, tmp_path / "rows.parquet", contains="it has 20,400,000 rows")
+
+
+def test_a_dictionary_that_unfolds_is_refused(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("snakecls.data.sources.MOST_TABLE_BYTES", 2**26)
+    n = 60_000
+    pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(n)], "label": ["a", "b"] * (n // 2), "x": ["y" * 2_000] * n}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 2**21
+    refused(load_table, tmp_path / "bomb.parquet", contains="it unfolds to more than", check_files=False)
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t.jsonl", "t.json", "t.ods"])
+def test_other_tables_are_named_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    refused(load_table, tmp_path / name, contains="is not a kind of table that can be read; save it as one of: .csv")
+
+
+def test_300_damaged_decisions(tmp_path):
+    from snakecls.data.corrections import apply_corrections
+
+    file, table = tmp_path / "corrections.csv", pd.DataFrame({"path": [str(tmp_path / f"{number}.jpg") for number in range(12)], "label": ["boa", "rat"] * 6})
+    for number in range(12):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(number))
+        action = ("keep", "drop", "relabel")[number % 3]
+        add_correction(file, tmp_path / f"{number}.jpg", action=action, label="boa" if action == "relabel" else "", note="label, outlier")
+    data, n_read = file.read_bytes(), 0
+    right = {Path(row.path).name: (row.action, row.label) for row in read_corrections(file).itertuples()}
+    for number, damaged in enumerate(mutated_files(data, seed=3)):
+        file.write_bytes(damaged)
+        try:
+            read = read_corrections(file)
+        except UserError as e:
+            assert one_line(str(e)) == str(e) and len(str(e)) < 1500, (number, e)
+            continue
+        n_read += 1
+        corrected, done = apply_corrections(table, read)
+        said = " ".join(corrected.attrs["warnings"])
+        for row in done.itertuples():
+            name = Path(row.path).name
+            if row.outcome in ("kept", "dropped") or row.outcome.startswith("relabelled"):  # what is done was decided so
+                assert right.get(name) == (row.action, row.label) or name.encode() + b"," + row.action.encode() in damaged, (number, row)
+            else:
+                assert "corrections.csv" in said, (number, row)
+        there = {line.split(b",")[0].decode(errors="replace") for line in data.splitlines()[1:] if line in damaged.splitlines()}
+        assert there - {Path(path).name for path in read["path"]} == set() or said, number
+    assert n_read > 20

@@ -23,7 +23,7 @@ def some(
     count: int = 3,  # show this many
 ) -> str:
     "Show the first few values and say how many more there are."
-    values = [str(value) for value in values]
+    values = ["".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in str(value)) if place < count else value for place, value in enumerate(values)]
     return ", ".join(f"'{value}'" for value in values[:count]) + (f" and {len(values) - count:,} more" if len(values) > count else "")
 
 

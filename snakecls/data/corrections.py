@@ -29,6 +29,7 @@ from ..core import UserError, file_hash, nearest, open_file, printable, unknown_
 from .cells import guard_cell, unguard_cell
 from .columns import clean_label, count, some
 from .dangers import danger_key
+from .folders import one_line
 from .messy_csv import find_encoding
 from .tables import add_issues
 
@@ -181,14 +182,14 @@ def read_corrections(
     try:
         with open_file(file) as stream:
             columns, lines, torn = parse_lines(stream.read(), file)
+        rows = [check_line(_as_row(columns, cells), f"line {number} of {file}") for number, cells in lines]
     except FileNotFoundError as e:
         raise UserError(f"there are no corrections at {file}; name the corrections.csv that the review page wrote.") from e
-    except UserError:
-        raise
+    except UserError as e:
+        raise UserError(one_line(str(e))) from e
     except (OSError, ValueError) as e:
         raise UserError(f"{file} cannot be read as corrections ({e}); name a CSV file.") from e
-    warnings = [torn] if torn else []
-    rows = [check_line(_as_row(columns, cells), f"line {number} of {file}") for number, cells in lines]
+    warnings = [one_line(torn)] if torn else []
     table = pd.DataFrame(rows, columns=CORRECTION_COLUMNS, dtype=object)
     folder = os.path.abspath(file.parent)
     table["path"] = [absolute(path, folder) for path in table["path"]]
@@ -441,7 +442,7 @@ def doubts(done: pd.DataFrame, known: set[str], file: str) -> list[str]:
         guess = nearest(row["label"], known)
         hint = f"did you mean '{guess}'?" if guess else "it kept its label."
         sentences.append(f"{file} gives '{row['path']}' the label '{row['label']}', which no photo of the table has; {hint}")
-    return sentences
+    return list(map(one_line, sentences))
 
 # %% ../../nbs/data/13_corrections.ipynb #b361ef81
 def open_issues(
