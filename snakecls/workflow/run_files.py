@@ -63,6 +63,9 @@ def read_experiment(
     parts = ("data", "model", "train", "augment", "predict")
     if not isinstance(values, dict) or not flat or any(not isinstance(values.get(part), (dict, type(None))) for part in parts) or any(not isinstance(values.get(name), (str, type(None))) for name in ("name", "question", "parent", "monitor")):
         raise UserError(f"{path} does not describe an experiment; its parts are {', '.join(parts)}.")
+    seeds, arch = (values.get("seed"), (values.get("data") or {}).get("seed")), (values.get("model") or {}).get("arch", "" if not values.get("model") else None)
+    if any(seed is not None and not is_number(seed) for seed in seeds) or not is_text(arch):
+        raise UserError(f"{path} is damaged: a seed is no number, or model.arch no text.")
     return values
 
 # %% ../../nbs/workflow/59_run_files.ipynb #30000011

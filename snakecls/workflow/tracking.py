@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'STATES', 'BEAT_S', 'SILENT_S', 'DAY_S', 'LEADERBOARD', 'make_slug', 'make_run_path', 'append_row',
-           'format_rows', 'RunFolder', 'utc_now', 'open_lock', 'is_run', 'read_status', 'is_alive', 'beat',
+           'format_rows', 'RunFolder', 'utc_now', 'open_lock', 'is_run', 'read_status', 'is_time', 'is_alive', 'beat',
            'lock_is_held', 'list_statuses', 'write_status', 'QuietHandler', 'summarise_run', 'summarise_files',
            'trained_score', 'count_epochs', 'list_runs', 'find_run']
 
@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from ..core import UserError, atomic_write, is_disk_full, plain, read_json, unknown_name, write_json
 from ..stats import top_names
 from .environment import describe_environment
-from .run_files import read_experiment, read_history, read_mapping, read_metrics
+from .run_files import is_number, read_experiment, read_history, read_mapping, read_metrics
 
 LOG = logging.getLogger("snakecls")
 
@@ -172,10 +172,20 @@ def read_status(
         return {"status": "failed", "name": Path(path).name, "message": f"{file} does not say how the run stands"}
     odd = [name for name in ("name", "started", "ended", "message", "part_of") if not isinstance(status.get(name), (str, type(None)))]
     status = {name: value for name, value in status.items() if name not in odd and value is not None}
-    status = {"name": Path(path).name} | status | ({"message": f"{file} is damaged: its {odd[0]} is no text"} if odd else {})
+    missing = [name for name in ("name", "started") if name not in status and name not in odd]
+    why = f"its {odd[0]} is no text" if odd else f"it has no {missing[0]}" if missing else "its start is no time" if not is_time(status["started"]) else ""
+    status = {"name": Path(path).name} | status | ({"message": f"{file} is damaged: {why}"} if why else {})
     if status["status"] == "running" and not is_alive(Path(path), status):
         status = {**status, "status": "killed", "message": "the process ended without saying why"}
     return status
+
+
+def is_time(text: str) -> bool:
+    "Tell whether a text is a time as `utc_now` writes it."
+    try:
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 BEAT_S, SILENT_S, DAY_S = 30.0, 900.0, 86400.0
@@ -403,11 +413,14 @@ def summarise_files(run: RunFolder) -> dict:
     metrics, experiment, history = run.metrics(), run.experiment(), run.history()
     valid, test, best = (metrics.get(key) or {} for key in ("valid", "test", "best"))
     low, high = valid.get("f1_macro_interval") or (None, None)
+    epochs, planned = count_epochs(history), sum(int(stage.get("epochs") or 0) for stage in metrics.get("stages") or [] if is_number(stage.get("epochs")))
+    if epochs < planned:
+        raise UserError(f"{run / 'history.csv'} has {epochs} of {planned} epochs; the others are lost.")
     targets = {name: {split: (scores.get(split) or {}).get("f1_macro") for split in ("valid", "test")} for name, scores in (metrics.get("targets") or {}).items()}
     return {"f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"), "trained_f1_macro": trained_score(run), "chosen_on": valid.get("chosen_on"),
             "served": None if best.get("epoch") is None else "probe" if best["epoch"] == 0 else f"epoch {best['epoch']}",
             "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)}, "test_f1_macro": test.get("f1_macro"), "targets": targets or None,
-            "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": count_epochs(history),
+            "arch": (experiment.get("model") or {}).get("arch"), "size": best.get("size"), "epochs": epochs,
             "seconds": metrics.get("seconds"), "seed": experiment.get("seed"), "split_seed": (experiment.get("data") or {}).get("seed"),
             "question": experiment.get("question") or "", "parent": metrics.get("parent") or experiment.get("parent")}
 
