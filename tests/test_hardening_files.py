@@ -28,7 +28,7 @@ from snakecls.deploy.review_cases import Review, make_cases
 from snakecls.train.experiment import load_experiment, make_experiment
 from snakecls.train.messages import inner_type, is_part
 from snakecls.train.schema import Experiment
-from snakecls.workflow.tracking import RunFolder
+from snakecls.workflow.tracking import RunFolder, find_run
 
 
 def photo(number: int, *, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -570,3 +570,17 @@ def test_300_damaged_decisions(tmp_path):
         there = {line.split(b",")[0].decode(errors="replace") for line in data.splitlines()[1:] if line in damaged.splitlines()}
         assert there - {Path(path).name for path in read["path"]} == set() or said, number
     assert n_read > 20
+
+
+def test_a_row_whose_leftover_was_read_as_notes_stands_among_the_issues(tmp_path):
+    for number in (1, 2, 11):
+        (tmp_path / f"{number}.jpg").touch()
+    (tmp_path / "t.csv").write_text("path,label,notes\n1.jpg,cat,x\n2.jpg,dog,y\n11.jpg,cat, wild,bad\n")
+    table = load_table(tmp_path / "t.csv")
+    (issue,) = table.attrs["issues"]
+    assert len(table) == 3 and issue["path"].endswith("t.csv:4") and issue["issue"] == "unsure line" and "read as 'notes'" in issue["reason"]
+
+
+def test_a_run_that_is_not_there_is_told_in_plain_words(tmp_path):
+    RunFolder.create(tmp_path, "first")
+    refused(find_run, tmp_path, "frst", contains=f"run 'frst' is not in {tmp_path}; did you mean 'first'?")

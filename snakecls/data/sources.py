@@ -184,6 +184,7 @@ def _repair(rows: bytes, separator: str, names: list[str], place: int | None, *,
     if lost:
         notes.append(f"left out {count(len(lost), 'line')} of '{path.name}' that cannot be read (line {some(number for number, _ in lost)}): line {lost[0][0]} {lost[0][1]}; correct them to use them.")
     issues = [{"path": f"{with_slashes(str(path))}:{number}", "issue": "unreadable line", "reason": f"line {number} {reason}"} for number, reason in lost]
+    issues += [{"path": f"{with_slashes(str(path))}:{number}", "issue": "unsure line", "reason": f"line {number} had stray quotes or separators, and was read as it can be meant{left}"} for number in repaired]
     return table, issues, notes
 
 # %% ../../nbs/data/09_sources.ipynb #ea29bf18

@@ -478,5 +478,5 @@ def find_run(
         raise UserError(f"run '{name}' could be any of {', '.join(path.name for path in begins[:8])}; give more of it.")
     if not exact and not begins:
         known = [*dict.fromkeys(names.values()), *(path.name for path in paths)]
-        raise unknown_name(f"run (in {root})", name, known)
+        raise UserError(str(unknown_name("run", name, known)).replace("' does not exist", f"' is not in {root}", 1))
     return RunFolder((exact or begins)[0])
