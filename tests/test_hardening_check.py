@@ -1,13 +1,10 @@
 """A check keeps what it learns, and no damage to what it keeps changes its answer; its processes end with it."""
-import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,7 @@ from PIL import Image
 from snakecls.core import UserError
 from snakecls.data.scan import scan_files
 from snakecls.train.schema import DataConfig
-from snakecls.workflow import check as check_module
-from snakecls.workflow.check import check_source, find_check, undecided
+from snakecls.workflow.check import check_source, undecided
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ class FactsCache:
         except sqlite3.Error as e:  # a full disk, a file that was damaged or removed under our hands
             old, self.db = self.db, _in_memory()
             self.note = f"what is learnt about the photos cannot be kept for the next time ({e})."
-            for table, columns in _TABLES.items():
+            for table in _TABLES:
                 self._insert(table, list(_sound_rows(old, table)))
             old.close()
             self._write(rows, pixel_limit)

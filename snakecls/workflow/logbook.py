@@ -16,7 +16,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core import atomic_write
+from ..core import atomic_write, open_file
 from ..stats import top_names
 from .compare import diff_experiments, parent_folder, read_verdict
 from .environment import describe_hardware
@@ -119,7 +119,10 @@ def add_entry(
     path = Path(path).resolve()  # a symbolic link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path.with_name(f".{path.name}.lock")), timeout=60):
-        content = path.read_bytes() if path.exists() else HEADER.encode()
+        content = HEADER.encode()
+        if path.exists():
+            with open_file(path) as stream:
+                content = stream.read()
         return atomic_write(path, insert_entry(content, entry))
 
 # %% ../../nbs/workflow/62_logbook.ipynb #6b2e1aca

@@ -133,6 +133,8 @@ def check_places(root: str | Path, logbook: str | Path | None) -> None:
     if logbook is not None:
         if Path(logbook).is_dir():
             raise UserError(f"the logbook {logbook} is a folder; give the name of a file in it, such as {Path(logbook) / 'logbook.md'}.")
+        if Path(logbook).exists() and not Path(logbook).is_file():
+            raise UserError(f"the logbook {logbook} is a pipe, a socket or a device, and no file; give another name, such as logbook.md.")
         check_writable(Path(logbook).resolve().parent, "the logbook's folder")
 
 

@@ -15,13 +15,21 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..core import UserError, is_disk_full, printable
 
 # %% ../../nbs/workflow/69_terminal.ipynb #ceca4233
 def prepare_streams() -> None:
-    "Let standard output and error take any text: what their encoding has no place for is written as its code point."
+    "Let standard output and error take any text: what their encoding has no place for is written as its code point. Where one is closed, what is said goes nowhere."
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes this number, or a file that is opened later would, and get what libraries write to it
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's streams take any text as they are
             stream.reconfigure(errors="backslashreplace")
@@ -58,7 +66,7 @@ def stop_on_signals() -> Iterator[None]:
         yield
     except KeyboardInterrupt as e:
         if not getattr(e, "told", False) and not getattr(e.__context__, "told", False):  # a second Ctrl-C follows the first
-            print(f"snakecls: stopped by {str(e) or 'Ctrl-C'}.", file=sys.stderr, flush=True)
+            _say(f"snakecls: stopped by {str(e) or 'Ctrl-C'}.")
         raise SystemExit(128 + getattr(e, "number", signal.SIGINT)) from e
     finally:
         for number, handler in old.items():
@@ -80,13 +88,18 @@ def run_commands(
                 raise UserError(f"'{printable(word)}' holds a byte that is not UTF-8, so that neither a run nor an answer can name it; rename that file or folder.")
         app()
     except UserError as e:
-        print(f"snakecls: {e}", file=sys.stderr)
+        _say(f"snakecls: {e}")
         sys.exit(2)
     except Exception as e:
         if debug:
             raise
-        print(f"snakecls: {explain_failure(e)}", file=sys.stderr)
+        _say(f"snakecls: {explain_failure(e)}")
         sys.exit(1)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
+        print(text, file=sys.stderr, flush=True)
 
 
 def explain_failure(
