@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'Named', 'tell', 'show', 'finite', 'command_line', 'program',
-           'app_command', 'one_model', 'scores_text', 'ensemble_text', 'top_text', 'options', 'demo', 'run_text',
-           'run_json', 'train', 'check', 'review', 'train_several', 'evaluate', 'predict', 'facts', 'open_app', 'runs',
-           'ensemble', 'export', 'publish', 'main']
+           'app_command', 'one_model', 'size_bytes', 'scores_text', 'ensemble_text', 'top_text', 'options', 'demo',
+           'run_text', 'run_json', 'train', 'check', 'review', 'train_several', 'evaluate', 'predict', 'facts',
+           'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import itertools
@@ -84,6 +84,11 @@ def one_model(*names: str | None) -> str | None:
     return given[0] if given else None
 
 
+def size_bytes(folder: Path) -> int:
+    "Add up a bundle's files, and a little: what a copy of it needs."
+    return 100_000 + sum(file.stat().st_size for file in Path(folder).glob("*") if file.is_file())
+
+
 def scores_text(metrics: dict) -> str:
     "Write a run's scores in lines: of what is served, and of what was trained where that is something else; and say which were chosen on their photos."
     from snakecls.evaluate.report_verdicts import is_served, say_chosen, say_epochs_trained, say_served
@@ -136,7 +141,7 @@ def demo(
     json: Json = False,
 ):
     "Draw snakes, train on them, and name three photos: the whole loop, offline, in three minutes."
-    check_writable(folder, "the folder of the demonstration")
+    check_writable(folder, "the folder of the demonstration", 50_000_000 if tiny else 100_000_000)
     from snakecls.workflow.demo import run_demo
 
     result, held_out = run_demo(folder, tiny=tiny, seed=seed, command=command_line(), say=tell)
@@ -298,6 +303,8 @@ def evaluate(
         check_writable(csv.parent, "the folder of --csv")
     if report is not None and report.exists() and not report.is_dir():
         raise UserError(f"--report {report} is a file; give a folder for the page.")
+    if report is not None:
+        check_writable(report, "--report", 2_000_000)
     said, lines = evaluate_given(find_model(one_model(named, model), root=runs, say=tell), data=data, split=split, tta=tta, top=top, csv=csv, report=report, say=tell)
     show(said, "\n".join([scores_text({"test": said["scores"]}).replace("test ", "score", 1), *lines]), json)
 
@@ -400,7 +407,7 @@ def ensemble(
         raise UserError(f"{output} exists already; give another name for --output, or remove it.")
     if output is not None:
         check_name(output, "--output")
-        check_writable(output, "--output")
+        check_writable(output, "--output", size_bytes(bundles[0]))
     said = ensemble_runs(bundles, split=split)
     lines = [ensemble_text(said)] if "targets" not in said else [f"Target {target}\n{ensemble_text(one | {'split': said['split']})}\n" for target, one in said["targets"].items()]
     if output is not None:
@@ -423,7 +430,8 @@ def export(
     format = export_format(output, format)
     check_writable(output.parent, "the folder of OUTPUT")
     bundle = find_model(model, root=runs, say=tell)
-    written = copy_model(bundle, output, format=format, say=tell)
+    check_writable(output.parent, "the folder of OUTPUT", size_bytes(bundle))
+    written = copy_model(bundle, output, format=format)
     show({"model": bundle, "output": written, "format": format}, f"Wrote {written}, a copy of {bundle}.", json)
 
 
@@ -446,7 +454,8 @@ def publish(
     check_name(dry_run, "--dry-run")
     check_writable(dry_run, "--dry-run")
     bundle = find_model(one_model(named, model), root=runs, say=tell)
-    folder = write_space(bundle, dry_run, space=space, say=tell)
+    check_writable(dry_run, "--dry-run", size_bytes(bundle))
+    folder = write_space(bundle, dry_run, space=space)
     text = f"The files of the Space {space} with the model {bundle} are in {folder}; try it with: {shlex.join([program('python'), str(folder / 'app.py')])}"
     show({"model": bundle, "space": space, "output": folder}, text, json)
 

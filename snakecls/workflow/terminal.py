@@ -29,7 +29,7 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes this number, or a file that is opened later would, and get what libraries write to it
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's streams take any text as they are
             stream.reconfigure(errors="backslashreplace")
