@@ -431,7 +431,7 @@ def export(
     check_writable(output.parent, "the folder of OUTPUT")
     bundle = find_model(model, root=runs, say=tell)
     check_writable(output.parent, "the folder of OUTPUT", size_bytes(bundle))
-    written = copy_model(bundle, output, format=format)
+    written = copy_model(bundle, output, format=format, say=tell)
     show({"model": bundle, "output": written, "format": format}, f"Wrote {written}, a copy of {bundle}.", json)
 
 
@@ -455,7 +455,7 @@ def publish(
     check_writable(dry_run, "--dry-run")
     bundle = find_model(one_model(named, model), root=runs, say=tell)
     check_writable(dry_run, "--dry-run", size_bytes(bundle))
-    folder = write_space(bundle, dry_run, space=space)
+    folder = write_space(bundle, dry_run, space=space, say=tell)
     text = f"The files of the Space {space} with the model {bundle} are in {folder}; try it with: {shlex.join([program('python'), str(folder / 'app.py')])}"
     show({"model": bundle, "space": space, "output": folder}, text, json)
 
