@@ -109,7 +109,8 @@ def explain_failure(
     if is_disk_full(error):
         return f"the disk is full or a file has reached its allowed size ({short_text(error)}); make room, or write to another disk."
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        what = f"there is not enough memory ({short_text(error)}); give a smaller train.bs or a smaller size in the schedule"
+        remedy = "give a smaller train.bs or a smaller size in the schedule" if "train" in sys.argv[1:2] else "close other programs, or give smaller photos or fewer at a time"
+        what = f"there is not enough memory ({short_text(error)}); {remedy}"
     elif isinstance(error, OSError) and error.filename is not None:
         what = f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}"
     else:
