@@ -187,7 +187,7 @@ def test_a_photo_with_nothing_on_it_gets_no_answer(tmp_path, tiny_bundle, photo)
 
     predictor, files = Predictor(tiny_bundle), nothing(tmp_path)
     for served in (predictor, EnsemblePredictor([tiny_bundle, tiny_bundle])):
-        for name, path in files.items():
+        for path in files.values():
             for source in (path, path.read_bytes(), Image.open(path)):
                 for ask in (served.predict, served.predict_all, lambda given, served=served: served.probs([photo, given])):
                     with pytest.raises(PlainPhotoError, match="nothing to see"):
