@@ -222,7 +222,7 @@ def drive(port: int, requests: list[Kind], clients: int) -> list[Outcome]:
 
 def mixed(generator: np.random.Generator, good: list[Kind], bad: list[Kind], heavy: list[Kind], n: int) -> list[Kind]:
     "Draw `n` requests: 70 % good, 24 % bad, 6 % bombs, in any order."
-    kinds = [bad if i % 50 < 12 else heavy if i % 50 < 15 else good for i in range(n)]
+    kinds = [bad if i < 0.24 * n else heavy if i < 0.3 * n else good for i in range(n)]
     return [kinds[i][generator.integers(len(kinds[i]))] for i in generator.permutation(n)]
 
 
@@ -296,7 +296,7 @@ def main() -> int:
     for clients, found in outcomes.items():
         times = [outcome.seconds for outcome in found if outcome.kind.wanted == "answer" and not outcome.wrong]
         if times:
-            record("serve", f"{clients} clients: good requests (p95 {np.percentile(times, 95):.2f})", times, unit="seconds", note=note)
+            record("serve", f"{clients} client{'s' * (clients > 1)}: good requests (p95 {np.percentile(times, 95):.2f})", times, unit="seconds", note=note)
     every = [outcome for found in outcomes.values() for outcome in found] + rest + last
     failed = {what: [float(outcome.wrong) for outcome in every if (outcome.kind.wanted == "answer") is (what == "good")] for what in ("good", "bad")}
     record("serve", "good requests that failed", failed["good"], unit="share", note=note)

@@ -208,7 +208,7 @@ def build_app(
         private = {"api_visibility": "private", "show_progress": "hidden"}
         photo.change(None, photo, asked, js="photo => photo?.path ?? ''", **private)
         started = asked.change(None, asked, result, js=_show(WAITING, first=message_html("No photo yet", first_hint(predictor.info))), **private)  # an old answer never stands under a new photo
-        turns = Turns()
+        turns = Turns(refused_pixels=MAX_APP_PIXELS)
 
         async def show(file: str | None) -> str:
             forget_answered(app)

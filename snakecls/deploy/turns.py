@@ -111,9 +111,10 @@ class Turns:
         at_once: int = 2,  # photos at a time
         *,
         large_pixels: int = LARGE_PIXELS,  # more than that is large
+        refused_pixels: float = float("inf"),  # more than that is refused by the work itself, at once, and need not wait as large
         large_waiting: int = 64,  # large photos that may wait
     ):
-        self.large_pixels, self.large_waiting = large_pixels, large_waiting
+        self.large_pixels, self.refused_pixels, self.large_waiting = large_pixels, refused_pixels, large_waiting
         self.n, self.n_large, self.tidied = 0, 0, 0.0  # photos asked about, large ones among them; when memory was given back
         self.workers = ThreadPoolExecutor(at_once, "photo")  # always the same threads: torch keeps a team of its own for each thread that asks
         self.lookers = ThreadPoolExecutor(1, "head")
@@ -127,7 +128,7 @@ class Turns:
     ) -> Any:  # what `work` gives
         "Do `work(*args, photo)` when it is the photo's turn. Raises `Busy` for a large photo where too many wait."
         loop = asyncio.get_running_loop()
-        large = photo is not None and await loop.run_in_executor(self.lookers, count_pixels, photo) > self.large_pixels
+        large = photo is not None and self.large_pixels < await loop.run_in_executor(self.lookers, count_pixels, photo) <= self.refused_pixels
         if large and self.n_large > self.large_waiting:
             raise Busy(f"{self.n_large} large photos are waiting for their answer just now; wait a minute, or send a copy of at most {self.large_pixels // 1_000_000} megapixels.")
         taken: list[asyncio.Semaphore] = []
