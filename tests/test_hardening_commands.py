@@ -130,3 +130,8 @@ def test_closed_and_full_streams(tmp_path, closed, code, out, err):
     "What belongs to standard error does not appear in standard output, and an exit code tells what the closed stream cannot."
     done = subprocess.run(["bash", "-c", f'"$0" -c "$1" predict nowhere.jpg {closed}', sys.executable, CODE], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, out) and err in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", CODE, "predict", "n" * 300], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "is too long; give another" in done.stderr and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 200, done.stderr

@@ -7,6 +7,7 @@ __all__ = ['prepare_streams', 'takes_unicode', 'Terminated', 'stop_on_signals', 
            'write_traceback']
 
 # %% ../../nbs/workflow/69_terminal.ipynb #30a5abf7
+import errno
 import os
 import signal
 import sys
@@ -93,6 +94,9 @@ def run_commands(
     except Exception as e:
         if debug:
             raise
+        if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # only a name that was given can be so
+            _say(f"snakecls: the name {short_text(OSError(os.fsdecode(e.filename or '')), 80)} {'is too long' if e.errno == errno.ENAMETOOLONG else 'is a link to itself'}; give another.")
+            sys.exit(2)
         _say(f"snakecls: {explain_failure(e)}")
         sys.exit(1)
 
