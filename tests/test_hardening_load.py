@@ -10,7 +10,7 @@ import pytest
 from conftest import REPO
 
 sys.path.append(str(REPO / "benchmarks"))
-import serve  # the benchmark's own client  # noqa: E402
+import serve  # the benchmark's own client
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mutate import mutated_files
-from test_faults_ends import SMALL, refused, snakecls
+from test_faults_ends import SMALL, snakecls
 from test_hardening_runs import make_photos
 
-from snakecls.core import UserError
 from snakecls.workflow.models import all_runs, leaderboard_text, photo_group
 from snakecls.workflow.tracking import RunFolder, find_run, read_status, summarise_run
 
