@@ -380,11 +380,11 @@ def test_decisions_of_earlier_versions_and_cells_of_others_stay(tmp_path):
 def test_the_history_of_a_run_keeps_its_numbers(tmp_path):
     run = RunFolder.create(tmp_path, "first")
     for loss in (-0.5, 1e-7):
-        run.add_epoch({"epoch": 1, "loss": loss, "=x_f1": 0.5, "stage": "-a"})
+        run.add_epoch({"epoch": 1, "loss": loss, "=x_f1": 0.5})
     run.write_history(run.history())
-    run.add_epoch({"epoch": 2, "loss": -1.5, "=x_f1": 0.25, "stage": "-b", "+more": 1})
+    run.add_epoch({"epoch": 2, "loss": -1.5, "=x_f1": 0.25, "+more": 1})
     history = run.history()
-    assert history["loss"].tolist() == [-0.5, 1e-7, -1.5] and history["=x_f1"].tolist() == [0.5, 0.5, 0.25] and history["stage"].tolist() == ["-a", "-a", "-b"] and "+more" in history
+    assert history["loss"].tolist() == [-0.5, 1e-7, -1.5] and history["=x_f1"].tolist() == [0.5, 0.5, 0.25] and "+more" in history
     assert "\n=" not in (text := (run.path / "history.csv").read_text()) and ",=" not in text and ",+" not in text
 
 

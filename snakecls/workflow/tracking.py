@@ -69,16 +69,14 @@ def append_row(
     "Append a row to a CSV file and bring it to the disk."
     from snakecls.data.cells import guard_cell  # not above, as it brings pandas
 
-    path = Path(path)
+    path, row = Path(path), {guard_cell(name): guard_cell(value) for name, value in row.items()}
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
-    row = {guard_cell(name): guard_cell(value) for name, value in row.items()}
     columns = next(csv.reader([whole.split("\n", 1)[0]]), []) if whole else []
     new = [name for name in row if name not in columns]
     if new or whole != text:
         rows = list(csv.DictReader(io.StringIO(whole)))
-        columns = [*columns, *new]
-        atomic_write(path, format_rows(columns, rows, header=True))
+        atomic_write(path, format_rows(columns := [*columns, *new], rows, header=True))
     with open(path, "a", encoding="utf-8", newline="") as stream:
         stream.write(format_rows(columns, [row]))
         stream.flush()
