@@ -163,7 +163,7 @@ def test_no_memory_is_one_sentence(tmp_path, monkeypatch, tiny_bundle):
     monkeypatch.setattr(module, "resize_photo", lambda photo, spec: (_ for _ in ()).throw(MemoryError()) if photo.size == (40, 32) else resize(photo, spec))
     with pytest.raises(PhotoError, match="does not fit into the memory"):
         prepare_photo(tmp_path / "photos/Natrix natrix/0.jpg", PhotoSpec(32))
-    monkeypatch.setattr("snakecls.models.features.model_probs", lambda *args, **more: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr("snakecls.deploy.predict.PhotoPredictor.probs_all", lambda *args, **more: (_ for _ in ()).throw(MemoryError()))
     monkeypatch.setattr(module, "resize_photo", resize)
     code, _, err = command("predict", "photos/Natrix natrix", "--model", tiny_bundle, cwd=tmp_path)
     assert code == 1 and "there is not enough memory" in err and "train.bs" not in err and "Traceback" not in err.split("The traceback")[0]
