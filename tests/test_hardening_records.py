@@ -88,7 +88,7 @@ def test_odd_things_in_a_folder_of_runs_hide_no_good_run(runs):
     os.mkfifo(root / "pipe")
     for name in ("metrics.json", "status.json", "experiment.yaml", "history.csv", "predictions-valid.parquet", "manifest.parquet"):
         file, data = runs["bad"] / name, (runs["bad"] / name).read_bytes()
-        for make in (os.mkfifo, Path.mkdir, lambda file: file.symlink_to(file), lambda file: file.write_bytes(data.decode("latin-1").encode("utf-16")), lambda file: file.write_bytes(b""), lambda file: os.truncate(os.open(file, os.O_CREAT | os.O_WRONLY), 300_000_000)):
+        for make in (os.mkfifo, Path.mkdir, lambda file: file.symlink_to(file), lambda file, data=data: file.write_bytes(data.decode("latin-1").encode("utf-16")), lambda file: file.write_bytes(b""), lambda file: os.truncate(os.open(file, os.O_CREAT | os.O_WRONLY), 300_000_000)):
             file.unlink() if not file.is_dir() else file.rmdir()
             make(file)
             start = time.monotonic()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'read_history', 'read_experiment', 'read_metrics', 'read_mapping', 'check_metrics', 'is_text', 'is_number',
-           'is_share', 'is_interval', 'is_mapping', 'is_names', 'is_rows']
+           'is_share', 'is_interval', 'is_mapping', 'is_names', 'is_rows', 'is_time']
 
 # %% ../../nbs/workflow/59_run_files.ipynb #30000004
 import csv
@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,11 @@ def is_names(value: Any) -> bool:
 def is_rows(value: Any) -> bool:
     "Tell whether a value is a list of names with values."
     return isinstance(value, list) and all(map(is_mapping, value))
+
+
+def is_time(text: str) -> bool:
+    "Tell whether a text is a time in ISO 8601."
+    try:
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False

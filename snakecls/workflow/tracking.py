@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'STATES', 'BEAT_S', 'SILENT_S', 'DAY_S', 'LEADERBOARD', 'make_slug', 'make_run_path', 'append_row',
-           'format_rows', 'RunFolder', 'utc_now', 'open_lock', 'is_run', 'read_status', 'is_time', 'is_alive', 'beat',
+           'format_rows', 'RunFolder', 'utc_now', 'open_lock', 'is_run', 'read_status', 'is_alive', 'beat',
            'lock_is_held', 'list_statuses', 'write_status', 'QuietHandler', 'summarise_run', 'summarise_files',
            'trained_score', 'count_epochs', 'list_runs', 'find_run']
 
@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from ..core import UserError, atomic_write, is_disk_full, plain, read_json, unknown_name, write_json
 from ..stats import top_names
 from .environment import describe_environment
-from .run_files import is_number, read_experiment, read_history, read_mapping, read_metrics
+from .run_files import is_number, is_time, read_experiment, read_history, read_mapping, read_metrics
 
 LOG = logging.getLogger("snakecls")
 
@@ -176,14 +176,6 @@ def read_status(
     if status["status"] == "running" and not is_alive(Path(path), status):
         status = {**status, "status": "killed", "message": "the process ended without saying why"}
     return status
-
-
-def is_time(text: str) -> bool:
-    "Tell whether a text is a time as `utc_now` writes it."
-    try:
-        return bool(datetime.fromisoformat(text))
-    except ValueError:
-        return False
 
 
 BEAT_S, SILENT_S, DAY_S = 30.0, 900.0, 86400.0
@@ -448,7 +440,7 @@ LEADERBOARD = ["run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_vali
 def list_runs(
     root: str | Path = "runs",  # the folder of all runs
 ):  # DataFrame with the columns `LEADERBOARD` (and another `topK_accuracy` where a run has one), finished runs before others, best validation macro F1 first
-    "List all runs under a folder, finished, running, failed and stopped."
+    "List all runs under a folder, finished, running, failed, stopped and killed."
     import pandas as pd
 
     rows = [summarise_run(file.parent) for file in sorted(Path(root).glob("*/status.json"), reverse=True)]
