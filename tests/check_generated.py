@@ -27,6 +27,8 @@ def main() -> int:
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", ".git", "runs", "snakecls-demo", "__pycache__", "*.egg-info", "wandb"))
         run("nbdev_clean", cwd=copy)
         problems = changed("notebook is not clean, run nbdev_clean", "nbs/**/*.ipynb", copy)
+        run("python", "tools/tidy_outputs.py", cwd=copy)
+        problems += changed("notebook holds warnings of other libraries, run tools/tidy_outputs.py", "nbs/**/*.ipynb", copy) if not problems else []
         run("nbdev_export", cwd=copy)
         problems += changed("module is not what the notebooks export, run nbdev_export", "snakecls/**/*.py", copy)
         run("nbdev_update", cwd=copy)
