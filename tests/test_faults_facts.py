@@ -9,7 +9,7 @@ from conftest import without_seal
 from test_faults_person import answer, make_bundle, run
 
 from snakecls.core import UserError
-from snakecls.data.dangers import model_dangers
+from snakecls.data.dangers import clean_facts, model_dangers, target_danger
 from snakecls.workflow.facts import load_facts, read_facts
 
 LABELS = ["Naja naja", "Natrix natrix", "Coronella austriaca"]
@@ -36,6 +36,27 @@ def test_a_column_that_sounds_of_danger_is_refused_by_name_beside_a_known_one(he
 @pytest.mark.parametrize("header", ["has_venom", "isVenomous", "VenomousSnake", "Is it venomous?", "venomous (1 = yes)", "#venomous", "venomous\u200b", "v\u0435nomous", "peçonhenta", "Venom?", "is_venomous"])
 def test_a_header_that_means_venomous_is_read(header, tmp_path):
     assert load_facts(table(tmp_path, f"label,{header}\nNaja naja,yes\nNatrix natrix,no\n"), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
+
+
+@pytest.mark.parametrize("header", ["Venomous (1 = no)", "Venomous (0=yes, 1=no)", "venomous (yes=0, no=1)", "venomous (0=venomous)", "venomous 0=dangerous", "dangerous: 0=yes", "venomous (1=harmless)", "venomous 1=nonvenomous", "deadly 1=no", "poisonous 0=poisonous", "venomous (Y = no)", "venomous (x = harmless)",
+                                   "venomous (1 means harmless)", "venomous 1: no", "venomous (0/1 = yes/no)", "venomous? no=1", "venomous (inverse)", "venomous reversed", "not venomous?", "giftig (1 = nein)", "giftig (0=ja)", "venimeux (0 = oui)", "venomous yes/no 0/1", "venomous (1 != yes)", "venomous (1≠yes)", "venomous (1 -> no)", "MIVS (1=no)", "venemous 1=no", "Venomous (１＝no)"])
+def test_a_header_that_turns_its_cells_round_is_refused_and_never_a_no(header, photo, tmp_path):
+    with pytest.raises(UserError) as refused:
+        load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS)
+    assert f"'{header}'" in str(refused.value)
+    with pytest.raises(UserError):  # nor does it help to name it
+        load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS, danger_columns=[header])
+    cobra, other = (clean_facts({"Naja naja": {"venomous": False, header: value}})["Naja naja"] for value in (0, 1))
+    assert cobra["venomous"] is None and (header == "not venomous?" or other["venomous"] is None)
+    bundle = make_bundle(tmp_path / "b", LABELS, label_facts={label: {header: 1 - (label == "Naja naja")} for label in LABELS})
+    page = answer(bundle, [0.5, 0.3, 0.2], photo)
+    assert "None of these is listed" not in page and "May be" in page
+    assert target_danger(header, "0") and (header == "not venomous?" or target_danger(header, "1"))
+
+
+@pytest.mark.parametrize("header", ["venomous (1=yes, 0=no)", "venomous (yes=1, no=0)", "venomous (0=harmless)", "venomous (x = venomous)", "venomous (y/n)", "venomous [1=venomous; 0=non-venomous]", "venomous (yes/no, 1/0)", "venomous (1=present)", "venomous (1=venomous to humans)", "venimeux (1 = oui)"])
+def test_a_header_that_explains_its_cells_plainly_is_read(header, tmp_path):
+    assert load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,1\nNatrix natrix,0\n'), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
 
 
 @pytest.mark.parametrize("header, cell", [("endangered", "yes"), ("venom_source_url", "https://example.org/venomous"), ("skill", "yes"), ("gift_shop", "yes"), ("common_name", "Deadly viper"), ("genus", "Toxicodendron"), ("notes", "A deadly snake of the forests"), ("dishwasher safe", "yes")])

@@ -241,6 +241,33 @@ def test_an_exported_learner_sees_nothing_either(tmp_path):
         predictor.predict(Image.new("RGB", (64, 64), "black"))
 
 
+@pytest.mark.parametrize("resize, crop_pct", [("crop", 1.0), ("crop", 0.9), ("squash", 1.0), ("squash", 0.5), ("pad", 1.0)])
+def test_what_the_model_sees_is_judged(resize, crop_pct, tmp_path, tiny_bundle):
+    from snakecls.data.photos import PhotoSpec, prepare_photo, prepare_shown
+
+    spec, noise = PhotoSpec(64, resize=resize, crop_pct=crop_pct), np.random.default_rng(0)
+    plain = [Image.new("RGB", (400, 120), "white"), Image.fromarray(noise.normal(235, 4, (120, 400, 3)).clip(0, 255).astype(np.uint8))]
+    for number, whole in enumerate(plain):
+        with pytest.raises(PlainPhotoError, match="it is of one colour; take another"):
+            prepare_shown(whole, spec)
+        left = whole.copy()
+        left.paste(Image.effect_noise((90, 120), 90).convert("RGB").resize((12, 16)).resize((90, 120)), (0, 0))
+        left.save(tmp_path / "left.jpg", quality=60)
+        if resize == "crop" or crop_pct < 0.6:
+            with pytest.raises(PlainPhotoError, match="its middle, which is all that the model looks at, is of one colour .crop the photo so that the subject is in its middle"):
+                prepare_shown(tmp_path / "left.jpg", spec)
+        else:
+            assert np.array_equal(prepare_shown(tmp_path / "left.jpg", spec), prepare_photo(tmp_path / "left.jpg", spec))
+    if (resize, crop_pct) == ("crop", 1.0):  # as the page and the command say it
+        from snakecls.deploy.app import show_answer
+        from snakecls.deploy.predict import Predictor
+
+        page = show_answer(Predictor(tiny_bundle), str(tmp_path / "left.jpg"))
+        assert "middle" in page and "sc-row" not in page
+        code, out, _ = command("predict", tmp_path / "left.jpg", "--model", tiny_bundle, cwd=tmp_path)
+        assert code == 2 and "subject is in its middle" in out and "%" not in out
+
+
 @pytest.mark.real
 def test_no_real_photo_is_called_plain():
     from test_files import real

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'hints_at_danger',
-           'danger_key', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts', 'which', 'clean_name',
+           'danger_key', 'has_odd_coding', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts', 'which', 'clean_name',
            'danger_state', 'known_dangers', 'join_facts', 'join_infos', 'subject_noun', 'subject_name', 'guess_subject',
            'named_danger', 'target_danger', 'model_dangers', 'with_unknown', 'danger_name', 'danger_noun',
            'say_unknown']
@@ -64,7 +64,10 @@ ALIASES = {  # for headers; a word that is used of bites and of food alike is 't
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases.split()}
 _MEDICAL = re.compile(r"medical(ly)? (important|significant|relevant)( venomous)?( snake| species)?|medical (importance|significance|relevance)|mivs( status)?")
-_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|0 1|1 0|present|bool|boolean|[01] ?= ?\w+|\w+ ?= ?[01]|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
+_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|0 1|1 0|present|bool|boolean|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
+_PAIR = re.compile(r" (\w+) ?= ?((?:non|not) )?(\w+)$")  # an explanation such as '1 = yes'
+_YES_FIRST, _NO_FIRST = re.compile(r"\b(yes no|y n|1 0|true false|ja nein)\b"), re.compile(r"\b(no yes|n y|0 1|false true|nein ja)\b")
+_CODED = re.compile(r"[=≠→]|->|\bmeans?\b|\bstands? for\b|\bbedeutet\b|\bsignifi|\binver|\brevers|\bnegat|\bflipped\b|\bumgekehrt|\b(0|1|no|yes|y|n|true|false|ja|nein|oui)\b")
 _OPPOSITE = re.compile(r"\b(non|not|un|no|never)[ ]?(venom|poison|toxi|danger|lethal|deadly|gift|harm|veneno|hazard)|\bin(offensi|nocu)|\b(harmless|harmlos|unbedenklich|ungefahrlich|ungiftig|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+)\b|^(\w+ly |is |are |is it |it is )*safe\b(?! (distance|zone))")
 _SOUNDS = re.compile(r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life threat|\bkill|\bunsafe\b|\bld ?50\b|\b(bite|sting) (severity|effect|risk)|^(hat )?gift$|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험")
 _NO_DANGER = re.compile(r"endanger|\b(urls?|links?|source|sources|reference|references|citation|citations|doi|photographer|credit)$")  # of what is threatened, or where something is written
@@ -92,12 +95,44 @@ def danger_key(
     "Find the danger that a column speaks of."
     words = plain_words(name)
     given = bool(words) and any(words == plain_words(other) for other in also) and not says_harmless(name)
-    shorter, whole = words, ""
-    while shorter and shorter != whole:
-        if _MEDICAL.fullmatch(shorter) or shorter in _KEYS:
-            return _KEYS.get(shorter, "medically_important")
-        whole, shorter = shorter, _FRAME.sub("", shorter).strip()
+    shorter = _unexplained(name)
+    if _MEDICAL.fullmatch(shorter) or shorter in _KEYS:
+        return _KEYS.get(shorter, "medically_important")
     return words.replace(" ", "_") if given else None
+
+
+def has_odd_coding(
+    name: object,  # a header
+) -> bool:
+    "Tell whether a column explains its cells, and not plainly as yes, 1 or x for what is dangerous: '(1 = no)', '(0=yes)', 'reversed'."
+    return bool(_CODED.search(_unexplained(name)) or _NOT_EQUAL.search(str(name)))
+
+
+def _unexplained(name: object) -> str:
+    "Take away what frames a header, and what plainly says that yes, 1 or x is the danger; any other explanation stays."
+    shorter, whole = plain_words(name), ""
+    if _NOT_EQUAL.search(str(name)) or (_YES_FIRST.search(shorter) and _NO_FIRST.search(shorter)):  # 'yes/no (0/1)': which is which
+        return shorter
+    while shorter and shorter != whole and not (_MEDICAL.fullmatch(shorter) or shorter in _KEYS):
+        whole, pair = shorter, _PAIR.search(shorter)
+        says = [_means(word) for word in (pair[1], (pair[2] or "") + pair[3])] if pair else [None]
+        shorter = shorter[: pair.start()] if says[0] is not None and says[0] is says[-1] else _FRAME.sub("", shorter).strip()
+    return shorter
+
+
+_NOT_EQUAL = re.compile(r"≠|!=|<>|/=")
+
+
+def _means(word: str) -> bool | None:
+    "Say whether a word of an explanation stands for a danger or for none; None: neither."
+    if word in YES or word in NO:
+        return word in YES
+    return True if word in _KEYS or word == "present" else False if word == "absent" else None
+
+
+def _has_danger_word(words: str) -> bool:
+    "Tell whether plain words hold one that sounds of danger, or a header that is known."
+    return bool(_SOUNDS.search(words)) or any(word in _KEYS for word in words.split())
 
 
 def says_harmless(name: object) -> bool:
@@ -111,7 +146,7 @@ def sounds_dangerous(
 ) -> bool:
     "Tell whether a column that is no known danger has a word of danger in its name."
     words = plain_words(name)
-    return danger_key(name, also) is None and not says_harmless(name) and not _NO_DANGER.search(words) and bool(_SOUNDS.search(words))
+    return danger_key(name, also) is None and not says_harmless(name) and not _NO_DANGER.search(words) and _has_danger_word(words)
 
 
 def speaks_of_danger(
@@ -144,7 +179,7 @@ def clean_facts(
             key = danger_key(name, also)
             if key is not None:
                 try:
-                    value = read_danger(value)
+                    value = None if has_odd_coding(name) else read_danger(value)
                 except UserError as e:
                     raise UserError(f"facts: {name} of '{label}' is {which(e)}") from e
                 before = clean[label].get(key)
@@ -179,6 +214,8 @@ def _is_doubt(name: object, value: Any, also: Sequence[str]) -> bool:
         state = read_danger(value)
     except UserError:
         state = True  # such as 'high' or 3
+    if has_odd_coding(name) and (says_harmless(name) or _has_danger_word(plain_words(name))):
+        return state is not None
     if says_harmless(name):
         return state is False or (state is True and not isinstance(value, (bool, int)) and bool(_SAID.search(plain_words(value))))
     if hints_at_danger(name) and isinstance(value, str) and (plain_words(value) in _LOW or says_harmless(value)):
@@ -322,9 +359,9 @@ def named_danger(text: object) -> str | None:
     words = plain_words(text)
     if (key := danger_key(text)) is not None:
         return key
-    if _NO_DANGER.search(words) or not (_SOUNDS.search(words) or re.search(r"\b(non|not|un) ?(venom|poison|toxi|danger|gift)|\b(in)?(edible|essbar)|\bcomestible|\bharmless|\bharmlos", words)):
+    if _NO_DANGER.search(words) or not (_has_danger_word(words) or re.search(r"\b(non|not|un) ?(venom|poison|toxi|danger|gift)|\b(in)?(edible|essbar)|\bcomestible|\bharmless|\bharmlos", words)):
         return None
-    return "venomous" if "venom" in words else "toxic" if re.search(r"poison|toxi|gift", words) else "poisonous" if re.search(r"edible|essbar|comestible", words) else "dangerous"
+    return "venomous" if re.search("venom|venem|mivs", words) else "toxic" if re.search(r"poison|toxi|gift", words) else "poisonous" if re.search(r"edible|essbar|comestible", words) else "dangerous"
 
 
 def target_danger(
@@ -333,6 +370,8 @@ def target_danger(
 ) -> str | None:  # a danger; None where the label names none, or says that there is none
     "Find the danger that the label of a further target says a photo has."
     asked = named_danger(target)
+    if asked is not None and has_odd_coding(target):  # whether '1' is its yes or its no is not known
+        return asked
     if asked is not None:
         try:
             state = read_danger(label)

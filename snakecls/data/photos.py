@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'FORMATS', 'TURNS', 'INTERPOLATIONS', 'RESIZES', 'MIN_SPREAD', 'MIN_SHOWN', 'PhotoError', 'exif_turn',
            'describe_source', 'is_heif', 'explain_failure', 'open_photo', 'open_stream', 'known_formats', 'decode',
            'check_size', 'peak_bytes', 'through_file', 'decoding_bytes', 'pixel_bytes', 'PhotoSpec', 'keep_box',
-           'resize_photo', 'to_array', 'prepare_photo', 'PlainPhotoError', 'why_plain', 'open_shown', 'prepare_shown']
+           'resize_photo', 'pad_box', 'to_array', 'prepare_photo', 'PlainPhotoError', 'why_plain', 'is_plain', 'check_seen', 'open_shown', 'prepare_shown']
 
 # %% ../../nbs/data/12_photos.ipynb #74a6b7ad
 import io
@@ -345,11 +345,21 @@ def resize_photo(
     if spec.resize != "pad":
         box = keep_box(photo.size, spec)
         return photo.copy() if photo.size == size and box == (0, 0, *size) else photo.resize(size, method, box=box)
-    scale = min(spec.width / photo.width, spec.height / photo.height)
-    inner = (max(1, min(spec.width, round(photo.width * scale))), max(1, min(spec.height, round(photo.height * scale))))
+    box = pad_box(photo.size, spec)
     canvas = Image.new("RGB", size, tuple(round(255 * value) for value in spec.mean))
-    canvas.paste(photo.resize(inner, method), ((spec.width - inner[0]) // 2, (spec.height - inner[1]) // 2))
+    canvas.paste(photo.resize((box[2] - box[0], box[3] - box[1]), method), box[:2])
     return canvas
+
+
+def pad_box(
+    size: tuple[int, int],  # (width, height) of the photo
+    spec: PhotoSpec,
+) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels of what the model sees
+    "Find where 'pad' puts a photo."
+    scale = min(spec.width / size[0], spec.height / size[1])
+    width, height = max(1, min(spec.width, round(size[0] * scale))), max(1, min(spec.height, round(size[1] * scale)))
+    left, top = (spec.width - width) // 2, (spec.height - height) // 2
+    return left, top, left + width, top + height
 
 # %% ../../nbs/data/12_photos.ipynb #dfd061fe
 def to_array(
@@ -399,8 +409,32 @@ def why_plain(
     "Say why there is nothing to see on a photo."
     if min(photo.size) < MIN_SHOWN:
         return f"it has {photo.width} x {photo.height} pixels"
+    return "it is of one colour" if is_plain(photo) else ""
+
+
+def is_plain(
+    photo: Image.Image,  # mode RGB
+) -> bool:
+    "Tell whether a picture is of one colour, but for noise."
     means = np.asarray(photo.resize((32, 32), Image.Resampling.BOX), np.float32)
-    return "it is of one colour" if means.std((0, 1)).max() < MIN_SPREAD else ""
+    return bool(means.std((0, 1)).max() < MIN_SPREAD)
+
+
+def check_seen(
+    photo: Image.Image,  # mode RGB
+    resized: Image.Image,  # what the model sees of it, from `resize_photo`
+    spec: PhotoSpec,
+    name: str,  # of the photo, for the message
+) -> None:
+    "Raise `PlainPhotoError` where there is nothing to see on a photo, or on the part of it that a model sees."
+    seen = resized.crop(pad_box(photo.size, spec)) if spec.resize == "pad" else resized  # the border that is added is of another colour
+    if min(photo.size) >= MIN_SHOWN and not is_plain(seen):
+        return
+    if reason := why_plain(photo):  # the whole is looked at only where the part is plain
+        raise PlainPhotoError(name, reason)
+    if spec.resize == "crop" or spec.crop_pct < 1:
+        raise PlainPhotoError(name, "its middle, which is all that the model looks at, is of one colour (crop the photo so that the subject is in its middle)")
+    raise PlainPhotoError(name, f"at the {spec.width} x {spec.height} pixels that the model looks at it is of one colour (crop the photo so that the subject fills it)")
 
 
 def open_shown(
@@ -421,8 +455,7 @@ def prepare_shown(
     photo = open_photo(source)
     try:
         resized = resize_photo(photo, spec)
-        if (min(photo.size) < MIN_SHOWN or why_plain(resized)) and (reason := why_plain(photo)):  # the whole is looked at only where the part is plain
-            raise PlainPhotoError(describe_source(source), reason)
+        check_seen(photo, resized, spec, describe_source(source))
         return to_array(resized, spec)
     except MemoryError as e:
         raise PhotoError(describe_source(source), explain_failure(e, b"")) from e

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError, nearest, unknown_name
-from ..data.dangers import danger_key, danger_name, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
+from ..data.dangers import danger_key, danger_name, has_odd_coding, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
 from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
 
 # %% ../../nbs/workflow/61_facts.ipynb #ab12ee14
@@ -118,6 +118,9 @@ def _name_columns(header: list[str], rows: list[list[Any]], where: str, also: Se
         if i == first or not name.strip():
             continue
         words = _all_words([row[i] for row in rows])
+        if has_odd_coding(name) and (i in dangers or says_harmless(name) or sounds_dangerous(name, also)):
+            raise UserError(f"the column '{name}' of {where} explains its cells in its name, and not plainly as yes (1, x) where something is dangerous, so that it could be read the wrong way round; "
+                            "write a column 'venomous', 'poisonous' or 'dangerous' with yes and no from it, or leave it out.")
         if i not in dangers and says_harmless(name):
             raise UserError(f"the column '{name}' of {where} says the opposite of a danger, which is easily misread; give a column 'venomous', 'poisonous' or 'dangerous' with yes and no instead.")
         if i not in dangers and (told := speaks_of_danger(name, [row[i] for row in rows], also)):
