@@ -229,6 +229,63 @@ def test_links_inside_a_bundle_are_refused_by_every_command(bundle, name, tmp_pa
     assert not (tmp_path / "copy").exists() and not (tmp_path / "space" / "bundle").exists()
 
 
+def test_a_bundle_in_the_cache_of_the_hub_is_one(bundle, tmp_path, photo):
+    from snakecls.deploy.hub import write_space
+    from snakecls.deploy.predict import Predictor
+    from snakecls.workflow.models import copy_model
+
+    cache = tmp_path / "hub" / "models--a--b"
+    snapshot = cache / "snapshots" / "0123abc"
+    (cache / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(file for file in bundle.rglob("*") if file.is_file())):
+        place = snapshot / file.relative_to(bundle)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cache / "blobs" / f"{number:040x}")
+        place.symlink_to(os.path.relpath(cache / "blobs" / f"{number:040x}", place.parent))
+    assert np.array_equal(answer_of(snapshot, photo)[4], answer_of(bundle, photo)[4]) and len(Predictor(snapshot).examples) == len(Predictor(bundle).examples) > 0
+    for copy in (copy_model(snapshot, tmp_path / "copy"), write_space(snapshot, tmp_path / "space", space="a/b") / "bundle"):
+        assert not any(file.is_symlink() for file in copy.rglob("*")) and np.array_equal(answer_of(copy, photo)[4], answer_of(bundle, photo)[4])
+    (tmp_path / "secret").write_bytes((bundle / "bundle.json").read_bytes())
+    (cache / "blobs" / "link").symlink_to(tmp_path / "secret")
+    (cache.parent / "models--a--c" / "blobs").mkdir(parents=True)
+    shutil.copy(bundle / "bundle.json", cache.parent / "models--a--c" / "blobs" / "x")
+    (cache / "blobs" / "below").mkdir()
+    shutil.copy(bundle / "bundle.json", cache / "blobs" / "below" / "x")
+    for target in (tmp_path / "secret", "../../../../secret", "../../blobs/link", "../../blobs", "../../../models--a--c/blobs/x", "../../blobs/../../../secret", "../../blobs/below/x", "../../blobs/none", "/dev/null"):
+        (snapshot / "bundle.json").unlink()
+        (snapshot / "bundle.json").symlink_to(target)
+        with pytest.raises(UserError, match="snapshot_download.*local_dir"):
+            Predictor(snapshot)
+    shutil.copytree(cache, tmp_path / "hub" / "other", symlinks=True)  # not by that name, it is no cache
+    other = tmp_path / "hub" / "other" / "snapshots" / "0123abc"
+    (other / "bundle.json").unlink(), shutil.copy(bundle / "bundle.json", other / "bundle.json")
+    with pytest.raises(UserError, match="is a link"):
+        Predictor(other)
+
+
+@pytest.mark.parametrize("setting", ["float64", "bfloat16", "float16", "autocast", "meta"])
+def test_what_a_process_has_set_as_its_default_changes_no_answer(bundle, tmp_path, photo, setting):
+    import torch
+
+    from snakecls.deploy.predict import Predictor
+    from snakecls.models.bundle import load_model, read_bundle, write_bundle
+
+    before, info, model = Predictor(bundle).probs([photo]), read_bundle(bundle).info, load_model(bundle)
+    try:
+        if setting == "meta":
+            torch.set_default_device("meta")
+        elif setting != "autocast":
+            torch.set_default_dtype(getattr(torch, setting))
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+            assert np.array_equal(Predictor(bundle).probs([photo]), before)
+            write_bundle(tmp_path / "again", model, info)
+            assert setting in ("autocast", "meta") or torch.get_default_dtype() == getattr(torch, setting)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(Predictor(tmp_path / "again").probs([photo]), before)
+
+
 def test_examples_are_photos_of_the_folder_and_copies_hold_known_files_alone(bundle, tmp_path, photo):
     from snakecls.deploy.hub import write_space
     from snakecls.deploy.predict import Predictor

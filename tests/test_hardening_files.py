@@ -76,12 +76,32 @@ def test_photos_and_tables_alone_are_unpacked_and_the_rest_is_told(tmp_path):
 
 @pytest.mark.parametrize("cell", [b"\0" * 2**21, b"path,label\n" * 2**18])
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_archive_unfolds_to_20_times_its_size_at_most(tmp_path, cell, method):
+def test_an_archive_unfolds_to_20_times_its_size_at_most(tmp_path, cell, method, monkeypatch):
+    import snakecls.data.archives as archives
+
+    monkeypatch.setattr(archives, "SMALL_BYTES", 2**20)
     path = zipped(tmp_path / "bomb.zip", {**PHOTOS, "set/boa/5.jpg": cell}, method=method)
     assert "more than the 20 times" in refused(load_table, path)
     assert left_behind(tmp_path) == ["bomb.zip"]
     stored = {f"set/rat/{number}.jpg": np.random.default_rng(number).bytes(70_000) for number in range(4)}
     assert len(load_table(zipped(tmp_path / "good.zip", {**PHOTOS, **stored, "set/photos.csv": cell}, method=method))) == 12  # 10 times
+
+
+def test_an_honest_archive_that_shrinks_well_is_unpacked(tmp_path):
+    pages = {}
+    for number in range(4):  # scanned pages, of white with some lines
+        page = Image.new("RGB", (1240, 1754), "white")
+        for line in range(60, 1700, 60):
+            page.paste((0, 0, 0), (100, line, 900 + 17 * number, line + 3))
+        stream = io.BytesIO()
+        page.save(stream, "BMP" if number % 2 else "TIFF")
+        pages[f"set/{'ab'[number // 2]}/{number}.{'bmp' if number % 2 else 'tif'}"] = stream.getvalue()
+    path = zipped(tmp_path / "scans.zip", pages, method=zipfile.ZIP_DEFLATED)
+    assert sum(map(len, pages.values())) > 20 * path.stat().st_size and sum(map(len, pages.values())) > 20 << 20
+    assert len(load_table(path)) == 4
+    bomb = zipped(tmp_path / "bomb.zip", {**PHOTOS, "set/boa/5.jpg": b"\0" * (65 << 20)}, method=zipfile.ZIP_DEFLATED)
+    said = refused(load_table, bomb, contains="more than the 20 times (or 64.0 MiB) that are taken for safe; unpack it by hand if you trust it")
+    assert "that photos and tables do at most" not in said
 
 
 def test_what_an_archive_says_of_its_size_is_not_believed(tmp_path):
@@ -394,6 +414,28 @@ def test_a_table_that_was_written_for_people_names_its_photos(tmp_path):
         (tmp_path / name).write_bytes(photo(number))
     write_csv(pd.DataFrame({"path": ["=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"]}), tmp_path / "said.csv")
     assert {os.path.relpath(path, tmp_path) for path in load_unlabelled(tmp_path / "said.csv")["path"]} == {"=1.jpg", "-a/2.jpg", "@b.jpg", "c.jpg", "'=d.jpg"}
+
+
+def test_what_the_library_guarded_is_read_as_it_was_by_training_and_facts(tmp_path):
+    from snakecls.workflow.facts import read_facts
+
+    labels = ["-neg", "@home", "'Ndrangheta", "=eq", "'s-Gravenhage", "\uff1dwide", "plain"]
+    names = []
+    for number in range(14):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(number))
+        names.append(f"{number}.jpg")
+    table = pd.DataFrame({"path": names, "label": labels * 2, "split": ["train"] * 14, "photographer": ["@ann"] * 14, "-x": ["=1"] * 14})
+    read = load_table(write_csv(table, tmp_path / "said.csv"))
+    assert read["label"].tolist() == labels * 2 and set(read["photographer"]) == {"@ann"} and set(read["-x"]) == {"=1"}
+    (told,) = [note for note in read.attrs["warnings"] if "apostrophe" in note]
+    assert told.startswith("7 texts of ") and "spreadsheet" in told and "Ndrangheta" not in told
+    assert load_table(write_csv(table.rename(columns={"label": "-label"}), tmp_path / "named.csv"), label_column="-label")["label"].tolist() == labels * 2
+    several = load_table(write_csv(table.assign(label=[f"{label}|plain" for label in table["label"]]), tmp_path / "several.csv"), multi_label=True, separator="|")
+    assert {one for row in several["labels"] for one in row} == set(labels)
+    table.to_parquet(tmp_path / "own.parquet")
+    assert load_table(tmp_path / "own.parquet")["label"].tolist() == labels * 2
+    facts, notes = read_facts(write_csv(pd.DataFrame({"label": labels, "venomous": ["yes", "no"] * 3 + ["no"], "common_name": ["=A"] * 7}), tmp_path / "facts.csv"), labels)
+    assert {label: known["venomous"] for label, known in facts.items()} == {label: place in (0, 2, 4) for place, label in enumerate(labels)} and {known["common_name"] for known in facts.values()} == {"=A"} and not notes
 
 
 # Decisions on two pages at once

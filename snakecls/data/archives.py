@@ -117,7 +117,7 @@ def unusable_name(
     return ""
 
 # %% ../../nbs/data/09_archives.ipynb #77614b27
-MOST_TIMES, SMALL_BYTES, MOST_FILES = 20, 2**20, 1_000_000
+MOST_TIMES, SMALL_BYTES, MOST_FILES = 20, 64 << 20, 1_000_000  # what comes out of a small archive fills no disk: scanned pages as BMP shrink to a hundredth
 
 
 def _most_bytes(path: Path) -> int:
@@ -126,7 +126,7 @@ def _most_bytes(path: Path) -> int:
 
 
 def _too_large(path: Path, why: str) -> UserError:
-    return UserError(f"'{path.name}' has {_size(path.stat().st_size)} and {why}, more than the {MOST_TIMES} times that photos and tables do at most; get the archive anew, or unpack it by hand if you trust it, and give the folder.")
+    return UserError(f"'{path.name}' has {_size(path.stat().st_size)} and {why}, more than the {MOST_TIMES} times (or {_size(SMALL_BYTES)}) that are taken for safe; unpack it by hand if you trust it, and give the folder, or save its photos as PNG or JPEG.")
 
 
 def _size(n_bytes: int) -> str:

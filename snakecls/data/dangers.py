@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'hints_at_danger',
-           'danger_key', 'has_odd_coding', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts', 'which', 'clean_name',
-           'danger_state', 'known_dangers', 'join_facts', 'join_infos', 'subject_noun', 'subject_name', 'guess_subject',
-           'named_danger', 'target_danger', 'model_dangers', 'with_unknown', 'danger_name', 'danger_noun',
-           'say_unknown']
+           'danger_key', 'has_odd_coding', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts',
+           'which', 'clean_name', 'danger_state', 'known_dangers', 'join_facts', 'join_infos', 'subject_noun',
+           'subject_name', 'guess_subject', 'named_danger', 'target_danger', 'model_dangers', 'with_unknown',
+           'danger_name', 'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/08_dangers.ipynb #b42c4d72
 import re

@@ -6,7 +6,8 @@
 __all__ = ['MAX_PIXELS', 'FORMATS', 'TURNS', 'INTERPOLATIONS', 'RESIZES', 'MIN_SPREAD', 'MIN_SHOWN', 'PhotoError', 'exif_turn',
            'describe_source', 'is_heif', 'explain_failure', 'open_photo', 'open_stream', 'known_formats', 'decode',
            'check_size', 'peak_bytes', 'through_file', 'decoding_bytes', 'pixel_bytes', 'PhotoSpec', 'keep_box',
-           'resize_photo', 'pad_box', 'to_array', 'prepare_photo', 'PlainPhotoError', 'why_plain', 'is_plain', 'check_seen', 'open_shown', 'prepare_shown']
+           'resize_photo', 'pad_box', 'to_array', 'prepare_photo', 'PlainPhotoError', 'why_plain', 'is_plain',
+           'check_seen', 'open_shown', 'prepare_shown']
 
 # %% ../../nbs/data/12_photos.ipynb #74a6b7ad
 import io

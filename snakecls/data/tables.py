@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..core import UserError, unknown_name
 from .archives import refuse_archive, unpack_zip, unpacked_issues
+from .cells import unguard_read
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, option, some, split_name, to_columns
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
@@ -216,6 +217,9 @@ def load_table(
     if raw.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
     columns["path_column"], said = choose_path(raw, where, given=path_column, root=_root_of(source, root) if check_files else None)
+    if not isinstance(source, pd.DataFrame) and source.suffix.lower() not in (".parquet", ".pq"):
+        raw, unguarded = unguard_read(raw, where, besides=columns["path_column"])
+        said = [*said, *filter(None, [unguarded])]
     table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits, known=known)
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
     table = _drop_ignored(_drop_incomplete(table, where), where)

@@ -25,7 +25,7 @@ from ..core import UserError, plain, printable, unknown_name, usual_mode, write_
 from ..data.dangers import DANGERS, clean_facts, danger_key, model_dangers
 from ..data.photos import PhotoSpec, open_photo
 from .bundle_files import INFO_FILE, PROBLEMS, WEIGHTS_FILE, check_kinds, check_links, copy_known, list_examples, read_strictly
-from .seal import check_answer, check_parts, check_weights, give_answer, hash_parts, make_seal
+from .seal import check_answer, check_parts, check_weights, give_answer, hash_parts, make_seal, usual_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,7 +180,8 @@ def build_model(
     "Build the network that `model` describes; raises `UserError` for an unknown name or an unsafe argument."
     from snakecls.models.networks import build_network  # here, as reading a bundle needs no torch
 
-    return build_network(model["library"], model["arch"], model["kwargs"], heads=model.get("heads"))
+    with usual_torch():
+        return build_network(model["library"], model["arch"], model["kwargs"], heads=model.get("heads"))
 
 # %% ../../nbs/models/24_bundle.ipynb #0cc21b9b
 def copy_weights(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INFO_FILE', 'WEIGHTS_FILE', 'EXAMPLES', 'PROBLEMS', 'MAX_BYTES', 'MAX_DEPTH', 'MAX_DIGITS', 'KINDS', 'EMPTY',
-           'MAX_SIDE', 'read_strictly', 'check_kinds', 'is_plain_file', 'check_links', 'list_examples', 'known_files',
-           'copy_known']
+           'MAX_SIDE', 'read_strictly', 'check_kinds', 'is_plain_file', 'is_cache_link', 'check_links', 'list_examples',
+           'known_files', 'copy_known']
 
 # %% ../../nbs/models/22_bundle_files.ipynb #7304ae6f
 import json
@@ -176,9 +176,25 @@ def check_kinds(
 def is_plain_file(
     file: str | Path,
 ) -> bool:
-    "Tell whether a regular file lies there, and no link to one."
+    "Tell whether a regular file lies there, and no link to one but in the Hub's cache."
     try:
-        return stat.S_ISREG(os.lstat(file).st_mode)
+        return stat.S_ISREG(os.lstat(file).st_mode) or is_cache_link(file)
+    except OSError:
+        return False
+
+
+def is_cache_link(
+    file: str | Path,
+) -> bool:
+    "Tell whether a file is a link as the Hub's cache has them: models--*/snapshots/COMMIT/FILE to a regular file of models--*/blobs."
+    file = Path(os.path.abspath(file))
+    snapshots = next((folder for folder in file.parents if folder.name == "snapshots" and folder.parent.name.startswith(("models--", "spaces--"))), None)
+    if snapshots is None or not os.path.islink(file) or snapshots not in file.parent.parents:
+        return False
+    blobs = os.path.realpath(snapshots.parent / "blobs")  # the cache itself may lie behind a link
+    blob = os.path.normpath(os.path.join(os.path.realpath(file.parent), os.readlink(file)))
+    try:
+        return os.path.dirname(blob) == blobs and not os.path.islink(snapshots.parent / "blobs") and stat.S_ISREG(os.lstat(blob).st_mode)
     except OSError:
         return False
 
@@ -186,11 +202,12 @@ def is_plain_file(
 def check_links(
     folder: str | Path,  # a bundle
 ) -> None:
-    "Raise `UserError` where a file of a bundle, or its folder of examples, is a link, a pipe or a device."
+    "Raise `UserError` where a file of a bundle, or its folder of examples, is a link out of it, a pipe or a device; links within the Hub's cache are none."
     folder = Path(folder)
     for name in (INFO_FILE, WEIGHTS_FILE, EXAMPLES):
-        if os.path.islink(folder / name):
-            raise UserError(f"{printable(folder / name)} is a link, and a bundle with links is not used, as they could give away other files; if you trust it, copy it with what they point to: cp -rL {printable(folder)} NEW.")
+        if os.path.islink(folder / name) and not is_cache_link(folder / name):
+            raise UserError(f"{printable(folder / name)} is a link, and a bundle with links is not used, as they could give away other files; download it as files (huggingface_hub.snapshot_download(..., local_dir=NEW)), "
+                            f"or, if you trust it, copy it with what they point to: cp -rL {printable(folder)} NEW.")
     for name in (INFO_FILE, WEIGHTS_FILE):
         if os.path.lexists(folder / name) and not is_plain_file(folder / name):
             raise UserError(f"{printable(folder / name)} is no file; copy the whole bundle again.")

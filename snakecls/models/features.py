@@ -180,7 +180,8 @@ def target_probs(
         rows = []
         for batch in track(batches, description) if description else batches:
             views = batch if isinstance(batch, list) else [batch]
-            probs = [model_probs(model, view.to(device), temperature=temperature, flip=flip, problem=problem) for view in views]
+            with torch.autocast(device.type, enabled=False):  # whatever the caller has switched on: an answer is that which was measured
+                probs = [model_probs(model, view.to(device), temperature=temperature, flip=flip, problem=problem) for view in views]
             by_target = zip(*probs) if isinstance(probs[0], tuple) else [probs]
             rows.append([(sum(same) / len(same)).cpu().numpy() for same in by_target])
     finally:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEALED', 'TOLERANCE', 'ELSEWHERE', 'digest', 'hash_parts', 'check_parts', 'hash_weights', 'check_weights',
-           'draw_photo', 'give_answer', 'make_seal', 'check_answer', 'library_versions']
+           'draw_photo', 'usual_torch', 'give_answer', 'make_seal', 'check_answer', 'library_versions']
 
 # %% ../../nbs/models/23_seal.ipynb #11460eeb
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,22 @@ def draw_photo() -> np.ndarray:  # (260, 340, 3), uint8
     return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
 # %% ../../nbs/models/23_seal.ipynb #fc14779f
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    "Build and answer as in a fresh process: 32-bit numbers, on the CPU, without autocast, whatever this process has set as its default."
+    import torch
+
+    dtype = torch.get_default_dtype()
+    try:
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
+
+
 TOLERANCE, ELSEWHERE = 0.005, 0.03  # of the largest probability of a target: on a CPU, and on other devices
 
 
@@ -108,7 +125,8 @@ def give_answer(
 
     targets = list((info.targets or {"": info.labels}).values())
     try:
-        probs = target_probs(model, [draw_photo()], info.photo, temperature=info.temperature, flip=info.flip, problem=info.problem, bs=1, description=None)
+        with usual_torch():
+            probs = target_probs(model, [draw_photo()], info.photo, temperature=info.temperature, flip=info.flip, problem=info.problem, bs=1, description=None)
         sizes = [one.shape for one in probs]
     except (UserError, MemoryError):
         raise

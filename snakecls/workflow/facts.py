@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError, nearest, unknown_name
+from ..data.cells import unguard_cell
 from ..data.dangers import danger_key, danger_name, has_odd_coding, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
 from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
 
@@ -97,7 +98,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[Any]]]:
     separator = max(",;\t|", key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        lines = [(reader.line_num, [unguard_cell(cell.strip()) for cell in row]) for row in reader]
     except csv.Error as e:
         raise UserError(f"{path.name} cannot be read as a table ({e}); open it, correct it and save it again.") from e
     lines = [(number, row) for number, row in lines if any(row)]
