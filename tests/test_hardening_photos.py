@@ -247,7 +247,7 @@ def test_what_the_model_sees_is_judged(resize, crop_pct, tmp_path, tiny_bundle):
 
     spec, noise = PhotoSpec(64, resize=resize, crop_pct=crop_pct), np.random.default_rng(0)
     plain = [Image.new("RGB", (400, 120), "white"), Image.fromarray(noise.normal(235, 4, (120, 400, 3)).clip(0, 255).astype(np.uint8))]
-    for number, whole in enumerate(plain):
+    for whole in plain:
         with pytest.raises(PlainPhotoError, match="it is of one colour; take another"):
             prepare_shown(whole, spec)
         left = whole.copy()
