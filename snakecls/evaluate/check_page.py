@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError, atomic_write
+from ..data.columns import count
 from .issue_groups import PAIRED, RANKED, VERDICTS, Kind, group_rows, make_kinds, path_finder, short_path, shorten_reason, waiting
 from .report_photos import make_thumbnail
 from .report_page import COLOURS, LAYOUT, MACROS, PARTS
@@ -57,7 +58,8 @@ def describe_tail(counts: pd.DataFrame) -> str:
     few = int((n < 10).sum())
     tail = f" {few} {'class has' if few == 1 else 'classes have'} fewer than 10." if few else ""
     share = f" The largest {top} of {len(n)} classes hold {n[:top].sum() / n.sum():.0%} of the photos." if len(n) >= 10 else ""
-    return f"Between {n.min()} and {n.max()} photos a class, {np.median(n):g} in the middle.{share}{tail}"
+    each = f"{count(n.min(), 'photo')} in each class." if n.min() == n.max() else f"Between {n.min()} and {n.max()} photos a class, {np.median(n):g} in the middle."
+    return f"{each}{share}{tail}"
 
 
 def count_together(
@@ -276,7 +278,7 @@ def write_check_page(
     if {"width", "height"} <= set(table) and (svg := draw_sizes(table["width"], table["height"])):
         sides = table[["width", "height"]].min(axis=1)
         sides = sides[sides > 0]
-        values |= {"sizes": Markup(svg), "sizes_line": f"Shorter sides from {sides.min():g} to {sides.max():g} px, {sides.median():g} in the middle. Each dot is a photo."}
+        values |= {"sizes": Markup(svg), "sizes_line": (f"Shorter sides of {sides.min():g} px." if sides.min() == sides.max() else f"Shorter sides from {sides.min():g} to {sides.max():g} px, {sides.median():g} in the middle.") + " Each dot is a photo."}
     page = (MACROS + "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
             "<link rel='icon' href='data:,'><title>{{ title }}</title><style>" + COLOURS + LAYOUT + PARTS + STYLE + "</style></head><body><main>" + TILE + PAGE + "</main></body></html>")
     empty = {"marks": {}, "common": {}, "splits": [], "most": 1}
