@@ -261,8 +261,10 @@ def review(
         print(f"Nothing is left to decide in {folder}." + (f" {use}" if file.exists() else ""), flush=True)
     else:
         from snakecls.deploy.review import launch_review
+        from snakecls.deploy.service import end_at_once
 
         launch_review(issues, about["labels"], file, table=photos if {"label", "labels"} & set(photos) else None, multi=about["multi_label"], port=port, browser=browser)
+        end_at_once()
 
 # %% ../nbs/90_cli.ipynb #73b31b42
 def train_several(experiment: Any, folds: int | None, grid: list[str] | None, as_json: bool, **where: Any) -> None:
@@ -365,11 +367,13 @@ def open_app(
 ):
     "Serve the app: drop a photo, see the most likely answers."
     from snakecls.deploy.app import find_bundle, launch_app, load_predictor
+    from snakecls.deploy.service import end_at_once
     from snakecls.workflow.models import find_model
 
     model = one_model(named, model)
     bundle = find_bundle(".") if model is None and runs is None else find_model(model, root=runs, say=tell)
     launch_app(load_predictor(bundle), port=port, browser=browser)
+    end_at_once()
 
 
 @app.command()

@@ -103,12 +103,12 @@ def small(tiny_bundle):
     pages = []
 
     def start(predictor=None, **limits) -> str:
-        pages.append(build_app(predictor or Predictor(tiny_bundle)))
-        return serve(pages[-1], "The app", block=False, files=True, programs=True, limits=Limits(**limits))
+        pages.append(serve(build_app(predictor or Predictor(tiny_bundle)), "The app", block=False, files=True, programs=True, limits=Limits(**limits)))
+        return pages[-1]
 
     yield start
-    for page in pages:
-        page.close(verbose=False)
+    for address in pages:
+        address.close()
 
 
 def names_of_the_server(tmp_path: Path, uploaded: str) -> list[str]:
@@ -185,7 +185,7 @@ def test_what_the_pages_do_not_need_is_closed(app, review):
     assert len(routes) > 60
     for prefix in ("/gradio_api/", "/"):
         routes |= {("GET", f"{prefix}{name}") for name in ("mcp/sse", "mcp", "docs", "redoc", "openapi.json", "profiling/traces")}
-    shared = {"/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/assets/{path:path}", "/static/{path:path}", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/{api_name}"}
+    shared = {"/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/assets/{path:path}", "/static/{path:path}", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/{api_name}", "/gradio_api/app_id", "/gradio_api/app_id/"}
     of_app = {"/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/file={path_or_url:path}", "/config", "/config/", "/gradio_api/info", "/gradio_api/info/"}
     of_app |= {f"/gradio_api/call/{path}" for path in ("{api_name}", "{api_name}/", "{api_name}/{event_id}", "v2/{api_name}", "v2/{api_name}/", "v2/{api_name}/{event_id}")}
     for address, expected in ((app, shared | of_app), (review, shared)):
@@ -284,19 +284,18 @@ def test_limits_end_in_a_sentence(app, small):
 
 
 def test_an_upload_is_cut_off_while_it_comes_in(app):
-    from snakecls.deploy.uploads import all_uploads
-
-    before, host = all_uploads().held, urlsplit(app)
+    uploads = app.page.server.door.uploads
+    before, host = uploads.held, urlsplit(app)
     with socket.create_connection((host.hostname, host.port), timeout=20) as client:
         client.sendall(f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: multipart/form-data; boundary=edge\r\nContent-Length: 60000000\r\n\r\n".encode())
         client.sendall(b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n')
         for _ in range(41):
             client.sendall(b"x" * 1_000_000)  # 19 MB are still to come
         end, most = time.monotonic() + 10, 0
-        while time.monotonic() < end and (now := all_uploads().held) != before:
+        while time.monotonic() < end and (now := uploads.held) != before:
             most = max(most, now - before)
             time.sleep(0.02)
-        assert most <= 40_100_000 and all_uploads().held == before  # nothing of it is kept
+        assert most <= 40_100_000 and uploads.held == before  # nothing of it is kept
         assert b" 413 " in client.recv(200)
 
 
@@ -376,12 +375,10 @@ def test_a_photo_of_too_many_pixels_gets_a_sentence(app, browser, tmp_path):
 
 
 def test_uploads_are_removed_after_their_answer(app):
-    from snakecls.deploy.uploads import all_uploads
-
     first, second = (json.loads(upload(app, jpeg(3))[1])[0] for _ in range(2))  # the same photo, sent twice, is two files
     assert first != second and Path(first).read_bytes() == Path(second).read_bytes()
     assert answer_to(app, first)[0] == "complete"
-    gone = all_uploads().sweep(time.monotonic() + 61)
+    gone = app.page.server.door.uploads.sweep(time.monotonic() + 61)
     assert first in gone and second not in gone and not Path(first).exists() and answer_to(app, second)[0] == "complete"
     assert ask(app, "GET", f"/gradio_api/file={first}")[0] == 403
     left = [file for file in Path(first).parent.parent.rglob("*.jpg") if file.read_bytes() == jpeg(3)]
@@ -407,18 +404,18 @@ def test_uploads_are_private_and_removed(start_app, tmp_path):
     for end, path in sent.items():
         assert path.is_relative_to(folders[end]) and path.stat().st_mode & 0o777 == 0o600
         inside = [place for place in path.parents if place.is_relative_to(folders[end]) and place != folders[end]]
-        assert [place.stat().st_mode & 0o777 for place in inside] == [0o700] * 3
+        assert [place.stat().st_mode & 0o777 for place in inside] == [0o700] * 4
     apps["term"].process.send_signal(signal.SIGTERM)
     apps["kill"].process.kill()
     for app in apps.values():
         app.process.wait(15)
-    assert apps["term"].process.returncode == 0 and not [file for file in folders["term"].rglob("*") if file.is_file() or file.name not in ("term", sent["term"].parents[2].name)]
+    assert apps["term"].process.returncode == 0 and not [file for file in folders["term"].rglob("*") if file.is_file() or file.name not in ("term", sent["term"].parents[3].name)]
     assert sent["kill"].exists()
     again = start_app(tmp_path / "page.py", tmp_path, GRADIO_TEMP_DIR=str(folders["kill"])).wait()
     assert not sent["kill"].exists()
     path = Path(json.loads(upload(again.url, jpeg())[1])[0])
     again.process.send_signal(signal.SIGINT)
-    assert again.process.wait(15) == 0 and not path.parents[1].exists() and "Traceback" not in again.log.read_text()
+    assert again.process.wait(15) == 0 and not path.parents[2].exists() and "Traceback" not in again.log.read_text()
 
 
 def test_damaged_requests_and_forms(tmp_path):
@@ -455,3 +452,262 @@ def test_damaged_requests_and_forms(tmp_path):
         uploads.remove_all()
         assert list(tmp_path.iterdir()) == [] and uploads.held == 0
     assert 50 < passed < 300
+
+
+def test_no_json_takes_long():
+    "Each body at its bound, whatever it is made of."
+    from snakecls.deploy.requests import Refused, read_json
+
+    for piece in (b'\\"', b'"', b'["', b"\\", b"1", b'{"a":', b'"\\\\', b"[]", b'" '):
+        for start in (b'{"data": ["', b'{"data": [', b""):
+            began = time.process_time()
+            with pytest.raises(Refused):
+                read_json((start + piece * 256_000)[:256_000])
+            assert time.process_time() - began < 2, (start, piece)
+    assert read_json(b'{"data": ["\\"[[[", "\\\\", 1e-999]}') == {"data": ['"[[[', "\\", 0.0]}
+
+
+def test_values_that_nothing_can_be_made_of(app, review, capfd):
+    "One sentence each, and no traceback in the log."
+    examples = [one["id"] for one in config_of(app)["dependencies"] if one["api_name"] == "load_example"]
+    example, picture = examples[0], {"path": json.loads(upload(app, jpeg())[1])[0], "meta": FILE}
+    tries = [("call/predict", b'{"data": [1e999]}'), ("call/predict", b'{"data": [-1e400]}'), ("call/predict", b'{"data": ["\\ud800"]}'), ("call/v2/predict", b'{"photo": "\\ud800"}'), ("call/v2/predict", {"photo": "a.jpg"}), ("call/v2/predict", {"photo": [1]}), ("call/v2/predict", {"nobody": picture})]
+    tries += [("run/predict", {"data": [value], "fn_index": example, "session_hash": "a"}) for value in (None, "0", -1, 10**9, True, [0], 0.5)]
+    for path, body in tries:
+        status, answer = ask(app, "POST", f"/gradio_api/{path}", body)
+        assert status == 400, (path, body, answer)
+        sentence(answer)
+    press = next(one for one in config_of(review)["dependencies"] if len(one["inputs"]) == 4)
+    for data in ([["a"], None, "", ""], ["", {"a": 1}, "", ""], ["", None, 3, ""]):
+        assert ask(review, "POST", "/gradio_api/queue/join", {"data": data, "fn_index": press["id"], "session_hash": "a"})[0] == 400
+    assert "Traceback" not in (log := "".join(capfd.readouterr())), log
+    status, answer = ask(app, "POST", "/gradio_api/call/predict", {"data": [None]})
+    assert "No photo was given" in ask(app, "GET", f"/gradio_api/call/predict/{json.loads(answer)['event_id']}")[1].decode()
+
+
+def test_what_fails_within_is_one_sentence_and_one_line(app, monkeypatch, capfd):
+    async def broken(*_) -> None:
+        raise RuntimeError("of Gradio's")
+
+    monkeypatch.setattr(app.page.server.door, "app", broken)
+    for method, path, body in (("GET", "/", None), ("GET", "/config", None), ("GET", "/gradio_api/info", None)):
+        status, answer = ask(app, method, path, body)
+        assert status == 500 and sentence(answer)
+    lines = "".join(capfd.readouterr()).strip().splitlines()
+    assert len(lines) == 3 and all("RuntimeError: of Gradio's" in line for line in lines)
+
+
+def test_a_request_of_two_lengths_and_odd_addresses_are_refused(app):
+    host = urlsplit(app)
+    with socket.create_connection((host.hostname, host.port), timeout=10) as client:
+        client.sendall(f"POST /gradio_api/call/predict HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode())
+        assert b" 400 " in client.recv(500)
+    for path in ("/assets//etc/passwd", "/static//etc/passwd", "/assets/x//y", "/assets/", "/assets/nothing.js", "/static/img"):
+        status, answer = ask(app, "GET", path)
+        assert status == 404 and sentence(answer)
+
+
+def test_no_other_page_shows_this_one_within_itself(app, review, small, monkeypatch):
+    def headers(address: str, path: str = "/", **more: str) -> dict:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
+        connection.request("GET", path, headers=more)
+        answer = connection.getresponse()
+        answer.read()
+        return {key.lower(): value for key, value in answer.getheaders()}
+
+    for address in (app, review):
+        for given in (headers(address), headers(address, "/nothing"), headers(address, "/theme.css"), headers(address, Host="evil.example")):
+            assert given["content-security-policy"] == "frame-ancestors 'self'" and given["x-frame-options"] == "SAMEORIGIN" and given["referrer-policy"] == "same-origin" and given["x-content-type-options"] == "nosniff"
+    monkeypatch.setenv("SPACE_ID", "maria/snakes")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
+    given = headers(small())
+    assert given["content-security-policy"] == "frame-ancestors 'self' https://huggingface.co https://*.hf.space" and "x-frame-options" not in given
+
+
+@pytest.mark.parametrize("host, origin, passes", [("snakes.example", "https://snakes.example", True), ("snakes.example", "https://evil.example", False), ("evil.example", "http://evil.example:81", False), ("localhost", "file://localhost", False), ("localhost", "chrome-extension://localhost", False), ("localhost", "http://localhost", True)])
+def test_every_name_is_not_every_page(host, origin, passes):
+    from snakecls.deploy.requests import Refused, check_host
+
+    if passes:
+        return check_host({"host": host, "origin": origin}, "127.0.0.1", ("*",))
+    with pytest.raises(Refused, match="SNAKECLS_HOSTS"):
+        check_host({"host": host, "origin": origin}, "127.0.0.1", ("*",))
+
+
+def test_too_many_connections_are_told(small):
+    host = urlsplit(small(connections=5))
+    clients = [socket.create_connection((host.hostname, host.port), timeout=10) for _ in range(5)]
+    time.sleep(0.2)
+    with socket.create_connection((host.hostname, host.port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head, _, body = client.recv(5000).partition(b"\r\n\r\n")
+        body = body or client.recv(5000)
+    assert b" 503 " in head and b"retry-after: 10" in head.lower() and b"frame-ancestors" in head and "Wait a moment" in sentence(body)
+    for one in clients:
+        one.close()
+    time.sleep(0.2)
+    assert ask(f"http://{host.netloc}/", "GET", "/robots.txt")[0] != 503
+
+
+def test_one_address_holds_some_connections_alone(small, monkeypatch):
+    import snakecls.deploy.service as service
+
+    monkeypatch.setattr(service, "client_key", lambda address: "203.0.113.9")  # as if all came from beyond this machine
+    host = urlsplit(small(connections_each=3))
+    clients = [socket.create_connection((host.hostname, host.port), timeout=10) for _ in range(3)]
+    time.sleep(0.2)
+    assert ask(f"http://{host.netloc}/", "GET", "/robots.txt")[0] == 503
+    for one in clients:
+        one.close()
+    time.sleep(0.2)
+    assert ask(f"http://{host.netloc}/", "GET", "/")[0] == 200
+
+
+def test_two_pages_of_one_process_keep_their_own_uploads(small):
+    first, second = small(), small()
+    ours, theirs = (json.loads(upload(address, jpeg())[1])[0] for address in (first, second))
+    assert ask(first, "POST", "/gradio_api/call/predict", {"data": [{"path": theirs, "meta": FILE}]})[0] == 403
+    assert ask(second, "GET", f"/gradio_api/file={ours}")[0] == 403
+    first.close()
+    assert not Path(ours).exists() and Path(theirs).exists() and answer_to(second, theirs)[0] == "complete"
+    with pytest.raises(OSError):
+        ask(first, "GET", "/", timeout=2)
+
+
+def test_where_it_cannot_listen_or_keep_photos_the_right_name_is_said(monkeypatch, tmp_path):
+    from snakecls.core import UserError
+    from snakecls.deploy.service import names_text, serve
+    from snakecls.deploy.uploads import own_root
+
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "192.0.2.1")
+    with pytest.raises(UserError, match="GRADIO_SERVER_NAME=192.0.2.1"):
+        serve(None, "The page")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="GRADIO_TEMP_DIR"):
+        own_root()
+    monkeypatch.setenv("SNAKECLS_HOSTS", "snakes.example")
+    assert "this machine's addresses, snakes.example" in names_text("0.0.0.0") and "SNAKECLS_HOSTS=NAME" in names_text("0.0.0.0") and names_text("127.0.0.1") == ""
+
+
+@pytest.mark.parametrize("cut", ["queue/join", "queue/data"])
+def test_a_lost_connection_is_told_and_found_again(cut, app, browser, snake_photos):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(app)
+    page.wait_for_selector("#result h2")
+    page.set_input_files("#photo input[type=file]", str(snake_photos[0]))
+    page.wait_for_selector(".sc-row", timeout=30_000)
+    for path in (cut, "app_id"):
+        page.route(f"**/{path}*", lambda route: route.abort())
+    page.set_input_files("#photo input[type=file]", str(snake_photos[1]))
+    page.wait_for_function("document.querySelector('#result').innerText.includes('There is no answer')", timeout=20_000)
+    assert not page.is_visible(".sc-row")
+    for path in (cut, "app_id"):
+        page.unroute(f"**/{path}*")
+    page.wait_for_timeout(2500)  # Gradio asks every two seconds
+    page.wait_for_selector("#result h2")
+    page.set_input_files("#photo input[type=file]", str(snake_photos[2]))
+    page.wait_for_selector(".sc-row", timeout=20_000)
+    assert "There is no answer" not in page.inner_text("#result")
+    page.close()
+
+
+def test_no_old_answer_stands_beside_a_photo_on_its_way(app, browser, snake_photos, tmp_path):
+    page = browser.new_page()
+    page.goto(app)
+    page.wait_for_selector("#result h2")
+    page.set_input_files("#photo input[type=file]", str(snake_photos[0]))
+    page.wait_for_selector(".sc-row", timeout=30_000)
+    held = []
+    page.route("**/gradio_api/upload?*", held.append)  # it does not come in
+    page.set_input_files("#photo input[type=file]", str(snake_photos[1]))
+    page.wait_for_function("document.querySelector('#result').innerText.includes('on its way')", timeout=5_000)
+    assert not page.is_visible(".sc-row")
+    page.wait_for_timeout(200)
+    held.pop().fulfill(status=503, content_type="application/json", body='{"detail": "The photo cannot be kept here (No space left on device); tell whoever runs this page."}')
+    page.wait_for_function("document.querySelector('#result').innerText.includes('No space left on device')", timeout=5_000)
+    assert not page.is_visible(".sc-row") and "Nothing is known" in page.inner_text("#result")
+    page.unroute("**/gradio_api/upload?*")
+    (tmp_path / "large.jpg").write_bytes(jpeg() + bytes(40_000_001))
+    page.set_input_files("#photo input[type=file]", str(tmp_path / "large.jpg"))
+    page.wait_for_function("document.querySelector('#result').innerText.includes('larger than 40 MB')", timeout=5_000)
+    page.set_input_files("#photo input[type=file]", str(snake_photos[2]))
+    page.wait_for_selector(".sc-row", timeout=20_000)
+    assert not page.is_visible(".sc-said")
+    page.close()
+
+
+def test_waiting_for_an_answer_ends(app, browser, snake_photos):
+    page = browser.new_page()
+    page.clock.install()
+    page.goto(app)
+    page.wait_for_selector("#result h2")
+    answers = []
+    page.route("**/queue/data*", answers.append)  # nothing comes, and nothing fails
+    page.set_input_files("#photo input[type=file]", str(snake_photos[0]))
+    page.wait_for_function("document.querySelector('#result').innerText.includes('Looking at your photo')", timeout=20_000)
+    page.clock.fast_forward(61_000)
+    page.wait_for_function("document.querySelector('#result').innerText.includes('There is no answer')", timeout=5_000)
+    answers.pop().continue_()  # what comes late is shown
+    page.wait_for_selector(".sc-row", timeout=20_000)
+    assert not page.is_visible(".sc-said")
+    page.close()
+
+
+def test_a_review_whose_connection_was_lost_shows_what_was_saved(review, browser):
+    page = browser.new_page()
+    page.goto(review)
+    page.wait_for_selector("#keep")
+    page.wait_for_function("document.querySelector('#case').innerText.includes('Label now')", timeout=20_000)
+    for path in ("queue/data", "app_id"):
+        page.route(f"**/{path}*", lambda route: route.abort())
+    page.keyboard.press("k")
+    page.wait_for_selector("body.sc-lost", timeout=10_000)
+    for path in ("queue/data", "app_id"):
+        page.unroute(f"**/{path}*")
+    page.wait_for_selector(".sc-end", timeout=15_000)  # the only photo is decided
+    assert "1 kept" in page.inner_text("body") and not page.is_visible("body.sc-lost")
+    page.close()
+
+
+END = """
+import sys, threading, time
+from snakecls.deploy.service import end_at_once, prepare_gradio, serve
+prepare_gradio()
+import gradio as gr
+from snakecls.deploy.turns import Turns
+turns = Turns()
+
+def look(photo):
+    print("looking", flush=True)
+    time.sleep(20)
+    raise ValueError("too late")
+
+async def ask(photo):
+    return await turns.take(look, photo)
+
+with gr.Blocks() as page:
+    photo, said = gr.Image(type="filepath"), gr.Textbox()
+    gr.Button().click(ask, photo, said, api_name="predict", concurrency_limit=None)
+serve(page, "The page", files=True, programs=True)
+end_at_once()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_end_waits_for_no_photo(name, start_app, tmp_path):
+    (tmp_path / "page.py").write_text(END)
+    app = start_app(tmp_path / "page.py", tmp_path, GRADIO_TEMP_DIR=str(tmp_path / "sent")).wait()
+    path = json.loads(upload(app.url, jpeg())[1])[0]
+    event = json.loads(ask(app.url, "POST", "/gradio_api/call/predict", {"data": [{"path": path, "meta": FILE}]})[1])["event_id"]
+    host = urlsplit(app.url)
+    with socket.create_connection((host.hostname, host.port)) as client:
+        client.sendall(f"GET /gradio_api/call/predict/{event} HTTP/1.1\\r\\nHost: {host.netloc}\\r\\n\\r\\n".encode())
+        end = time.monotonic() + 20
+        while "looking" not in app.log.read_text() and time.monotonic() < end:
+            time.sleep(0.05)
+        began = time.monotonic()
+        app.process.send_signal(getattr(signal, name))
+        assert app.process.wait(15) == 0 and time.monotonic() - began < 4
+    assert not Path(path).parents[2].exists() and not list((tmp_path / "sent").rglob("*.jpg"))
+    assert len([line for line in app.log.read_text().splitlines() if "Traceback" in line or "Error" in line or "ERROR" in line]) == 0, app.log.read_text()

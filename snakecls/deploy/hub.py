@@ -72,6 +72,7 @@ from pathlib import Path
 
 from snakecls.core import UserError
 from snakecls.deploy.app import find_bundle, launch_app, load_predictor
+from snakecls.deploy.service import end_at_once
 
 
 def main() -> int:
@@ -80,6 +81,7 @@ def main() -> int:
         path = find_bundle(beside=Path(__file__).resolve().parent)
         print(f"Serving {path}", flush=True)
         launch_app(load_predictor(path))
+        end_at_once()
     except UserError as e:
         print(e, file=sys.stderr)
         return 2

@@ -388,6 +388,7 @@ CSS = """
 .sc-others span{color:var(--sc-soft)}
 .sc-message h2{font-size:1.3rem;font-weight:700;margin:0 0 .2rem;color:var(--sc-ink)}
 .sc-message p{color:var(--sc-soft);margin:0;overflow-wrap:anywhere}
+#result:has(>.sc-said)>:not(.sc-said){display:none}
 .sc-message.sc-waiting h2{animation:sc-wait 1.4s ease-in-out infinite alternate}
 @keyframes sc-wait{to{opacity:.45}}
 .sc-message.sc-error{border:2px solid var(--sc-amber-line);background:var(--sc-amber)}

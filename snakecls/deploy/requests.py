@@ -75,15 +75,15 @@ def check_host(
     listening: str,
     told: Sequence[str] = (),
 ) -> None:
-    "Refuse a request to another name than the page's, or from another page."
+    "Refuse a request to another name than the page's, or from another page; SNAKECLS_HOSTS=* allows every name, but no other page."
     host = headers.get("host", "")
     if not is_own_name(host_name(host), listening, told):
         raise Refused(403, f"This page does not answer to the name '{host[:100]}'. If that is a name of yours, start it with SNAKECLS_HOSTS={host_name(host) or 'NAME'} (several are joined by commas).")
     origin = headers.get("origin")
-    if origin is None or "*" in told:
+    if origin is None:
         return
-    given, own = origin.lower().partition("://")[2], {host.lower(), headers.get("x-forwarded-host", host).split(",")[0].strip().lower()}
-    if given not in {re.sub(r":(80|443)$", "", name) for name in own} | own and host_name(given) not in told:
+    (scheme, _, given), own = origin.lower().partition("://"), {host.lower(), headers.get("x-forwarded-host", host).split(",")[0].strip().lower()}
+    if scheme not in ("http", "https") or (given not in {re.sub(r":(80|443)$", "", name) for name in own} | own and host_name(given) not in told):
         raise Refused(403, f"A request from the page {origin[:100]} is not answered here. If that is this page under another name, start it with SNAKECLS_HOSTS={host_name(given) or 'NAME'}.")
 
 # %% ../../nbs/deploy/51_requests.ipynb #cc7065fa
@@ -100,7 +100,8 @@ NAME = r"[A-Za-z0-9_-]{1,64}"
 PAGE = (
     Open("GET HEAD", r"/", "pass"),
     Open("GET HEAD", r"/(theme\.css|favicon\.ico|manifest\.json|robots\.txt)", "pass"),
-    Open("GET HEAD", r"/(assets|static)/(?!.*\.\.)[A-Za-z0-9_.@/-]{1,200}", "pass"),
+    Open("GET HEAD", r"/(assets|static)/(?!.*(\.\.|//))[A-Za-z0-9_.@-][A-Za-z0-9_.@/-]{0,199}", "pass"),
+    Open("GET", r"/gradio_api/app_id/?", "pass"),  # by which a browser notices that the page is there again; a random number
     Open("POST", r"/gradio_api/queue/join", "json"),  # what buttons do
     Open("POST", rf"/gradio_api/run/{NAME}", "json"),  # what is not queued: a click on an example
     Open("GET", r"/gradio_api/queue/data", "stream"),
@@ -137,9 +138,12 @@ def read_json(
 ) -> dict[str, Any]:
     "Read a request's JSON; refuse what is none, is nested without end, or holds numbers that are none."
     try:
-        text, depth = body.decode(), 0
-        for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        text, depth, within = body.decode(), 0, False
+        for mark in re.finditer(r'\\.|["\[\]{}]', text, re.DOTALL):  # one step each, so that no text takes long
+            if mark[0] == '"':
+                within = not within
+            elif not within:
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
             if depth > max_depth:
                 raise Refused(400, f"The request's JSON is nested deeper than {max_depth} levels.")
 
@@ -147,6 +151,7 @@ def read_json(
             raise ValueError(f"{name} is no number in JSON")
 
         value = json.loads(text, parse_constant=no_number)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # 1e999, and halves of letters, cannot go on
     except (ValueError, RecursionError) as e:
         raise Refused(400, "The request's body is not valid JSON.") from e
     if not isinstance(value, dict):

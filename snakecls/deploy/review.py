@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import UserError
 from ..data.corrections import StaleDecision
-from .service import prepare_gradio, serve
+from .service import Served, prepare_gradio, serve
 from .review_cases import Review, make_cases, shown_labels
 from .review_page import KEYS, REVIEW_CSS, REVIEW_JS, case_html, end_html, photo_html, progress_html
 from ..evaluate.issue_groups import short_path
@@ -178,7 +178,7 @@ def launch_review(
     port: int | None = None,  # by default the environment's
     block: bool = True,  # wait until the page is stopped
     browser: bool = False,  # open a browser window
-) -> str:  # the address
+) -> Served:  # the address; its `close()` ends the page
     "Build and start the review page. Raises `UserError` when there is nothing to review or the port is taken."
     page = build_review(issues, labels, corrections_path, table=table, multi=multi)
     return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=REVIEW_CSS, js=REVIEW_JS)

@@ -119,6 +119,8 @@ REVIEW_CSS = CSS + """
 .sc-others img{display:block;width:100%;aspect-ratio:4/3;object-fit:contain;background:var(--sc-rest);border-radius:10px;margin:0}
 .sc-others figcaption{overflow-wrap:anywhere;line-height:1.3;margin-top:.25rem}
 .sc-others strong{display:block;color:var(--sc-ink)}
+.sc-lost #actions,.sc-lost #moves{opacity:.4;pointer-events:none}
+.sc-lost #progress::after{content:"The connection was lost. The page loads anew when it is back, and shows what was saved.";display:block;border:2px solid var(--sc-amber-line);background:var(--sc-amber);color:var(--sc-amber-ink);border-radius:10px;padding:.5rem .8rem;margin-top:.4rem}
 .sc-end code{font-size:.92em;background:var(--sc-rest);color:var(--sc-ink);border-radius:5px;padding:0 .3rem;overflow-wrap:anywhere;white-space:normal}
 .sc-end p+p{margin-top:.6rem!important}
 .sc-case{color:var(--sc-ink);font-size:1.05rem}
@@ -146,6 +148,11 @@ REVIEW_CSS = CSS + """
 
 REVIEW_JS = """
 () => {
+  const ask = window.fetch;
+  window.fetch = (...given) => {  // Gradio has lost the server, and loads the page anew when it is back
+    if (String(given[0]?.url ?? given[0]).endsWith("/gradio_api/app_id")) document.body.classList.add("sc-lost");
+    return ask(...given);
+  };
   const choose = () => document.querySelector("#label input")?.focus();
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -153,7 +160,7 @@ REVIEW_JS = """
     if (event.key === "Enter" && event.target.closest("button, a")) return;
     const wanted = {k: "#keep", r: "#relabel", d: "#drop", b: "#back", ArrowLeft: "#back", s: "#skip", ArrowRight: "#skip", u: "#undo", l: "#label", Enter: "#actions .suggested"};
     const button = document.querySelector(wanted[event.key.length === 1 ? event.key.toLowerCase() : event.key] || "#none");
-    if (!button) return;
+    if (!button || document.body.matches(".sc-lost")) return;
     event.preventDefault();
     if (button.id === "label" || (button.id === "relabel" && button.disabled)) choose(); else button.click();
   });

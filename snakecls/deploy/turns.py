@@ -103,6 +103,12 @@ class Busy(UserError):
     "Too much is waiting; it can be tried again."
 
 
+def _look_at(done: asyncio.Future) -> None:
+    "Take an exception, so that none is told as lost where nobody waits any more."
+    if not done.cancelled():
+        done.exception()
+
+
 class Turns:
     "Let a few photos at a time be looked at, at most one of them large."
 
@@ -148,7 +154,10 @@ class Turns:
             leave()
             raise
         done.add_done_callback(leave)
-        return await asyncio.shield(done)  # who stops waiting does not stop the work, so that it has to keep its place
+        done.add_done_callback(_look_at)
+        waiting = asyncio.shield(done)  # who stops waiting does not stop the work, so that it has to keep its place
+        waiting.add_done_callback(_look_at)
+        return await waiting
 
     def work(self, work: Callable, *args: Any) -> Any:
         "Do the work in this thread, and tidy up."
