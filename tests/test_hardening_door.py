@@ -602,10 +602,10 @@ def test_a_lost_connection_is_told_and_found_again(cut, app, browser, snake_phot
     page.set_input_files("#photo input[type=file]", str(snake_photos[1]))
     page.wait_for_function("document.querySelector('#result').innerText.includes('There is no answer')", timeout=20_000)
     assert not page.is_visible(".sc-row")
+    page.evaluate("window.before = true")
     for path in (cut, "app_id"):
         page.unroute(f"**/{path}*")
-    page.wait_for_timeout(2500)  # Gradio asks every two seconds
-    page.wait_for_selector("#result h2")
+    page.wait_for_function("!window.before && document.querySelector('#result')?.innerText.includes('There is no answer')", timeout=20_000)  # loaded anew
     page.set_input_files("#photo input[type=file]", str(snake_photos[2]))
     page.wait_for_selector(".sc-row", timeout=20_000)
     assert "There is no answer" not in page.inner_text("#result")
@@ -619,11 +619,12 @@ def test_no_old_answer_stands_beside_a_photo_on_its_way(app, browser, snake_phot
     page.set_input_files("#photo input[type=file]", str(snake_photos[0]))
     page.wait_for_selector(".sc-row", timeout=30_000)
     held = []
-    page.route("**/gradio_api/upload?*", held.append)  # it does not come in
+    page.route("**/gradio_api/upload?*", lambda route: held.append(route))  # it does not come in
     page.set_input_files("#photo input[type=file]", str(snake_photos[1]))
     page.wait_for_function("document.querySelector('#result').innerText.includes('on its way')", timeout=5_000)
     assert not page.is_visible(".sc-row")
-    page.wait_for_timeout(200)
+    while not held:
+        page.wait_for_timeout(50)
     held.pop().fulfill(status=503, content_type="application/json", body='{"detail": "The photo cannot be kept here (No space left on device); tell whoever runs this page."}')
     page.wait_for_function("document.querySelector('#result').innerText.includes('No space left on device')", timeout=5_000)
     assert not page.is_visible(".sc-row") and "Nothing is known" in page.inner_text("#result")
@@ -643,11 +644,15 @@ def test_waiting_for_an_answer_ends(app, browser, snake_photos):
     page.goto(app)
     page.wait_for_selector("#result h2")
     answers = []
-    page.route("**/queue/data*", answers.append)  # nothing comes, and nothing fails
+    page.route("**/queue/data*", lambda route: answers.append(route))  # nothing comes, and nothing fails
     page.set_input_files("#photo input[type=file]", str(snake_photos[0]))
     page.wait_for_function("document.querySelector('#result').innerText.includes('Looking at your photo')", timeout=20_000)
+    end = time.monotonic() + 10
+    while not answers and time.monotonic() < end:
+        page.wait_for_timeout(50)
     page.clock.fast_forward(61_000)
     page.wait_for_function("document.querySelector('#result').innerText.includes('There is no answer')", timeout=5_000)
+    assert answers
     answers.pop().continue_()  # what comes late is shown
     page.wait_for_selector(".sc-row", timeout=20_000)
     assert not page.is_visible(".sc-said")

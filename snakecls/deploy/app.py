@@ -213,7 +213,8 @@ _WATCH_JS = """
     }
   };
   new MutationObserver(() => {  // the answer of the server takes its place
-    if (said() && text() !== before) unsay();
+    const emptied = said()?.querySelector(".sc-error") && answered().some(one => one.matches(".sc-hint"));  // Gradio lets go of what did not arrive
+    if (said() && text() !== before && !emptied) unsay();
     if (!said() && waiting() && text() !== before) await_answer();
     before = text();
   }).observe(document.body, {childList: true, subtree: true, characterData: true});
