@@ -195,6 +195,8 @@ class SeededDL(TfmdDL):
         self.kept = np.array(kept, dtype=int)
         if len(self.rows) and at and not kept and not self.replaces:
             raise self.lost.gone(self.lost.splits[self.rows[0]])
+        if len(self.rows) and at:
+            self.lost.check_classes(self.lost.splits[self.rows[0]])
 
 # %% ../../nbs/data/16_datablocks.ipynb #3b2f8016
 def photo_block(
@@ -288,7 +290,7 @@ def photo_dls(
     counts = {name: count_labels(table, name, labels=vocab[name]) for name in targets}
     dls.counts = counts[target] if isinstance(target, str) else counts
     dls.train.weights = draw_weights(table.loc[table["split"] == "train", target], oversample=oversample) if oversample else None
-    dls.lost = lost or LostPhotos(table)
+    dls.lost = lost or LostPhotos(table, targets=targets)
     for loader, rows, replaces in zip((dls.train, dls.valid), split_rows(table), (True, False)):
         loader.lost, loader.rows, loader.replaces = dls.lost, np.array(rows), replaces
     dls.rebuild = partial(photo_dls, table, target=target, labels=labels, spec=spec, augment=augment, oversample=oversample, num_workers=num_workers, device=device, lost=dls.lost)

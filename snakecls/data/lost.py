@@ -8,14 +8,14 @@ __all__ = ['LOST', 'SHOWN', 'PhotosGone', 'LostPhotos', 'photos_gone']
 # %% ../../nbs/data/15_lost.ipynb #10000004
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..core import UserError
-from .columns import count
+from .columns import count, some
 from .files import ISSUE_COLUMNS, why_unreadable
 
 # %% ../../nbs/data/15_lost.ipynb #10000007
@@ -34,6 +34,7 @@ class LostPhotos:
         table: pd.DataFrame,  # path, split: the photos that were whole
         *,
         say: Callable[[str], None] | None = None,  # where it is told; None: as Python's warnings
+        targets: Sequence[str] = (),  # columns with the photos' classes, of which each needs a photo that can be read
     ):
         self.paths, self.splits, self.say = list(map(str, table["path"])), list(table["split"]), say
         flags = torch.zeros(len(self.paths) + 1, dtype=torch.uint8)  # the last one: nothing could be read instead
@@ -42,6 +43,7 @@ class LostPhotos:
         except RuntimeError:  # without shared memory there are no other processes that read
             self.flags = flags
         self.found: dict[str, tuple[str, str]] = {}  # path -> split, reason
+        self.columns, self.looked = [list(table[name]) for name in targets], {}
 
     def start(self, rows: np.ndarray) -> None:
         "Begin a pass: what is there again is read again."
@@ -60,6 +62,32 @@ class LostPhotos:
         if self.flags[-1]:
             raise self.gone(self.splits[rows[0]])
         return there
+
+    def check_classes(self, split: str) -> None:
+        "Look whether each class that had photos in a split still has one that can be read; raises `PhotosGone`."
+        if self.looked.get(split, 0) == len(self.found):
+            return
+        rows = [row for row, name in enumerate(self.splits) if name == split]
+        for column in self.columns:
+            by_class: dict[str, list[int]] = {}
+            for row in rows:
+                for name in [column[row]] if isinstance(column[row], str) else column[row]:
+                    by_class.setdefault(name, []).append(row)
+            gone = {name: places for name, places in by_class.items() if not self.any_left(places)}
+            if gone:
+                first = self.found[self.paths[next(iter(gone.values()))[0]]][1]
+                raise PhotosGone(f"no photo of {some(gone)} in the split {split} can be read any more (the first: {first.rstrip('.')}), and nothing can be said of a class without photos; see whether their folder is still there.")
+        self.looked[split] = len(self.found)
+
+    def any_left(self, rows: Sequence[int]) -> bool:
+        "Tell whether one of some photos can be read; those that cannot are noted."
+        if not any(self.paths[row] in self.found for row in rows):
+            return True
+        for row in sorted(rows, key=lambda row: self.paths[row] in self.found):  # those first that were not missed yet
+            if (reason := why_unreadable(self.paths[row])) is None:
+                return True
+            self.add(self.paths[row], self.splits[row], reason)
+        return False
 
     def add(self, path: str, split: str, reason: str | None = None) -> None:
         "Note and tell that a photo is lost; the reason is looked for where it is not given."

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['BEST_RULES', 'value_names', 'check_monitor', 'n_train_values', 'epoch_values', 'was_validated', 'is_better_composite',
+           'Answers', 'answered_places', 'KeepAnswers', 'seen_classes', 'last_answers', 'fair_rows', 'fair_values',
            'SaveBestF1', 'FrozenBatchNorm', 'FlipAverage', 'EpochRows']
 
 # %% ../../nbs/train/32_callbacks.ipynb #a0b38b7f
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,123 @@ def is_better_composite(
     "Tell whether the loss is lower and the score not lower."
     return bool(loss + min_delta < best_loss and score >= best_score)
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    "How an epoch answered the validation photos that could be read."
+
+    places: np.ndarray | None = None  # of these photos, in order; None: all of them
+    probs: list[np.ndarray] | None = None  # (n, n_classes) for each target; None: not kept
+    targets: list[np.ndarray] | None = None  # class numbers (n,), or (n, n_classes) with several labels on a photo
+    losses: np.ndarray | None = None  # (n,)
+
+    def same_photos(self, other: "Answers") -> bool:
+        "Tell whether both are of the same photos."
+        one, two = self.places, other.places
+        return one is two or (one is not None and two is not None and np.array_equal(one, two))
+
+
+def answered_places(dl) -> np.ndarray | None:  # after a pass; None: all photos
+    "Give the places of the photos that a loader read."
+    kept = getattr(dl, "kept", None)
+    return None if kept is None or len(kept) == len(dl.dataset) else kept
+
+
+class KeepAnswers(Callback):
+    "Keep how the last validation answered, so that two epochs can be compared on the photos that both saw."
+
+    order = 52  # after the recorder
+
+    def __init__(
+        self,
+        score: Callable[[list, list, np.ndarray], dict],  # (probs, targets, losses) -> metrics by name, and 'loss'
+    ):
+        self.score, self.parts, self.now = score, [], None
+
+    def before_fit(self):
+        "Stay out of lr_find and get_preds."
+        self.run, self.now = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds"), None
+
+    def before_validate(self):
+        "Begin anew."
+        self.parts, self.now = [], None
+
+    def after_batch(self):
+        "Keep a batch of validation."
+        if self.training:
+            return
+        with torch.no_grad(), self.learn.loss_not_reduced():
+            losses = self.loss_func(self.learn.pred, *self.yb)
+        preds = self.learn.pred if isinstance(self.learn.pred, (tuple, list)) else [self.learn.pred]
+        self.parts.append([[part.detach().float().cpu() for part in given] for given in (preds, self.yb, [losses])])
+
+    def after_validate(self):
+        "Put the batches together, where all of them were seen."
+        dl = self.learn.dls.valid
+        places, parts, self.parts = answered_places(dl), self.parts, []
+        if not parts:
+            return
+        preds, targets, losses = ([torch.cat(each) for each in zip(*(part[kind] for part in parts))] for kind in range(3))
+        if len(losses[0]) != (len(dl.dataset) if places is None else len(places)):
+            return
+        probs = getattr(self.loss_func, "activation", lambda given: given)(preds if isinstance(self.learn.pred, (tuple, list)) else preds[0])
+        probs = [each.numpy() for each in probs] if isinstance(probs, (tuple, list)) else [probs.numpy()]
+        self.now = Answers(places, probs, [each.numpy() if each.ndim > 1 else each.numpy().astype(int) for each in targets], losses[0].numpy())
+
+    def together(
+        self,
+        now: Answers,
+        best: Answers,
+    ) -> tuple[dict, dict]:  # metrics of both, 'valid_loss' among them; empty where they cannot be compared
+        "Score two epochs anew on the photos that both saw, where these have a photo of each class that either saw."
+        if now.probs is None or best.probs is None:
+            return {}, {}
+        one, two = (np.arange(len(each.losses)) if each.places is None else each.places for each in (now, best))
+        both, rows = np.intersect1d(one, two), []
+        for places, answers in ((one, now), (two, best)):
+            there = np.isin(places, both)
+            targets = [given[there] for given in answers.targets]
+            if any(seen_classes(part) != seen_classes(given) for part, given in zip(targets, answers.targets)):
+                return {}, {}
+            row = self.score([given[there] for given in answers.probs], targets, answers.losses[there])
+            rows.append(row | {"valid_loss": row["loss"]})
+        return rows[0], rows[1]
+
+
+def seen_classes(targets: np.ndarray) -> set[int]:
+    "Give the classes that occur."
+    return set(np.flatnonzero((targets > 0.5).any(0)).tolist()) if targets.ndim > 1 else set(np.unique(targets).tolist())
+
+
+def last_answers(learn) -> Answers:
+    "Give how the last validation answered: all of it where `KeepAnswers` is there, else which photos it saw."
+    now = getattr(getattr(learn, "keep_answers", None), "now", None)
+    return now if now is not None else Answers(answered_places(getattr(getattr(learn, "dls", None), "valid", None)))
+
+
+def fair_rows(
+    learn,
+    now: Answers,
+    best: Answers | None,  # None: there is no best yet
+) -> tuple[dict, dict] | None:  # metrics of both on the same photos, empty where that cannot be; None: as they were measured
+    "Give what two epochs are to be compared by: values of different validation photos never are."
+    if best is None or now.same_photos(best):
+        return None
+    keeper = getattr(learn, "keep_answers", None)
+    return keeper.together(now, best) if keeper is not None else ({}, {})
+
+
+def fair_values(
+    learn,
+    monitor: str,
+    value: float,  # of this epoch, as it was measured
+    best: float,  # the best so far, as it was measured
+    now: Answers,
+    best_answers: Answers | None,
+) -> tuple[float, float]:  # NaN where they cannot be compared
+    "Give an epoch's value and the best so far on the same photos."
+    rows = None if monitor.startswith("train_") else fair_rows(learn, now, best_answers)
+    return (value, best) if rows is None else (rows[0].get(monitor, float("nan")), rows[1].get(monitor, float("nan")))
+
 # %% ../../nbs/train/32_callbacks.ipynb #2aab21db
 class SaveBestF1(SaveModelCallback):
     "Keep the weights of the epoch with the best macro F1 (or another rule) over all fits, and load them at the end."
@@ -92,7 +211,7 @@ class SaveBestF1(SaveModelCallback):
 
     def start_again(self) -> None:
         "Forget the best of an earlier schedule."
-        self.best, self.best_score, self.last_saved_path = None, None, None
+        self.best, self.best_score, self.last_saved_path, self.best_answers = None, None, None, None
         self.stage, self.best_stage, self.best_epoch, self.best_size = 0, None, None, None
 
     def before_fit(self):
@@ -114,27 +233,33 @@ class SaveBestF1(SaveModelCallback):
         *,
         epoch: int,  # from 1; 0 is a probe, before any training
         row: dict[str, float] | None = None,  # all values of the epoch by name; 'composite' needs its score
+        answers: Answers | None = None,  # to the validation photos; None: as `KeepAnswers` has them
     ) -> bool:  # whether it is the best so far, and was saved
         "Save the Learner's weights if `value` (by the rule, with `row`) beats the best so far."
-        if not self.is_better(value, row):
+        answers = answers or last_answers(self.learn)
+        if not self.is_better(value, row, answers):
             return False
         self.best, self.best_epoch, self.best_stage = float(value), epoch, self.stage
         self.best_score = float(row[self.score]) if self.rule == "composite" else None
         self.best_size = getattr(getattr(self.learn.dls, "spec", None), "size", None)
+        self.best_answers = answers
         self._save(self.fname)
         return True
 
-    def is_better(self, value: float, row: dict[str, float] | None) -> bool:
-        "Tell whether an epoch beats the best so far; NaN never does, nor does a score beside a loss that is no number."
+    def is_better(self, value: float, row: dict[str, float] | None, answers: Answers = Answers()) -> bool:
+        "Tell whether an epoch beats the best so far, on the same photos; NaN never does, nor does a score beside a loss that is no number."
         if not np.isfinite((row or {}).get("valid_loss", 0.0)):
             return False
         if self.best is None:
             self.best = float("inf") if self.comp == np.less else -float("inf")
         if self.rule == "monitor":
-            return bool(self.comp(value - self.min_delta, self.best))
+            value, best = fair_values(self.learn, self.monitor, value, self.best, answers, self.best_answers)
+            return bool(self.comp(value - self.min_delta, best))
         if self.score not in (row or {}):
             raise UserError(f"the rule 'composite' needs {self.score} beside valid_loss, but got {', '.join(row or {}) or 'valid_loss alone'}; give consider(..., row=) with both.")
-        return is_better_composite(value, row[self.score], self.best, -float("inf") if self.best_score is None else self.best_score, min_delta=abs(self.min_delta))
+        score, best_score = fair_values(self.learn, self.score, row[self.score], -float("inf") if self.best_score is None else self.best_score, answers, self.best_answers)
+        value, best = fair_values(self.learn, self.monitor, value, self.best, answers, self.best_answers)
+        return is_better_composite(value, score, best, best_score, min_delta=abs(self.min_delta))
 
     def _save(self, name: str):
         "Write the weights under a temporary name first: a crash leaves the old best."

@@ -18,7 +18,7 @@ from fastcore.basics import even_mults
 
 from ..core import UserError, unknown_name
 from ..models.freezing import decayed_rates
-from .callbacks import check_monitor, epoch_values, was_validated
+from .callbacks import check_monitor, epoch_values, fair_values, last_answers, was_validated
 from .optimisers import held_momentum
 
 # %% ../../nbs/train/34_policies.ipynb #46796d5c
@@ -87,16 +87,17 @@ class ReduceOnPlateau(ReduceLROnPlateau):
     def before_fit(self):
         "Check the monitor by name."
         check_monitor(self.recorder, self.monitor)
-        self.reductions = []  # epochs (from 1) after which the rates fell
+        self.reductions, self.best_answers = [], None  # epochs (from 1) after which the rates fell
         super().before_fit()
 
     def after_epoch(self):
         "Compare with the best, and reduce the rates of all groups; an epoch without validation does not count."
         if self.monitor != "train_loss" and not was_validated(self.recorder):
             return
-        value = epoch_values(self.recorder)[self.monitor]
-        if self.comp(value - self.min_delta, self.best):
-            self.best, self.wait = value, 0
+        value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
+        fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
+        if self.comp(fair - self.min_delta, best):
+            self.best, self.best_answers, self.wait = value, now, 0
             return
         self.wait += 1
         if self.wait < self.patience:

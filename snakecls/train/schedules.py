@@ -11,6 +11,7 @@ __all__ = ['SEARCHED_WITH', 'ScheduleResult', 'progressive_fit', 'stage_loaders'
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from fastai.learner import Learner
 from ..core import UserError, derive_seed, seed_everything, unknown_name
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
-from .callbacks import EpochRows, SaveBestF1
+from .callbacks import Answers, EpochRows, KeepAnswers, SaveBestF1, answered_places
 from .lr_finder import find_lr
 from .policies import fit_policy
-from .probes import answer_metrics, epoch_names, fit_heads, last_metrics, spread_answers, valid_answers, valid_metrics
+from .probes import answer_metrics, epoch_names, fit_heads, last_metrics, spread_answers, spread_probs, valid_answers, valid_metrics
 from .stage_callbacks import auto_batch_norm, check_groups, freeze_to, smoothable, stage_callbacks
 from .stages import Stage, progressive_stages, scaled_bs  # noqa: F401  at home there, known here
 from .stopping import EarlyStopping
@@ -36,7 +37,7 @@ class ScheduleResult:
     best: dict = field(default_factory=dict)  # monitor, value, stage, epoch, size
     probe: dict | None = None  # the best probe's row
     trained: dict = field(default_factory=dict)  # stage, epoch, size of the last epoch that was trained, whether it was kept or not; empty without one, or where its loss was no number
-    answers: dict[str, list[np.ndarray]] = field(default_factory=dict)  # with `keep_answers`: probabilities of the validation photos (n, n_classes), one array for each target, of the weights that were not kept: 'trained' and 'probe'
+    answers: dict[str, list[np.ndarray]] = field(default_factory=dict)  # with `keep_answers`: probabilities of the validation photos (n, n_classes), one array for each target, of the weights that were not kept: 'trained' and 'probe'; and of those that were, as they answered when they were chosen: 'best'
     message: str = ""  # what won; then a sentence for each stage that ended early, or whose rate was moved
 
 
@@ -81,6 +82,8 @@ def progressive_fit(
     finally:
         saver.in_schedule = False
     finish(learn, saver, stages, loaders, seed, result)
+    if not keep_answers:
+        result.answers.pop("best", None)
     return result
 
 
@@ -123,8 +126,8 @@ def run_stage(
 
     def add(row: dict) -> None:
         nonlocal clock
-        now = time.perf_counter()
-        row = place | row | {"seconds": round(now - clock, 2), "is_best": (saver.best_stage, saver.best_epoch) == (number, row["epoch"])}
+        now, there = time.perf_counter(), answered_places(learn.dls.valid)
+        row = place | row | ({} if there is None else {"n_valid": len(there)}) | {"seconds": round(now - clock, 2), "is_best": (saver.best_stage, saver.best_epoch) == (number, row["epoch"])}
         clock = now
         result.rows.append(row)
         if on_row is not None:
@@ -137,7 +140,7 @@ def run_stage(
         own = answer_metrics(learn, *answers)
         saver.learn = learn
         row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
-        saver.consider(row[saver.monitor], epoch=0, row=row)
+        saver.consider(row[saver.monitor], epoch=0, row=row, answers=Answers(answered_places(learn.dls.valid), *answers))
         if result.probe is None or row["f1_macro"] > result.probe["f1_macro"]:
             result.probe, result.answers["probe"] = place | row, spread_answers(learn.dls.valid, answers[0])
         add(row)
@@ -148,7 +151,8 @@ def run_stage(
         if lr == "auto":
             place["lr"] = lr = find_stage_lr(learn, stage, [*own_cbs, *cbs], picture, say=notes.append)
             more = {"lr_found": lr} | ({"lr_note": notes[0]} if notes else {})
-        fit_stage(learn, stage, [saver, EpochRows(add), *own_cbs, *cbs], lr=lr, monitor=saver.monitor)
+        keeper = [] if getattr(learn.dls.valid, "lost", None) is None else [KeepAnswers(partial(answer_metrics, learn))]
+        fit_stage(learn, stage, [saver, EpochRows(add), *keeper, *own_cbs, *cbs], lr=lr, monitor=saver.monitor)
         own = last_metrics(learn, result.rows, number, stage.epochs)
     ran = sum(row["stage"] == number and row["epoch"] > 0 for row in result.rows)
     if ran < stage.epochs and (stopped := stop_message([*learn.cbs, *cbs])):
@@ -281,6 +285,8 @@ def finish(learn: Learner, saver: SaveBestF1, stages: list[Stage], loaders: Call
         learn.dls = stage_loaders(loaders, stage, seed)
         result.best = {"monitor": saver.monitor, "value": saver.best, "stage": saver.best_stage, "epoch": saver.best_epoch, "size": stage.seen_size}
         result.message = saver.message
+        if saver.best_answers is not None and saver.best_answers.probs is not None:
+            result.answers["best"] = spread_probs(saver.best_answers.places, len(learn.dls.valid_ds), saver.best_answers.probs)
         if saver.best_epoch == 0 and any(stage.epochs for stage in stages):
             result.message += " No epoch of fine-tuning scored higher on the validation photos, so the probe is what is served."
     result.message = " ".join(filter(None, [result.message, *stage_notes(result.stages)]))

@@ -13,7 +13,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.tracker import TrackerCallback
 
 from ..core import UserError
-from .callbacks import check_monitor, epoch_values, value_names, was_validated
+from .callbacks import check_monitor, epoch_values, fair_values, last_answers, value_names, was_validated
 
 # %% ../../nbs/train/32_stopping.ipynb #9ab1d2b8
 class EarlyStopping(TrackerCallback):
@@ -41,7 +41,7 @@ class EarlyStopping(TrackerCallback):
     def start_again(self) -> None:
         "Forget everything: a new schedule."
         self.best = float("inf") if self.comp == np.less else -float("inf")
-        self.waited, self.stage, self.best_stage, self.best_epoch = 0, 0, None, None
+        self.waited, self.stage, self.best_stage, self.best_epoch, self.best_answers = 0, 0, None, None, None
         self.message = ""  # why it stopped; empty until then
 
     def before_fit(self):
@@ -60,8 +60,10 @@ class EarlyStopping(TrackerCallback):
         "Compare this validation with the best so far, and perhaps end the fit."
         if not was_validated(self.recorder):
             return
-        value = epoch_values(self.recorder)[self.monitor]
-        if self.comp(value - self.min_delta, self.best):
+        value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
+        fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
+        if self.comp(fair - self.min_delta, best):
+            self.best_answers = now
             self.best, self.best_stage, self.best_epoch, self.waited = value, self.stage, self.epoch + 1, 0
             return
         self.waited += 1
