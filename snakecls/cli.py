@@ -384,10 +384,12 @@ def runs(
     json: Json = False,
 ):
     "List all runs, those on the same photos together, the best first, one line each."
-    from snakecls.workflow.killed import complete_killed
+    from snakecls.workflow.killed import complete_killed, unfinished_groups
     from snakecls.workflow.models import all_runs, leaderboard_text, run_roots
 
     complete_killed(run_roots(folder), say=tell)
+    for sentence in unfinished_groups(run_roots(folder)):
+        tell(f"Note: {sentence}")
     board = all_runs(folder, photos=True, verdicts=wide or json)
     show(json_module.loads(board.to_json(orient="records")), leaderboard_text(board, folder, wide=wide), json)
 

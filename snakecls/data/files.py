@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import UserError, printable, track, worker_threads
 from .photos import MAX_PIXELS, PhotoError, open_photo
-from .scan import scan_files
+from .scan import NOT_LOOKED_AT, scan_files
 from .folders import bad_name, describe_left_out, list_photos, one_line
 
 # %% ../../nbs/data/13_files.ipynb #821837d1
@@ -39,6 +39,8 @@ def judge_file(
     pixel_limit: int = MAX_PIXELS,
 ) -> list[tuple[str, str, float, str]]:  # issue, verdict, score, reason
     "Say what is odd about one photo."
+    if facts["issue"] == NOT_LOOKED_AT:
+        return [(NOT_LOOKED_AT, "look", 0.0, f"{facts['path']} could not be read just now ({facts['reason']}), which says nothing about the photo; run the check again.")]
     if facts["issue"]:
         return [(facts["issue"], "drop", 1.0, f"{facts['path']} cannot be read as a photo: {facts['reason']}.")]
     width, height, mode, format = (facts[name] for name in ("width", "height", "mode", "format"))

@@ -32,7 +32,7 @@ from .report_labels import LIST_SCORES, MOST_CLASSES, MOST_ROWS, count_missed_la
 from .report_page import draw_curves, render_page
 from .report_photos import find_thumbnail
 from .report_danger import danger_photos, known_facts
-from .report_verdicts import is_served, judge_refit, judge_targets, judge_training, say_chosen, say_epochs_trained, say_served
+from .report_verdicts import is_served, judge_lost, judge_refit, judge_targets, judge_training, say_chosen, say_epochs_trained, say_served
 from ..stats import find_top_k, say_difference, top_names
 
 # %% ../../nbs/evaluate/45_report.ipynb #e93fe67e
@@ -368,7 +368,7 @@ def write_report(
     facts.bundle = facts.bundle and {**facts.bundle, "label_facts": label_facts}
     values = {**make_header(facts), **make_details(facts), "tiles": make_tiles(facts, predictions, name), "stages": make_stages(facts.metrics, facts.path / "plots", facts.history),
               "best_line": say_best(facts.metrics), "curves": make_curves(facts.history), "probed": facts.history is not None and "P" in name_epochs(facts.history), "several": facts.several,
-              "mean_of_targets": facts.metrics.get("problem") == "several_targets", "verdicts": [v for v in [judge_training(facts.metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(facts.metrics), judge_thresholds(facts.metrics, read_lists(facts, "test") if facts.several else None), *judge_targets(facts.metrics, name)] if v],
+              "mean_of_targets": facts.metrics.get("problem") == "several_targets", "verdicts": [v for v in [judge_lost(facts.metrics), judge_training(facts.metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(facts.metrics), judge_thresholds(facts.metrics, read_lists(facts, "test") if facts.several else None), *judge_targets(facts.metrics, name)] if v],
               "common": {label: known.get("common_name") for label, known in label_facts.items()},
               "marks": {label: [key for key, value in known.items() if value is True] for label, known in label_facts.items()}}
     if shown is not None:

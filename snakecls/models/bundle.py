@@ -268,7 +268,7 @@ def write_bundle(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        save_file(weights, new / WEIGHTS_FILE, metadata={"format": "pt", "arch": str(info.model["arch"])})
+        save_file(weights, new / WEIGHTS_FILE, metadata={"arch": str(info.model["arch"])})  # one key alone: several come in another order each time
         usual_mode(new / WEIGHTS_FILE)  # safetensors gives it to its owner alone
         write_examples(new, examples)
         write_sealed(new, info)

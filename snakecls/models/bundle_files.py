@@ -49,8 +49,10 @@ def read_strictly(
         raise UserError(f"{printable(file)} is nested without end; copy the bundle again.") from e
     except ValueError as e:
         raise UserError(f"{printable(file)} is not valid JSON ({e}); copy the bundle again.") from e
-    except (OSError, MemoryError) as e:
-        raise UserError(f"{printable(file)} cannot be read ({e or type(e).__name__}); copy the bundle again.") from e
+    except MemoryError as e:
+        raise UserError(f"there is not enough memory to read {printable(file)}; close other programs.") from e
+    except OSError as e:
+        raise UserError(f"{printable(file)} cannot be read ({str(e) or type(e).__name__}); copy the bundle again.") from e
     if not isinstance(values, dict):
         raise UserError(f"{printable(file)} holds no object with the bundle's keys, but {_short(values)}; copy the bundle again.")
     try:

@@ -284,6 +284,8 @@ def finish(learn: Learner, saver: SaveBestF1, stages: list[Stage], loaders: Call
         stage = stages[saver.best_stage - 1]
         learn.dls = stage_loaders(loaders, stage, seed)
         result.best = {"monitor": saver.monitor, "value": saver.best, "stage": saver.best_stage, "epoch": saver.best_epoch, "size": stage.seen_size}
+        if saver.best_answers is not None and saver.best_answers.places is not None:
+            result.best["n_valid"] = len(saver.best_answers.places)
         result.message = saver.message
         if saver.best_answers is not None and saver.best_answers.probs is not None:
             result.answers["best"] = spread_probs(saver.best_answers.places, len(learn.dls.valid_ds), saver.best_answers.probs)

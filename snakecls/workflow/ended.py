@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'DESCRIBED', 'NO_MODEL', 'describe_model', 'best_row', 'best_text', 'can_keep', 'keep_best',
-           'early_metrics', 'end_early', 'scored', 'undisturbed', 'use', 'revive']
+           'early_metrics', 'end_early', 'first_machine_error', 'scored', 'undisturbed', 'use', 'revive']
 
 # %% ../../nbs/workflow/61_ended.ipynb #f535616a
+import errno
 import signal
 import threading
 from collections.abc import Iterator
@@ -94,7 +95,8 @@ def end_early(
 ) -> tuple[str, str]:  # 'stopped' or 'failed'; a sentence
     "Keep the best so far of a run that an error or a signal ends, and say what is usable."
     stopped = isinstance(error, KeyboardInterrupt)
-    why = f"stopped by {str(error) or 'Ctrl-C'}" if stopped else "the disk is full" if is_disk_full(error) else str(error).rstrip(".") if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else type(error).__name__
+    machine = first_machine_error(error)
+    why = f"stopped by {str(error) or 'Ctrl-C'}" if stopped else "the disk is full" if is_disk_full(error) else str(error).rstrip(".") if isinstance(error, UserError) else machine if machine else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else type(error).__name__
     for part in (run / "checkpoints").glob("*-part.pth"):  # half a file, which takes the room that the bundle needs
         part.unlink(missing_ok=True)
     left = NO_MODEL
@@ -111,6 +113,15 @@ def end_early(
     return "stopped" if stopped else "failed", f"{why[0].upper()}{why[1:]}; {left}."
 
 
+def first_machine_error(error: BaseException | None) -> str:  # empty where there was none
+    "Say that memory was missing or a disk failed, where that is what an error came from."
+    while error is not None and not isinstance(error, MemoryError) and getattr(error, "errno", None) != errno.EIO:
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return ""
+    return "there was not enough memory" if isinstance(error, MemoryError) else f"the disk gave an error ({error})"
+
+
 NO_MODEL = "no epoch was measured, so there is no model"
 
 
@@ -125,7 +136,7 @@ def scored(run: RunFolder) -> bool:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     "Let a second Ctrl-C wait for the few seconds in which a run's best so far is kept."
-    numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)] if threading.current_thread() is threading.main_thread() else []
     old = {number: signal.signal(number, signal.SIG_IGN) for number in numbers if signal.getsignal(number) is not None}
     try:
         yield

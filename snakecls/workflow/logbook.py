@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..core import atomic_write, open_file
+from ..evaluate.report_verdicts import say_lost
 from ..stats import top_names
 from .compare import diff_experiments, parent_folder, read_verdict
 from .environment import describe_hardware
@@ -214,7 +215,7 @@ def describe_result(metrics: dict) -> str:
     best, trained = metrics.get("best") or {}, metrics.get("trained") or {}
     served = "" if best.get("epoch") is None else f"served {'the linear probe' if best['epoch'] == 0 else epoch_text(best)}"
     same = trained and (trained.get("stage"), trained.get("epoch")) == (best.get("stage"), best.get("epoch"))
-    return "; ".join(filter(None, [served, *texts, chosen_text(metrics), "the probe was fitted again on train and valid between the two" if metrics.get("refit") else "",
+    return "; ".join(filter(None, [served, *texts, chosen_text(metrics), say_lost(metrics).rstrip("."), "the probe was fitted again on train and valid between the two" if metrics.get("refit") else "",
                                    "" if same else describe_scores(f"trained to the end ({epoch_text(trained)}), not served, valid", trained)]))
 
 

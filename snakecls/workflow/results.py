@@ -263,7 +263,7 @@ def finish_records(
         "name": experiment.name, "problem": problem_of(experiment), "labels": labels, "monitor": experiment.monitor, "stages": result.stages, "best": result.best, "probe": result.probe,
         "message": result.message, **scores, "fine_tuning": compare_training(tables, result), "refit": refitted, "flip": experiment.predict.flip, "seconds": round(time.perf_counter() - start, 1), "parent": experiment.parent,
         "thresholds": thresholds, "parameters": count_parameters(learn.model), "mode": experiment.train.precision, "bundle_mb": round((Path(bundle) / "weights.safetensors").stat().st_size / 1e6, 2), **more,
-    } | ({"lost": lost.counts} if lost.found else {})
+    } | ({"lost": lost.counts, "photos": table["split"].value_counts().to_dict()} if lost.found else {})
     run.write_metrics(metrics)  # before the bundle is written again, with the scores: a full disk takes none of them away
     info = make_info(experiment, learn, facts, scores, refit=refitted, thresholds=thresholds and thresholds["values"])
     try:

@@ -112,8 +112,13 @@ class RunFolder:
     ) -> "RunFolder":  # running
         "Make a new run folder and mark it as running."
         run = cls(make_run_path(root, name))
-        write_json(run.path / "status.json", {"status": "running", "name": name, "started": utc_now(), **more})
-        return run.start()
+        try:
+            write_json(run.path / "status.json", {"status": "running", "name": name, "started": utc_now(), **more})
+            return run.start()
+        except BaseException as e:
+            with suppress(OSError, UserError):  # without a status there is nothing to tell it in
+                run.finish("stopped" if isinstance(e, KeyboardInterrupt) else "failed", message=f"it could not begin ({getattr(e, 'strerror', None) or e or type(e).__name__})")
+            raise
 
     @classmethod
     def open(
@@ -168,7 +173,7 @@ def read_status(
         return {"status": "failed", "name": Path(path).name, "message": str(e)}
     if not isinstance(status, dict) or status.get("status") not in STATES:
         return {"status": "failed", "name": Path(path).name, "message": f"{file} does not say how the run stands"}
-    odd = [name for name in ("name", "started", "ended", "message", "part_of") if not isinstance(status.get(name), (str, type(None)))]
+    odd = [name for name in ("name", "started", "ended", "message", "part_of", "why", "command", "logbook") if not isinstance(status.get(name), (str, type(None))) or "\0" in (status.get(name) or "")]
     status = {name: value for name, value in status.items() if name not in odd and value is not None}
     missing = [name for name in ("name", "started") if name not in status and name not in odd]
     why = f"its {odd[0]} is no text" if odd else f"it has no {missing[0]}" if missing else "its start is no time" if not is_time(status["started"]) else ""
