@@ -225,23 +225,50 @@ def test_photos_of_one_class_are_scored(shop):
         assert "all 12 photos are of 'dress'" in done.stderr
 
 
-def test_what_was_not_foreseen_is_one_sentence_and_a_traceback_in_a_file(shop, monkeypatch):
+def test_a_damaged_manifest_is_a_sentence(shop):
     run = shop / "runs" / (shop / "run.txt").read_text()
     whole = (run / "manifest.parquet").read_bytes()
     (run / "manifest.parquet").write_bytes(b"no table")
     try:
-        done = snakecls("evaluate", "--model", "clothes", cwd=shop)
-        refused(done, "this was not foreseen: ArrowInvalid", 1)
-        log = Path(done.stderr.split("The traceback is in ")[1].split(";")[0])
-        assert "Traceback" in log.read_text() and "evaluation_table" in log.read_text()
-        log.unlink()
-        with pytest.raises(Exception, match="Parquet"):
-            snakecls("evaluate", "--model", "clothes", "--debug", cwd=shop)
-        monkeypatch.setenv("SNAKECLS_DEBUG", "1")
-        with pytest.raises(Exception, match="Parquet"):
-            snakecls("evaluate", "--model", "clothes", cwd=shop)
+        refused(snakecls("evaluate", "--model", "clothes", cwd=shop), "manifest.parquet cannot be read as a table")
     finally:
         (run / "manifest.parquet").write_bytes(whole)
+
+
+def test_what_was_not_foreseen_is_one_sentence_and_a_traceback_in_a_file(shop, monkeypatch):
+    import snakecls.workflow.answers as module
+
+    def evaluate_table(*given, **more):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(module, "evaluate_given", evaluate_table)
+    done = snakecls("evaluate", "--model", "clothes", cwd=shop)
+    refused(done, "this was not foreseen: ZeroDivisionError", 1)
+    log = Path(done.stderr.split("The traceback is in ")[1].split(";")[0])
+    assert "Traceback" in log.read_text() and "evaluate_table" in log.read_text()
+    log.unlink()
+    with pytest.raises(ZeroDivisionError):
+        snakecls("evaluate", "--model", "clothes", "--debug", cwd=shop)
+    monkeypatch.setenv("SNAKECLS_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        snakecls("evaluate", "--model", "clothes", cwd=shop)
+
+
+@pytest.mark.parametrize("error, told", [(MemoryError(), "there is not enough memory"), (OSError(5, "Input/output error"), "the disk gave an error")])
+def test_an_error_of_the_machine_that_another_one_hides_is_what_is_told(shop, monkeypatch, error, told):
+    import snakecls.workflow.answers as module
+
+    def evaluate_table(*given, **more):
+        try:
+            raise error
+        except (MemoryError, OSError) as e:
+            e.args[0].none if e.args else e.args[0]  # as fastai's modify_exception does
+
+    monkeypatch.setattr(module, "evaluate_given", evaluate_table)
+    done = snakecls("evaluate", "--model", "clothes", cwd=shop)
+    refused(done, told, 1)
+    assert "foreseen" not in done.stderr
+    Path(done.stderr.split("The traceback is in ")[1].split(";")[0]).unlink()
 
 
 def test_an_error_while_training_keeps_the_best_so_far_too(shop, monkeypatch):

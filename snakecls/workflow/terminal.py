@@ -98,6 +98,11 @@ def stop_on_signals() -> Iterator[None]:
         for number, handler in old.items():
             signal.signal(number, handler)
 
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
+        print(text, file=sys.stderr, flush=True)
+
 # %% ../../nbs/workflow/69_terminal.ipynb #cf1f2969
 def run_commands(
     app: Callable[[], None],  # reads sys.argv
@@ -125,11 +130,6 @@ def run_commands(
             sys.exit(2)
         _say(f"snakecls: {explain_failure(e)}")
         sys.exit(1)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
-        print(text, file=sys.stderr, flush=True)
 
 
 def first_cause(error: Exception) -> Exception:  # with `log`, where `error` has one
