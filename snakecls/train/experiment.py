@@ -41,7 +41,7 @@ def make_experiment(
     for override in overrides:
         override_key(values, override)
     if place := not_finite(values):
-        raise UserError(f"{one_line(where)}: {one_line(place)} is no finite number; give one that is.")
+        raise UserError(f"{one_line(where)}: {one_line(place)}: give a finite number.")
     try:
         return Experiment.model_validate(values)
     except ValidationError as e:
@@ -49,10 +49,10 @@ def make_experiment(
         raise UserError(one_line(f"{where}: {explain_error(first, schema=Experiment)}")) from e
 
 
-def not_finite(values: Any, place: str = "") -> str:  # the key; empty where there is none
+def not_finite(values: Any, place: str = "") -> str:  # such as 'train.wd is inf'; empty where there is none
     "Find a number that is infinite or none (`.inf`, `.nan`), wherever it stands."
     if isinstance(values, float) and not math.isfinite(values):
-        return place
+        return f"{place} is {values}"
     parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     return next(filter(None, (not_finite(value, f"{place}.{key}".lstrip(".")) for key, value in parts)), "")
 
