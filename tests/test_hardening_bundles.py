@@ -462,6 +462,24 @@ def test_a_column_that_may_mean_danger_takes_a_no_back(column, value, known, tmp
     assert facts["Boiga"]["venomous"] is known and (column == "extinction risk" or "counts as not known" in " ".join(notes))
 
 
+def test_facts_that_cannot_be_read_can_be_replaced(bundle, tmp_path):
+    from test_faults_person import run
+
+    from snakecls.models.bundle import read_bundle
+
+    values = without_seal(values_of(bundle))
+    for facts in (FACTS | {"Micrurus fulvius": {"venomous": "mildly", "common_name": "Coral snake"}}, FACTS | {"Micrurus fulvius": {"venomous": 2}}, FACTS | {"Nobody": {"venomous": True}}, FACTS | {"Micrurus fulvius": "no"}, []):
+        rewrite(bundle, values | {"label_facts": facts, "temperature": 0.005})
+        assert "label_facts" in (said := refused(bundle, weights=False)) or "facts" in said or "Micrurus" in said
+        (tmp_path / "facts.csv").write_text("label,venomous\nMicrurus fulvius,yes\n")
+        done = run("facts", tmp_path / "facts.csv", "--model", bundle, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        known = read_bundle(bundle).info.label_facts
+        assert known["Micrurus fulvius"]["venomous"] is True
+        if facts and facts != []:
+            assert all(known[label]["venomous"] is True for label, facts in FACTS.items() if facts.get("venomous") is True)
+
+
 @pytest.mark.parametrize("labels, dangers", [(["Shelby Cobra", "Ford Mustang"], ()), (["Dodge Viper", "AC Cobra", "Ford Mustang"], ()), (["cobra", "mustang"], ("venomous",)), (["Naja naja", "AC Cobra"], ("venomous",)), (["king cobra", "viper"], ("venomous",))])
 def test_cars_that_are_named_after_snakes_are_none(labels, dangers, tmp_path):
     from test_faults_person import make_bundle

@@ -346,6 +346,17 @@ def test_300_damaged_experiment_files(tmp_path):
     assert n_read > 10
 
 
+@pytest.mark.parametrize("line, said", [("question:", "question is left empty; write its value behind it, or leave the key out"), ("question: [a]", "question is ['a'], and has to be a text"), ("parent: {a: 1}", "has to be a text"), ("seed:", "seed is left empty"),
+                                        ("name: 010", "line 2 holds 010, which YAML reads as 8; put it in quotes if it is a text"), ("name: 12:30", "which YAML reads as 750"), ("seed: 007", "without a zero before it"), ("name: 1:30.5", "which YAML reads as 90.5")])
+def test_what_yaml_reads_otherwise_is_told_in_our_words(tmp_path, line, said):
+    (tmp_path / "a.yaml").write_text(f"data: {{source: photos}}\n{line}\n")
+    text = refused(load_experiment, tmp_path / "a.yaml", contains=said)
+    assert "input should be" not in text
+    for good in ("name: '010'", "seed: 0", "seed: 10", "name: 2024-01-01", "name: 0a"):
+        (tmp_path / "a.yaml").write_text(f"data: {{source: photos}}\n{good}\n")
+        assert load_experiment(tmp_path / "a.yaml")
+
+
 # CSV that a spreadsheet opens
 
 FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")

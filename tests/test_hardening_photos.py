@@ -268,6 +268,19 @@ def test_what_the_model_sees_is_judged(resize, crop_pct, tmp_path, tiny_bundle):
         assert code == 2 and "subject is in its middle" in out and "%" not in out
 
 
+def test_a_photo_that_uses_few_of_its_16_bits_is_told(tmp_path, tiny_bundle):
+    from snakecls.deploy.predict import Predictor
+
+    values = np.random.default_rng(0).integers(0, 200, (6, 8)).repeat(16, 0).repeat(16, 1).astype(np.uint16)
+    for name in ("a.tif", "a.png"):
+        Image.fromarray(values).save(tmp_path / name)
+        for source in (tmp_path / name, (tmp_path / name).read_bytes(), str(tmp_path / name)):
+            with pytest.raises(PlainPhotoError, match="its values reach 19. of 65,535, so that it is nearly black as stored"):
+                Predictor(tiny_bundle).predict(source)
+    Image.fromarray(values * 300).save(tmp_path / "b.tif")
+    assert Predictor(tiny_bundle).predict(tmp_path / "b.tif")
+
+
 @pytest.mark.real
 def test_no_real_photo_is_called_plain():
     from test_files import real

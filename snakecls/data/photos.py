@@ -438,13 +438,23 @@ def check_seen(
     raise PlainPhotoError(name, f"at the {spec.width} x {spec.height} pixels that the model looks at it is of one colour (crop the photo so that the subject fills it)")
 
 
+def _say_dark(source: Any) -> str:
+    "Say of a photo with 16 bits that it uses few of them, as cameras with 10 or 12 bits write them."
+    try:
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        largest = int(max(np.asarray(image).max(), 0)) if image.mode.startswith("I;16") else 65535
+    except (OSError, ValueError, TypeError, AttributeError, MemoryError):
+        return ""
+    return f" (its values reach {largest:,} of 65,535, so that it is nearly black as stored; stretch them to the whole range and save it again)" if largest < 65535 / 3 else ""
+
+
 def open_shown(
     source: Any,  # whatever `open_photo` takes
 ) -> Image.Image:  # as `open_photo` gives it
     "Open a photo that is to be named; raises `PlainPhotoError` where there is nothing to see on it."
     photo = open_photo(source)
     if reason := why_plain(photo):
-        raise PlainPhotoError(describe_source(source), reason)
+        raise PlainPhotoError(describe_source(source), reason + _say_dark(source))
     return photo
 
 
@@ -456,7 +466,10 @@ def prepare_shown(
     photo = open_photo(source)
     try:
         resized = resize_photo(photo, spec)
-        check_seen(photo, resized, spec, describe_source(source))
+        try:
+            check_seen(photo, resized, spec, describe_source(source))
+        except PlainPhotoError as e:
+            raise PlainPhotoError(e.source, e.reason + _say_dark(source)) from None
         return to_array(resized, spec)
     except MemoryError as e:
         raise PhotoError(describe_source(source), explain_failure(e, b"")) from e

@@ -8,6 +8,7 @@ __all__ = ['MOST_CHARACTERS', 'MOST_DEPTH', 'MOST_DIGITS', 'SYNONYMS', 'UniqueLo
            'explain_error']
 
 # %% ../../nbs/train/35_messages.ipynb #bba78848
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -61,6 +62,8 @@ class UniqueLoader(yaml.SafeLoader):
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
             raise UserError(f"line {line} holds a number of {len(node.value):,} digits; write a smaller one, or put it in quotes if it is a text.")
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and (":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value)):
+            raise UserError(f"line {line} holds {shown(node.value)[1:-1]}, which YAML reads as {super().construct_object(node, deep=deep)}; put it in quotes if it is a text, or write the number without {'colons' if ':' in node.value else 'a zero before it'}.")
         if isinstance(node, yaml.ScalarNode) and ("\0" in node.value or any(0xD800 <= ord(char) <= 0xDFFF for char in node.value)):
             raise UserError(f"line {line} holds {shown(node.value)}, with a character that no text or path has; leave it out.")
         try:
@@ -201,5 +204,9 @@ def explain_error(
         return f"{key} is {shown(given)}, but must be {error['ctx']['expected']}{f'; did you mean {guess!r}?' if guess else '.'}"
     if error["type"] == "dict_type":
         return f"{key} is {shown(given)}, but holds names with values; write {key}: {{NAME: …}} ({describe_key(schema, place)})."
+    if given is None:
+        return f"{key} is left empty; write its value behind it, or leave the key out ({describe_key(schema, place)})."
+    if error["type"] == "string_type":
+        return f"{key} is {shown(given)}, and has to be a text; write one, in quotes ({describe_key(schema, place)})."
     message = error["msg"] if error["msg"][:2].isupper() else error["msg"][0].lower() + error["msg"][1:]
     return f"{key} is {shown(given)}: {message} ({describe_key(schema, place)})."
