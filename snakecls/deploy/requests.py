@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['NOT_HERE', 'NOT_YOURS', 'BUSY', 'NAME', 'PAGE', 'FILES', 'PROGRAMS', 'KEYS', 'Refused', 'host_name', 'host_address',
-           'told_hosts', 'is_own_name', 'check_host', 'Open', 'find_open', 'read_json', 'known_files', 'clean_call']
+           'told_hosts', 'is_own_name', 'check_host', 'Open', 'find_open', 'read_json', 'known_files', 'clean_call',
+           'Limits', 'client_key', 'Counts']
 
 # %% ../../nbs/deploy/51_requests.ipynb #9c0db224
 import ipaddress
 import json
+import math
 import os
 import re
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,3 +203,77 @@ def clean_call(
     if not re.fullmatch(NAME, str(value.get("session_hash", "none"))):
         raise Refused(400, "The request's 'session_hash' is not up to 64 letters and digits.")
     return known_files(value, may_name, files), files
+
+# %% ../../nbs/deploy/51_requests.ipynb #7d1e3a68
+@dataclass(frozen=True)
+class Limits:
+    "How much may come in."
+
+    json_bytes: int = 256_000  # of a request to a function
+    upload_bytes: int = 40_000_000  # of a request with photos
+    upload_files: int = 10  # in a request
+    json_s: float = 15  # until a request to a function has come in
+    upload_s: float = 300  # until photos have
+    pause_s: float = 30  # within an upload, and until a client takes what it is sent
+    uploads: int = 100  # at once
+    uploads_each: int = 16  # of one address
+    streams: int = 400  # open answers
+    streams_each: int = 64
+    requests_each: int = 1200  # uploads and questions of one address in ten minutes
+    waiting: int = 100  # questions in the queue
+    connections: int = 700  # below what a process may usually open; a fifth more are told so
+    connections_each: int = 100
+    header_bytes: int = 8_000  # of a photo in a form
+
+
+def client_key(
+    address: str | None,
+) -> str | None:  # None for this machine; of IPv6 the network, as one client has many addresses
+    "Tell clients apart."
+    found = host_address(address or "")
+    if found is None or found.is_loopback:
+        return None
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
+
+
+class Counts:
+    "What is going on for whom, and how much lately."
+
+    def __init__(self, limits: Limits):
+        self.limits, self.open, self.recent = limits, Counter(), {}
+
+    def enter(
+        self,
+        kind: str,  # 'uploads' or 'streams'
+        who: str | None,
+    ) -> Callable[[], None]:  # to be called at the end
+        "Count something that goes on; refuse it where there is too much."
+        each, total = getattr(self.limits, f"{kind}_each"), getattr(self.limits, kind)
+        if who is not None and self.open[kind, who] >= each:
+            raise Refused(429, f"More than {each} {kind} at once from one address are not taken; wait until some are done.", wait_s=5)
+        if self.open[kind] >= total:
+            raise Refused(503, BUSY, wait_s=5)
+        keys = [kind] + ([(kind, who)] if who is not None else [])
+        self.open.update(keys)
+
+        def leave() -> None:
+            self.open.subtract(keys)
+            for key in keys:
+                if not self.open[key]:
+                    del self.open[key]
+
+        return leave
+
+    def note(self, who: str | None, now: float | None = None) -> None:
+        "Count a request; refuse it where an address sent too many lately."
+        if who is None:
+            return
+        now = time.monotonic() if now is None else now
+        if len(self.recent) > 10_000:
+            self.recent = {key: times for key, times in self.recent.items() if times and now - times[-1] < 600}
+        times = self.recent.setdefault(who, deque())
+        while times and now - times[0] >= 600:
+            times.popleft()
+        if len(times) >= self.limits.requests_each:
+            raise Refused(429, f"More than {self.limits.requests_each} requests in ten minutes from one address are not taken; wait a few minutes.", wait_s=math.ceil(600 - (now - times[0])))
+        times.append(now)
