@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'SUBJECTS', 'plain_words', 'read_danger', 'hints_at_danger',
            'danger_key', 'has_odd_coding', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger', 'clean_facts',
-           'which', 'clean_name', 'danger_state', 'known_dangers', 'join_facts', 'join_infos', 'subject_noun',
-           'subject_name', 'guess_subject', 'named_danger', 'target_danger', 'model_dangers', 'with_unknown',
-           'danger_name', 'danger_noun', 'say_unknown']
+           'readable_facts', 'which', 'clean_name', 'danger_state', 'known_dangers', 'join_facts', 'join_infos',
+           'subject_noun', 'subject_name', 'guess_subject', 'named_danger', 'target_danger', 'model_dangers',
+           'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/08_dangers.ipynb #b42c4d72
 import re
@@ -194,6 +194,24 @@ def clean_facts(
             keys = [key for key in known_dangers({label: clean[label]}, also) if key != "deadly"]
             clean[label] |= {key: None for key in keys if clean[label][key] is False} or ({} if keys else {"dangerous": None})
     return clean
+
+
+def readable_facts(
+    values: Mapping[str, Any],  # of bundle.json
+) -> dict[str, dict[str, Any]]:  # label -> fact -> value
+    "Give those facts of a bundle that can be read, for whoever is about to replace them: what cannot be read is not known."
+    labels, facts, also = values.get("labels"), values.get("label_facts"), values.get("danger_columns")
+    labels = [str(label) for label in labels] if isinstance(labels, list) else []
+    also = [name for name in (also if isinstance(also, list) else [also]) if isinstance(name, str)]
+    found: dict[str, dict[str, Any]] = {}
+    for label, known in (facts.items() if isinstance(facts, dict) else ()):
+        if label in labels and isinstance(known, dict):
+            for name, value in known.items():
+                try:
+                    found[label] = clean_facts({label: found.get(label, {}) | {name: value}}, also)[label]
+                except UserError:
+                    found[label] = found.get(label, {}) | {danger_key(name, also) or name: None}
+    return found
 
 
 def which(e: UserError) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import snakecls
 from ..core import UserError, plain, printable, unknown_name, usual_mode, write_json
-from ..data.dangers import DANGERS, clean_facts, danger_key, model_dangers
+from ..data.dangers import DANGERS, clean_facts, danger_key, model_dangers, readable_facts
 from ..data.photos import PhotoSpec, open_photo
 from .bundle_files import INFO_FILE, PROBLEMS, WEIGHTS_FILE, check_kinds, check_links, copy_known, list_examples, read_strictly
 from .seal import check_answer, check_parts, check_weights, give_answer, hash_parts, make_seal, usual_torch
@@ -349,7 +349,7 @@ def read_bundle(
     if not (folder / WEIGHTS_FILE).exists():
         raise UserError(f"The bundle {folder} has no {WEIGHTS_FILE}; copy the whole folder again.")
     try:
-        readable = values | {"label_facts": _readable_facts(values)} if "facts" in skip else values
+        readable = values | {"label_facts": readable_facts(values)} if "facts" in skip else values
         info = info_from_dict(check_kinds(readable), strict=False)
     except (UserError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as e:
         raise UserError(f"{printable(folder / INFO_FILE)} cannot be used: {_with_remedy(e)}") from e
@@ -363,22 +363,6 @@ def read_bundle(
         if not info.subject and isinstance(seal.get("subject"), str) and seal["subject"] and not model_dangers(info)[2]:
             info = replace(info, subject=seal["subject"])  # a new title must not take back what the photos show
     return Bundle(info, folder / WEIGHTS_FILE, folder, seal, tuple(notes))
-
-
-def _readable_facts(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    "Give those facts of a bundle that can be read, for whoever is about to replace them: what cannot be read is not known."
-    labels, facts, also = values.get("labels"), values.get("label_facts"), values.get("danger_columns")
-    labels = [str(label) for label in labels] if isinstance(labels, list) else []
-    also = [name for name in (also if isinstance(also, list) else [also]) if isinstance(name, str)]
-    found: dict[str, dict[str, Any]] = {}
-    for label, known in (facts.items() if isinstance(facts, dict) else ()):
-        if label in labels and isinstance(known, dict):
-            for name, value in known.items():
-                try:
-                    found[label] = clean_facts({label: found.get(label, {}) | {name: value}}, also)[label]
-                except UserError:
-                    found[label] = found.get(label, {}) | {danger_key(name, also) or name: None}
-    return found
 
 
 def read_weights(
