@@ -95,7 +95,7 @@ class LostPhotos:
             return
         reason = reason or why_unreadable(path) or f"{path} could not be read when its turn came, though it can be now."
         self.found[path] = (split, reason)
-        logging.getLogger("snakecls").warning("lost photo (%s): %s", split, reason)
+        logging.getLogger("snakecls").info("lost photo (%s): %s", split, reason)
         if len(self.found) <= SHOWN:
             self.tell(f"{reason} It could be read before; the {'training' if split == 'train' else 'scoring'} goes on without it.")
         elif len(self.found) == SHOWN + 1:

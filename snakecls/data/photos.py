@@ -90,6 +90,8 @@ def explain_failure(
     if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
         return {FileNotFoundError: "there is no such file", IsADirectoryError: "it is a folder"}.get(
             type(error), "reading it is not permitted")
+    if str(error) == "Truncated File Read":  # in Pillow's words
+        return "it is truncated"
     if isinstance(error, MemoryError):
         return "it does not fit into the memory that is free; save it smaller, or close other programs"
     return f"{' '.join(str(error).split()).rstrip('.') or type(error).__name__}"

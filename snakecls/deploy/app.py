@@ -116,7 +116,7 @@ def show_answer(
     except PlainPhotoError as e:
         return message_html("There is nothing to see on this photo", f"{e.reason.capitalize()}, so that no name would say anything about it. Try another one. {no_all_clear(model_dangers(predictor.info)[0])}".strip(), kind="error")
     except PhotoError as e:
-        return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one.", kind="error")
+        return message_html("This photo cannot be read", f"The file is damaged, or no photo ({e.reason}). Try another one. {no_all_clear(model_dangers(predictor.info)[0])}".strip(), kind="error")
     except UserError as e:
         return message_html("There is no answer", str(e)[:1].upper() + str(e)[1:], kind="error")
     judged = judge(predictor.info, probs, shown, others)
@@ -365,13 +365,14 @@ def load_predictor(
 
 # %% ../../nbs/deploy/52_app.ipynb #dd93809b
 def launch_app(
-    predictor: "Predictor | LearnerPredictor",
+    predictor: "Predictor | LearnerPredictor | str | Path",  # a model's folder is taken, too
     *,
     port: int | None = None,  # by default the environment's
     block: bool = True,  # wait until the app is stopped
     browser: bool = False,  # open a browser window
 ) -> Served:  # the address; its `close()` ends the app
     "Build and start the app. Raises `UserError` when the port is taken."
+    predictor = load_predictor(predictor) if isinstance(predictor, (str, Path)) else predictor
     for note in predictor.notes:
         print(f"Note: {note}", file=sys.stderr, flush=True)
     return serve(build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=CSS, js=f"() => {{ ({UPLOAD_JS.strip()})(); ({watch_js().strip()})(); }}", files=True, programs=True,
