@@ -86,23 +86,27 @@ def open_file(
     path: str | Path,  # links are followed
 ) -> BinaryIO:  # to be closed by the caller
     "Open a regular file for reading; raises `NotAFileError` or another `OSError` for everything else, at once."
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)) if _openable(os.stat(path).st_mode, path) else -1
+    _check_regular(os.stat(path).st_mode, path)
+    return open(path, "rb", opener=_open_at_once)
+
+
+def _open_at_once(path: str, flags: int) -> int:  # a file's descriptor
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     try:
-        _openable(os.fstat(handle).st_mode, path)  # again, as another thing may stand there by now
+        _check_regular(os.fstat(handle).st_mode, path)  # again, as another thing may stand there by now
         if hasattr(os, "O_NONBLOCK"):
             os.set_blocking(handle, True)
-        return open(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return handle
 
 
-def _openable(mode: int, path: str | Path) -> bool:
+def _check_regular(mode: int, path: str | Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder")
     if not stat.S_ISREG(mode):
         raise NotAFileError("it is a pipe, a socket or a device, and no file")
-    return True
 
 # %% ../nbs/00_core.ipynb #b97298e6
 def printable(

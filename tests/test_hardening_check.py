@@ -149,7 +149,7 @@ def test_what_passes_is_not_kept(photos, tmp_path, monkeypatch):
     paths, decode = sorted(map(str, photos.rglob("*.*"))), scan.decode
     fresh = scan_files(paths)
     for error in (MemoryError(), OSError(5, "Input/output error")):
-        def fail(*given, error=error):
+        def fail(*given, error=error, **more):
             raise error
         monkeypatch.setattr(scan, "decode", fail)
         cache = tmp_path / f"{type(error).__name__}.sqlite"

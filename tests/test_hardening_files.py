@@ -416,6 +416,7 @@ def test_the_history_of_a_run_keeps_its_numbers(tmp_path):
     run.add_epoch({"epoch": 2, "loss": -1.5, "=x_f1": 0.25, "+more": 1})
     history = run.history()
     assert history["loss"].tolist() == [-0.5, 1e-7, -1.5] and history["=x_f1"].tolist() == [0.5, 0.5, 0.25] and "+more" in history
+    run.finish()
     assert "\n=" not in (text := (run.path / "history.csv").read_text()) and ",=" not in text and ",+" not in text
 
 

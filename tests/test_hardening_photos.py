@@ -148,7 +148,7 @@ def test_no_memory_is_one_sentence(tmp_path, monkeypatch, tiny_bundle):
         with pytest.raises(PhotoError, match="3.jpg cannot be read as a photo: it does not fit into the memory that is free"):
             open_photo(tmp_path / "photos/Natrix natrix/3.jpg")
         issues = check_files([tmp_path / "photos/Natrix natrix/3.jpg"], n_workers=1)
-        assert issues["issue"].tolist() == ["too large"] and "memory" in issues["reason"][0]
+        assert issues["issue"].tolist() == ["not looked at"] and "memory" in issues["reason"][0]
         code, out, err = command("predict", "photos/Natrix natrix", "--model", tiny_bundle, "--json", cwd=tmp_path)
         assert code == 2 and err.count("\n") == err.strip().count("\n") + 1 and "Traceback" not in err
         assert ["memory" in row.get("error", "") for row in json.loads(out)] == [i == 3 for i in range(6)]

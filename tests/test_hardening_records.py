@@ -1,10 +1,12 @@
 """One damaged run among good ones, killed runs, and a disk that is full at any write of a run's end."""
 import errno
 import json
+import logging
 import os
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ from mutate import mutated_files
 from test_faults_ends import SMALL, snakecls
 from test_hardening_runs import make_photos
 
+from snakecls.core import UserError
 from snakecls.workflow.models import all_runs, leaderboard_text, photo_group
 from snakecls.workflow.tracking import RunFolder, find_run, read_status, summarise_run
 
@@ -211,3 +214,13 @@ def test_a_disk_that_is_full_at_any_write_of_the_end_leaves_a_state_that_can_be_
     assert states[-1] == (True, True, True, 0) and states[0][3] == 1
     assert states == sorted(states, key=lambda state: (state[:3], -state[3]))  # scores come before copies and pages
     assert (True, False, False, 1) in states
+
+
+def test_a_run_whose_folder_is_gone_breaks_no_other(tmp_path):
+    gone, other = RunFolder.create(tmp_path / "gone", "first"), RunFolder.create(tmp_path / "other", "second")
+    shutil.rmtree(tmp_path / "gone")
+    logging.getLogger("snakecls").warning("a line that only one of them can keep")
+    other.finish()
+    with suppress(OSError, UserError):
+        gone.finish()
+    assert "a line that only one of them can keep" in (other.path / "run.log").read_text()

@@ -15,8 +15,6 @@ import torch
 from torch import nn
 
 from ..core import track, unknown_name, worker_threads
-from ..data.columns import count
-from ..data.lost import photos_gone
 from ..data.photos import PhotoError, PhotoSpec, prepare_photo
 from .bundle_files import PROBLEMS
 from .freezing import head_module
@@ -187,6 +185,9 @@ def target_probs(
     finally:
         model.train(was_training)
     if reasons and not rows:
+        from snakecls.data.columns import count  # here, as answering a photo needs no pandas
+        from snakecls.data.lost import photos_gone
+
         raise photos_gone(f"{count(len(photos), 'photo')} to predict", reasons[0])
     if rows:
         return [np.concatenate(same) for same in zip(*rows)]

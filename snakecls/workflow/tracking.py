@@ -296,13 +296,16 @@ def write_status(path: Path, status: dict) -> None:
 
 
 class QuietHandler(logging.FileHandler):
-    "A log that is left out where the disk is full, instead of printing a traceback for each line."
+    "A log that is left out where the disk is full or its folder is gone, instead of a traceback for each line."
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         "Say nothing: the run's own error is the one to be told."
 
     def close(self) -> None:
-        "Close the file, whether or not its last lines found room."
         with suppress(OSError):
             super().close()
 
