@@ -75,6 +75,8 @@ def test_a_run_goes_on_without_photos_that_get_lost(tmp_path, monkeypatch, how, 
         assert path in (run / "run.log").read_text()
     assert "4 photos could not be read any more (2 of train, 1 of valid, 1 of test)" in done.stderr
     assert json.loads((run / "status.json").read_text())["status"] == "finished" and (run / "report.html").exists()
+    said = "photos could not be read any more (2 of train, 1 of valid, 1 of test)"
+    assert said in (run / "report.html").read_text() and said in (tmp_path / "logbook.md").read_text()
     history = pd.read_csv(run / "history.csv")
     assert len(history) == 3 and history[["train_loss", "valid_loss", "f1_macro"]].notna().all(axis=None)
 
