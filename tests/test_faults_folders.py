@@ -476,6 +476,30 @@ def test_heic_in_the_app(start_app, tiny_bundle, browser, tmp_path):
     page.close()
 
 
+def test_a_photo_dropped_the_moment_the_page_shows_is_answered(start_app, tiny_bundle, browser, tmp_path):
+    "What mends the type of a HEIC, and says that it is on its way, must listen before there is anything to drop it on."
+    import base64
+
+    from conftest import draw_snake
+
+    path = heic(tmp_path / "IMG_0001.HEIC", draw_snake(3))
+    app = start_app(REPO / "app.py", tmp_path, SNAKECLS_BUNDLE=str(tiny_bundle)).wait()
+    page = browser.new_page()
+    page.add_init_script("""const given = new DataTransfer();
+        given.items.add(new File([Uint8Array.from(atob("%s"), char => char.charCodeAt(0))], "IMG_0001.HEIC"));
+        new MutationObserver((_, observer) => {
+            const button = document.querySelector("#photo button");
+            if (!button) return;
+            observer.disconnect();
+            button.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: given}));
+            window.dropped = true;
+        }).observe(document, {childList: true, subtree: true})""" % base64.b64encode(path.read_bytes()).decode())
+    page.goto(app.url)
+    page.wait_for_selector(".sc-row", timeout=30_000)
+    assert page.evaluate("window.dropped") is True
+    page.close()
+
+
 # Corrections: no line touches another
 
 

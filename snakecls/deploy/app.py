@@ -218,10 +218,13 @@ _WATCH_JS = """
     if (!said() && waiting() && text() !== before) await_answer();
     before = text();
   }).observe(document.body, {childList: true, subtree: true, characterData: true});
-  if (sessionStorage.getItem(lostKey)) {
+  const tell_lost = () => {
+    if (!sessionStorage.getItem(lostKey)) return;
+    if (!answered().length) return setTimeout(tell_lost, 50);  // the page does not show anything yet
     sessionStorage.removeItem(lostKey);
     say(texts.no_answer);
-  }
+  };
+  tell_lost();
 }
 """
 
@@ -375,5 +378,5 @@ def launch_app(
     predictor = load_predictor(predictor) if isinstance(predictor, (str, Path)) else predictor
     for note in predictor.notes:
         print(f"Note: {note}", file=sys.stderr, flush=True)
-    return serve(build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=CSS, js=f"() => {{ ({UPLOAD_JS.strip()})(); ({watch_js().strip()})(); }}", files=True, programs=True,
+    return serve(build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=CSS, script=f"() => {{ ({UPLOAD_JS.strip()})(); ({watch_js().strip()})(); }}", files=True, programs=True,
                  examples=[str(file) for file, _ in predictor.examples])

@@ -181,4 +181,4 @@ def launch_review(
 ) -> Served:  # the address; its `close()` ends the page
     "Build and start the review page. Raises `UserError` when there is nothing to review or the port is taken."
     page = build_review(issues, labels, corrections_path, table=table, multi=multi)
-    return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=REVIEW_CSS, js=REVIEW_JS)
+    return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=REVIEW_CSS, script=REVIEW_JS)
