@@ -486,14 +486,14 @@ def test_a_photo_dropped_the_moment_the_page_shows_is_answered(start_app, tiny_b
     app = start_app(REPO / "app.py", tmp_path, SNAKECLS_BUNDLE=str(tiny_bundle)).wait()
     page = browser.new_page()
     page.add_init_script("""const given = new DataTransfer();
-        given.items.add(new File([Uint8Array.from(atob("%s"), char => char.charCodeAt(0))], "IMG_0001.HEIC"));
+        given.items.add(new File([Uint8Array.from(atob("PHOTO"), char => char.charCodeAt(0))], "IMG_0001.HEIC"));
         new MutationObserver((_, observer) => {
             const button = document.querySelector("#photo button");
             if (!button) return;
             observer.disconnect();
             button.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: given}));
             window.dropped = true;
-        }).observe(document, {childList: true, subtree: true})""" % base64.b64encode(path.read_bytes()).decode())
+        }).observe(document, {childList: true, subtree: true})""".replace("PHOTO", base64.b64encode(path.read_bytes()).decode()))
     page.goto(app.url)
     page.wait_for_selector(".sc-row", timeout=30_000)
     assert page.evaluate("window.dropped") is True

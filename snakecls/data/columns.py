@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'some', 'count', 'option', 'clean_label', 'split_name',
-           'check_split_names', 'find_column', 'all_columns', 'to_columns', 'as_text', 'foreign_bytes', 'as_label',
-           'choose_label', 'read_splits', 'find_splits', 'split_columns']
+           'check_split_names', 'find_column', 'all_columns', 'to_columns', 'set_aside', 'as_text', 'foreign_bytes',
+           'as_label', 'choose_label', 'read_splits', 'find_splits', 'split_columns']
 
 # %% ../../nbs/data/08_columns.ipynb #e8394d29
 import re
@@ -164,7 +164,7 @@ def to_columns(
     names, split, said = find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
     used = {path, *names} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
-    rest = rest.rename(columns={name: f"original_{name}" for name in ("path", "label", "split") if name in rest})
+    rest = set_aside(rest, ("path", "label", "labels", "split"))
     named = [as_text(raw[path]).rename("path"), *([as_label(raw[label]).rename("label")] if with_label else [])]
     table = pd.concat([*named, rest], axis=1)
     table = table if split is None else table.assign(split=split)
@@ -172,6 +172,21 @@ def to_columns(
     return table
 
 # %% ../../nbs/data/08_columns.ipynb #b66a24e8
+def set_aside(
+    table: pd.DataFrame,
+    names: Iterable[str],  # columns that the program is about to write
+) -> pd.DataFrame:  # the user's own columns of these names are called `original_…`
+    "Make room for the program's columns, so that none of the user's is lost or taken for one of them."
+    renamed = {}
+    for name in names:
+        free = f"original_{name}"
+        while free in table or free in renamed.values():
+            free = f"original_{free}"
+        if name in table:
+            renamed[name] = free
+    return table.rename(columns=renamed)
+
+
 _TEXT = pd.Series(["text"]).dtype  # 'str' from pandas 3 on, 'object' before
 
 

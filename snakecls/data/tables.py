@@ -222,6 +222,8 @@ def load_table(
         said = [*said, *filter(None, [unguarded])]
     table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits, known=known)
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
+    if target in ("labels", "split") and not multi_label:  # the user's own column of the name of one of ours
+        target = next((name for name in (f"original_{target}", target) if name in table), "label")
     table = _drop_ignored(_drop_incomplete(table, where), where)
     table = _find_photos(table, source, where, root=root, check_files=check_files, names=splits)
     table = _drop_repeated(table, where)
@@ -297,7 +299,6 @@ def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) ->
     rest = raw.drop(columns=used)
     rest.attrs = {}
     table = to_columns(rest, where, path_column=columns["path_column"], split_column=columns["split_column"], splits=columns["splits"], with_label=False)
-    table = table.rename(columns={"labels": "original_labels", "label": "original_label"})
     table.insert(1, "labels", labels)
     return add_issues(table, [], warning=note)
 

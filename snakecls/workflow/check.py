@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..core import UserError, atomic_write, check_writable, file_hash, plain, read_json, unknown_name, write_json
-from ..data.columns import count
+from ..data.columns import count, set_aside
 from ..data.corrections import add_correction, open_issues
 from ..data.duplicates import find_duplicates, near_pairs
 from ..data.files import MIN_SIZE, check_files
@@ -152,7 +152,7 @@ def check_source(
     for note in notes:
         say(f"Note: {note}")
     known = facts.rename(columns={"issue": "unreadable"}).drop(columns=["thumb", "hash", "reason", "label", "labels", "split"], errors="ignore")
-    table = table.merge(known, on="path", how="left").assign(width=lambda t: t["width"].where(t["width"] > 0), height=lambda t: t["height"].where(t["height"] > 0))
+    table = set_aside(table, set(known) - {"path"}).merge(known, on="path", how="left").assign(width=lambda t: t["width"].where(t["width"] > 0), height=lambda t: t["height"].where(t["height"] > 0))
     result = CheckResult(folder, table, issues, [*table.attrs.get("warnings", []), *notes])
     write_check(result, data, name=folder.name)
     return result
