@@ -200,8 +200,9 @@ def readable_facts(
     values: Mapping[str, Any],  # of bundle.json
 ) -> dict[str, dict[str, Any]]:  # label -> fact -> value
     "Give those facts of a bundle that can be read, for whoever is about to replace them: what cannot be read is not known."
-    labels, facts, also = values.get("labels"), values.get("label_facts"), values.get("danger_columns")
-    labels = [str(label) for label in labels] if isinstance(labels, list) else []
+    targets, facts, also = values.get("targets"), values.get("label_facts"), values.get("danger_columns")
+    given = [values.get("labels"), *(targets.values() if isinstance(targets, dict) else ())]
+    labels = [str(label) for names in given if isinstance(names, list) for label in names]
     also = [name for name in (also if isinstance(also, list) else [also]) if isinstance(name, str)]
     found: dict[str, dict[str, Any]] = {}
     for label, known in (facts.items() if isinstance(facts, dict) else ()):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import UserError, open_file
 from ..data.photos import PhotoError, PlainPhotoError, is_heif, open_photo
 from ..data.dangers import model_dangers, with_unknown
+from ..data.target_dangers import target_facts
 from .page import CSS, answer_html, first_hint, header_html, judge, message_html, no_all_clear, notice_html, page_title
 from .door import Limits
 from .service import Served, prepare_gradio, serve
@@ -272,7 +273,7 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
         note_answered(photo)
     whole = judge(predictor.info, probs, shown, others).for_programs()
     if others:
-        whole["targets"] = {target: {"label": ranked[0].label, "prob": ranked[0].prob} for target, ranked in others.items()}
+        whole["targets"] = {target: {"label": ranked[0].label, "prob": ranked[0].prob, "facts": target_facts(target, ranked[0].label, ranked[0].facts, dangers)} for target, ranked in others.items()}
     return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) | whole for p in answer]
 
 # %% ../../nbs/deploy/52_app.ipynb #245394e7

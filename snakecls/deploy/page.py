@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ADVICE', 'SURE', 'LIKELY', 'HIDDEN', 'SEVERITY', 'CSS', 'TITLES', 'marks', 'advice', 'keep_away', 'with_article',
            'verdict', 'better_photo', 'verdict_several', 'caution', 'caution_of', 'listed', 'has_thresholds',
-           'shown_name', 'percent', 'up_to', 'Judgement', 'judge', 'row_html', 'bar_html', 'caution_html', 'promise',
-           'no_promise', 'no_all_clear', 'answer_html', 'others_html', 'message_html', 'page_title', 'first_hint',
-           'urgent_html', 'header_html', 'notice_html']
+           'shown_name', 'percent', 'up_to', 'Judgement', 'judge', 'row_html', 'marks_html', 'bar_html', 'caution_html',
+           'promise', 'no_promise', 'no_all_clear', 'answer_html', 'others_html', 'message_html', 'page_title',
+           'first_hint', 'urgent_html', 'header_html', 'notice_html']
 
 # %% ../../nbs/deploy/53_page.ipynb #47a49b8f
 import math
@@ -17,6 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless, target_danger
+from ..data.target_dangers import target_state
 
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
@@ -182,16 +183,17 @@ class Judgement:
     known: bool  # whether its facts know anything about them
     subject: str  # what the photos show; may be empty
     among_them: dict[str, bool | None]  # danger -> whether a label that counts has it: one that is shown, or those that are not, from `HIDDEN` on together
-    at_most: dict[str, float]  # danger -> probability, together, of all labels that have it or of which it is not known
+    at_most: dict[str, float]  # danger -> probability, together, of all labels of a target that have it or of which it is not known; the highest of the targets that are not in `blind`
     hidden: dict[str, float]  # the same of the labels that are not shown
     caution: tuple[str, str] | None  # heading and sentence
+    blind: tuple[str, ...] = ()  # targets beside the first of whose labels nothing is known as to one of the dangers
 
     def for_programs(self) -> dict[str, Any]:  # nothing where the model has no danger to speak of
         "Give the judgement as plain values."
         if not self.dangers:
             return {}
         said = None if self.caution is None else {"heading": self.caution[0], "sentence": self.caution[1]}
-        return {"caution": said, "dangers": {key: {"among_them": self.among_them[key], "at_most": round(self.at_most[key], 6)} for key in self.dangers}}
+        return {"caution": said, "dangers": {key: {"among_them": self.among_them[key], "at_most": round(self.at_most[key], 6)} for key in self.dangers}} | ({"not_known_of": list(self.blind)} if self.blind else {})
 
 
 def judge(
@@ -200,9 +202,9 @@ def judge(
     shown: Sequence["Prediction"],  # what the page shows, most likely first
     others: Mapping[str, Sequence["Prediction"]] | None = None,  # target -> its labels, most likely first, of the targets beside the first
 ) -> Judgement:
-    "Judge an answer over all labels of the model, and not only over those that are written down; what a further target says of a danger counts too."
+    "Judge an answer over all labels of the model, and not only over those that are written down; what a further target says of a danger counts too, and what it does not know."
     dangers, known, subject = model_dangers(info)
-    named_there = _danger_shares(others or {})
+    named_there = _danger_shares(others or {}, dangers)
     dangers = tuple(dict.fromkeys([*dangers, *named_there]))
     named, rest = {prediction.label for prediction in shown}, dict(zip(info.labels, map(float, probs)))
     among_them, at_most, hidden = {}, {}, {}
@@ -217,16 +219,37 @@ def judge(
         at_most[key], among_them[key] = max(at_most[key], share), True if first else among_them[key] if among_them[key] is True else None
         sentence = f"The answer for {target.replace('_', ' ')} {'is' if first else 'may be'} {label} ({percent(share)})."
         said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
-    return Judgement(dangers, known, subject, among_them, at_most, hidden, said)
+    blind = []
+    for target, ranked in (others or {}).items():
+        for key in dangers:
+            states = [target_state(target, guess.label, guess.facts, key) for guess in ranked]
+            if all(state is None for state in states):
+                blind, among_them[key] = [*blind, target], among_them[key] or None
+                continue
+            at_most[key] = max(at_most[key], min(1.0, sum(guess.prob for guess, state in zip(ranked, states) if state is not False)))
+            if sentence := _unknown_there(target, ranked, states, key):
+                among_them[key] = among_them[key] or None
+                said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
+    return Judgement(dangers, known, subject, among_them, at_most, hidden, said, tuple(dict.fromkeys(blind)))
 
 
-def _danger_shares(others: Mapping[str, Sequence["Prediction"]]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, label
-    "Find the dangers that the answers for further targets name, from `HIDDEN` on."
+def _unknown_there(target: str, ranked: Sequence["Prediction"], states: Sequence[bool | None], key: str) -> str:  # a sentence; empty where nothing asks for one
+    "Say which answer for a further target is not known to be dangerous or not, from `HIDDEN` on."
+    unknown = [guess for guess, state in zip(ranked, states) if state is None]
+    if not unknown or (states[0] is not None and sum(guess.prob for guess in unknown) < HIDDEN):
+        return ""
+    first = unknown[0]
+    return f"The answer for {target.replace('_', ' ')} {'is' if first is ranked[0] else 'may be'} {first.label} ({percent(first.prob)}), of which it is not known here whether it is {danger_name(key)}."
+
+
+def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, label
+    "Find the dangers that the answers for further targets have, by their names or by their facts, from `HIDDEN` on."
     found: dict[str, tuple[float, bool, str, str]] = {}
     for target, ranked in others.items():
         shares: dict[str, list[Prediction]] = {}
         for guess in ranked:
-            if key := target_danger(target, guess.label):
+            named = target_danger(target, guess.label)
+            for key in dict.fromkeys([*([named] if named else []), *(key for key in dangers if danger_state(guess.facts, key) is True)]):
                 shares.setdefault(key, []).append(guess)
         for key, guesses in shares.items():
             share, first = min(1.0, sum(guess.prob for guess in guesses)), guesses[0] is ranked[0]
@@ -243,8 +266,7 @@ def row_html(
     name, facts = shown_name(prediction), prediction.facts
     second = str(facts.get("binomial") or prediction.label)
     latin = f'<div class="sc-label">{escape(second)}</div>' if name != second else ""
-    chips = "".join(f'<span class="sc-mark sc-{kind}">{"⚠ " if kind != "plain" else ""}{escape(text)}</span>'
-                    for text, kind in marks(facts, dangers))
+    chips = marks_html(facts, dangers)
     countries = facts.get("countries")
     places = ", ".join(map(str, countries[:6])) + (" …" if len(countries) > 6 else "") if isinstance(countries, (list, tuple)) else ""
     where = f'<div class="sc-where">Found in {escape(places)}</div>' if places else ""
@@ -252,6 +274,11 @@ def row_html(
     return (f'<li class="sc-row{below}" data-label="{escape(prediction.label)}" data-prob="{prediction.prob:.6f}">'
             f'<div class="sc-head"><div class="sc-name">{escape(name)}</div><div class="sc-percent">{escape(percent(prediction.prob))}</div></div>'
             f'{latin}{bar_html(prediction)}<div class="sc-marks">{chips}</div>{where}</li>')
+
+
+def marks_html(facts: dict[str, Any], dangers: Sequence[str]) -> str:
+    "Show the marks of one label."
+    return "".join(f' <span class="sc-mark sc-{kind}">{"⚠ " if kind != "plain" else ""}{escape(text)}</span>' for text, kind in marks(facts, dangers))
 
 
 def bar_html(prediction: "Prediction") -> str:
@@ -268,12 +295,13 @@ def caution_html(
     dangers: Sequence[str],
     subject: str = "",
     hidden: float = 0.0,  # together, the probability of dangerous or unjudged labels that are not shown
+    blind: Sequence[str] = (),  # as in `Judgement`
 ) -> str:
     "Show the caution, or, where danger matters but none was found, that this is no promise."
     if message is not None:
         return (f'<div class="sc-caution" role="alert"><div class="sc-sign">⚠</div><div><strong>{escape(message[0])}</strong>'
                 f"<div>{escape(message[1])}</div></div></div>")
-    return f'<p class="sc-promise">{escape(promise(dangers, subject, hidden=hidden))}</p>' if dangers else ""
+    return f'<p class="sc-promise">{escape(promise(dangers, subject, hidden=hidden, blind=blind))}</p>' if dangers else ""
 
 
 def promise(
@@ -281,11 +309,13 @@ def promise(
     subject: str = "",
     *,
     hidden: float = 0.0,  # as in `caution_html`
+    blind: Sequence[str] = (),  # as in `Judgement`
 ) -> str:
-    "Say that no danger was found, how much is left for one, and that this is no promise."
+    "Say that no danger was found, how much is left for one, of what nothing is known, and that this is no promise."
     name = " or ".join(map(danger_name, dangers))
     left = f"; other labels, together with {up_to(hidden)}, are or may be" if hidden > 0 else ""
-    return f"None of these is listed as {name}{left}. {no_promise(dangers, subject)}"
+    unknown = f" Of the answer for {listed([target.replace('_', ' ') for target in blind])} it is not known." if blind else ""
+    return f"None of these is listed as {name}{left}.{unknown} {no_promise(dangers, subject)}"
 
 
 def no_promise(dangers: Sequence[str], subject: str = "") -> str:
@@ -313,15 +343,21 @@ def answer_html(
     heading, sentence = verdict_several(predictions) if has_thresholds(predictions) else verdict(predictions[0].prob, n=len(predictions), dangers=dangers)
     most = max(hidden.values(), default=0.0) if isinstance(hidden, Mapping) else hidden
     said = judged.caution if judged is not None else caution(predictions, dangers, hidden=hidden, known=known, subject=subject)
-    warning = caution_html(said, dangers, subject, most)
+    warning = caution_html(said, dangers, subject, most, judged.blind if judged is not None else ())
     rows = "".join(row_html(prediction, dangers) for prediction in predictions)
     return (f'<div class="sc-answer" role="status">{warning}'
-            f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol>{others_html(others or {})}</div>')
+            f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol>{others_html(others or {}, dangers)}</div>')
 
 
-def others_html(others: Mapping[str, "Prediction"]) -> str:
-    "Show the best guess of each further target in a line."
-    lines = [f'<li data-target="{escape(target, quote=True)}"><span>{escape(target[:1].upper() + target[1:].replace("_", " "))}</span> <b>{escape(guess.label)}</b> {escape(percent(guess.prob))}</li>' for target, guess in others.items()]
+def others_html(
+    others: Mapping[str, "Prediction"],  # target -> best guess
+    dangers: Sequence[str] = (),  # from `model_dangers`
+) -> str:
+    "Show the best guess of each further target in a line, with what is known of its danger."
+    lines = []
+    for target, guess in others.items():
+        known = {key: target_state(target, guess.label, guess.facts, key) for key in dangers}
+        lines.append(f'<li data-target="{escape(target, quote=True)}"><span>{escape(target[:1].upper() + target[1:].replace("_", " "))}</span> <b>{escape(guess.label)}</b> {escape(percent(guess.prob))}{marks_html(known, dangers)}</li>')
     return f'<ul class="sc-others">{"".join(lines)}</ul>' if lines else ""
 
 

@@ -141,7 +141,7 @@ class PhotoPredictor:
         photo: Any,  # anything that `open_photo` takes
         top: int = 3,  # how many labels of each target
     ) -> dict[str, list[Prediction]]:  # target -> most likely first
-        "Give the most likely labels of each target; the first one's as `predict` does, and facts are about these."
+        "Give the most likely labels of each target; the first one's as `predict` does."
         first, *others = self.probs_all([photo]).items()
         return {first[0]: self.rank(first[1][0], top=top)} | self.rank_others({target: probs[0] for target, probs in others}, top=top)
 
@@ -152,7 +152,7 @@ class PhotoPredictor:
         top: int = 1,
     ) -> dict[str, list[Prediction]]:
         "Rank the labels of the other targets."
-        return {target: rank_labels(values, self.info.targets[target], top=top) for target, values in probs.items()}
+        return {target: rank_labels(values, self.info.targets[target], top=top, facts=self.info.label_facts) for target, values in probs.items()}
 
     def rank(
         self,
@@ -223,7 +223,7 @@ def answers_table(
     dangers: Sequence[str] = (),  # from `data.dangers.model_dangers`
     *,
     several: bool = False,  # a photo can have several labels: `predicted` are those above their threshold
-) -> Any:  # DataFrame: path, predicted (of several labels, joined by ';'), rank1, prob1, …, two columns for each danger (yes, no, not known; and the probability of all labels that have it or may), caution, those of further targets, error
+) -> Any:  # DataFrame: path, predicted (of several labels, joined by ';'), rank1, prob1, …, two columns for each danger (yes, no, not known; and the probability of all labels that have it or may), caution, those of further targets, with a column for each danger of the labels in the row (yes, no, not known), error
     "Write answers as a table, with every photo that was asked about."
     import pandas as pd
 
@@ -243,6 +243,9 @@ def answers_table(
         for target, ranked in row.get("targets", {}).items():
             for rank, guess in enumerate(ranked, start=1):
                 values |= {f"{target}_rank{rank}": guess["label"], f"{target}_prob{rank}": round(guess["prob"], 6)}
+            for key in dangers:
+                states = [guess.get("facts", {}).get(key) for guess in ranked]
+                values[f"{target}_{key}_among_them"] = "yes" if True in states else "no" if states and all(state is False for state in states) else "not known"
         table.append(values | ({"error": row["error"]} if "error" in row else {}))
     shown = pd.DataFrame(table)
     first = [name for name in ("path", "predicted") if name in shown]

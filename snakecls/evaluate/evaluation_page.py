@@ -6,7 +6,7 @@
 __all__ = ['write_evaluation']
 
 # %% ../../nbs/evaluate/49_evaluation_page.ipynb #fe862a0f
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import UserError, atomic_write, read_json
 from .report import GIVEN, judge_unknown, make_analysis, make_dangers, make_tiles
 from .report_danger import danger_photos, known_facts
-from .report_facts import ListFacts, RunFacts, read_lists, read_split
+from .report_facts import ListFacts, RunFacts, read_lists, read_split, target_part
 from .report_labels import make_label_analysis
 from .report_page import render_page
 
@@ -28,6 +28,7 @@ def write_evaluation(
     *,
     photos: str = "",  # what was scored, in words, such as 'photos/*.jpg'
     notes: Sequence[str] = (),  # what has to be known about these photos, such as that the model was trained on some of them
+    others: Mapping[str, pd.DataFrame] | None = None,  # target -> predictions, of the targets beside the first that the photos speak of
 ) -> Path:  # the page
     "Write the page about a model on some photos; raises `UserError` where it cannot be written."
     folder, values = Path(folder), read_json(Path(bundle) / "bundle.json")
@@ -35,7 +36,7 @@ def write_evaluation(
     values["label_facts"] = known
     name, labels = GIVEN, [str(label) for label in values["labels"]]
     metrics = {"labels": labels, "problem": values.get("problem"), name: scores}
-    facts = RunFacts(folder, metrics=metrics, bundle=values, predictions={name: predictions})
+    facts = RunFacts(folder, metrics=metrics, bundle=values, predictions={name: predictions} | {f"{name}-{target_part(target)}": table for target, table in (others or {}).items()})
     split = (read_lists if facts.several else read_split)(facts, name)
     model = values.get("model") or {}
     page = {"eyebrow": "Evaluation", "title": values.get("title") or values.get("name") or "Model", "several": facts.several,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
            'LostRows', 'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
-           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'lost_note', 'evaluate_bundle']
+           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'lost_note', 'evaluate_bundle',
+           'evaluate_targets']
 
 # %% ../../nbs/evaluate/40_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
@@ -136,11 +137,16 @@ def predict_targets(
     flip: bool = False,  # average with the mirrored photos
     temperature: float = 1.0,
     bs: int = 16,  # photos at a time
+    tta: str = "none",  # one of `TTA`
     on_lost: Callable[[str, str], None] | None = None,  # as in `predict_table`
 ) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
-    "Predict every target of every photo of a table, each photo once."
+    "Predict every target of every photo of a table, each photo once; raises `UserError` for what the network cannot do."
+    views = tta_views(tta, spec)
+    if tta == "scales":
+        check_sizes(model, spec)
+    more = {"prepare": views} if tta in ("five_crop", "scales") else {}
     lost = LostRows(table, on_lost)
-    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip, problem="several_targets", bs=bs, description="Predicting", on_lost=lost.note)
+    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem="several_targets", bs=bs, description="Predicting", on_lost=lost.note, **more)
     table = lost.others()
     return {target: probs_table(table["path"], table[target] if target in table else None, values, labels) for (target, labels), values in zip(targets.items(), probs, strict=True)}
 
@@ -286,6 +292,17 @@ def evaluate_bundle(
     tta: str = "none",  # one of `TTA`, beside the bundle's own `flip`
 ) -> tuple[pd.DataFrame, dict]:  # predictions, scores
     "Predict a table's photos with a bundle and score them; raises `UserError` for labels that the bundle does not know."
+    tables, scores = evaluate_targets(bundle, table, tta=tta)
+    return next(iter(tables.values())), scores
+
+
+def evaluate_targets(
+    bundle: str | Path,  # a bundle's folder
+    table: pd.DataFrame,  # as for `evaluate_bundle`; with several targets also a column for each further one whose labels are known
+    *,
+    tta: str = "none",
+) -> tuple[dict[str, pd.DataFrame], dict]:  # target -> predictions, the first (or only) one's first, without those that the table does not speak of; scores of the first
+    "Predict a table's photos as to every target, and score the first; raises `UserError` for labels that the bundle does not know."
     opened = read_bundle(bundle)
     info = opened.info
     column = "labels" if info.problem == "multi_label" else "label"
@@ -297,7 +314,14 @@ def evaluate_bundle(
         raise UserError(f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as '{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the target that the model was trained on ('{info.target}').")
     model = load_model(opened)
     lost = {}
-    predictions = predict_table(model, table, info.photo, info.labels, flip=info.flip, temperature=info.temperature, problem=info.problem, thresholds=info.thresholds, tta=tta, on_lost=lost.__setitem__)
+    options = {"flip": info.flip, "temperature": info.temperature, "tta": tta, "on_lost": lost.__setitem__}
+    if info.targets:
+        answered = predict_targets(model, table.assign(**{info.target: table["label"]}), info.photo, info.targets, **options)
+        others = {target: answered[target].dropna(subset="label") for target in list(info.targets)[1:] if target in table}
+        tables = {info.target: answered[info.target]} | {target: one for target, one in others.items() if len(one)}
+    else:
+        tables = {info.target: predict_table(model, table, info.photo, info.labels, problem=info.problem, thresholds=info.thresholds, **options)}
+    predictions = next(iter(tables.values()))
     predictions.attrs["lost"] = lost
     measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
-    return predictions, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for
+    return tables, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for

@@ -22,12 +22,12 @@ import numpy as np
 
 from ..core import UserError, atomic_write, read_json, read_parquet
 from ..data.dangers import danger_noun, known_dangers, model_dangers, say_unknown
-from .danger import count_dangers, joined, say_danger
+from .danger import count_dangers, count_target_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
     confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, name_epochs, pick_right, pick_wrong, plot_confusion, plot_history, plot_together,
     say_size, score_classes,
 )
-from .report_facts import ListFacts, RunFacts, SplitFacts, measure, read_lists, read_run, read_split
+from .report_facts import ListFacts, RunFacts, SplitFacts, measure, read_lists, read_run, read_split, target_part
 from .report_labels import LIST_SCORES, MOST_CLASSES, MOST_ROWS, count_missed_labels, judge_thresholds, make_label_analysis, shorten
 from .report_page import draw_curves, render_page
 from .report_photos import find_thumbnail
@@ -116,12 +116,18 @@ def make_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]: 
     "Count how often something dangerous was called harmless, class by class, with what a person would have seen."
     if split.probs is None:
         return []
-    found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], known_facts(facts.bundle), danger_columns=facts.bundle.get("danger_columns") or [])
-    where = name_photos(split.name)
+    known, where = {"label_facts": known_facts(facts.bundle), "danger_columns": facts.bundle.get("danger_columns") or []}, name_photos(split.name)
+    if targets := facts.bundle.get("targets"):
+        files = dict(zip(targets, [split.name, *(f"{split.name}-{target_part(target)}" for target in list(targets)[1:])]))
+        found = count_target_dangers({target: facts.predictions[file] for target, file in files.items() if file in facts.predictions}, targets, **known)
+    else:
+        found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], **known)
     for danger in (found := joined(found)):
         name = danger["names"]
         danger["kind"] = "warn" if danger["as_harmless"] or not danger["n"] else ""
         danger["title"] = f"{danger['as_harmless'] or 'None'} of {danger['n']} {name} {where} {'was' if danger['as_harmless'] < 2 else 'were'} called not {name}" if danger["n"] else f"No photo here is known to be {name}"
+        if target := danger.get("target"):
+            danger["title"] = f"Target '{target}': {danger['title'][:1].lower()}{danger['title'][1:]}" if danger["known"] and danger["counted"] else f"Target '{target}': it is not known how often something {name} is called harmless"
         danger["text"], danger["name"] = say_danger(danger), name
         danger["rows"] = [{**row, "took": ", ".join(f"{label} ({n})" for label, n in row["took"].items()) or "–"} for row in danger["classes"]]
     return found

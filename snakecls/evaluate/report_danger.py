@@ -38,4 +38,5 @@ def section(danger: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
     name, n = danger["names"], len(danger["photos"])
     photos = [{**photo, "right": False, **find_thumbnail(photo["path"], folders)} for photo in danger["photos"][:MOST_PHOTOS]]
     text = "The surest mistakes first. Tap a photo to see all of it." + (f" {n - MOST_PHOTOS} more are not shown." if n > MOST_PHOTOS else "")
-    return {"title": f"{name.capitalize()}, and called harmless", "text": text, "photos": photos}
+    where = f" (target '{danger['target']}')" if danger.get("target") else ""
+    return {"title": f"{name.capitalize()}, and called harmless{where}", "text": text, "photos": photos}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import snakecls
 from ..core import UserError, plain, printable, unknown_name, usual_mode, write_json
 from ..data.dangers import DANGERS, clean_facts, danger_key, model_dangers, readable_facts
+from ..data.target_dangers import other_labels
 from ..data.photos import PhotoSpec, open_photo
 from .bundle_files import INFO_FILE, PROBLEMS, WEIGHTS_FILE, check_kinds, check_links, copy_known, list_examples, read_strictly
 from .seal import check_answer, check_parts, check_weights, give_answer, hash_parts, make_seal, usual_torch
@@ -46,7 +47,7 @@ class BundleInfo:
     target: str = "binomial"  # what the labels are
     temperature: float = 1.0  # logits are divided by this before the softmax; above 0
     flip: bool = False  # average the probabilities with those of the mirrored photo
-    label_facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # label -> {'common_name', 'venomous', 'countries', …}
+    label_facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # label, of any target -> {'common_name', 'venomous', 'countries', …}
     metrics: dict[str, Any] = field(default_factory=dict)  # as in metrics.json of the run
     weights_source: str = ""  # where the first weights came from
     licence: str = ""  # of weights and photos
@@ -73,7 +74,6 @@ class BundleInfo:
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"The bundle's {name} is {getattr(self, name)!r}; give a text.")
         object.__setattr__(self, "danger_columns", [str(name) for name in ([self.danger_columns] if isinstance(self.danger_columns, str) else self.danger_columns or ())])
-        object.__setattr__(self, "label_facts", check_facts(self.label_facts, self.labels, also=self.danger_columns))
         low, high = TEMPERATURES
         if isinstance(self.temperature, bool) or not (isinstance(self.temperature, (int, float)) and low <= self.temperature <= high):
             raise UserError(f"The bundle's temperature is {self.temperature!r}; give a number above 0, from {low} to {high} (1 changes nothing).")
@@ -81,6 +81,7 @@ class BundleInfo:
             raise unknown_name("The bundle's problem", self.problem, PROBLEMS)
         if self.targets is not None or self.problem == "several_targets" or self.model.get("heads") is not None:
             object.__setattr__(self, "targets", check_targets(self.targets, self.labels, self.model, self.problem))
+        object.__setattr__(self, "label_facts", check_facts(self.label_facts, self.labels, also=self.danger_columns, others=other_labels(self.targets)))
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", check_thresholds(self.thresholds, self.labels, self.problem))
 
@@ -107,15 +108,16 @@ def check_labels(labels: list[str], model: dict[str, Any]) -> None:
 
 def check_facts(
     facts: dict[str, dict[str, Any]],  # label -> fact -> value
-    labels: list[str],
+    labels: list[str],  # of the target, or of the first of several
     *,
     also: Sequence[str] = (),  # further facts that speak of a danger
+    others: Sequence[str] = (),  # the labels of further targets, which can have facts too
 ) -> dict[str, dict[str, Any]]:  # with real booleans or None for every danger
     "Read the facts about labels by their meaning; raises `UserError` for unknown labels, or for a danger that is neither yes, no nor empty."
     facts = clean_facts(facts, also)
     for label in facts:
-        if label not in labels:
-            raise unknown_name("label_facts: label", label, labels)
+        if label not in labels and label not in others:
+            raise unknown_name("label_facts: label", label, [*labels, *others])
     for label in labels:
         if (key := danger_key(label)) in DANGERS and (facts.get(label) or {}).get(key) is None:  # the label says it itself
             facts[label] = (facts.get(label) or {}) | {key: True}

@@ -62,8 +62,8 @@ def evaluate_given(
     "Score a model, count what is dangerous and was called harmless, and write what was asked for."
     from snakecls.data.cells import write_csv
     from snakecls.data.given import as_given, is_pattern, pattern_table, refuse_address
-    from snakecls.evaluate.danger import count_dangers, danger_lines, joined
-    from snakecls.evaluate.predictions import evaluate_bundle, lost_note, ranked_table
+    from snakecls.evaluate.danger import count_dangers, count_target_dangers, danger_lines, joined
+    from snakecls.evaluate.predictions import evaluate_targets, lost_note, ranked_table
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.models import evaluation_table
 
@@ -73,39 +73,45 @@ def evaluate_given(
     info, notes = opened.info, [*opened.notes, *table.attrs.get("warnings", []), *unknown_notes(opened.info)]
     for note in notes:
         say(f"Note: {note}")
-    predictions, scores = evaluate_bundle(bundle, table, tta=tta)
+    tables, scores = evaluate_targets(bundle, table, tta=tta)
+    predictions = next(iter(tables.values()))
     for note in lost_note(predictions):
         notes.append(note)
         say(f"Note: {note}")
-    dangers, page = count_dangers(predictions, info.labels, info.label_facts, danger_columns=info.danger_columns), None
+    counted = count_target_dangers(tables, info.targets, info.label_facts, danger_columns=info.danger_columns) if info.targets else count_dangers(predictions, info.labels, info.label_facts, danger_columns=info.danger_columns)
+    dangers, page = counted, None
     if csv is not None:
         shown = predictions.assign(path=as_given(predictions["path"], data)) if data else predictions
         write_csv(ranked_table(shown, info.labels, top=top), csv)
     if report is not None:
         from snakecls.evaluate.evaluation_page import write_evaluation
 
-        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=table.attrs.get("warnings", []))
+        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=table.attrs.get("warnings", []), others=dict(list(tables.items())[1:]))
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "notes": notes, "report": page}, lines
 
 
 def unknown_notes(info: Any) -> list[str]:  # one sentence, or none
-    "Say plainly that a model does not know what is dangerous, where it should."
+    "Say plainly that a model, or one of its targets, does not know what is dangerous, where it should."
     from snakecls.data.dangers import model_dangers, say_unknown
+    from snakecls.data.target_dangers import blind_targets, say_blind
 
     dangers, known, subject = model_dangers(info)
-    return [f"{say_unknown(dangers, subject)} Give it what is known: snakecls facts FACTS.csv --model MODEL."] if dangers and not known else []
+    blind = blind_targets(info, dangers) if dangers and known else []
+    said = say_unknown(dangers, subject) if dangers and not known else say_blind(blind, dangers) if blind else ""
+    return [f"{said} Give {'it' if not blind else 'them'} what is known: snakecls facts FACTS.csv --model MODEL."] if said else []
 
 
 def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caution and dangers where there is one to speak of; targets where there are further ones
     "Answer one photo, judged over all labels as the page does it, however few are asked for."
+    from snakecls.data.target_dangers import target_facts
     from snakecls.deploy.page import judge
 
     (_, first), *others = ((target, probs[0]) for target, probs in predictor.probs_all([file]).items())
     judged = judge(predictor.info, first, predictor.rank(first, top=max(3, top), fill=True), predictor.rank_others(dict(others), top=10**6))  # three are what the page shows
     answer = {"top": [_guess(guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
     ranked = predictor.rank_others(dict(others), top=top)
-    return answer | ({"targets": {target: [{"label": guess.label, "prob": guess.prob} for guess in guesses] for target, guesses in ranked.items()}} if ranked else {})
+    return answer | ({"targets": {target: [{"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, judged.dangers)} for guess in guesses] for target, guesses in ranked.items()}} if ranked else {})
 
 
 def _guess(guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
@@ -127,12 +133,10 @@ def _say_guess(guess: dict[str, Any], dangers: Sequence[str]) -> str:
 
 def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
     "Write a photo's answer: its labels, those of further targets, and below them what to be careful about."
-    from snakecls.deploy.page import percent
-
     if "error" in row:
         return row["error"]
     parts = [", ".join(_say_guess(guess, dangers) for guess in row["top"])]
-    parts += [f"{target}: " + ", ".join(f"{guess['label']} {percent(guess['prob'])}" for guess in guesses) for target, guesses in row.get("targets", {}).items()]
+    parts += [f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()]
     return "; ".join(parts) + (f"\n  {' '.join(row['caution'].values())}" if row.get("caution") else "")
 
 # %% ../../nbs/workflow/68_answers.ipynb #6a05feb6
@@ -147,6 +151,7 @@ def give_facts(
 ) -> tuple[dict[str, Any], str]:  # bundle, title, subject, facts (of every label, where there is a danger to speak of), dangers, known (whether the facts say anything of the danger), notes; what is known, in words
     "Give a bundle facts, a title or a subject, or only say what it knows."
     from snakecls.data.dangers import model_dangers, with_unknown
+    from snakecls.data.target_dangers import other_labels
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.facts import add_facts, describe_facts
 
@@ -164,6 +169,6 @@ def give_facts(
     for note in notes:
         say(f"Note: {note}")
     dangers, known, _ = model_dangers(info)
-    facts = {label: with_unknown(info.label_facts.get(label, {}), dangers) for label in info.labels if dangers or label in info.label_facts}
+    facts = {label: with_unknown(info.label_facts.get(label, {}), dangers) for label in dict.fromkeys([*info.labels, *other_labels(info.targets)]) if dangers or label in info.label_facts}
     said = {"bundle": bundle, "title": info.title, "subject": info.subject, "facts": facts, "dangers": list(dangers), "known": known or not dangers, "notes": [*notes, *unknown_notes(info)]}
     return said, f"{bundle}: {describe_facts(info)}"

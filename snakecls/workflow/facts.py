@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def read_facts(
     *,
     target: str = "label",
     danger_columns: Sequence[str] = (),  # columns that speak of a danger beside those that `data.dangers` knows
+    others: Mapping[str, Sequence[str]] | None = None,  # target -> labels, of the targets beside the first, which have their rows in the same table
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:  # label -> its facts (empty cells are None, countries a list); sentences about what was left out
     "Read what is known about the labels; raises `UserError` for a cell that cannot be read, and where no row fits any label."
     path = Path(path).expanduser()
@@ -33,6 +34,7 @@ def read_facts(
     for name in danger_columns:
         if plain_words(name) not in map(plain_words, header):
             raise unknown_name(f"danger_column: a column of {path.name}", name, header)
+    own, labels = list(labels), list(dict.fromkeys([*labels, *(label for names in (others or {}).values() for label in names)]))
     first = _label_column(header, rows, labels, target)
     if not any(name.strip() for i, name in enumerate(header) if i != first):
         raise UserError(f"{path.name} has no column beside its labels, so it says nothing about them; add columns such as common_name and venomous.")
@@ -57,7 +59,10 @@ def read_facts(
     if strange:
         guess = nearest(strange[0], labels)
         notes.append(f"{len(strange)} row{'s' if len(strange) > 1 else ''} of {path.name} fit{'' if len(strange) > 1 else 's'} no label, such as '{strange[0]}'" + (f" (did you mean '{guess}'?)" if guess and guess not in facts else "") + ".")
-    return check_facts(facts, list(labels), also=danger_columns), notes
+    for name, names in ({target: own, **others} if others else {}).items():
+        if not facts.keys() & set(names):
+            notes.append(f"{path.name} has no row for any label of the target '{name}', such as '{names[0]}', so that nothing is known about these; give rows for them in the same column.")
+    return check_facts(facts, own, also=danger_columns, others=labels), notes
 
 
 def load_facts(
@@ -236,7 +241,7 @@ def add_facts(
     opened = read_bundle(bundle, skip=["facts"] if path is not None else [])
     info, values, notes = opened.info, {}, []
     if path is not None:
-        facts, notes = read_facts(path, info.labels, target=info.target, danger_columns=danger_columns)
+        facts, notes = read_facts(path, info.labels, target=info.target, danger_columns=danger_columns, others=dict(list((info.targets or {}).items())[1:]))
         facts, kept = keep_dangers(info, facts, danger_columns)
         own = [name for name in danger_columns if danger_key(name) is None]
         values = {"label_facts": facts, "danger_columns": list(dict.fromkeys([*own, *info.danger_columns]))}
@@ -271,13 +276,14 @@ def describe_facts(
     info: BundleInfo,
 ) -> str:  # a few sentences
     "Say for how many labels something is known, and above all what is not."
-    facts, labels = info.label_facts, info.labels
-    known = [label for label in labels if any(value not in (None, [], "") for value in facts.get(label, {}).values())]
-    lines = [f"Something is known about {len(known)} of {len(labels)} labels."]
-    for key in known_dangers(facts, info.danger_columns):
-        states = [read_danger(facts.get(label, {}).get(key)) for label in labels]
-        missing = [label for label, state in zip(labels, states) if state is None]
-        lines.append(f"{danger_name(key).capitalize()}: {states.count(True)} yes, {states.count(False)} no, {len(missing)} not known" + (f" ({', '.join(missing[:5])}{' …' if len(missing) > 5 else ''})" if missing else "") + ".")
+    facts, lines = info.label_facts, []
+    for target, labels in (info.targets or {"": info.labels}).items():
+        known = [label for label in labels if any(value not in (None, [], "") for value in facts.get(label, {}).values())]
+        lines.append((f"Target '{target}': something" if target else "Something") + f" is known about {len(known)} of {len(labels)} labels.")
+        for key in known_dangers(facts, info.danger_columns):
+            states = [read_danger(facts.get(label, {}).get(key)) for label in labels]
+            missing = [label for label, state in zip(labels, states) if state is None]
+            lines.append(f"{danger_name(key).capitalize()}: {states.count(True)} yes, {states.count(False)} no, {len(missing)} not known" + (f" ({', '.join(missing[:5])}{' …' if len(missing) > 5 else ''})" if missing else "") + ".")
     dangers, known_danger, subject = model_dangers(info)
     if dangers and not known_danger:
         lines.append(say_unknown(dangers, subject))

@@ -23,9 +23,11 @@ from ..core import UserError, atomic_path, check_name, file_hash, read_json, rea
 from ..data.columns import some
 from ..data.files import keep_readable
 from ..data.tables import load_table
+from ..data.targets import find_targets
 from ..deploy.app import RUN_ROOTS, newest_bundle
+from ..evaluate.report_facts import target_part
 from ..evaluate.report_verdicts import say_chosen
-from ..models.bundle import copy_bundle, is_bundle, read_bundle
+from ..models.bundle import check_facts, copy_bundle, is_bundle, read_bundle
 from ..stats import mean_sd, top_names
 from .compare import from_common_folder, read_answers, read_verdict
 from .ended import CHECKPOINT, can_keep, revive
@@ -192,21 +194,22 @@ def evaluation_table(
     split: str | None = None,  # None: all of `data`, or the run's test split (valid where it has none)
 ) -> pd.DataFrame:  # path, label; attrs['warnings'] says what was left out
     "Find the photos to score a bundle on, without those that cannot be read; raises `UserError` where there are none."
+    info = read_bundle(bundle).info
+    others = list(info.targets or {})[1:]
     if data is not None:
-        info = read_bundle(bundle).info
         if isinstance(data, pd.DataFrame) and info.problem == "multi_label":
             raise UserError("the model gives a photo several labels, and photos of a pattern have one, that of their folder; give a table with a column of labels, such as photos.csv.")
         if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
             raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
-        table = load_known(data, info.labels, min_classes=1, **several)
+        table = find_targets(load_known(data, info.labels, min_classes=1, **several), others)
     else:
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = read_parquet(manifest)
         split = split or ("test" if (table["split"] == "test").any() else "valid")
-        info = read_bundle(bundle).info
+        table = find_targets(table, others, answered={target: manifest.parent / f"predictions-{split}-{target_part(target)}.parquet" for target in others})
         if split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
             table.attrs["warnings"] = [f"{chosen}, so expect a little less on new ones."]
         if split == "valid" and info.extra.get("refit"):
@@ -331,11 +334,10 @@ def export_format(
 def differing_facts(bundle: Path) -> list[str]:  # of label_facts, danger_columns, title, subject; all that it has, where the pickle cannot be looked at
     "List what the export.pkl beside a bundle knows otherwise than the bundle."
     from snakecls.deploy.export import pickled_info
-    from snakecls.models.bundle import check_facts
 
     now, then = read_bundle(bundle).info, pickled_info(bundle.parent / "export.pkl") or {}
     try:
-        facts = check_facts(then.get("label_facts") or {}, now.labels, also=then.get("danger_columns") or ())
+        facts = check_facts(then.get("label_facts") or {}, now.labels, also=then.get("danger_columns") or (), others=[label for names in (now.targets or {}).values() for label in names])
     except UserError:
         facts = None
     known = {"label_facts": facts, "danger_columns": list(then.get("danger_columns") or ()), "title": then.get("title", ""), "subject": then.get("subject", "")}

@@ -40,7 +40,7 @@ from .ended import can_keep, describe_model, end_early, revive, undisturbed
 from .facts import read_facts
 from .killed import complete_killed
 from .logbook import LogbookTracker, verdict_line
-from .results import finish_records, first_labels, first_target, make_info
+from .results import finish_records, first_labels, first_target, further_targets, make_info
 from .trackers import Trackers, WandbTracker
 from .tracking import LOG, RunFolder, find_run
 
@@ -75,7 +75,7 @@ def run_experiment(
     model = build_model(experiment, labels, table=table)  # whatever cannot work is refused before a photo is read
     experiment = with_train(experiment, batch_norm=choose_batch_norm(experiment, model, build_stages(experiment)))
     build_augment(experiment), find_device(experiment.train.device)
-    facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column) if experiment.data.facts else ({}, [])
+    facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column, others=further_targets(labels)) if experiment.data.facts else ({}, [])
     for note in notes:
         say(f"Note: {note}")
     table, issues = prepare_table(table, say)

@@ -1,0 +1,244 @@
+"""Danger as to every target: one table of facts for the labels of all, mistakes counted in each, and none of them silently harmless (issue 11 A.1)."""
+import json
+import re
+
+import pandas as pd
+import pytest
+from conftest import draw_snake, without_seal
+from mutate import mutated_files
+from test_faults_person import make_bundle, run
+
+from snakecls.core import UserError
+
+SPECIES, GENERA, SIDES = ["Lampropeltis getula", "Micrurus fulvius"], ["Lampropeltis", "Micrurus", "Natrix"], ["left", "right"]
+TARGETS = {"binomial": SPECIES, "genus": GENERA, "side": SIDES}
+TABLE = "label,venomous,common_name\nLampropeltis getula,no,Kingsnake\nMicrurus fulvius,yes,Coral snake\nLampropeltis,no,\nMicrurus,yes,\n"
+OF_SPECIES = {"Lampropeltis getula": {"venomous": False}, "Micrurus fulvius": {"venomous": True}}
+OF_ALL = OF_SPECIES | {"Lampropeltis": {"venomous": False}, "Micrurus": {"venomous": True}, "Natrix": {"venomous": None}}
+SAFE = {"binomial": ["Lampropeltis getula", "Natrix natrix"], "genus": GENERA}  # where no species is dangerous
+OF_HARMLESS = {label: {"venomous": False} for label in SAFE["binomial"]}
+KNOWN = OF_HARMLESS | {label: OF_ALL[label] for label in GENERA}
+
+
+def sure(folder, answers: dict[str, dict[str, float]], facts: dict, targets: dict = TARGETS):
+    "Write a bundle of several targets that answers every photo alike: label -> logit."
+    import torch
+
+    from snakecls.models.bundle import build_model, write_bundle
+    from snakecls.models.heads import find_heads
+
+    first = next(iter(targets))
+    described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": len(targets[first])}, "heads": {target: len(labels) for target, labels in targets.items()}}
+    model = build_model(described)
+    with torch.no_grad():
+        for (target, labels), head in zip(targets.items(), find_heads(model).values()):
+            head.weight.zero_(), head.bias.copy_(torch.tensor([float(answers.get(target, {}).get(label, 0)) for label in labels]))
+    return write_bundle(folder, model, {"model": described, "labels": targets[first], "targets": targets, "target": first, "problem": "several_targets", "photo": {"size": 64}, "label_facts": facts, "subject": "snake"})
+
+
+def said_of(bundle, photo, folder):  # page, API, predict --json, its lines, its CSV
+    "Ask everywhere."
+    from snakecls.deploy.app import answer_json, show_answer
+    from snakecls.deploy.predict import Predictor
+
+    predictor = Predictor(bundle)
+    (row,) = json.loads(run("predict", photo, "--model", bundle, "--top", 1, "--csv", folder / "said.csv", "--json", cwd=folder).stdout)
+    line = run("predict", photo, "--model", bundle, "--top", 1, cwd=folder)
+    return show_answer(predictor, str(photo)), answer_json(predictor, str(photo))[0], row, line.stdout + line.stderr, pd.read_csv(folder / "said.csv").iloc[0]
+
+
+def test_facts_of_every_target_come_from_one_table(tmp_path):
+    from snakecls.models.bundle import read_bundle
+
+    bundle = sure(tmp_path / "best", {}, {})
+    (tmp_path / "facts.csv").write_text(TABLE)
+    done = run("facts", "facts.csv", "--model", bundle, "--json", cwd=tmp_path)
+    said, notes = json.loads(done.stdout), " ".join(json.loads(done.stdout)["notes"])
+    assert {label: known["venomous"] for label, known in said["facts"].items()} == {"Lampropeltis getula": False, "Micrurus fulvius": True, "Lampropeltis": False, "Micrurus": True, "Natrix": None, "left": None, "right": None}
+    assert "no row for any label of the target 'side'" in notes and "Of the target 'side' no label has facts" in notes and "'genus'" not in notes and "fit no label" not in notes
+    assert read_bundle(bundle).info.label_facts["Micrurus"] == {"venomous": True, "common_name": None}
+    words = run("facts", "--model", bundle, cwd=tmp_path).stdout
+    assert "Target 'genus': something is known about 2 of 3 labels. Venomous: 1 yes, 1 no, 1 not known (Natrix)." in words and "Target 'side': something is known about 0 of 2" in words
+    values = json.loads((bundle / "bundle.json").read_text())
+    assert list(values["label_facts"]) == ["Lampropeltis getula", "Micrurus fulvius", "Lampropeltis", "Micrurus"]
+    values["label_facts"]["Micrurus"]["venomous"] = False  # sealed as the others are
+    (bundle / "bundle.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="facts about the labels are not those"):
+        read_bundle(bundle)
+    (tmp_path / "more.csv").write_text("label,venomous\nNatrix,no\nMicrurus fulvius,yes\n")
+    assert run("facts", "more.csv", "--model", bundle, cwd=tmp_path).returncode == 0
+    known = read_bundle(bundle).info.label_facts  # a yes outlives a table without its row, whatever is in the edited file
+    assert known["Natrix"]["venomous"] is False and known["Micrurus fulvius"]["venomous"] is True and known.get("Micrurus", {}).get("venomous") is not True
+    (tmp_path / "odd.csv").write_text("label,venomous\nMicrurus,mildly\n")
+    done = run("facts", "odd.csv", "--model", bundle, cwd=tmp_path)
+    assert done.returncode == 2 and "Micrurus" in done.stderr and "neither yes nor no" in done.stderr
+
+
+def test_two_targets_that_share_a_name_share_its_facts_and_a_bundle_of_one_target_has_none_of_others(tmp_path):
+    from snakecls.models.bundle import read_bundle
+
+    targets = {"adult": ["Naja", "Natrix"], "young": ["Naja", "Natrix", "egg"]}
+    bundle = sure(tmp_path / "best", {}, {}, targets)
+    (tmp_path / "facts.csv").write_text("label,venomous\nNaja,yes\nNatrix,no\negg,no\n")
+    assert run("facts", "facts.csv", "--model", bundle, cwd=tmp_path).returncode == 0
+    assert read_bundle(bundle).info.label_facts == {"Naja": {"venomous": True}, "Natrix": {"venomous": False}, "egg": {"venomous": False}}
+    with pytest.raises(UserError, match="label_facts"):
+        make_bundle(tmp_path / "one", SPECIES, label_facts={"Micrurus": {"venomous": True}})
+
+
+def test_a_bundle_of_several_targets_from_before_opens(tmp_path):
+    from snakecls.models.bundle import read_bundle
+
+    bundle = sure(tmp_path / "best", {}, OF_SPECIES)
+    values = json.loads((bundle / "bundle.json").read_text())
+    assert values["format"] == 2 and values["label_facts"] == OF_SPECIES and list(read_bundle(bundle).info.label_facts) == SPECIES
+    (bundle / "bundle.json").write_text(json.dumps(without_seal(values)))
+    assert read_bundle(bundle).info.label_facts == OF_SPECIES
+
+
+def test_a_deadly_genus_is_told_though_the_species_is_harmless(photo, tmp_path):
+    bundle = sure(tmp_path / "best", {"binomial": {"Lampropeltis getula": 9}, "genus": {"Micrurus": 9}}, KNOWN, SAFE)
+    page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
+    assert "sc-caution" in page and "None of these is listed" not in page and re.search(r'data-target="genus".*?⚠ venomous', page)
+    for answer in (asked, row):
+        assert answer["dangers"]["venomous"]["among_them"] is True and answer["dangers"]["venomous"]["at_most"] > 0.9 and "Micrurus" in answer["caution"]["sentence"]
+    assert asked["targets"]["genus"]["facts"]["venomous"] is True and row["targets"]["genus"][0]["facts"]["venomous"] is True
+    assert "genus: Micrurus (venomous) >99%" in line and (cells["venomous_among_them"], cells["genus_venomous_among_them"]) == ("yes", "yes")
+
+
+def test_a_label_without_an_explicit_no_is_not_known_wherever_it_is_shown(photo, tmp_path):
+    harmless = {"binomial": {"Lampropeltis getula": 9}}
+    bundle = sure(tmp_path / "best", harmless | {"genus": {"Natrix": 9}}, KNOWN, SAFE)  # a genus that has no fact beside others that have
+    page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
+    assert "May be venomous. Keep away." in page and "Natrix" in asked["caution"]["sentence"] and "None of these is listed" not in page
+    assert asked["dangers"]["venomous"]["among_them"] is None and row["dangers"]["venomous"]["among_them"] is None and row["dangers"]["venomous"]["at_most"] > 0.9
+    assert "genus: Natrix (venomous: not known)" in line and cells["venomous_among_them"] == "not known" == cells["genus_venomous_among_them"]
+
+    bundle = sure(tmp_path / "best", harmless | {"genus": {"Micrurus": 9}}, OF_HARMLESS, SAFE | {"side": SIDES})  # targets of which nothing is known
+    page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
+    assert "Of the answer for genus and side it is not known." in page and page.count("venomous: not known") == 2
+    for answer in (asked, row):
+        assert answer["dangers"]["venomous"]["among_them"] is None and answer["not_known_of"] == ["genus", "side"]
+    assert asked["targets"]["genus"]["facts"] == {"venomous": None} == row["targets"]["side"][0]["facts"]
+    assert "genus: Micrurus (venomous: not known)" in line and "Of the targets 'genus' and 'side' no label has facts" in line
+    assert cells["venomous_among_them"] == cells["genus_venomous_among_them"] == cells["side_venomous_among_them"] == "not known"
+
+    bundle = sure(tmp_path / "best", harmless | {"genus": {"Lampropeltis": 9}}, KNOWN, SAFE)  # an explicit no for every label that is shown
+    page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
+    assert "None of these is listed as venomous" in page and "not known" not in page + line and asked["caution"] is None and "not_known_of" not in row
+    assert row["dangers"]["venomous"]["among_them"] is False and (cells["venomous_among_them"], cells["genus_venomous_among_them"]) == ("no", "no") and row["dangers"]["venomous"]["at_most"] < 0.01
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "Three photos of each species, and a table that names genus but no side."
+    folder = tmp_path_factory.mktemp("dangers")
+    rows = []
+    for number in range(6):
+        draw_snake(number).save(folder / f"{number}.png")
+        rows.append({"path": f"{number}.png", "binomial": SPECIES[number % 2], "genus": GENERA[number % 2]})
+    pd.DataFrame(rows).to_csv(folder / "photos.csv", index=False)
+    return folder
+
+
+def test_evaluate_counts_every_target(photos, tmp_path):
+    right, wrong = {"Micrurus fulvius": 9}, {"Lampropeltis": 9}  # every species is deadly to it, and every genus harmless
+    bundle = sure(tmp_path / "best", {"binomial": right, "genus": wrong}, OF_ALL)
+    done = run("evaluate", bundle, "--data", photos / "photos.csv", "--report", tmp_path / "page", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counted = {danger["target"]: danger for danger in json.loads(done.stdout)["dangers"]}
+    assert list(counted) == list(TARGETS) and json.loads(done.stdout)["scores"]["n"] == 6
+    assert (counted["binomial"]["n"], counted["binomial"]["as_harmless"]) == (3, 0) and (counted["genus"]["n"], counted["genus"]["as_harmless"]) == (3, 3)
+    assert counted["genus"]["classes"][0]["took"] == {"Lampropeltis": 3}
+    assert (counted["side"]["known"], counted["side"]["counted"], counted["side"]["n"]) == (False, False, 0)
+    text = run("evaluate", bundle, "--data", photos / "photos.csv", cwd=tmp_path).stdout
+    assert "Target 'genus': 3 of 3 venomous photos got a first answer that is listed as not venomous" in text and "Micrurus: 3 of 3" in text
+    assert "Target 'binomial': 0 of 3 venomous photos" in text and "Target 'side': of none of its labels is it known whether it is venomous" in text
+    page = re.sub(r"&#39;", "'", (tmp_path / "page/report.html").read_text())
+    for part in ("Target 'genus': 3 of 3 venomous photos were called not venomous", "Venomous, and called harmless (target 'genus')", "Target 'binomial': none of 3", "Target 'side': it is not known how often"):
+        assert part in page, part
+
+
+def test_photos_that_do_not_name_a_target_are_not_counted_as_harmless(photos, tmp_path):
+    targets = {"binomial": SPECIES, "habit": ["burrows", "climbs"]}
+    bundle = sure(tmp_path / "best", {}, OF_SPECIES | {"burrows": {"venomous": True}, "climbs": {"venomous": False}}, targets)
+    done = run("evaluate", bundle, "--data", photos / "photos.csv", cwd=tmp_path)
+    assert "Target 'habit': these photos do not say what is right for it" in done.stdout, done
+    table = pd.read_csv(photos / "photos.csv").assign(habit=["burrows", None, "climbs", "burrows", None, "burrows"])
+    table["path"] = [str(photos / path) for path in table["path"]]
+    table.to_csv(tmp_path / "some.csv", index=False)
+    said = json.loads(run("evaluate", bundle, "--data", tmp_path / "some.csv", "--tta", "flip", "--json", cwd=tmp_path).stdout)
+    assert said["scores"]["n"] == 6 and [danger["n"] for danger in said["dangers"]] == [3, 3] and said["dangers"][1]["harmless"] == 1
+
+
+def test_what_a_label_says_itself_is_counted_without_facts(photos, tmp_path):
+    targets = {"binomial": SPECIES, "effect": ["harmless", "venomous"]}
+    bundle = sure(tmp_path / "best", {"effect": {"harmless": 9}}, {}, targets)
+    table = pd.read_csv(photos / "photos.csv").assign(effect=["harmless", "venomous"] * 3)
+    table["path"] = [str(photos / path) for path in table["path"]]
+    table.to_csv(tmp_path / "effects.csv", index=False)
+    done = run("evaluate", bundle, "--data", tmp_path / "effects.csv", cwd=tmp_path)
+    assert "Target 'effect': 3 of 3 venomous photos got a first answer that is listed as not venomous" in done.stdout and "Target 'binomial': of none of its labels is it known" in done.stdout, done
+
+
+def test_a_run_with_several_targets_takes_its_facts_from_the_experiment_and_its_report_counts_them(photos, tmp_path):
+    from snakecls.models.bundle import read_bundle
+    from snakecls.train.experiment import make_experiment
+    from snakecls.workflow.run import run_experiment
+
+    rows = []
+    for number in range(24):
+        draw_snake(number).save(tmp_path / f"{number}.png")
+        rows.append({"path": str(tmp_path / f"{number}.png"), "binomial": SPECIES[number % 2], "type of genus": GENERA[number % 2], "side": SIDES[number // 2 % 2], "split": ["train", "train", "valid"][number // 4 % 3]})
+    pd.DataFrame(rows).to_csv(tmp_path / "photos.csv", index=False)
+    (tmp_path / "facts.csv").write_text(TABLE)
+    values = {"name": "facts", "seed": 1, "data": {"source": str(tmp_path / "photos.csv"), "target": ["side", "binomial", "type of genus"], "facts": str(tmp_path / "facts.csv")}, "model": {"arch": "test_resnet", "weights": "none"},
+              "train": {"num_workers": 0, "device": "cpu"}, "monitor": "f1_macro", "schedule": [{"size": 32, "epochs": 0, "head": "probe", "bs": 8}]}
+    told = []
+    done = run_experiment(make_experiment(values), root=tmp_path / "runs", logbook=None, say=told.append)
+    assert any("no row for any label of the target 'side'" in line for line in told)
+    known = read_bundle(done.run / "best").info.label_facts
+    assert known["Micrurus"]["venomous"] is True and known["Lampropeltis getula"]["venomous"] is False and "left" not in known
+    page = re.sub(r"&#39;", "'", (done.run / "report.html").read_text())
+    for target, file in (("binomial", "predictions-valid-binomial"), ("type of genus", "predictions-valid-type_of_genus")):
+        table = pd.read_parquet(done.run / f"{file}.parquet")
+        harmless = int((table["label"].str.startswith("Micrurus") & table["predicted"].str.startswith("Lampro")).sum())
+        assert f"Target '{target}': {harmless or 'none'} of 4 venomous validation photos" in page
+    assert "Target 'side': it is not known how often something venomous is called harmless" in page
+    again = json.loads(run("evaluate", done.run / "best", "--json", cwd=tmp_path).stdout)["dangers"]  # its own photos
+    assert [(danger["target"], danger["n"]) for danger in again] == [("side", 0), ("binomial", 4), ("type of genus", 4)]
+
+
+def test_the_page_of_a_space_says_which_targets_have_no_facts(tmp_path):
+    from snakecls.deploy.hub import space_readme
+    from snakecls.models.bundle import read_bundle
+
+    assert "Of the target 'side' no label has facts: it is not known what there is venomous." in space_readme(read_bundle(sure(tmp_path / "best", {}, OF_ALL)), "me/snakes")
+
+
+def test_an_ensemble_keeps_the_facts_of_every_target(tmp_path):
+    from snakecls.deploy.predict import EnsemblePredictor
+
+    careless = OF_ALL | {"Micrurus": {"venomous": False}}
+    bundles = [sure(tmp_path / "a", {}, careless), sure(tmp_path / "b", {}, OF_ALL)]
+    assert EnsemblePredictor(bundles).info.label_facts["Micrurus"]["venomous"] is True
+
+
+def test_300_damages_to_a_table_of_facts_of_several_targets(tmp_path):
+    from snakecls.workflow.facts import read_facts
+
+    expected, read = {"Lampropeltis getula": False, "Micrurus fulvius": True, "Lampropeltis": False, "Micrurus": True}, 0
+    for damaged in mutated_files(TABLE.encode(), seed=21):
+        (tmp_path / "facts.csv").write_bytes(damaged)
+        try:
+            facts, _ = read_facts(tmp_path / "facts.csv", SPECIES, target="binomial", others={"genus": GENERA, "side": SIDES})
+        except UserError as e:
+            assert len(str(e).splitlines()) == 1, e
+            continue
+        read += 1
+        for label, known in facts.items():
+            state = known.get("venomous")
+            assert (state is None or isinstance(state, bool)) and label in {*SPECIES, *GENERA, *SIDES}
+            if state is not None and state is not expected.get(label):  # never a no of its own making
+                assert any(line.split(b",")[0].strip(b'" \xef\xbb\xbf').decode("latin-1").casefold() == label.casefold() and (b",no," in line or b",0," in line or b",yes," in line) for line in damaged.replace(b"\r", b"\n").split(b"\n")), damaged
+    assert read > 30
