@@ -26,6 +26,12 @@ def target_state(
         return state
     return False if harmless and about == "dangerous" else danger_state({about: False}, key)
 
+
+@lru_cache(maxsize=100_000)
+def _says_itself(target: str, label: str) -> tuple[str | None, str | None, bool]:  # the danger that the label has, the danger that it speaks of, whether it says that there is none
+    "Read what a label says of danger without any facts."
+    return target_danger(target, label), named_danger(target) or named_danger(label), says_harmless(label)
+
 # %% ../../nbs/data/09_target_dangers.ipynb #1bd2454f
 def target_facts(
     target: str,
@@ -61,9 +67,3 @@ def say_blind(
     "Say plainly of which targets a model does not know what is dangerous."
     names, several = " and ".join(f"'{target}'" for target in targets), len(targets) > 1
     return f"Of the target{'s' if several else ''} {names} no label has facts: it is not known what there is {' or '.join(map(danger_name, dangers))}."
-
-# %% ../../nbs/data/09_target_dangers.ipynb #3a9f1c1a
-@lru_cache(maxsize=100_000)
-def _says_itself(target: str, label: str) -> tuple[str | None, str | None, bool]:  # the danger that the label has, the danger that it speaks of, whether it says that there is none
-    "Read what a label says of danger without any facts."
-    return target_danger(target, label), named_danger(target) or named_danger(label), says_harmless(label)

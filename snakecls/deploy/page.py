@@ -17,7 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless, target_danger
-from ..data.target_dangers import target_state
+from ..data.target_dangers import target_facts, target_state
 
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
@@ -215,9 +215,9 @@ def judge(
         seen = {state[label] for label in named}
         among_them[key] = True if True in seen or shares[True] >= HIDDEN else None if None in seen or hidden[key] >= HIDDEN else False
     said = caution(shown, dangers, hidden=hidden, known=known, subject=subject)
-    for key, (share, first, target, label) in named_there.items():
+    for key, (share, first, target, which) in named_there.items():
         at_most[key], among_them[key] = max(at_most[key], share), True if first else among_them[key] if among_them[key] is True else None
-        sentence = f"The answer for {target.replace('_', ' ')} {'is' if first else 'may be'} {label} ({percent(share)})."
+        sentence = f"The answer for {target.replace('_', ' ')} {'is' if first else 'may be'} {which}."
         said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
     blind = []
     for target, ranked in (others or {}).items():
@@ -238,11 +238,16 @@ def _unknown_there(target: str, ranked: Sequence["Prediction"], states: Sequence
     unknown = [guess for guess, state in zip(ranked, states) if state is None]
     if not unknown or (states[0] is not None and sum(guess.prob for guess in unknown) < HIDDEN):
         return ""
-    first = unknown[0]
-    return f"The answer for {target.replace('_', ' ')} {'is' if first is ranked[0] else 'may be'} {first.label} ({percent(first.prob)}), of which it is not known here whether it is {danger_name(key)}."
+    return f"The answer for {target.replace('_', ' ')} {'is' if states[0] is None else 'may be'} {_which(unknown, 'another')}, of which it is not known here whether it is {danger_name(key)}."
 
 
-def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, label
+def _which(guesses: Sequence["Prediction"], others: str) -> str:
+    "Name the first of some guesses, with their probability together."
+    share = min(1.0, sum(guess.prob for guess in guesses))
+    return f"{guesses[0].label} ({percent(share)})" if share - guesses[0].prob < 0.01 else f"{guesses[0].label} or {others} ({percent(share)} together)"
+
+
+def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, which
     "Find the dangers that the answers for further targets have, by their names or by their facts, from `HIDDEN` on."
     found: dict[str, tuple[float, bool, str, str]] = {}
     for target, ranked in others.items():
@@ -254,7 +259,7 @@ def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequen
         for key, guesses in shares.items():
             share, first = min(1.0, sum(guess.prob for guess in guesses)), guesses[0] is ranked[0]
             if (first or share >= HIDDEN) and share > found.get(key, (0.0,))[0]:
-                found[key] = share, first, target, guesses[0].label
+                found[key] = share, first, target, _which(guesses, f"another that is {danger_name(key)}")
     return found
 
 # %% ../../nbs/deploy/53_page.ipynb #f760d4cc
@@ -354,10 +359,8 @@ def others_html(
     dangers: Sequence[str] = (),  # from `model_dangers`
 ) -> str:
     "Show the best guess of each further target in a line, with what is known of its danger."
-    lines = []
-    for target, guess in others.items():
-        known = {key: target_state(target, guess.label, guess.facts, key) for key in dangers}
-        lines.append(f'<li data-target="{escape(target, quote=True)}"><span>{escape(target[:1].upper() + target[1:].replace("_", " "))}</span> <b>{escape(guess.label)}</b> {escape(percent(guess.prob))}{marks_html(known, dangers)}</li>')
+    lines = [f'<li data-target="{escape(target, quote=True)}"><span>{escape(target[:1].upper() + target[1:].replace("_", " "))}</span> <b>{escape(guess.label)}</b> {escape(percent(guess.prob))}{marks_html(target_facts(target, guess.label, guess.facts, dangers), dangers)}</li>'
+             for target, guess in others.items()]
     return f'<ul class="sc-others">{"".join(lines)}</ul>' if lines else ""
 
 

@@ -135,7 +135,7 @@ def judge_targets(metrics: dict, split: str) -> list[dict]:
     return [{"kind": "", "title": f"Target '{target}': macro F1 {found['f1_macro']:.3f}",
              "text": f"Accuracy {found['accuracy']:.3f} on {found['n']} {'test' if split == 'test' else 'validation'} photos{f'; {chosen}' if (chosen := say_chosen(found)) else ''}. "
                      + (f"Trained, {say_epochs_trained(metrics)}: macro F1 {trained[target]['f1_macro']:.3f}. " if trained.get(target) else "")
-                     + f"The predictions on this page are those of the first target, '{first}'."} for target, found in scores.items() if found]
+                     + f"Matrix, classes and mistakes on this page are those of the first target, '{first}'; what is dangerous and was called harmless is counted for every target."} for target, found in scores.items() if found]
 
 
 def judge_refit(metrics: dict) -> dict | None:
