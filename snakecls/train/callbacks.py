@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BEST_RULES', 'value_names', 'check_monitor', 'n_train_values', 'epoch_values', 'was_validated', 'is_better_composite',
-           'Answers', 'answered_places', 'KeepAnswers', 'seen_classes', 'last_answers', 'fair_rows', 'fair_values',
-           'SaveBestF1', 'FrozenBatchNorm', 'FlipAverage', 'EpochRows']
+           'Answers', 'answered_places', 'loader_photos', 'KeepAnswers', 'seen_classes', 'last_answers', 'fair_rows',
+           'fair_values', 'tell_resumed', 'SaveBestF1', 'FrozenBatchNorm', 'FlipAverage', 'EpochRows']
 
 # %% ../../nbs/train/32_callbacks.ipynb #a0b38b7f
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,17 +79,46 @@ class Answers:
     probs: list[np.ndarray] | None = None  # (n, n_classes) for each target; None: not kept
     targets: list[np.ndarray] | None = None  # class numbers (n,), or (n, n_classes) with several labels on a photo
     losses: np.ndarray | None = None  # (n,)
+    photos: Sequence | None = None  # all photos of the loader: their paths, or numbers where it has none; None: not known
+
+    @property
+    def names(self) -> np.ndarray | None:  # None: not known
+        "Name the photos that were answered."
+        if self.photos is None:
+            return self.places if self.places is not None or self.losses is None else np.arange(len(self.losses))
+        return np.asarray(self.photos)[slice(None) if self.places is None else self.places]
 
     def same_photos(self, other: "Answers") -> bool:
-        "Tell whether both are of the same photos."
+        "Tell whether both are of the same photos: by name, as those of a resumed run may have other places."
         one, two = self.places, other.places
-        return one is two or (one is not None and two is not None and np.array_equal(one, two))
+        if self.photos is None or other.photos is None or self.photos == other.photos:
+            return one is two or (one is not None and two is not None and np.array_equal(one, two))
+        return np.array_equal(np.sort(self.names), np.sort(other.names))
+
+    def to_state(self) -> dict:  # of tensors, lists and text, as `torch.load(weights_only=True)` reads
+        "Give what a checkpoint keeps: the photos that were answered, and the answers."
+        tensors = {name: None if (given := getattr(self, name)) is None else [torch.from_numpy(each) for each in given] for name in ("probs", "targets")}
+        names = None if self.names is None else self.names.tolist()
+        return {"photos": names, "losses": None if self.losses is None else torch.from_numpy(self.losses)} | tensors
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Answers":
+        "Read what `to_state` gave."
+        probs, targets = (None if state[name] is None else [each.numpy() for each in state[name]] for name in ("probs", "targets"))
+        return cls(None, probs, targets, None if state["losses"] is None else state["losses"].numpy(), state["photos"])
 
 
 def answered_places(dl) -> np.ndarray | None:  # after a pass; None: all photos
     "Give the places of the photos that a loader read."
     kept = getattr(dl, "kept", None)
     return None if kept is None or len(kept) == len(dl.dataset) else kept
+
+
+def loader_photos(dl) -> list | None:  # None: it does not tell
+    "Name the photos of a loader: by path where it knows them, else by number."
+    if getattr(dl, "lost", None) is not None:
+        return [dl.lost.paths[row] for row in dl.rows]
+    return None if getattr(dl, "n", None) is None else list(range(dl.n))
 
 
 class KeepAnswers(Callback):
@@ -130,20 +160,22 @@ class KeepAnswers(Callback):
             return
         probs = getattr(self.loss_func, "activation", lambda given: given)(preds if isinstance(self.learn.pred, (tuple, list)) else preds[0])
         probs = [each.numpy() for each in probs] if isinstance(probs, (tuple, list)) else [probs.numpy()]
-        self.now = Answers(places, probs, [each.numpy() if each.ndim > 1 else each.numpy().astype(int) for each in targets], losses[0].numpy())
+        self.now = Answers(places, probs, [each.numpy() if each.ndim > 1 else each.numpy().astype(int) for each in targets], losses[0].numpy(), loader_photos(dl))
 
     def together(
         self,
         now: Answers,
         best: Answers,
     ) -> tuple[dict, dict]:  # metrics of both, 'valid_loss' among them; empty where they cannot be compared
-        "Score two epochs anew on the photos that both saw, where these have a photo of each class that either saw."
-        if now.probs is None or best.probs is None:
+        "Score two epochs anew on the photos that both saw with the same labels, where these have a photo of each class that either saw."
+        if now.probs is None or best.probs is None or [each.shape[1:] for each in now.probs] != [each.shape[1:] for each in best.probs]:
             return {}, {}
-        one, two = (np.arange(len(each.losses)) if each.places is None else each.places for each in (now, best))
-        both, rows = np.intersect1d(one, two), []
-        for places, answers in ((one, now), (two, best)):
-            there = np.isin(places, both)
+        _, one, two = np.intersect1d(now.names, best.names, return_indices=True)
+        alike, rows = np.ones(len(one), bool), []
+        for mine, theirs in zip(now.targets, best.targets):
+            same = mine[one] == theirs[two]
+            alike &= same.all(1) if same.ndim > 1 else same
+        for there, answers in ((np.sort(one[alike]), now), (np.sort(two[alike]), best)):
             targets = [given[there] for given in answers.targets]
             if any(seen_classes(part) != seen_classes(given) for part, given in zip(targets, answers.targets)):
                 return {}, {}
@@ -160,7 +192,8 @@ def seen_classes(targets: np.ndarray) -> set[int]:
 def last_answers(learn) -> Answers:
     "Give how the last validation answered: all of it where `KeepAnswers` is there, else which photos it saw."
     now = getattr(getattr(learn, "keep_answers", None), "now", None)
-    return now if now is not None else Answers(answered_places(getattr(getattr(learn, "dls", None), "valid", None)))
+    dl = getattr(getattr(learn, "dls", None), "valid", None)
+    return now if now is not None else Answers(answered_places(dl), photos=loader_photos(dl))
 
 
 def fair_rows(
@@ -187,6 +220,24 @@ def fair_values(
     rows = None if monitor.startswith("train_") else fair_rows(learn, now, best_answers)
     return (value, best) if rows is None else (rows[0].get(monitor, float("nan")), rows[1].get(monitor, float("nan")))
 
+
+def tell_resumed(
+    learn,
+    what: str,  # is compared with: 'the best so far (epoch 3 of stage 1)'
+    now: Answers,
+    best: Answers | None,  # None: the checkpoint is of a version that kept none
+) -> None:
+    "Warn where a resumed fit cannot compare with what its checkpoint holds, or compares with it on other photos than it was measured on."
+    if best is None:
+        if getattr(getattr(learn.dls, "valid", None), "lost", None) is not None:  # else no photo can have got lost
+            warnings.warn(f"the checkpoint is of an older version and does not say which validation photos {what} was measured on, so it is compared as it was measured; where photos are missing that were there then, or are there again, the comparison is not fair.", stacklevel=5)
+        return
+    rows = fair_rows(learn, now, best)
+    if rows is not None and not rows[0]:
+        warnings.warn(f"{what} was measured on other validation photos than those that can be read now, and on those that both saw it cannot be compared (a class has none of them, or their answers were not kept), so no epoch can beat it; bring the photos back to where they were, or begin a new run from its weights.", stacklevel=5)
+    elif rows is not None:
+        warnings.warn(f"{what} was measured on other validation photos than those that can be read now; epochs are compared with it on the {rows[0]['n']} that both saw.", stacklevel=5)
+
 # %% ../../nbs/train/32_callbacks.ipynb #2aab21db
 class SaveBestF1(SaveModelCallback):
     "Keep the weights of the epoch with the best macro F1 (or another rule) over all fits, and load them at the end."
@@ -212,7 +263,7 @@ class SaveBestF1(SaveModelCallback):
     def start_again(self) -> None:
         "Forget the best of an earlier schedule."
         self.best, self.best_score, self.last_saved_path, self.best_answers = None, None, None, None
-        self.stage, self.best_stage, self.best_epoch, self.best_size = 0, None, None, None
+        self.stage, self.best_stage, self.best_epoch, self.best_size, self.resumed = 0, None, None, None, False
 
     def before_fit(self):
         "Check the monitor by name and begin a stage."
@@ -237,6 +288,9 @@ class SaveBestF1(SaveModelCallback):
     ) -> bool:  # whether it is the best so far, and was saved
         "Save the Learner's weights if `value` (by the rule, with `row`) beats the best so far."
         answers = answers or last_answers(self.learn)
+        if self.resumed and np.isfinite(value):
+            self.resumed = False
+            tell_resumed(self.learn, f"the best so far ({self.when})", answers, self.best_answers)
         if not self.is_better(value, row, answers):
             return False
         self.best, self.best_epoch, self.best_stage = float(value), epoch, self.stage
@@ -286,19 +340,28 @@ class SaveBestF1(SaveModelCallback):
     @property
     def message(self) -> str:
         "Say which epoch of which stage won."
-        when = "the probe" if self.best_epoch == 0 else f"epoch {self.best_epoch}"
         size = f" at {self.best_size} px" if self.best_size else ""
         beside = "" if self.best_score is None else f" with {self.score} {self.best_score:.4f}"
-        return f"Best {self.monitor} {self.best:.4f}{beside}: {when} of stage {self.best_stage}{size}."
+        return f"Best {self.monitor} {self.best:.4f}{beside}: {self.when}{size}."
+
+    @property
+    def when(self) -> str:
+        "Name the best epoch."
+        return f"{'the probe' if self.best_epoch == 0 else f'epoch {self.best_epoch}'} of stage {self.best_stage}"
 
     def state_dict(self) -> dict:
-        "Give what a resumed run needs."
-        return {name: getattr(self, name) for name in ("best", "best_score", "best_epoch", "best_stage", "best_size", "stage", "last_saved_path")}
+        "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
+        answers = None if self.best_answers is None else self.best_answers.to_state()
+        path = None if self.last_saved_path is None else str(self.last_saved_path)
+        return {name: getattr(self, name) for name in ("best", "best_score", "best_epoch", "best_stage", "best_size", "stage")} | {"last_saved_path": path, "best_answers": answers}
 
     def load_state_dict(self, state: dict) -> None:
-        "Go on from `state_dict`."
+        "Go on from `state_dict`; one without `best_answers`, of an older version, is told where that matters."
         for name, value in state.items():
             setattr(self, name, value)
+        self.last_saved_path = None if self.last_saved_path is None else Path(self.last_saved_path)
+        self.best_answers = None if state.get("best_answers") is None else Answers.from_state(state["best_answers"])
+        self.resumed = self.best_epoch is not None
 
 # %% ../../nbs/train/32_callbacks.ipynb #98a8ee44
 class FrozenBatchNorm(Callback):

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from ..core import UserError, derive_seed, seed_everything, unknown_name
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
-from .callbacks import Answers, EpochRows, KeepAnswers, SaveBestF1, answered_places
+from .callbacks import Answers, EpochRows, KeepAnswers, SaveBestF1, answered_places, loader_photos
 from .lr_finder import find_lr
 from .policies import fit_policy
 from .probes import answer_metrics, epoch_names, fit_heads, last_metrics, spread_answers, spread_probs, valid_answers, valid_metrics
@@ -140,7 +140,7 @@ def run_stage(
         own = answer_metrics(learn, *answers)
         saver.learn = learn
         row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
-        saver.consider(row[saver.monitor], epoch=0, row=row, answers=Answers(answered_places(learn.dls.valid), *answers))
+        saver.consider(row[saver.monitor], epoch=0, row=row, answers=Answers(answered_places(learn.dls.valid), *answers, photos=loader_photos(learn.dls.valid)))
         if result.probe is None or row["f1_macro"] > result.probe["f1_macro"]:
             result.probe, result.answers["probe"] = place | row, spread_answers(learn.dls.valid, answers[0])
         add(row)

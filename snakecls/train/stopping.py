@@ -13,7 +13,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.tracker import TrackerCallback
 
 from ..core import UserError
-from .callbacks import check_monitor, epoch_values, fair_values, last_answers, value_names, was_validated
+from .callbacks import Answers, check_monitor, epoch_values, fair_values, last_answers, tell_resumed, value_names, was_validated
 
 # %% ../../nbs/train/32_stopping.ipynb #9ab1d2b8
 class EarlyStopping(TrackerCallback):
@@ -43,6 +43,7 @@ class EarlyStopping(TrackerCallback):
         self.best = float("inf") if self.comp == np.less else -float("inf")
         self.waited, self.stage, self.best_stage, self.best_epoch, self.best_answers = 0, 0, None, None, None
         self.message = ""  # why it stopped; empty until then
+        self.told = True  # False: a resumed fit has not said yet how it compares with what was before
 
     def before_fit(self):
         "Check the monitor by name, and begin anew where each fit counts for itself."
@@ -61,6 +62,9 @@ class EarlyStopping(TrackerCallback):
         if not was_validated(self.recorder):
             return
         value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
+        if self.told is False:
+            self.told = True
+            tell_resumed(self.learn, f"the best that early stopping goes by (epoch {self.best_epoch})", now, self.best_answers)
         fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
         if self.comp(fair - self.min_delta, best):
             self.best_answers = now
@@ -85,14 +89,16 @@ class EarlyStopping(TrackerCallback):
         return f"{start} has not {verb} {self.best:.4f} ({place}){by} {times}."
 
     def state_dict(self) -> dict:
-        "Give what a resumed run needs."
-        return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")}
+        "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
+        answers = None if self.best_answers is None else self.best_answers.to_state()
+        return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")} | {"best_answers": answers}
 
     def load_state_dict(self, state: dict) -> None:
         "Let the next fit go on from `state_dict`."
         for name, value in state.items():
             setattr(self, name, value)
-        self.resumed = True
+        self.best_answers = None if state.get("best_answers") is None else Answers.from_state(state["best_answers"])
+        self.resumed, self.told = True, self.best_epoch is None
 
 # %% ../../nbs/train/32_stopping.ipynb #03f4be23
 class ValidateEvery(Callback):
