@@ -39,7 +39,7 @@ Named = Annotated[Optional[str], typer.Argument(metavar="MODEL", help="The same 
 
 def tell(text: str) -> None:
     "Say what is going on, on standard error."
-    print(text, file=sys.stderr, flush=True)
+    print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
 
 
 def show(value: Any, text: str, as_json: bool) -> None:
@@ -252,7 +252,11 @@ def review(
 
     folder = find_check(checked)
     file = corrections or folder / "corrections.csv"
+    if file.is_dir():
+        raise UserError(f"--corrections {file} is a folder; give the name of a file in it, such as {file / 'corrections.csv'}.")
     issues, photos, about = undecided(folder, file, everything=everything)
+    if len(issues):
+        check_writable(file.parent, "the folder of --corrections")
     use = f"An experiment uses the decisions with: --set data.corrections={shlex.quote(str(file))}"
     if accept:
         n = accept_suggestions(issues, accept, file, multi=about["multi_label"])

@@ -203,21 +203,25 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
 def read_parquet(
     path: str | Path,
     columns: list[str] | None = None,  # None: all
+    needs: Iterable[str] = (),  # columns that it must have
 ) -> Any:  # DataFrame
-    "Read a Parquet file; raises `UserError` where it is missing, damaged or no regular file."
+    "Read a Parquet file; raises `UserError` where it is missing, damaged, no regular file, or without a column that it needs."
     import io
 
     import pandas as pd
 
     try:
         with open_file(path) as stream:
-            return pd.read_parquet(io.BytesIO(stream.read()), columns=columns)
+            table = pd.read_parquet(io.BytesIO(stream.read()), columns=columns)
     except FileNotFoundError as e:
         raise UserError(f"{path} does not exist.") from e
     except MemoryError:
         raise
     except Exception as e:  # Arrow raises a dozen types for a damaged file
         raise UserError(f"{path} cannot be read as a table ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}); take another copy of it.") from e
+    if missing := next((name for name in needs if name not in table), ""):
+        raise UserError(f"{path} is damaged: it has no column '{missing}'; take another copy of it.")
+    return table
 
 
 def plain(value: Any) -> Any:

@@ -1,17 +1,31 @@
 """What ends and what goes on again: resumed fits, groups of runs that a signal ends, disks that take nothing, Ctrl-C at any time."""
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from conftest import REPO
 from PIL import Image
+from test_faults_ends import SMALL, snakecls
+from test_hardening_runs import make_photos
 
 from snakecls.train.callbacks import KeepAnswers, SaveBestF1
 from snakecls.train.probes import answer_metrics
 from snakecls.train.stopping import EarlyStopping
+from snakecls.workflow.models import all_runs, leaderboard_text
+from snakecls.workflow.tracking import find_run
 
 
 class Scripted(torch.nn.Module):
@@ -115,3 +129,263 @@ def test_a_checkpoint_from_before_still_resumes_and_says_what_it_does_not_know(t
     with pytest.warns(UserWarning, match="does not say which validation photos the best so far"):
         fit_on(table, tmp_path, levels, set(range(10)), again, stops)
     assert (again.best_stage, stops.waited) == (2, 0)
+
+
+ONE = ["--set", "data.test=0.25", "--set", "schedule=[{size: 32, epochs: 1}]"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    "A folder with photos, facts, a check with an issue that can be accepted, and two runs, `one` and `two`."
+    folder = tmp_path_factory.mktemp("ends")
+    first = next(make_photos(folder / "photos").rglob("*.jpg"))
+    shutil.copy(first, first.with_name("copy.jpg"))
+    (folder / "facts.csv").write_text("label,venomous,common_name\nadder,yes,Adder\nboa,no,Boa\n")
+    for words in (["train", "--data", "photos", *SMALL, *ONE, "--set", "name=one"], ["check", "photos", "--files-only"]):
+        done = snakecls(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    one = next((folder / "runs").glob("*-one"))
+    two = Path(shutil.copytree(one, one.with_name("20200101-000000-two")))
+    (two / "status.json").write_text(json.dumps(json.loads((two / "status.json").read_text()) | {"name": "two"}))
+    return folder
+
+
+@pytest.fixture
+def copied(project, tmp_path) -> Path:
+    "The project, to be changed."
+    return Path(shutil.copytree(project, tmp_path / "project"))
+
+
+def with_nul(values, path: tuple):
+    "Put a NUL behind a text of a JSON file, or behind the name of what is no text."
+    values = json.loads(json.dumps(values))
+    at = values
+    for part in path[:-1]:
+        at = at[part]
+    if isinstance(at[path[-1]], str):
+        at[path[-1]] += "\0x"
+    else:
+        at[path[-1] + "\0"] = at.pop(path[-1])
+    return values
+
+
+def places(values: dict, before: tuple = ()) -> list[tuple]:
+    "List the places of a JSON file, two levels deep."
+    found = [(*before, name) for name in values]
+    return found + ([place for name, inner in values.items() if isinstance(inner, dict) for place in places(inner, (name,))] if not before else [])
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.json", "verdict.json", "environment.json", "experiment.yaml"])
+def test_a_nul_in_any_place_of_a_run_breaks_no_list_of_runs(copied, name):
+    two, root = copied / "runs" / "20200101-000000-two", copied / "runs"
+    whole = (two / name).read_text()
+    values = yaml.safe_load(whole) if name.endswith("yaml") else json.loads(whole)
+    texts = [(yaml.safe_dump if name.endswith("yaml") else json.dumps)(with_nul(values, place)) for place in places(values)[:: 1 if name in ("status.json", "verdict.json") else 3]]
+    for text in [*texts, whole + "\0", "\0" + whole, whole.replace("\n", "\n\0", 1)]:
+        (two / name).write_text(text)
+        board = all_runs(root, photos=True, verdicts=True)
+        assert len(board) == 2 and np.isfinite(board.set_index("run").loc[find_run(root, "one").id, "f1_macro"])
+        assert "\0" not in leaderboard_text(board, root, wide=True)
+    for words in (["runs", "--wide"], ["runs", "--json"]):
+        done = snakecls(*words, cwd=copied)
+        assert done.returncode == 0 and "\0" not in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name, commands", [("history.csv", ["runs"]), ("manifest.parquet", ["runs", "evaluate"]), ("predictions-test.parquet", ["runs", "ensemble"]), ("progress.json", ["runs"])])
+def test_a_nul_in_a_table_of_a_run_is_a_sentence(copied, name, commands):
+    two = copied / "runs" / "20200101-000000-two"
+    words = {"runs": ["runs", "--wide"], "evaluate": ["evaluate", "--model", two.name], "ensemble": ["ensemble", "one", two.name]}
+    if name.endswith("parquet"):
+        table = pd.read_parquet(two / name)
+        for change in ("path", "column", "label"):
+            other = table.rename(columns={"path": "path\0"}) if change == "column" else table.assign(**{change: table[change] + "\0"})
+            other.to_parquet(two / name, index=False)
+            for command in commands:
+                done = snakecls(*words[command], cwd=copied)
+                assert done.returncode in (0, 2) and "\0" not in done.stdout + done.stderr and "foreseen" not in done.stderr, (change, done.stderr)
+                assert done.returncode == 0 if command == "runs" else done.stderr, (change, done.stderr)
+        return
+    text = (two / name).read_text() if (two / name).exists() else json.dumps({"status": "running", "kind": "folds", "of": 2, "name": "folds", "logbook": "l.md", "command": "x"})
+    for other in (text + "\0", text.replace("f", "f\0", 1), text.replace("\n", "\n\0", 1), text.replace("l.md", "l\\u0000.md").replace("folds", "fo\\u0000lds", 1)):
+        (two / name).write_text(other)
+        done = snakecls(*words["runs"], cwd=copied)
+        assert done.returncode == 0 and "\0" not in done.stdout + done.stderr and "foreseen" not in done.stderr, done.stderr
+
+
+def test_a_name_with_a_nul_is_one_sentence(copied):
+    for words in (["evaluate", "--model", "one\0"], ["runs", "--runs", "r\0"], ["train", "--data", "photos\0"], ["export", "out\0", "--model", "one"], ["review", "photos\0"], ["ensemble", "one", "two\0"], ["train", "--data", "photos", "--parent", "one\0"], ["facts", "facts.csv\0", "--model", "one"]):
+        done = snakecls(*words, cwd=copied)  # no shell can give one, but a program that calls the commands can
+        assert done.returncode == 2 and "foreseen" not in done.stderr and "\0" not in done.stderr and len(done.stderr.splitlines()) == 1, (words, done.returncode, done.stderr)
+
+
+SEVERAL = {"folds": ["--folds", "2"], "grid": ["--grid", "seed=1,2"], "precision": ["--compare-precision"]}
+
+
+def second_run(monkeypatch, act) -> None:
+    "Act at the end of the first epoch of the second of several runs."
+    import snakecls.workflow.run as module
+
+    started = []
+
+    def describe(row):
+        started.append(row)
+        if len(started) == 2:
+            act()
+        return "epoch"
+
+    monkeypatch.setattr(module, "describe_epoch", describe)
+
+
+def group_of(cwd: Path, kind: str) -> tuple[Path, list[dict]]:  # its folder, and the status of its runs, by start
+    folder = next((cwd / "runs").glob(f"*-{kind}"))
+    statuses = [json.loads(file.read_text()) | {"id": file.parent.name} for file in sorted((cwd / "runs").glob("*/status.json"))]
+    return folder, sorted((each for each in statuses if each.get("part_of") == folder.name), key=lambda each: each["status"] != "finished")
+
+
+@pytest.mark.parametrize("kind", ["grid", "precision"])
+def test_a_group_that_sigterm_ends_says_what_is_done(tmp_path, monkeypatch, kind):
+    make_photos(tmp_path / "photos", 24)
+    second_run(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    done = snakecls("train", "--data", "photos", *SMALL, "--set", "schedule=[{size: 32, epochs: 1}]", *SEVERAL[kind], cwd=tmp_path)
+    assert done.returncode == 143 and "Traceback" not in done.stderr, done.stderr
+    folder, (first, second) = group_of(tmp_path, kind)
+    assert (first["status"], second["status"]) == ("finished", "stopped") and "the best so far, epoch 1" in second["message"]
+    assert json.loads((tmp_path / "runs" / first["id"] / "metrics.json").read_text())["valid"]["n"] and (tmp_path / "runs" / first["id"] / "best" / "bundle.json").exists()
+    said = json.loads((folder / "progress.json").read_text())
+    n = 4 if kind == "precision" else 2
+    assert (said["status"], said["done"], said["of"]) == ("stopped", 1, n)
+    for text in (done.stderr, said["message"], (tmp_path / "logbook.md").read_text()):
+        assert f"topped after 1 of {n} runs (stopped by SIGTERM): finished is {first['id']}" in text, text
+    entry = (tmp_path / "logbook.md").read_text()
+    assert f"(stopped after 1 of {n})" in entry and f"](runs/{folder.name})" in entry and sum(line.startswith("## ") and "(stopped" in line for line in entry.splitlines()) == 2  # of the second run, too
+    listed = snakecls("runs", cwd=tmp_path)
+    assert listed.returncode == 0 and f"1 of {n} runs" in listed.stderr and "killed" not in listed.stderr
+    assert snakecls("evaluate", "--model", first["id"], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["folds", "grid"])
+def test_a_disk_that_is_full_during_the_second_of_several_runs_names_the_finished_one(tmp_path, monkeypatch, kind):
+    "From there on nothing can be written, the group's own records neither; the next command, with room again, completes them."
+    import snakecls.core as core
+
+    make_photos(tmp_path / "photos", 24)
+    real, full = os.replace, []
+
+    def replace(source, target, *more):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return real(source, target, *more)
+
+    monkeypatch.setattr(core.os, "replace", replace)
+    second_run(monkeypatch, lambda: full.append(True))
+    done = snakecls("train", "--data", "photos", *SMALL, "--set", "schedule=[{size: 32, epochs: 1}]", *SEVERAL[kind], cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("snakecls: ") == 1 and "snakecls: the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    full.clear()
+    folder, (first, second) = group_of(tmp_path, kind)
+    assert first["status"] == "finished" and "ailed after 1 of 2 runs" in done.stderr and f"finished is {first['id']}" in done.stderr
+    listed = snakecls("runs", cwd=tmp_path)
+    assert listed.returncode == 0 and "1 of 2 runs" in listed.stderr, listed.stderr
+    assert json.loads((folder / "progress.json").read_text())["status"] == "killed" and "after 1 of 2" in (tmp_path / "logbook.md").read_text()
+    for run in (first, second):
+        assert snakecls("evaluate", "--model", run["id"], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_a_disk_without_room_for_several_runs_is_told_before_a_photo_is_read(tmp_path, monkeypatch, kind):
+    import snakecls.workflow.run as module
+
+    make_photos(tmp_path / "photos", 24)
+    free, read = (8_000_000 if kind != "grid" else 1_000_000), []  # one run of this network needs 5.5 MB
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9 - free, free=free))
+    monkeypatch.setattr(module, "keep_readable", lambda table: read.append(table))
+    done = snakecls("train", "--data", "photos", *SMALL, "--set", "schedule=[{size: 32, epochs: 1}]", *SEVERAL[kind], cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("snakecls: ") == 1 and f"has {free / 1e6:.1f} MB left" in done.stderr, done.stderr
+    assert not read and not list((tmp_path / "runs").glob("*")) and not (tmp_path / "logbook.md").exists()
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    "Let nothing be written below a folder, as on a disk that is mounted for reading; of what Python itself writes."
+    import builtins
+    import io
+
+    roots = []
+
+    def refuses(path) -> bool:
+        return isinstance(path, (str, bytes, os.PathLike)) and any(Path(os.path.abspath(os.fsdecode(path))).is_relative_to(root) for root in roots)
+
+    def guard(module, name, writes):
+        real = getattr(module, name)
+
+        def guarded(*given, **more):
+            if writes(given, more):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(given[0]))
+            return real(*given, **more)
+
+        monkeypatch.setattr(module, name, guarded)
+
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    guard(os, "open", lambda given, more: given[1] & writing and refuses(given[0]))
+    for module in (builtins, io):
+        guard(module, "open", lambda given, more: set(str(given[1] if len(given) > 1 else more.get("mode", "r"))) & set("wax+") and refuses(given[0]))
+    for name in ("mkdir", "unlink", "remove", "rmdir", "rename", "replace", "utime", "chmod", "symlink"):
+        guard(os, name, lambda given, more: any(map(refuses, given[:2])))
+    return roots.append
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("words", [
+    ["ensemble", "one", "two", "--output", "soup"], ["review", "--accept", "exact duplicate"], ["review"], ["facts", "facts.csv", "--model", "one"], ["facts", "--model", "one", "--title", "Snakes"],
+    ["evaluate", "--model", "one", "--csv", "answers.csv"], ["evaluate", "--model", "one", "--report", "page"], ["export", "out", "--model", "one"], ["export", "out.pkl", "--model", "one"],
+    ["publish", "--model", "one", "--space", "me/x", "--dry-run", "space"], ["predict", "photos", "--model", "one", "--csv", "answers.csv"], ["train", "--data", "photos", "--folds", "2"], ["train", "--data", "photos", "--grid", "seed=1,2"]],
+    ids=lambda words: " ".join(word for word in words if word in ("--accept", "--csv", "--report", "--title", "--folds", "--grid", "out.pkl") or word == words[0]))
+def test_a_read_only_target_is_told_before_photos_are_read(project, monkeypatch, read_only, words):
+    import snakecls.data.photos as photos
+
+    def opened(*given, **more):
+        raise AssertionError("a photo was read")
+
+    before = content(project)
+    read_only(project)
+    monkeypatch.setattr(photos, "open_photo", opened)
+    done = snakecls(*words, cwd=project)
+    assert done.returncode == 2 and "cannot be written (Read-only file system); " in done.stderr, (done.returncode, done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert content(project) == before
+
+
+@pytest.mark.parametrize("words", [["ensemble", "one", "two"], ["facts", "--model", "one"], ["evaluate", "--model", "one"], ["runs"]], ids=lambda words: words[0])
+def test_what_writes_nothing_works_on_a_read_only_disk(project, read_only, words):
+    read_only(project)
+    done = snakecls(*words, cwd=project)
+    assert done.returncode == 0 and "annot be written" not in done.stderr, done.stderr
+
+
+CODE = """
+import os, signal, sys
+class Interrupt:
+    pass
+sys.path.insert(0, {repo!r})
+from snakecls.start import main
+module, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+Interrupt.find_spec = lambda name, *more: os.kill(os.getpid(), signal.SIGINT) if name == module else None
+sys.meta_path.insert(0, Interrupt)
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C alone")
+@pytest.mark.parametrize("module, words", [("snakecls.cli", ["runs"]), ("typer", ["runs"]), ("rich.panel", ["--help"]), ("snakecls.workflow.killed", ["runs"]), ("pandas", ["runs"])])
+def test_ctrl_c_while_python_imports_is_one_sentence(tmp_path, module, words):
+    done = subprocess.run([sys.executable, "-c", CODE.format(repo=str(REPO)), module, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "snakecls: stopped by Ctrl-C.\n")
+
+
+def test_a_command_begins_where_ctrl_c_is_looked_after_and_no_slower():
+    assert "snakecls=snakecls.start:main" in (Path(REPO) / "settings.ini").read_text()
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); before = set(sys.modules); import snakecls.start; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(done.stdout) <= 4, done.stdout  # itself, its package, and what the signal module brings

@@ -122,7 +122,10 @@ def end_group(
     done = [path.name for path, each in members if each["status"] == "finished"]
     use = f"finished {'is' if len(done) == 1 else 'are'} {', '.join(done)}, which can be used on {'its' if len(done) == 1 else 'their'} own (snakecls evaluate --model {done[0]})" if done else "none of them is finished"
     message = f"{status.capitalize()} after {len(done)} of {said.get('of', '?')} runs ({why}): {use}; for all of them give the command again."
-    write_json(folder / PROGRESS, {**said, "status": status, "done": len(done), "message": message})
+    try:
+        write_json(folder / PROGRESS, {**said, "status": status, "done": len(done), "message": message})
+    except OSError as e:  # a full disk: the finished runs are to be told all the same, and the next command writes it
+        message += f" This could not be written into {folder / PROGRESS} ({e.strerror or e})."
     if said.get("logbook"):
         path = Path(said["logbook"])
         link = Path(os.path.relpath(folder.resolve(), path.resolve().parent)).as_posix()

@@ -73,6 +73,7 @@ def run_experiment(
     table = build_table(experiment) if table is None else table
     labels = train_labels(table, several_targets(experiment.data))
     model = build_model(experiment, labels, table=table)  # whatever cannot work is refused before a photo is read
+    check_room(model, root)
     experiment = with_train(experiment, batch_norm=choose_batch_norm(experiment, model, build_stages(experiment)))
     build_augment(experiment), find_device(experiment.train.device)
     facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column, others=further_targets(labels)) if experiment.data.facts else ({}, [])
@@ -87,7 +88,6 @@ def run_experiment(
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
     for note in filter(None, (idle_note(experiment), untracked_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)), *find_doubts(experiment, build_stages(experiment), table, model=model), workers_note(learn, build_stages(experiment)))):
         say(f"Note: {note}")
-    check_room(learn.model, root)
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command, say)
     told = {"logbook": str(Path(logbook).absolute()) if logbook is not None and "logbook" in experiment.track else None, "command": command}  # for whoever completes the records of a killed run
@@ -138,13 +138,17 @@ def check_places(root: str | Path, logbook: str | Path | None) -> None:
         check_writable(Path(logbook).resolve().parent, "the logbook's folder")
 
 
-def check_room(model: torch.nn.Module, root: str | Path) -> None:
+def check_room(
+    model: torch.nn.Module,
+    root: str | Path,
+    n: int = 1,  # runs of this network
+) -> None:
     "Refuse a disk that has no room for the checkpoint, the bundle and the export of a network; raises `UserError`."
-    needed = 3 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + 1_000_000
+    needed = n * 3 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + 1_000_000
     there = next(place for place in (Path(root).absolute(), *Path(root).absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UserError(f"the disk of {root} has {free / 1e6:.1f} MB left, and the checkpoint, the model and its export need about {needed / 1e6:.1f} MB; make room, or give --runs on another disk.")
+        raise UserError(f"the disk of {root} has {free / 1e6:.1f} MB left, and the checkpoint, the model and its export{f' of {n} runs' if n > 1 else ''} need about {needed / 1e6:.1f} MB; make room, or give --runs on another disk.")
 
 
 def workers_note(learn, stages: list) -> str:  # one sentence, or nothing

@@ -32,7 +32,7 @@ from .results import predictions_name
 from .groups import Member, difference_text, find_folds, folds_verdict, judge_folds, make_group, settings_text, write_folds_entry, write_folds_manifest, write_settings
 from .ended import undisturbed
 from .killed import PROGRESS, end_group
-from .run import RunResult, resolve_parent, run_experiment
+from .run import RunResult, check_room, resolve_parent, resolve_weights, run_experiment
 from .tracking import RunFolder, make_slug, open_lock, trained_score
 
 # %% ../../nbs/workflow/67_several.ipynb #9f26b38a
@@ -65,7 +65,8 @@ def run_folds(
     experiment = experiment.model_copy(update={"parent": None}) if earlier else resolve_parent(experiment, root)
     chosen = [change(experiment, name=f"{experiment.name[:70]}-fold{fold + 1}", data={"folds": folds, "fold": fold}) for fold in range(folds)]
     for one in chosen:
-        train_labels(build_table(one), several_targets(one.data))  # a fold without a class is refused before the first is trained
+        labels = train_labels(table := build_table(one), several_targets(one.data))  # a fold without a class is refused before the first is trained
+    check_room(build_model(resolve_weights(chosen[-1], root, say=lambda note: None), labels, table=table), root, folds)
     results = []
     with started_group(root, experiment, "folds", folds, logbook=logbook, command=command, say=say) as folder:
         for fold, one in enumerate(chosen):
@@ -275,7 +276,8 @@ def compare_modes(
         metrics = result.metrics
         return {"f1_macro": metrics["valid"]["f1_macro"], "accuracy": metrics["valid"]["accuracy"], "seconds": sum(stage["seconds"] for stage in metrics["stages"])}
 
-    build_model(experiment, train_labels(build_table(experiment), several_targets(experiment.data)))  # what cannot run in any precision is refused at once
+    model = build_model(experiment, train_labels(build_table(experiment), several_targets(experiment.data)))  # what cannot run in any precision is refused at once
+    check_room(model, root, len(modes))
     with started_group(root, experiment, "precision", len(modes), logbook=logbook, command=command, say=say) as folder:
         table = compare_precisions(run_one, modes)
         if table["f1_macro"].isna().all():
@@ -305,7 +307,7 @@ def ensemble_runs(
     thresholds = mean_thresholds([{"values": info.thresholds or [0.5] * len(info.labels)} for info in infos]) if infos[0].problem == "multi_label" else None
 
     def together(labels: Sequence[str], target: str | None = None) -> dict:
-        tables = [read_parquet(run / predictions_name(split, target)) for run in runs]
+        tables = [read_parquet(run / predictions_name(split, target), needs=["path", "predicted"]) for run in runs]
         return evaluate_ensemble(tables, labels, names=[run.name for run in runs], thresholds=thresholds)
 
     first = together(infos[0].labels)

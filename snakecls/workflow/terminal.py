@@ -80,7 +80,7 @@ def stop_on_signals() -> Iterator[None]:
 
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
-        old = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)}  # nohup's stays
+        old = {number: signal.signal(number, stop) for number in numbers if (now := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler) or getattr(now, "until_command", False)}  # nohup's stays
         if hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
             old[signal.SIGALRM] = signal.signal(signal.SIGALRM, look)
     hook, sys.unraisablehook = sys.unraisablehook, hide
@@ -101,7 +101,7 @@ def stop_on_signals() -> Iterator[None]:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
-        print(text, file=sys.stderr, flush=True)
+        print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
 
 # %% ../../nbs/workflow/69_terminal.ipynb #cf1f2969
 def run_commands(
@@ -115,6 +115,8 @@ def run_commands(
         warnings.formatwarning = lambda message, *where, **more: f"Note: {message}\n"
     try:
         for word in sys.argv[1:]:
+            if "\0" in word:
+                raise UserError(f"'{word}' holds a zero byte, which no name can have; leave it out.")
             if printable(word) != word:
                 raise UserError(f"'{printable(word)}' holds a byte that is not UTF-8, so that neither a run nor an answer can name it; rename that file or folder.")
         app()

@@ -284,7 +284,7 @@ def write_status(path: Path, status: dict) -> None:
     except OSError as e:
         if not is_disk_full(e):
             raise
-        kept = {key: status[key] for key in ("status", "name", "started", "ended")}
+        kept = {key: status[key] for key in ("status", "name", "started", "ended", "part_of") if key in status}
         for room in (4096, path.stat().st_size):  # a file system gives room in blocks; where it does not, what the old one takes
             message = status["message"]
             while len(text := json.dumps({**kept, "message": message}, ensure_ascii=False).encode()) > room and message:
