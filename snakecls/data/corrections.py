@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, file_hash, nearest, open_file, printable, unknown_name, usual_mode
+from ..core import UserError, file_hash, nearest, open_file, parse_json, printable, unknown_name, usual_mode
 from .cells import guard_cell, unguard_cell
 from .columns import clean_label, count, some
 from .dangers import danger_key
@@ -54,7 +54,10 @@ def read_label_cell(
     "Read the cell back; raises `ValueError` where several labels are no JSON list of texts."
     if not multi:
         return cell
-    labels = json.loads(cell or "[]") if cell.startswith("[") or not cell else [cell]
+    try:
+        labels = parse_json((cell or "[]").encode()) if cell.startswith("[") or not cell else [cell]
+    except RecursionError as e:
+        raise ValueError(f"{cell[:40]}… is nested without end") from e
     if not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{cell} is not a JSON list of labels")
     return labels

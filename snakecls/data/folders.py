@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'SYSTEM_FOLDERS', 'UNPACKED', 'COPIES', 'LEFT_OUT', 'NOT_PERMITTED', 'BAD_NAME', 'LINK', 'PERHAPS',
-           'is_photo_name', 'foreign_folder', 'list_photos', 'leave_copies', 'list_entries', 'with_slashes', 'bad_name',
-           'one_line', 'describe_left_out']
+           'OUTSIDE', 'is_photo_name', 'foreign_folder', 'list_photos', 'leave_copies', 'list_entries', 'with_slashes',
+           'tell_outside', 'bad_name', 'one_line', 'describe_left_out']
 
 # %% ../../nbs/data/09_folders.ipynb #3d7c9cb0
 import os
@@ -80,6 +80,7 @@ def foreign_folder(
 # %% ../../nbs/data/09_folders.ipynb #657b2126
 LEFT_OUT, NOT_PERMITTED, BAD_NAME = "left out", "not permitted", "unusable name"  # kinds of issues that are about folders, or about names
 LINK, PERHAPS = "a link", "perhaps no photos"  # to what is read anyway; a folder that was read, and is called like one of a program
+OUTSIDE = "a link out of the folder"  # followed, as people link their data; told once
 
 
 def list_photos(
@@ -91,13 +92,16 @@ def list_photos(
         raise UserError(f"the path of the folder '{printable(os.path.abspath(top))}' {problem}; rename the folder.")
     photos: list[str] = []
     issues: list[dict[str, str]] = []
-    waiting, links, read, linked, unpacked = [top], [], {}, [], []
+    waiting, links, read, linked, followed, unpacked = [top], [], {}, [], [], []
     while waiting or links:
         if not waiting:  # all that is no link has been read
             links.sort(reverse=True)
-            waiting.append(links.pop())
+            followed.append(links.pop())
+            waiting.append(followed[-1])
         current = waiting.pop()
         entries, issue = (list_entries(current), None) if current == top else _look_into(current, read, os.path.realpath(top))
+        if issue and followed and followed[-1] == current:
+            followed.pop()
         if issue and issue["reason"] == UNPACKED:
             unpacked.append(current)
         read.setdefault(os.path.realpath(current), current)
@@ -109,7 +113,7 @@ def list_photos(
             else:
                 ((links if entry.is_symlink() else waiting) if kind == "folder" else linked if entry.is_symlink() else photos).append(entry.path)
     photos, notes = _leave_links(photos, linked)
-    issues += notes
+    issues += [*notes, *tell_outside([*followed, *(set(photos) & set(linked))], top)]
     if not photos and unpacked:  # whoever gives the folder around it means it
         found = [list_photos(one) for one in unpacked]
         photos = [photo for inside, _ in found for photo in inside]
@@ -212,6 +216,19 @@ def _leave_links(photos: list[str], links: list[str]) -> tuple[list[str], list[d
     return photos + kept, issues
 
 
+def tell_outside(
+    links: list[str],  # that are followed
+    top: str,  # the folder in which they were found
+) -> list[dict[str, str]]:  # at most one issue
+    "Say once that links lead out of a folder, with their number and the first of them."
+    inside = os.path.realpath(top).rstrip(os.sep) + os.sep
+    out = sorted((link, real) for link in links if not (real := os.path.realpath(link)).startswith(inside))
+    if not out:
+        return []
+    (link, real), several = out[0], f"one of {len(out):,} links that lead elsewhere, this one" if len(out) > 1 else "a link that leads elsewhere,"
+    return [{"path": with_slashes(link), "issue": OUTSIDE, "reason": f"{several} to '{one_line(real)}'"}]
+
+
 def _plain_name(path: str) -> str:
     "Write a photo's path without what programs change in the names of copies: the suffix, and 'thumb' before or behind."
     folder, _, name = path.lower().rpartition("/")
@@ -263,7 +280,7 @@ def describe_left_out(
     name, root = Path(os.path.abspath(folder)).name, with_slashes(os.path.abspath(folder)) + "/"
     by_kind: dict[str, list[dict[str, str]]] = {}
     for issue in issues:
-        kind = "" if issue["reason"] == "hidden" else issue["issue"] if issue["issue"] in (LEFT_OUT, NOT_PERMITTED, BAD_NAME, LINK, PERHAPS) else "file"
+        kind = "" if issue["reason"] == "hidden" else issue["issue"] if issue["issue"] in (LEFT_OUT, NOT_PERMITTED, BAD_NAME, LINK, OUTSIDE, PERHAPS) else "file"
         by_kind.setdefault(kind, []).append(issue)
     notes, short = [], lambda rows: [with_slashes(os.path.abspath(row["path"])).removeprefix(root) for row in rows]
 
@@ -275,6 +292,8 @@ def describe_left_out(
     if rows := by_kind.get(LINK):
         shown = "; ".join(f"'{path}' is {row['reason']}" for path, row in zip(short(rows[:3]), rows)) + (f"; and {len(rows) - 3:,} more" if len(rows) > 3 else "")
         notes.append(f"left out {count(len(rows), 'link')} in '{name}' to what is read once: {shown}.")
+    for path, row in zip(short(rows := by_kind.get(OUTSIDE, [])), rows):
+        notes.append(f"read what lies outside '{name}', as '{path}' is {row['reason']}; remove such links if that is not meant.")
     if rows := by_kind.get(LEFT_OUT):
         notes.append(f"left out {count(len(rows), 'folder')} in '{name}' whose pictures are no photos of yours: {by_reason(rows, str)}.")
     if rows := by_kind.get(PERHAPS):

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import UserError, printable
 from .columns import as_text, count, option, some
 from .files import expand_photos
-from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, one_line
+from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, one_line, tell_outside
 from .places import locate
 from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file
 
@@ -85,7 +85,23 @@ def _leave_out(photos: list[str], pattern: str) -> tuple[list[str], list[dict[st
             kept.append(photo)
     kept, links = _once(kept, top)
     kept, copies = leave_copies(kept, "" if top == "." else top)
-    return kept, [*issues, *links, *copies]
+    return kept, [*issues, *links, *copies, *tell_outside(_links(kept, top), top)]
+
+
+def _links(photos: list[str], top: str) -> list[str]:
+    "List the links by which photos are reached from a folder: themselves, or the first folder on the way that is one."
+    known: dict[str, bool] = {}
+    found = set()
+    for photo in photos:
+        place = top
+        for step in os.path.relpath(photo, top).split(os.sep):
+            place = os.path.join(place, step) if place != "." else step
+            if place not in known:
+                known[place] = os.path.islink(place)
+            if known[place]:
+                found.add(place)
+                break
+    return sorted(found)
 
 
 def _once(photos: list[str], top: str) -> tuple[list[str], list[dict[str, str]]]:

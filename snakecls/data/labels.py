@@ -82,7 +82,7 @@ def describe_alike(
 ) -> str:  # empty where there are none
     "Name the labels that look alike, and the characters in which that cannot be seen."
     groups = look_alike(labels)
-    shown = "; ".join(" and ".join(f"'{label}'{_odd_characters(label, group)}" for label in group) for group in groups[:3])
+    shown = "; ".join(" and ".join([*(f"'{label}'{_odd_characters(label, group[:5])}" for label in group[:5]), *([f"{len(group) - 5:,} more"] if len(group) > 5 else [])]) for group in groups[:3])
     more = f"; and {len(groups) - 3} more" if len(groups) > 3 else ""
     return f"{sum(map(len, groups))} labels of {where} look alike ({shown}{more}); give them one spelling if they are one class." if groups else ""
 
@@ -131,7 +131,7 @@ def _spell(separator: str) -> str:
     return {" ": "a space", "\t": "a tab"}.get(separator, f"'{separator}'")
 
 # %% ../../nbs/data/10_labels.ipynb #c9200843
-_NUMBER = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\W\d]\w*)|([-+]?\.?[0-9](?:[eE][-+][0-9]|[\w.])*)""")
+_NUMBER = re.compile(r"""("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\W\d]\w*)|([-+]?\.?[0-9](?:[eE][-+][0-9]|[\w.])*)""")
 
 
 def read_list(

@@ -13,6 +13,8 @@ import gzip
 import io
 import re
 import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 
 from .columns import some
@@ -112,7 +114,7 @@ def count_columns(
         return None
     inner = [line for field in several for line in field.split("\n")[1:] if line.count(separator) >= columns - 1]
     if inner:  # what stands in a cell may be rows that a stray quote swallowed
-        shapes = _path_shapes(data.decode().split("\n"), _line_patterns(columns, separator)[0], path)
+        shapes = _path_shapes(data.decode().split("\n"), _Rows(columns, separator, len(data)), path)
         return None if any(_begins_row(line, separator, columns, path, shapes) for line in inner) else found
     return found
 
@@ -133,16 +135,74 @@ def short_lines(
     return [number for number, width in counts if width < columns], len(counts)
 
 # %% ../../nbs/data/09_messy_csv.ipynb #5b277ff8
-def _line_patterns(columns: int, separator: str) -> list[re.Pattern]:
-    "Make the patterns of a row, the strictest first; the second and third must agree."
-    cut = " *" + re.escape(separator) + " *"
-    strict, plain = r'("(?:[^"]|"")*"', rf'(?!")[^{re.escape(separator)}\n]*)'
-    return [
-        re.compile(cut.join([f"{strict}|{plain}"] * columns)),
-        re.compile(cut.join([rf'(".*?"|{plain}'] * columns)),
-        re.compile(cut.join([rf'(".*"|{plain}'] * columns)),
-        re.compile(cut.join([rf'(".*?"|[^{re.escape(separator)}]*)'] * (columns - 1) + ["(.*)"])),
-    ]
+class _Rows:
+    "How the rows of a file can be taken apart, the strictest way first; every line takes a number of steps that grows with its length."
+
+    def __init__(self, columns: int, separator: str, n_characters: int = 0):
+        self.columns, self.separator, self.left = columns, separator, 10_000_000 + 5 * n_characters  # steps
+        cut, plain = re.escape(separator), rf'(?!")[^{re.escape(separator)}\n]*'
+        quoted = '"(?:[^"]|"")*"'
+        cells = [f"({quoted}{' *' if number < columns else ''}|{plain})" for number in range(1, columns + 1)]
+        self._plainly = re.compile(f"{cut} *(?! )".join(cells))  # can match in one way only, so that it fails at once
+        self._quoted, self._end, self._blanks = re.compile(quoted), re.compile(f'"(?=( *{cut}))'), re.compile(" *")
+
+    def strict(self, line: str) -> list[str] | None:
+        "Take a row apart whose quotes are in order."
+        found = self._plainly.fullmatch(line)
+        return list(found.groups()) if found else self.fields(line, "strict") if '"' in line else None
+
+    def fields(self, line: str, how: str) -> list[str] | None:
+        "Take a row apart: 'strict', with the 'shortest' or the 'longest' quotes, or 'free', where the last column takes what is left over."
+        ends = [] if how == "strict" else [(found.end(), found.end(1)) for found in self._end.finditer(line)]
+        most = min(self.left, 200 * len(line) + 2_000)
+        steps, dead, taken = 0, set(), []
+        stack = [self._choices(line, 0, 0, how, ends)]
+        while stack:
+            steps += 1
+            if steps > most:
+                break
+            choice = next(stack[-1], None)
+            if choice is None:
+                stack.pop()
+                if taken:
+                    dead.add((len(taken), taken.pop()[2]))
+                continue
+            if len(stack) == self.columns:
+                self.left -= steps
+                return [line[start:end] for start, end, _ in [*taken, choice]]
+            if (len(stack), choice[2]) not in dead:
+                taken.append(choice)
+                stack.append(self._choices(line, len(stack), choice[2], how, ends))
+        self.left -= steps
+        if self.left <= 0:
+            raise ValueError("its quotes are out of order in too many lines")
+        return None
+
+    def _choices(self, line: str, column: int, place: int, how: str, ends: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+        "Give where a field can begin and end, and where the next one begins."
+        start = place if column == 0 else self._blanks.match(line, place).end()
+        quoted, last = line.startswith('"', start), column + 1 == self.columns
+        if last and how == "free":
+            yield start, len(line), len(line)
+            return
+        if quoted and how == "strict":
+            if found := self._quoted.match(line, start):
+                behind = found.end() if last else self._blanks.match(line, found.end()).end()
+                if behind == len(line) if last else line.startswith(self.separator, behind):
+                    yield *found.span(), behind + 1
+        elif quoted and last and line.endswith('"') and len(line) > start + 1:
+            yield start, len(line), len(line)
+        elif quoted and not last:
+            first = bisect_right(ends, (start + 1, len(line)))
+            for number in range(len(ends) - 1, first - 1, -1) if how == "longest" else range(first, len(ends)):
+                yield start, *ends[number]
+        if not quoted or start > place or how == "free":
+            begin = place if quoted and how != "free" else start
+            end = line.find(self.separator, begin)
+            if (end < 0) == last:
+                end = end if end >= 0 else len(line)
+                if how != "strict" or line.find("\n", begin, end) < 0:
+                    yield begin, end, end + 1
 
 
 def _unquoted(field: str) -> str:
@@ -165,41 +225,41 @@ def read_messy(
     first: int = 2,  # the number of the first line in its file
 ) -> tuple[list[list[str]], list[int], list[tuple[int, str]]]:  # rows; lines that broke the rules; lines that cannot be read, and why
     "Read what can be read of rows whose quotes are out of order."
-    patterns = _line_patterns(columns, separator)
-    shapes = _path_shapes(lines, patterns[0], path)
+    way = _Rows(columns, separator, sum(map(len, lines)))
+    shapes = _path_shapes(lines, way, path)
     rows, repaired, lost, place = [], [], [], 0
     while place < len(lines):
         start, line = place, lines[place]
         place += 1
         if not line.strip():
             continue
-        match = patterns[0].fullmatch(line)
+        match = way.strict(line)
         if match is None and (end := _find_end(lines, start)):
             inside = any(_begins_row(inner, separator, columns, path, shapes) for inner in lines[start + 1 : end])
-            match = None if inside else patterns[0].fullmatch("\n".join(lines[start:end]))
+            match = None if inside else way.strict("\n".join(lines[start:end]))
             place = place if match is None else end
         if match is None:
-            match = _loose(line, patterns, separator, free)
+            match = _loose(line, way, separator, free)
             if match is None:
                 lost.append((first + start, f"has {'fewer' if line.count(separator) < columns - 1 else 'more'} than the {columns} columns of the first line" if line.count(separator) != columns - 1 else "has quotes that are out of order"))
                 continue
             repaired.append(first + start)
-        rows.append([_unquoted(field) for field in match.groups()])
+        rows.append([_unquoted(field) for field in match])
     if len(lost) >= max(len(rows), 1):
         more = f", and so {'does one more line' if len(lost) == 2 else f'do {len(lost) - 1:,} more lines'}" if len(lost) > 1 else ""
         raise ValueError(f"line {lost[0][0]} {lost[0][1]}{more}")
     return rows, repaired, lost
 
 # %% ../../nbs/data/09_messy_csv.ipynb #ced6dd8d
-def _loose(line: str, patterns: list[re.Pattern], separator: str, free: bool) -> re.Match | None:
+def _loose(line: str, way: _Rows, separator: str, free: bool) -> list[str] | None:
     "Match a row with stray quotes where it can be meant in one way only; what is left over goes to a last column of free text."
     bare = line.rstrip()
-    if bare.endswith(separator) and (match := patterns[0].fullmatch(bare[:-1])):
+    if bare.endswith(separator) and (match := way.strict(bare[:-1])):
         return match
-    shortest, longest = patterns[1].fullmatch(line), patterns[2].fullmatch(line)
-    if shortest and longest and shortest.groups() == longest.groups():
+    shortest = way.fields(line, "shortest")
+    if shortest and shortest == way.fields(line, "longest"):
         return shortest
-    return patterns[3].fullmatch(line) if free else None
+    return way.fields(line, "free") if free else None
 
 
 def _find_end(lines: list[str], start: int, longest: int = 500) -> int | None:
@@ -213,9 +273,9 @@ def _find_end(lines: list[str], start: int, longest: int = 500) -> int | None:
     return None
 
 
-def _path_shapes(lines: list[str], strict: re.Pattern, path: int | None) -> set[str]:
+def _path_shapes(lines: list[str], way: _Rows, path: int | None) -> set[str]:
     "Collect what the paths of the rows that are in order look like: '9.a' for 17.jpg."
-    return set() if path is None else {_shape(_unquoted(match.group(path + 1))) for line in lines if (match := strict.fullmatch(line))}
+    return set() if path is None else {_shape(_unquoted(match[path])) for line in lines if (match := way.strict(line))}
 
 
 def _shape(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, atomic_write, derive_seed, file_hash, track, unknown_name
+from ..core import UserError, atomic_write, derive_seed, file_hash, read_parquet, track, unknown_name
 from .columns import as_label, count, option, some
 from .folders import list_photos
 from .stratify import assign_groups, count_labels
@@ -330,8 +330,8 @@ def read_manifest(
     if not path.exists():
         raise UserError(f"the manifest '{path}' does not exist; every run folder holds one as manifest.parquet.")
     try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError) as e:
+        return read_parquet(path)
+    except UserError as e:
         raise UserError(f"'{path}' is not a manifest that can be read; take it from the run folder again.") from e
 
 # %% ../../nbs/data/14_splits.ipynb #7e8f3cd2

@@ -40,9 +40,9 @@ def make_folds(
     from sklearn.model_selection import StratifiedGroupKFold
 
     groups = np.arange(len(targets)) if groups is None else pd.factorize(pd.Series(list(groups)))[0]
-    folds = min(folds, len(np.unique(groups)))
+    folds = min(folds, len(np.unique(groups)), *([np.unique(targets, return_counts=True)[1].max()] if len(targets) else []))
     if folds < 2 or len(np.unique(targets)) < 2:
-        raise UserError(f"label issues need photos of at least two classes and two groups; there are {count(len(np.unique(targets)), 'class', 'classes')} and {count(len(np.unique(groups)), 'group')}.")
+        raise UserError(f"label issues need photos of at least two classes and two groups, and two of one class; there are {count(len(np.unique(targets)), 'class', 'classes')} and {count(len(np.unique(groups)), 'group')}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer photos than folds: judged by what is left of it
         return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(targets, targets, groups))

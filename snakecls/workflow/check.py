@@ -10,6 +10,7 @@ __all__ = ['ORDER', 'photo_groups', 'load_photos', 'left_out', 'with_labels', 'f
 # %% ../../nbs/workflow/65_check.ipynb #5b89a0f9
 import datetime
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..core import UserError, atomic_write, check_writable, file_hash, plain, read_json, unknown_name, write_json
+from ..core import UserError, atomic_write, check_writable, file_hash, parquet_bytes, plain, read_json, unknown_name, write_json
 from ..data.columns import count, set_aside
 from ..data.corrections import add_correction, open_issues
 from ..data.duplicates import find_duplicates, near_pairs
@@ -234,7 +235,7 @@ def undecided(
         try:
             if said.get("files", {}).get(file) not in (None, file_hash(folder / file)):
                 raise OSError("it is not as the check wrote it")
-            tables[file] = pd.read_parquet(folder / file)
+            tables[file] = pd.read_parquet(io.BytesIO(parquet_bytes(folder / file)))
         except (OSError, ValueError, pa.ArrowException) as e:  # missing, a folder, cut short
             raise UserError(f"{folder / file} is damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__}); make the check again with: snakecls check {shlex.quote(said['source'])} --output {shlex.quote(str(folder))}.") from e
     issues, photos = tables.values()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..core import atomic_write
+from ..core import atomic_write, read_parquet
 from ..data.demo import make_demo
 from ..deploy.predict import Predictor
 from ..train.experiment import load_experiment
@@ -72,7 +72,7 @@ def write_once(path: Path, text: str, say: Callable[[str], None]) -> Path:  # `p
 def predict_held_out(result: RunResult, *, n: int = 3) -> list[dict]:  # path, label, top: [(label, probability)]
     "Predict a few photos that neither training nor selection has seen, with the bundle."
     predictor = Predictor(result.run / "best")
-    photos = pd.read_parquet(result.run / "manifest.parquet").query("split == 'test'").drop_duplicates("label").head(n)
+    photos = read_parquet(result.run / "manifest.parquet").query("split == 'test'").drop_duplicates("label").head(n)
     return [
         {"path": path, "label": label, "top": [(guess.label, guess.prob) for guess in predictor.predict(path)]}
         for path, label in photos[["path", "label"]].itertuples(index=False)
