@@ -582,7 +582,7 @@ def test_a_dictionary_that_unfolds_is_refused(tmp_path, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("snakecls.core.MOST_TABLE_BYTES", 2**26)
+    monkeypatch.setattr("snakecls.strict.MOST_TABLE_BYTES", 2**26)
     n = 60_000
     pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(n)], "label": ["a", "b"] * (n // 2), "x": ["y" * 2_000] * n}), tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 2**21

@@ -174,7 +174,7 @@ def write_bombs(folder: Path) -> dict[str, Path]:
 
 def test_small_parquet_files_that_unfold_are_refused_unread(tmp_path, monkeypatch):
     files = write_bombs(tmp_path)
-    monkeypatch.setattr("snakecls.core.ANY_BYTES", 2**25)
+    monkeypatch.setattr("snakecls.strict.ANY_BYTES", 2**25)
     monkeypatch.setattr(pd, "read_parquet", lambda *args, **options: pytest.fail("it was unfolded"))
     for name, file in files.items():
         assert file.stat().st_size < 20_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "snakecls"
-LAYERS = ["core", "stats", "data", "models", "train", "evaluate", "deploy", "workflow", "cli", "start"]
+LAYERS = ["strict", "core", "stats", "data", "models", "train", "evaluate", "deploy", "workflow", "cli", "start"]
 
 
 def module_name(path: Path) -> str:

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, file_hash, nearest, open_file, parse_json, printable, unknown_name, usual_mode
+from ..core import UserError, file_hash, nearest, open_file, printable, unknown_name, usual_mode
+from ..strict import parse_json
 from .cells import guard_cell, unguard_cell
 from .columns import clean_label, count, some
 from .dangers import danger_key

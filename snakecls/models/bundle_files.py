@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import NotAFileError, UserError, open_file, parse_json, printable
+from ..core import NotAFileError, UserError, open_file, printable
+from ..strict import UnsoundError, parse_json
 
 # %% ../../nbs/models/22_bundle_files.ipynb #11e7a4e6
 INFO_FILE, WEIGHTS_FILE, EXAMPLES = "bundle.json", "weights.safetensors", "examples"
@@ -39,8 +40,8 @@ def read_strictly(
         values = parse_json(data, finite=True, forgive=forgive, remedy="copy the bundle again")
     except (FileNotFoundError, NotAFileError, IsADirectoryError, PermissionError) as e:
         raise UserError(f"{printable(file)} cannot be read: {e.strerror or e}; give a bundle that is whole.") from e
-    except UserError as e:
-        raise e if str(file) in str(e) else UserError(f"{printable(file)} cannot be used: {e}") from None
+    except (UserError, UnsoundError) as e:
+        raise e if isinstance(e, UserError) and str(file) in str(e) else UserError(f"{printable(file)} cannot be used: {e}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{printable(file)} is no text in UTF-8 (byte {e.start}); save it as UTF-8, or copy the bundle again.") from e
     except RecursionError as e:
