@@ -366,6 +366,7 @@ def test_what_writes_nothing_works_on_a_read_only_disk(project, read_only, words
 
 CODE = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 class Interrupt:
     pass
 sys.path.insert(0, {repo!r})
