@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core import UserError, unknown_name
-from .columns import as_label, count, find_column, some
+from .columns import as_label, count, find_column, match_column, some
 from .sources import read_file
 
 # %% ../../nbs/data/11_snakeclef.ipynb #3e75fbc7
@@ -58,7 +58,7 @@ def add_taxonomy(
 ) -> pd.DataFrame:  # with those of `common_name, binomial, genus, species` that could be filled
     "Add common name, binomial, genus and species epithet from the names in a column."
     if column is None:
-        by_name = {re.sub(r"[^a-z]+", "_", str(name).lower()): name for name in reversed(table.columns)}
+        by_name = {re.sub(r"[^a-z]+", "_", str(name).lower()): name for name in reversed(table.columns)} | {name: name for name in table.columns}
         column = next((by_name[name] for name in (*_LATIN_COLUMNS, "label") if name in by_name), None)
         if column is None or (column == "label" and not table["label"].map(lambda name: parse_name(name).genus).any()):
             table, column = _join_epithets(table, column)
@@ -77,7 +77,7 @@ def add_taxonomy(
 
 def _join_epithets(table: pd.DataFrame, column: str | None) -> tuple[pd.DataFrame, str | None]:
     "Join the columns genus and species to binomials where there are both."
-    genus, species = find_column(table.columns, ("genus",)), find_column(table.columns, ("species",))
+    genus, species = match_column(table.columns, "genus"), match_column(table.columns, "species")
     if genus is None or species is None:
         return table, column
     first, second = as_label(table[genus]), as_label(table[species])
@@ -129,8 +129,8 @@ def _say_unknown(species: pd.DataFrame, column: str, where: str) -> list[str]:
 def _medically_important(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) -> dict[str, bool]:
     "Join the venom list by class id; refuse one that calls cobras and vipers harmless."
     venom = venom if isinstance(venom, pd.DataFrame) else read_file(venom)
-    ids = [find_column(table.columns, ("class_id",)) for table in (venom, facts)]
-    flag = find_column(venom.columns, ("mivs", "venomous"))
+    ids = [match_column(table.columns, "class_id", endings=("", "s")) for table in (venom, facts)]
+    flag = match_column(venom.columns, "mivs") or match_column(venom.columns, "venomous")
     if flag is None or ids[0] is None:
         raise UserError(f"the venom list has the columns {some(venom.columns, 8)}; it needs class_id and MIVS.")
     if ids[1] is None:

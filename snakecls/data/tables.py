@@ -14,7 +14,7 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from .archives import refuse_archive, unpack_zip, unpacked_issues
 from .cells import unguard_read
-from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, option, some, split_name, to_columns
+from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, as_label, check_split_names, count, find_column, match_column, option, some, split_name, to_columns
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
@@ -167,7 +167,7 @@ def set_target(
     "Make another column the label."
     from snakecls.data.snakeclef import TAXONOMY, add_taxonomy
 
-    column = find_column(table.columns, (target,))
+    column = match_column(table.columns.drop("path"), target, what="target", endings=("", "s", "es"))
     if column is None and target in TAXONOMY:
         table = add_taxonomy(table)
         if target not in table:
@@ -221,9 +221,8 @@ def load_table(
         raw, unguarded = unguard_read(raw, where, besides=columns["path_column"])
         said = [*said, *filter(None, [unguarded])]
     table = _read_labels(raw, where, {**columns, "splits": splits}, several) if multi_label else to_columns(raw, where, **columns, target=target, splits=splits, known=known)
+    target = target if multi_label else table.attrs["target"]  # the user's own column may be called like one of ours
     table.attrs = {**raw.attrs, "warnings": [*raw.attrs.get("warnings", []), *said, *table.attrs.get("warnings", [])]}
-    if target in ("labels", "split") and not multi_label:  # the user's own column of the name of one of ours
-        target = next((name for name in (f"original_{target}", target) if name in table), "label")
     table = _drop_ignored(_drop_incomplete(table, where), where)
     table = _find_photos(table, source, where, root=root, check_files=check_files, names=splits)
     table = _drop_repeated(table, where)
