@@ -242,3 +242,51 @@ def test_300_damages_to_a_table_of_facts_of_several_targets(tmp_path):
             if state is not None and state is not expected.get(label):  # never a no of its own making
                 assert any(line.split(b",")[0].strip(b'" \xef\xbb\xbf').decode("latin-1").casefold() == label.casefold() and (b",no," in line or b",0," in line or b",yes," in line) for line in damaged.replace(b"\r", b"\n").split(b"\n")), damaged
     assert read > 30
+
+
+HEDGED = ["unknown", "none", "?", "unclear", "uncertain", "na", "", "not harmless", "not edible", "non-edible", "nicht essbar", "non comestible", "never edible", "edible?", "harmless?", "!harmless", "conditionally edible",
+          "edible when cooked", "edible, deadly raw", "mildly venomous, harmless", "not entirely harmless", "rarely harmless", "mostly harmless", "harmless to humans", "not proven harmless", "non-toxic when cooked", "not dangerous unless provoked", "never harmful", "low", "safe?"]
+
+
+@pytest.mark.parametrize("target", ["effect", "use", "edible", "edibility", "safety", "venomous", "danger", "harmless", "not edible", "not venomous", "poisonous", "toxicity", "type", "venom_type", "genus"])
+def test_a_negated_a_hedged_and_an_unknown_label_of_a_further_target_is_never_a_no(target):
+    from snakecls.data.dangers import DANGERS
+    from snakecls.data.target_dangers import target_state
+
+    told = [(label, key) for label in HEDGED for key in [*DANGERS, "stinging"] if target_state(target, label, {}, key) is False]
+    assert not told
+
+
+@pytest.mark.parametrize(("target", "label", "key", "state"), [("effect", "harmless", "venomous", False), ("effect", "Harmless", "poisonous", False), ("venomous", "no", "venomous", False), ("is_venomous", "0", "venomous", False), ("venomous", "no", "poisonous", None),
+                                                               ("use", "edible", "poisonous", False), ("use", "edible", "venomous", None), ("edible", "yes", "poisonous", False), ("edible", "no", "poisonous", True), ("effect", "non-venomous", "venomous", False), ("not edible", "yes", "poisonous", True),
+                                                               ("effect", "not harmless", "venomous", True), ("use", "not edible", "poisonous", True), ("danger", "no", "venomous", None), ("poisonous", "non-venomous", "poisonous", None), ("harmless (1=dangerous)", "1", "dangerous", None), ("genus", "no", "venomous", None)])
+def test_a_plain_no_and_a_plain_yes_of_a_further_target_are_told(target, label, key, state):
+    from snakecls.data.target_dangers import target_state
+
+    said = target_state(target, label, {}, key)
+    assert said is state or (state is None and said is True)
+
+
+def test_unknown_and_not_edible_are_no_all_clear_anywhere(photo, photos, tmp_path):
+    harmless = {"binomial": {"Lampropeltis getula": 9}}
+    words = {"venomous": ["no", "unknown", "yes"], "effect": ["harmless", "not harmless"], "use": ["edible", "not edible"]}
+    for target, label, key, state in [("venomous", "unknown", "venomous", None), ("effect", "not harmless", "venomous", True), ("use", "not edible", "poisonous", True)]:
+        (folder := tmp_path / target).mkdir()
+        facts = {species: known | {"poisonous": False} for species, known in OF_HARMLESS.items()}
+        page, asked, row, line, cells = said_of(sure(folder / "best", harmless | {target: {label: 9}}, facts, {"binomial": SAFE["binomial"], target: words[target]}), photo, folder)
+        assert row["targets"][target][0]["facts"][key] is asked["targets"][target]["facts"][key] is state and row["dangers"][key]["at_most"] > 0.9
+        assert row["dangers"][key]["among_them"] is state and row["caution"] and "None of these" not in page and cells[f"{key}_among_them"] == cells[f"{target}_{key}_among_them"] == {True: "yes", None: "not known"}[state]
+    table = pd.read_csv(photos / "photos.csv").assign(venomous="unknown", effect="not harmless", use="not edible")
+    table["path"] = [str(photos / path) for path in table["path"]]
+    table.to_csv(tmp_path / "table.csv", index=False)
+    bundle = sure(tmp_path / "all", harmless | {"venomous": {"no": 9}, "effect": {"harmless": 9}, "use": {"edible": 9}}, {}, {"binomial": SPECIES} | words)
+    counted = {(danger["target"], danger["danger"]): danger for danger in json.loads(run("evaluate", bundle, "--data", tmp_path / "table.csv", "--json", cwd=tmp_path).stdout)["dangers"]}
+    assert all(danger["harmless"] == 0 for danger in counted.values()) and counted["venomous", "venomous"]["unknown"] == 6 and counted["effect", "venomous"]["as_harmless"] == 6
+
+
+def test_a_negated_harmless_among_facts_takes_a_no_back():
+    from snakecls.data.dangers import clean_facts
+
+    for name, value in [("not harmless", True), ("risk", "not harmless"), ("bite", "rarely harmless")]:
+        assert clean_facts({"Boiga": {"venomous": "no", name: value}})["Boiga"]["venomous"] is None
+    assert clean_facts({"Boiga": {"venomous": "no", "bite": "harmless"}})["Boiga"]["venomous"] is False

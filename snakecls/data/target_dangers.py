@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .dangers import danger_name, danger_state, named_danger, says_harmless, target_danger
+from .dangers import DANGERS, danger_name, danger_state, denied_dangers, target_danger
 
 # %% ../../nbs/data/09_target_dangers.ipynb #96c58518
 def target_state(
@@ -20,17 +20,17 @@ def target_state(
     key: str,  # a danger
 ) -> bool | None:  # None: not known
     "Say whether a label of one of several targets is dangerous: by its facts, or as it says itself ('effect': 'venomous', 'edible': 'yes')."
-    named, about, harmless = _says_itself(str(target), str(label))
+    named, denied = _says_itself(str(target), str(label))
     state = danger_state(facts if named is None else {**facts, named: True}, key)
-    if state is not None or named is not None or about is None or key in facts:
+    if state is not None or named is not None or any(danger_state(facts, known) is not False for known in {*DANGERS, key} & facts.keys()):
         return state
-    return False if harmless and about == "dangerous" else danger_state({about: False}, key)
+    return danger_state(denied, key)
 
 
 @lru_cache(maxsize=100_000)
-def _says_itself(target: str, label: str) -> tuple[str | None, str | None, bool]:  # the danger that the label has, the danger that it speaks of, whether it says that there is none
+def _says_itself(target: str, label: str) -> tuple[str | None, dict[str, bool]]:  # the danger that the label has, and those that it denies
     "Read what a label says of danger without any facts."
-    return target_danger(target, label), named_danger(target) or named_danger(label), says_harmless(label)
+    return target_danger(target, label), denied_dangers(target, label)
 
 # %% ../../nbs/data/09_target_dangers.ipynb #1bd2454f
 def target_facts(

@@ -253,8 +253,8 @@ def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequen
     for target, ranked in others.items():
         shares: dict[str, list[Prediction]] = {}
         for guess in ranked:
-            named = target_danger(target, guess.label)
-            for key in dict.fromkeys([*([named] if named else []), *(key for key in dangers if danger_state(guess.facts, key) is True)]):
+            has, named = [key for key in dangers if target_state(target, guess.label, guess.facts, key) is True], target_danger(target, guess.label)
+            for key in has or ([named] if named else []):
                 shares.setdefault(key, []).append(guess)
         for key, guesses in shares.items():
             share, first = min(1.0, sum(guess.prob for guess in guesses)), guesses[0] is ranked[0]
