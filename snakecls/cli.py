@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Runs', 'Overrides', 'Json', 'Model', 'Named', 'tell', 'show', 'finite', 'command_line', 'program',
-           'app_command', 'one_model', 'size_bytes', 'scores_text', 'ensemble_text', 'top_text', 'options', 'demo',
-           'run_text', 'run_json', 'train', 'check', 'review', 'train_several', 'evaluate', 'predict', 'facts',
-           'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
+           'app_command', 'one_model', 'size_bytes', 'scores_text', 'ensemble_text', 'top_text', 'say_version',
+           'options', 'demo', 'run_text', 'run_json', 'train', 'check', 'review', 'train_several', 'evaluate',
+           'predict', 'facts', 'open_app', 'runs', 'ensemble', 'export', 'publish', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c5f5959
 import itertools
@@ -125,8 +125,20 @@ def top_text(top: list[tuple[str, float]]) -> str:
     return ", ".join(f"{label} {prob:.0%}" for label, prob in top)
 
 # %% ../nbs/90_cli.ipynb #a9d8f790
+def say_version(
+    wanted: bool,
+) -> None:
+    "Say which version this is, and end."
+    if wanted:
+        import snakecls
+
+        print(f"snakecls {snakecls.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[bool, typer.Option("--version", callback=say_version, is_eager=True, help="Say which version this is.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error that was not foreseen; SNAKECLS_DEBUG=1 does the same.")] = False,  # read by `run_commands`
 ):
     "From a table of photos to a classifier you can trust and serve, one logged experiment at a time."

@@ -189,10 +189,10 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(data)
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} cannot be read ({e}).") from e
+        raise UserError(f"{path} is no text in UTF-8 (byte {e.start}); take another copy of the file.") from e
     except UnsoundError as e:
         raise UserError(f"{path} cannot be used: {e}") from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(f"{path} is not valid JSON ({e}).") from e
 
 

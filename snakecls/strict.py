@@ -27,13 +27,13 @@ def parse_json(
     forgive: Sequence[str] = (),  # first keys below which they are read as null instead
     remedy: str = "take another copy of the file",  # the end of the sentences
 ) -> Any:
-    "Read JSON strictly: raises `UnsoundError` for a key that is there twice, a number without end, what is nested too deeply, or is no text; and `ValueError` or `RecursionError` for what is no JSON."
+    "Read JSON strictly: raises `UnsoundError` for a key that is there twice, a number without end, what is nested too deeply, or is no text, for what is empty or nested without end; and `ValueError` for what is no JSON."
 
     def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, value in pairs:
             if key in values:
-                raise UnsoundError(f"it has {_head(key)!r} twice, and which one is meant is not known; keep one.")
+                raise UnsoundError(f"it has {_head(key)!r} twice, and which one is meant is not known; keep one, or {remedy}.")
             values[key] = value
         return values
 
@@ -42,7 +42,12 @@ def parse_json(
             raise UnsoundError(f"it holds a number of {len(text)} digits; {remedy}.")
         return int(text)
 
-    values = json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=single, parse_int=whole)
+    if not data.strip(b"\0"):
+        raise UnsoundError(f"it {'holds zeros alone, as a crash leaves them' if data else 'is empty'}; {remedy}.")
+    try:
+        values = json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=single, parse_int=whole)
+    except RecursionError:
+        raise UnsoundError(f"it is nested without end; {remedy}.") from None
     waiting: list[tuple[Any, tuple]] = [(values, ())]  # the place of each: (of what is around it, its key, how deep)
     while waiting:
         value, place = waiting.pop()

@@ -390,3 +390,24 @@ def test_a_command_begins_where_ctrl_c_is_looked_after_and_no_slower():
     code = f"import sys; sys.path.insert(0, {str(REPO)!r}); before = set(sys.modules); import snakecls.start; print(len(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert int(done.stdout) <= 4, done.stdout  # itself, its package, and what the signal module brings
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["runs"]], ids=lambda words: words[0])
+def test_python_m_is_the_command(tmp_path, words):
+    done, same = (subprocess.run([sys.executable, *how, *words], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)})
+                  for how in (["-m", "snakecls"], ["-c", "from snakecls.start import main; import sys; sys.argv[0] = 'snakecls'; main()"]))
+    assert (done.returncode, done.stderr) == (same.returncode, same.stderr)
+    assert done.stdout.replace("python -m snakecls", "snakecls").split() == same.stdout.split() or words == ["--help"]
+    assert words != ["--version"] or done.stdout == "snakecls 0.1.0\n"
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"items": 1}, {"best": 0.5, "other": 1}])
+def test_what_is_no_state_of_a_callback_is_refused(state):
+    from snakecls.core import UserError
+    from snakecls.train.callbacks import SaveBestF1
+    from snakecls.train.stopping import EarlyStopping
+
+    for callback in (SaveBestF1(), EarlyStopping(patience=2)):
+        with pytest.raises(UserError, match="this is no state of"):
+            callback.load_state_dict(state)
+        callback.load_state_dict(callback.state_dict())

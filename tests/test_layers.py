@@ -15,7 +15,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")}
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py", "_modidx.py")}
 
 
 def imported(name: str) -> set[str]:

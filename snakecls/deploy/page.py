@@ -380,6 +380,7 @@ CSS = """
  --sc-red:#b3121d;--sc-red-ink:#ffffff;--sc-amber:#fff3d1;--sc-amber-ink:#5c3d00;--sc-amber-line:#c98f00;--sc-alarm:#fdecec}
 .dark .gradio-container,.gradio-container.dark{--sc-ink:#f1f6f2;--sc-soft:#b9c7be;--sc-card:#18211c;--sc-line:#36443b;--sc-bar:#4cc38a;--sc-rest:#2a362f;
  --sc-red:#c01c28;--sc-amber:#3b2c05;--sc-amber-ink:#ffe3a0;--sc-amber-line:#c98f00;--sc-alarm:#35171a}
+.toast-wrap{top:auto!important;bottom:12px}
 .gradio-container main,.gradio-container .main,.gradio-container .wrap.fillable{padding:0!important}
 #result,.gradio-container .html-container{padding:0!important}
 #photo{border:2px solid var(--sc-bar);border-radius:14px;background:var(--sc-card)}

@@ -44,8 +44,6 @@ def read_strictly(
         raise e if isinstance(e, UserError) and str(file) in str(e) else UserError(f"{printable(file)} cannot be used: {e}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{printable(file)} is no text in UTF-8 (byte {e.start}); save it as UTF-8, or copy the bundle again.") from e
-    except RecursionError as e:
-        raise UserError(f"{printable(file)} is nested without end; copy the bundle again.") from e
     except ValueError as e:
         raise UserError(f"{printable(file)} is not valid JSON ({e}); copy the bundle again.") from e
     except MemoryError as e:

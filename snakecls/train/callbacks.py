@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEST_RULES', 'value_names', 'check_monitor', 'n_train_values', 'epoch_values', 'was_validated', 'is_better_composite',
            'Answers', 'answered_places', 'loader_photos', 'KeepAnswers', 'seen_classes', 'last_answers', 'fair_rows',
-           'fair_values', 'tell_resumed', 'SaveBestF1', 'FrozenBatchNorm', 'FlipAverage', 'EpochRows']
+           'fair_values', 'tell_resumed', 'check_state', 'SaveBestF1', 'FrozenBatchNorm', 'FlipAverage', 'EpochRows']
 
 # %% ../../nbs/train/32_callbacks.ipynb #a0b38b7f
 import os
@@ -239,6 +239,17 @@ def tell_resumed(
         warnings.warn(f"{what} was measured on other validation photos than those that can be read now; epochs are compared with it on the {rows[0]['n']} that both saw.", stacklevel=5)
 
 # %% ../../nbs/train/32_callbacks.ipynb #2aab21db
+def check_state(
+    state: object,  # what somebody gives as a callback's `state_dict`
+    callback: Callback,
+) -> None:
+    "Raise `UserError` for what is no state of a callback: another one's, or damaged."
+    own = set(callback.state_dict())
+    if not isinstance(state, dict) or not state or not set(state) <= own:
+        given = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"this is no state of {type(callback).__name__} ({given or 'it is empty'}); give what its state_dict() gave, with {', '.join(sorted(own))}.")
+
+
 class SaveBestF1(SaveModelCallback):
     "Keep the weights of the epoch with the best macro F1 (or another rule) over all fits, and load them at the end."
 
@@ -356,7 +367,8 @@ class SaveBestF1(SaveModelCallback):
         return {name: getattr(self, name) for name in ("best", "best_score", "best_epoch", "best_stage", "best_size", "stage")} | {"last_saved_path": path, "best_answers": answers}
 
     def load_state_dict(self, state: dict) -> None:
-        "Go on from `state_dict`; one without `best_answers`, of an older version, is told where that matters."
+        "Go on from `state_dict`; one without `best_answers`, of an older version, is told where that matters. Raises `UserError` for what is no such state."
+        check_state(state, self)
         for name, value in state.items():
             setattr(self, name, value)
         self.last_saved_path = None if self.last_saved_path is None else Path(self.last_saved_path)

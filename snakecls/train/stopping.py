@@ -13,7 +13,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.tracker import TrackerCallback
 
 from ..core import UserError
-from .callbacks import Answers, check_monitor, epoch_values, fair_values, last_answers, tell_resumed, value_names, was_validated
+from .callbacks import Answers, check_monitor, check_state, epoch_values, fair_values, last_answers, tell_resumed, value_names, was_validated
 
 # %% ../../nbs/train/32_stopping.ipynb #9ab1d2b8
 class EarlyStopping(TrackerCallback):
@@ -94,7 +94,8 @@ class EarlyStopping(TrackerCallback):
         return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")} | {"best_answers": answers}
 
     def load_state_dict(self, state: dict) -> None:
-        "Let the next fit go on from `state_dict`."
+        "Let the next fit go on from `state_dict`; raises `UserError` for what is no such state."
+        check_state(state, self)
         for name, value in state.items():
             setattr(self, name, value)
         self.best_answers = None if state.get("best_answers") is None else Answers.from_state(state["best_answers"])
