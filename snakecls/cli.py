@@ -23,12 +23,12 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .core import UserError, check_name, check_writable, plain
-from .workflow.terminal import run_commands, stop_on_signals, takes_unicode
+from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
 
 # %% ../nbs/90_cli.ipynb #47b26968
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )
 Runs = Annotated[Optional[Path], typer.Option("--runs", help="Folder of all runs; if not given, runs and snakecls-demo/runs.")]
 Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Replace any key of the experiment, such as model.arch=resnet18; may be given several times.")]

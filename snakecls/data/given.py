@@ -19,7 +19,7 @@ from .columns import as_text, count, option, some
 from .files import expand_photos
 from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, one_line, tell_outside
 from .places import locate
-from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file
+from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file, refuse_empty
 
 # %% ../../nbs/data/13_given.ipynb #6b478685
 def refuse_address(
@@ -131,6 +131,7 @@ def given_photos(
     "List the photos that words of a command line name; raises `UserError` for what holds none. A file that is not there is an error where it is alone; among several it is listed, so that its answer says why it has none and the others have theirs."
     found: list[tuple[str, str]] = []
     for source in map(str, sources):
+        refuse_empty(source, "a source of photos")
         refuse_address(source)
         if is_pattern(source):
             found += [(path, path) for path in find_photos(source, say=say)]

@@ -19,7 +19,7 @@ from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_phot
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
 from .places import NO_FILE, locate
-from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, with_index
+from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, refuse_empty, with_index
 
 # %% ../../nbs/data/10_tables.ipynb #2a8b19c1
 class Issues(list):
@@ -259,6 +259,7 @@ def _root_of(source: Path | pd.DataFrame, root: str | Path | None) -> Path:
 
 def _open_source(source: str | Path) -> tuple[Path, str]:
     "Unpack a zip; a sentence says where. Raises `UserError` for an archive of another kind."
+    refuse_empty(source)
     source = Path(source).expanduser()
     refuse_archive(source)
     return unpack_zip(source) if source.suffix.lower() == ".zip" and not source.is_dir() else (source, "")

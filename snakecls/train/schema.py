@@ -80,6 +80,14 @@ class DataConfig(Config):
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
 
+    @field_validator("source", "root", "corrections", "facts")
+    @classmethod
+    def check_not_empty(cls, path: str | None) -> str | None:
+        "Refuse an empty path, which would mean the folder one stands in."
+        if path is not None and not path.strip():
+            raise PydanticCustomError("empty_path", "it is empty; give a file or a folder")
+        return path
+
     @field_validator("label_level", mode="before")
     @classmethod
     def check_label_level(cls, level: Any) -> Any:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'prepare_streams', 'takes_unicode', 'Terminated', 'stop_on_signals', 'run_commands', 'first_cause',
-           'explain_failure', 'short_text', 'write_traceback']
+           'explain_failure', 'short_text', 'write_traceback', 'Commands']
 
 # %% ../../nbs/workflow/69_terminal.ipynb #30a5abf7
 import errno
@@ -18,6 +18,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+import typer
+from typer.core import TyperGroup
 
 from ..core import UserError, is_disk_full, printable
 
@@ -186,3 +189,22 @@ def write_traceback(error: Exception) -> str:  # a sentence
         except OSError:
             return "With --debug the whole traceback is shown."
     return f"The traceback is in {where}; with --debug it is shown."
+
+# %% ../../nbs/workflow/69_terminal.ipynb #575bc857
+class Commands(TyperGroup):
+    "Commands that refuse an empty word, as `--data \"$UNSET\"` gives one: as a path it would mean the folder one stands in."
+
+    may_be_empty = ("title", "subject", "question")  # texts, which no file is looked for by
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+        "Find the command, and look at its words before any of them becomes a path."
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and any(not word or word.endswith("=") for word in rest):
+            with suppress(typer.BadParameter.__base__):  # raised again where the command reads its words
+                given, _, _ = command.make_parser(command.context_class(command, info_name=name, parent=ctx)).parse_args(list(rest))
+                for param in command.params:
+                    value = given.get(param.name)
+                    if param.name not in self.may_be_empty and (value == "" or (isinstance(value, (list, tuple)) and "" in value)):
+                        said = param.opts[0] if param.param_type_name == "option" else (param.metavar or param.name).strip("…").upper()
+                        raise UserError(f"{said} is empty (a variable of the shell that is not set?); give it a value{'' if param.required else ', or leave it out'}.")
+        return name, command, rest
