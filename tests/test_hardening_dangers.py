@@ -55,7 +55,7 @@ def test_facts_of_every_target_come_from_one_table(tmp_path):
     done = run("facts", "facts.csv", "--model", bundle, "--json", cwd=tmp_path)
     said, notes = json.loads(done.stdout), " ".join(json.loads(done.stdout)["notes"])
     assert {label: known["venomous"] for label, known in said["facts"].items()} == {"Lampropeltis getula": False, "Micrurus fulvius": True, "Lampropeltis": False, "Micrurus": True, "Natrix": None, "left": None, "right": None}
-    assert "no row for any label of the target 'side'" in notes and "Of the target 'side' no label has facts" in notes and "'genus'" not in notes and "fit no label" not in notes
+    assert "no row for any label of the target 'side'" in notes and "It is not known which labels of the target 'side' are venomous" in notes and "'genus'" not in notes and "fit no label" not in notes
     assert read_bundle(bundle).info.label_facts["Micrurus"] == {"venomous": True, "common_name": None}
     words = run("facts", "--model", bundle, cwd=tmp_path).stdout
     assert "Target 'genus': something is known about 2 of 3 labels. Venomous: 1 yes, 1 no, 1 not known (Natrix)." in words and "Target 'side': something is known about 0 of 2" in words
@@ -116,11 +116,11 @@ def test_a_label_without_an_explicit_no_is_not_known_wherever_it_is_shown(photo,
 
     bundle = sure(tmp_path / "best", harmless | {"genus": {"Micrurus": 9}}, OF_HARMLESS, SAFE | {"side": SIDES})  # targets of which nothing is known
     page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
-    assert "Of the answer for genus and side it is not known." in page and page.count("venomous: not known") == 2
+    assert "Of the answer for genus and side it is not known whether it is venomous." in page and page.count("venomous: not known") == 2
     for answer in (asked, row):
         assert answer["dangers"]["venomous"]["among_them"] is None and answer["not_known_of"] == ["genus", "side"]
     assert asked["targets"]["genus"]["facts"] == {"venomous": None} == row["targets"]["side"][0]["facts"]
-    assert "genus: Micrurus (venomous: not known)" in line and "Of the targets 'genus' and 'side' no label has facts" in line
+    assert "genus: Micrurus (venomous: not known)" in line and "It is not known which labels of the targets 'genus' and 'side' are venomous." in line
     assert cells["venomous_among_them"] == cells["genus_venomous_among_them"] == cells["side_venomous_among_them"] == "not known"
 
     bundle = sure(tmp_path / "best", harmless | {"genus": {"Lampropeltis": 9}}, KNOWN, SAFE)  # an explicit no for every label that is shown
@@ -169,6 +169,7 @@ def test_photos_that_do_not_name_a_target_are_not_counted_as_harmless(photos, tm
     table.to_csv(tmp_path / "some.csv", index=False)
     said = json.loads(run("evaluate", bundle, "--data", tmp_path / "some.csv", "--tta", "flip", "--json", cwd=tmp_path).stdout)
     assert said["scores"]["n"] == 6 and [danger["n"] for danger in said["dangers"]] == [3, 3] and said["dangers"][1]["harmless"] == 1
+    assert "2 of 6 photos do not say what is right for the target 'habit': only 4 are counted there." in said["notes"]
 
 
 def test_what_a_label_says_itself_is_counted_without_facts(photos, tmp_path):
@@ -213,7 +214,7 @@ def test_the_page_of_a_space_says_which_targets_have_no_facts(tmp_path):
     from snakecls.deploy.hub import space_readme
     from snakecls.models.bundle import read_bundle
 
-    assert "Of the target 'side' no label has facts: it is not known what there is venomous." in space_readme(read_bundle(sure(tmp_path / "best", {}, OF_ALL)), "me/snakes")
+    assert "It is not known which labels of the target 'side' are venomous." in space_readme(read_bundle(sure(tmp_path / "best", {}, OF_ALL)), "me/snakes")
 
 
 def test_an_ensemble_keeps_the_facts_of_every_target(tmp_path):
@@ -273,7 +274,7 @@ def test_unknown_and_not_edible_are_no_all_clear_anywhere(photo, photos, tmp_pat
     for target, label, key, state in [("venomous", "unknown", "venomous", None), ("effect", "not harmless", "venomous", True), ("use", "not edible", "poisonous", True)]:
         (folder := tmp_path / target).mkdir()
         facts = {species: known | {"poisonous": False} for species, known in OF_HARMLESS.items()}
-        page, asked, row, line, cells = said_of(sure(folder / "best", harmless | {target: {label: 9}}, facts, {"binomial": SAFE["binomial"], target: words[target]}), photo, folder)
+        page, asked, row, _, cells = said_of(sure(folder / "best", harmless | {target: {label: 9}}, facts, {"binomial": SAFE["binomial"], target: words[target]}), photo, folder)
         assert row["targets"][target][0]["facts"][key] is asked["targets"][target]["facts"][key] is state and row["dangers"][key]["at_most"] > 0.9
         assert row["dangers"][key]["among_them"] is state and row["caution"] and "None of these" not in page and cells[f"{key}_among_them"] == cells[f"{target}_{key}_among_them"] == {True: "yes", None: "not known"}[state]
     table = pd.read_csv(photos / "photos.csv").assign(venomous="unknown", effect="not harmless", use="not edible")
@@ -290,3 +291,121 @@ def test_a_negated_harmless_among_facts_takes_a_no_back():
     for name, value in [("not harmless", True), ("risk", "not harmless"), ("bite", "rarely harmless")]:
         assert clean_facts({"Boiga": {"venomous": "no", name: value}})["Boiga"]["venomous"] is None
     assert clean_facts({"Boiga": {"venomous": "no", "bite": "harmless"}})["Boiga"]["venomous"] is False
+
+
+def judged(first: dict[str, float], others: dict[str, dict[str, float]], facts: dict, subject: str = "", target: str = "kind"):
+    "Judge given probabilities as the page and predict do: judgement, page."
+    from types import SimpleNamespace
+
+    from snakecls.data.dangers import clean_facts, model_dangers
+    from snakecls.deploy.page import answer_html, judge
+    from snakecls.deploy.predict import rank_labels
+
+    info = SimpleNamespace(labels=list(first), target=target, targets={target: list(first)} | {name: list(probs) for name, probs in others.items()}, label_facts=clean_facts(facts), danger_columns=[], subject=subject, name="", title="", problem="several_targets")
+    shown = rank_labels(list(first.values()), info.labels, facts=info.label_facts)
+    ranked = {name: rank_labels(list(probs.values()), list(probs), top=10**6, facts=info.label_facts) for name, probs in others.items()}
+    said = judge(info, list(first.values()), shown, ranked)
+    return said, re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer_html(shown, said.dangers, others={name: guesses[0] for name, guesses in ranked.items()}, known=model_dangers(info)[1], subject=subject, judged=said)))
+
+
+def facts_of(**labels: str) -> dict:  # label -> venomous, poisonous: y, n or -
+    return {label: {key: {"y": True, "n": False, "-": None}[word] for key, word in zip(("venomous", "poisonous"), words)} for label, words in labels.items()}
+
+
+@pytest.mark.parametrize("subject", ["", "snake", "mushroom"])
+@pytest.mark.parametrize("poisonous", ["y", "-"])
+def test_a_caution_about_one_danger_does_not_hide_another_in_a_further_target(subject, poisonous):
+    said, page = judged({"A": 0.9, "B": 0.1}, {"genus": {"Naja": 0.95, "Elaphe": 0.05}}, facts_of(A="n" + poisonous, B="nn", Naja="yn", Elaphe="nn"), subject)
+    whole = " ".join(said.caution)
+    for part in ("oisonous. Do not eat or touch it.", "enomous. Keep away.", "The answer for genus is Naja (95%), which is venomous."):
+        assert part in whole and part in page
+    said, _ = judged({"A": 0.9, "B": 0.1}, {"genus": {"Naja": 0.95, "Elaphe": 0.05}}, facts_of(A="yn", B="nn", Naja="ny", Elaphe="nn"), subject)
+    assert "Venomous. Keep away." in " ".join(said.caution) and "May be poisonous. Do not eat or touch it. The answer for genus is Naja (95%), which is poisonous." in " ".join(said.caution)
+
+
+def test_two_dangers_with_one_advice_are_told_once_for_a_target():
+    facts = {"A": {"venomous": False, "medically_important": False}, "Naja": {"venomous": True, "medically_important": True}, "Elaphe": {"venomous": False, "medically_important": False}}
+    said, _ = judged({"A": 1.0}, {"genus": {"Naja": 0.34, "Elaphe": 0.66}}, facts, "snake")
+    assert said.caution == ("May be dangerously venomous. Keep away.", "The answer for genus may be Naja (34%), which is dangerously venomous.")
+
+
+@pytest.mark.parametrize(("naja", "other"), [(0.048, 0.048), (0.03, 0.03), (0.049, 0.0), (0.0, 0.049), (0.02, 0.02), (0.06, 0.0), (0.0, 0.06), (0.004, 0.0)])
+def test_a_further_target_is_judged_no_more_leniently_than_the_first(naja, other):
+    genus = {"Elaphe": 1 - naja - other, "K": 0.0, "L": 0.0, "Naja": naja, "X": other}
+    facts = facts_of(A="n", B="n", K="n", L="n", Elaphe="n", Naja="y")
+    there, page = judged({"A": 0.9, "B": 0.1}, {"genus": genus}, facts, "snake")
+    first, own = judged(genus, {"kind": {"A": 0.9, "B": 0.1}}, facts, "snake", "genus")
+    if {"Naja", "X"} & set(sorted(genus, key=genus.get, reverse=True)[:3]):  # shown in the first target, it is always told
+        assert (there.caution is not None) is (naja + other >= 0.05)
+    else:
+        assert (there.caution is None) is (first.caution is None)
+    assert there.at_most["venomous"] == pytest.approx(naja + other) == pytest.approx(first.at_most["venomous"]) and own
+    if there.caution is None:
+        assert "other labels, together with" in page and there.among_them["venomous"] is False
+    else:
+        assert there.among_them["venomous"] is (True if naja >= 0.05 else None)
+
+
+def test_a_first_target_that_names_danger_is_told_alike_by_page_predict_evaluate_and_facts(photo, photos, tmp_path):
+    effects = ["harmless", "venomous", "unknown"]
+    bundle = sure(tmp_path / "best", {"effect": {"harmless": 9}}, {}, {"effect": effects, "genus": GENERA})
+    page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
+    assert "⚠ venomous: not known" in page and "May be venomous. Keep away." in page and "harmless (venomous: not known)" in line and cells["venomous_among_them"] == "yes"  # among the three
+    assert asked["facts"] == {"venomous": None} == row["top"][0]["facts"]
+    table = pd.read_csv(photos / "photos.csv").assign(effect=effects * 2)
+    table["path"] = [str(photos / path) for path in table["path"]]
+    table.to_csv(tmp_path / "effects.csv", index=False)
+    counted = {danger["target"]: danger for danger in json.loads(run("evaluate", bundle, "--data", tmp_path / "effects.csv", "--json", cwd=tmp_path).stdout)["dangers"]}["effect"]
+    assert (counted["n"], counted["as_harmless"], counted["harmless"], counted["unknown"]) == (2, 2, 0, 4)  # 'harmless' is no truth, but an answer
+    words = run("facts", "--model", bundle, cwd=tmp_path).stdout
+    assert "Target 'effect': something is known about 1 of 3 labels. Venomous: 1 yes, 0 no, 2 not known (harmless, unknown)." in words
+    assert json.loads(run("facts", "--model", bundle, "--json", cwd=tmp_path).stdout)["facts"] == {label: {"venomous": True if label == "venomous" else None} for label in [*effects, *GENERA]}
+
+    said, page = judged({"no": 0.95, "yes": 0.05}, {"side": {"left": 0.5, "right": 0.5}}, {}, "snake", "venomous")
+    assert "yes, among the possible answers, is venomous. Treat every snake as venomous." in page and said.among_them["venomous"] is True
+
+    bundle = sure(tmp_path / "sure", {"effect": {"venomous": 9}}, {}, {"effect": effects, "genus": GENERA})
+    page, asked, row, _, _ = said_of(bundle, photo, tmp_path)
+    assert "Venomous. Keep away." in page and asked["facts"]["venomous"] is True is row["top"][0]["facts"]["venomous"]
+
+
+def test_facts_counts_what_the_labels_of_a_further_target_say_themselves(tmp_path):
+    bundle = sure(tmp_path / "best", {}, OF_SPECIES, {"binomial": SPECIES, "venomous": ["yes", "no", "unknown"]})
+    words = run("facts", "--model", bundle, cwd=tmp_path).stdout
+    assert "Target 'venomous': something is known about 2 of 3 labels. Venomous: 1 yes, 1 no, 1 not known (unknown)." in words
+
+
+def test_labels_that_stand_in_several_targets_are_told(tmp_path):
+    from snakecls.workflow.facts import read_facts
+
+    (tmp_path / "facts.csv").write_text("label,venomous\nNatrix,no\nyes,no\nno,no\n")
+    _, notes = read_facts(tmp_path / "facts.csv", ["Natrix"], target="genus", others={"adult": ["yes", "no"], "fangs": ["yes", "no"]})
+    (note,) = [note for note in notes if "every target that has it" in note]
+    assert "'yes', 'no' of the targets 'adult' and 'fangs'" in note
+    _, notes = read_facts(tmp_path / "facts.csv", ["Natrix"], target="genus", others={"adult": ["yes", "no"], "fangs": ["long", "short"]})
+    assert not [note for note in notes if "every target that has it" in note]
+
+
+def test_a_target_that_is_blind_for_one_danger_is_named_with_it(photo, tmp_path):
+    from snakecls.deploy.page import header_html
+    from snakecls.models.bundle import read_bundle
+
+    facts = facts_of(**dict.fromkeys(SAFE["binomial"], "nn")) | {label: {"venomous": False} for label in GENERA}
+    bundle = sure(tmp_path / "best", {"binomial": {"Lampropeltis getula": 9}}, facts, SAFE)
+    page, _, row, line, _ = said_of(bundle, photo, tmp_path)
+    assert "Of the answer for genus it is not known whether it is poisonous." in page and row["dangers"]["venomous"]["among_them"] is False and row["dangers"]["poisonous"]["among_them"] is None
+    assert "It is not known which labels of the target 'genus' are poisonous." in line
+    assert "It is not known which labels of the target &#x27;genus&#x27; are poisonous." in header_html(read_bundle(bundle).info)
+
+
+def test_a_first_target_named_after_a_danger_keeps_the_no_of_its_facts():
+    said, page = judged({"Natrix": 0.95, "Coluber": 0.05}, {"side": {"left": 0.5, "right": 0.5}}, facts_of(Natrix="n", Coluber="n"), "snake", "venomous_snake")
+    assert said.among_them["venomous"] is None and said.caution is None and page.count("not listed as venomous") == 2
+    said, page = judged({"Natrix": 0.95, "Coluber": 0.05}, {"side": {"left": 0.5, "right": 0.5}}, {}, "snake", "venomous_snake")
+    assert said.caution[0] == "Venomous. Keep away." and "not listed" not in page
+
+
+def test_what_a_label_names_is_not_hidden_by_another_danger_among_its_facts():
+    facts = {"A": {"poisonous": False}, "B": {"poisonous": False}, "venomous": {"poisonous": True}, "neither": {"poisonous": False}}
+    said, _ = judged({"A": 0.9, "B": 0.1}, {"use": {"venomous": 0.9, "neither": 0.1}}, facts, "mushroom")
+    assert said.among_them["venomous"] is True is said.among_them["poisonous"] and "which is venomous" in said.caution[1] and "which is poisonous" in " ".join(said.caution)

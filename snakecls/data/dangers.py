@@ -430,7 +430,7 @@ def denied_dangers(
     words, asked = _whole(label), named_danger(target)
     if words in PLAIN_NO:
         denied = PLAIN_NO[words]
-        return {key: False for key in ([denied] if denied else DANGERS if asked in (None, "dangerous") else [asked])}
+        return dict.fromkeys([denied] if denied else DANGERS if asked in (None, "dangerous") else [asked], False)
     key, name = danger_key(target), re.sub(r"^(is|are) | ?\?+$", "", plain_words(target))
     if key is not None and not has_odd_coding(target) and words in _PLAINLY_NO:
         return {key: False}

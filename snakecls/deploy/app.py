@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import UserError, open_file
 from ..data.photos import PhotoError, PlainPhotoError, is_heif, open_photo
-from ..data.dangers import model_dangers, with_unknown
-from ..data.target_dangers import target_facts
+from ..data.dangers import model_dangers
+from ..data.target_dangers import first_facts, target_facts
 from .page import CSS, answer_html, first_hint, header_html, judge, message_html, no_all_clear, notice_html, page_title
 from .door import Limits
 from .service import Served, prepare_gradio, serve
@@ -262,7 +262,7 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
         raise gr.Error("No photo was given; upload one, and name it in the request.", print_exception=False)
     try:
         probs, others = all_probs(predictor, photo)
-        answer, shown, dangers = predictor.rank(probs), predictor.rank(probs, fill=True), model_dangers(predictor.info)[0]
+        answer, shown = predictor.rank(probs), predictor.rank(probs, fill=True)
     except PlainPhotoError as e:
         raise gr.Error(f"There is nothing to see on the photo: {e.reason}. {no_all_clear(model_dangers(predictor.info)[0])}".strip(), print_exception=False) from e
     except PhotoError as e:
@@ -271,10 +271,11 @@ def answer_json(predictor: "Predictor | LearnerPredictor", photo: str | None) ->
         raise gr.Error(f"There is no answer: {e}", print_exception=False) from e
     finally:
         note_answered(photo)
-    whole = judge(predictor.info, probs, shown, others).for_programs()
+    judged = judge(predictor.info, probs, shown, others)
+    whole, dangers = judged.for_programs(), judged.dangers
     if others:
         whole["targets"] = {target: {"label": ranked[0].label, "prob": ranked[0].prob, "facts": target_facts(target, ranked[0].label, ranked[0].facts, dangers)} for target, ranked in others.items()}
-    return [{"label": p.label, "prob": p.prob, "facts": with_unknown(p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) | whole for p in answer]
+    return [{"label": p.label, "prob": p.prob, "facts": first_facts(predictor.info, p.label, p.facts, dangers)} | ({} if p.threshold is None else {"threshold": p.threshold, "above": p.above}) | whole for p in answer]
 
 # %% ../../nbs/deploy/52_app.ipynb #245394e7
 def build_app(

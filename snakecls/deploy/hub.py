@@ -106,12 +106,12 @@ def space_readme(
             ("macro F1", score.get("f1_macro")), *((f"{text} accuracy", score[key]) for key, text in top_names(score).items()), ("photos measured on", score.get("n")), ("how far to trust that", say_chosen(score)), ("fitted again since, on these photos too", "yes" if info.extra.get("refit") and not info.metrics.get("test") else ""),
             ("licence of model and photos", info.licence), ("written", f"{info.created} by snakecls {info.snakecls}")]
     table = "\n".join(f"| {key} | {' '.join(str(round(value, 3) if isinstance(value, float) else value).split())} |" for key, value in rows if value)
-    notice, blind = " ".join(info.notice.split()), blind_targets(info, dangers) if dangers and known else []
+    notice, blind = " ".join(info.notice.split()), blind_targets(info, dangers) if dangers and known else {}
     return (f'---\ntitle: {json.dumps(title, ensure_ascii=False)}\nemoji: 🔎\ncolorFrom: green\ncolorTo: gray\nsdk: gradio\nsdk_version: "{metadata.version("gradio")}"\n'
             f'python_version: "{sys.version_info.major}.{sys.version_info.minor}"\napp_file: app.py\npinned: false\nlicense: apache-2.0\n---\n\n'
             f"# {title}\n\nDrop a photo, see the {'three ' if len(info.labels) > 3 else ''}most likely answers. {notice}\n\n| | |\n|---|---|\n{table}\n\n"
             f"It guesses from a photo and can be wrong{'; do not stake your safety on it' if dangers else ''}. "
-            f"{say_unknown(dangers, subject) + ' ' if dangers and not known else ''}{say_blind(blind, dangers) + ' ' if blind else ''}"
+            f"{say_unknown(dangers, subject) + ' ' if dangers and not known else ''}{say_blind(blind) + ' ' if blind else ''}"
             "The code is under the Apache licence 2.0 (LICENSE).\n")
 
 

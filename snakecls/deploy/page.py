@@ -12,12 +12,12 @@ __all__ = ['ADVICE', 'SURE', 'LIKELY', 'HIDDEN', 'SEVERITY', 'CSS', 'TITLES', 'm
 # %% ../../nbs/deploy/53_page.ipynb #47a49b8f
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless, target_danger
-from ..data.target_dangers import target_facts, target_state
+from ..data.target_dangers import blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state
 
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
@@ -102,20 +102,38 @@ def caution(
     subject: str = "",  # what the photos show
 ) -> tuple[str, str] | None:  # heading and sentence
     "Say what to be careful about, the surest and worst danger first; None where nothing asks for it."
+    return _join_findings([_findings(predictions, dangers, hidden=hidden, known=known, subject=subject)])
+
+
+def _severity(dangers: Sequence[str]) -> list[str]:
+    "Sort dangers, the worst first."
+    return sorted(dangers, key=lambda key: SEVERITY.index(key) if key in SEVERITY else len(SEVERITY))
+
+
+def _findings(predictions: Sequence["Prediction"], dangers: Sequence[str], *, hidden: float | Mapping[str, float], known: bool, subject: str) -> list[tuple[int, int, str, str, str]]:  # rank from `caution_of`, place, advice, heading, sentence
+    "Say of each danger what to be careful about, as the first target has it."
     found = []
-    for place, key in enumerate(sorted(dangers, key=lambda key: SEVERITY.index(key) if key in SEVERITY else len(SEVERITY))):
+    for place, key in enumerate(_severity(dangers)):
         share = hidden.get(key, 0.0) if isinstance(hidden, Mapping) else hidden
         said = caution_of(key, predictions, hidden=share, known=known, subject=subject)
         if said is not None:
             found.append((said[0], place, advice(key), *said[1:]))
-    if not found:
-        return None
-    (_, _, advised, heading, sentence), *others = sorted(found)
-    told = {advised}
-    for _, _, advised, further, why in others:
-        if advised not in told:  # a danger that asks for something else
-            sentence, told = f"{sentence} {further} {why}", told | {advised}
-    return heading, sentence
+    return found
+
+
+def _join_findings(each: Sequence[Sequence[tuple[int, int, str, str, str]]]) -> tuple[str, str] | None:  # of each target
+    "Write findings as one caution, the surest and worst first; of what one target says, one sentence for each advice."
+    kept = []
+    for order, found in enumerate(each):
+        best: dict[str, tuple[int, int, str, str, str]] = {}
+        for finding in sorted(found):
+            best.setdefault(finding[2], finding)
+        kept += [(rank, place, order, advised, heading, sentence) for rank, place, advised, heading, sentence in best.values()]
+    parts, told = [], set()
+    for *_, advised, heading, sentence in sorted(kept):
+        parts += [sentence] if advised in told or not parts else [heading, sentence]  # a danger that asks for something else has its heading
+        told.add(advised)
+    return (min(kept)[4], " ".join(parts)) if kept else None
 
 
 def caution_of(
@@ -184,9 +202,10 @@ class Judgement:
     subject: str  # what the photos show; may be empty
     among_them: dict[str, bool | None]  # danger -> whether a label that counts has it: one that is shown, or those that are not, from `HIDDEN` on together
     at_most: dict[str, float]  # danger -> probability, together, of all labels of a target that have it or of which it is not known; the highest of the targets that are not in `blind`
-    hidden: dict[str, float]  # the same of the labels that are not shown
+    hidden: dict[str, float]  # the same of the labels that are not shown, of a further target those beside its first
     caution: tuple[str, str] | None  # heading and sentence
-    blind: tuple[str, ...] = ()  # targets beside the first of whose labels nothing is known as to one of the dangers
+    blind: Mapping[str, Sequence[str]] = field(default_factory=dict)  # targets beside the first -> dangers of which nothing is known for their labels
+    of: Any = field(default=None, repr=False)  # the `BundleInfo` that was judged by
 
     def for_programs(self) -> dict[str, Any]:  # nothing where the model has no danger to speak of
         "Give the judgement as plain values."
@@ -204,63 +223,77 @@ def judge(
 ) -> Judgement:
     "Judge an answer over all labels of the model, and not only over those that are written down; what a further target says of a danger counts too, and what it does not know."
     dangers, known, subject = model_dangers(info)
-    named_there = _danger_shares(others or {}, dangers)
-    dangers = tuple(dict.fromkeys([*dangers, *named_there]))
+    dangers = tuple(dict.fromkeys([*dangers, *_named_there(others or {}, dangers)]))
+    shown = [replace(prediction, facts=first_facts(info, prediction.label, prediction.facts, dangers)) for prediction in shown] if first_target(info) else shown
     named, rest = {prediction.label for prediction in shown}, dict(zip(info.labels, map(float, probs)))
+    known_of = {label: first_facts(info, label, info.label_facts.get(label, {}), dangers) for label in rest}
     among_them, at_most, hidden = {}, {}, {}
     for key in dangers:
-        state = {label: danger_state(info.label_facts.get(label, {}), key) for label in rest}
+        state = {label: known_of[label][key] for label in rest}
         shares = {answer: sum(prob for label, prob in rest.items() if label not in named and state[label] is answer) for answer in (True, None)}
         hidden[key], at_most[key] = min(1.0, sum(shares.values())), min(1.0, sum(prob for label, prob in rest.items() if state[label] is not False))
         seen = {state[label] for label in named}
         among_them[key] = True if True in seen or shares[True] >= HIDDEN else None if None in seen or hidden[key] >= HIDDEN else False
-    said = caution(shown, dangers, hidden=hidden, known=known, subject=subject)
-    for key, (share, first, target, which) in named_there.items():
-        at_most[key], among_them[key] = max(at_most[key], share), True if first else among_them[key] if among_them[key] is True else None
-        sentence = f"The answer for {target.replace('_', ' ')} {'is' if first else 'may be'} {which}."
-        said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
-    blind = []
+    found, blind = [_findings(shown, dangers, hidden=hidden, known=known, subject=subject)], {}
+    if first_target(info) and not known:  # what its labels say themselves is no list
+        found[0] = [(rank, place, advised, heading, said if "Treat every" in said else f"{said} Treat every {subject or 'one'} as {danger_name(_severity(dangers)[place])}.") for rank, place, advised, heading, said in found[0]]
     for target, ranked in (others or {}).items():
-        for key in dangers:
+        found.append([])
+        for place, key in enumerate(_severity(dangers)):
             states = [target_state(target, guess.label, guess.facts, key) for guess in ranked]
             if all(state is None for state in states):
-                blind, among_them[key] = [*blind, target], among_them[key] or None
+                blind[target], among_them[key] = (*blind.get(target, ()), key), among_them[key] or None
                 continue
-            at_most[key] = max(at_most[key], min(1.0, sum(guess.prob for guess, state in zip(ranked, states) if state is not False)))
-            if sentence := _unknown_there(target, ranked, states, key):
-                among_them[key] = among_them[key] or None
-                said = (f"May be {danger_name(key)}. {advice(key)}", sentence) if said is None else (said[0], f"{said[1]} {sentence}")
-    return Judgement(dangers, known, subject, among_them, at_most, hidden, said, tuple(dict.fromkeys(blind)))
+            at_most[key] = max(at_most[key], _share(ranked, states, True, None))
+            hidden[key] = max(hidden[key], _share(ranked[1:], states[1:], True, None))
+            if (said := _answer_there(target, ranked, states, key)) is not None:
+                among_them[key] = among_them[key] or said[0]
+                found[-1].append((1 if said[0] else 2, place, advice(key), f"May be {danger_name(key)}. {advice(key)}", said[1]))
+    return Judgement(dangers, known, subject, among_them, at_most, hidden, _join_findings(found), blind, info)
 
 
-def _unknown_there(target: str, ranked: Sequence["Prediction"], states: Sequence[bool | None], key: str) -> str:  # a sentence; empty where nothing asks for one
-    "Say which answer for a further target is not known to be dangerous or not, from `HIDDEN` on."
-    unknown = [guess for guess, state in zip(ranked, states) if state is None]
-    if not unknown or (states[0] is not None and sum(guess.prob for guess in unknown) < HIDDEN):
-        return ""
-    return f"The answer for {target.replace('_', ' ')} {'is' if states[0] is None else 'may be'} {_which(unknown, 'another')}, of which it is not known here whether it is {danger_name(key)}."
+def _share(guesses: Sequence["Prediction"], states: Sequence[bool | None], *wanted: bool | None) -> float:
+    "Sum up the probability of the guesses that are in one of these states."
+    return min(1.0, sum(guess.prob for guess, state in zip(guesses, states) if state in wanted))
+
+
+def _answer_there(target: str, ranked: Sequence["Prediction"], states: Sequence[bool | None], key: str) -> tuple[bool | None, str] | None:  # whether it is dangerous (None: not known), and a sentence; None where nothing asks for one
+    "Say what to be careful about in the answer for a further target: its first guess, and the others from `HIDDEN` on together, as in the first target."
+    dangerous, unknown = ([guess for guess, state in zip(ranked, states) if state is wanted] for wanted in (True, None))
+    shares = {state: _share(ranked, states, state) for state in (True, None)}
+    name, answer = danger_name(key), f"The answer for {target.replace('_', ' ')}"
+    said = []
+    if states[0] is True or shares[True] >= HIDDEN:
+        said.append(f"{answer} {'is' if states[0] else 'may be'} {_which(dangerous, f'another that is {name}')}{f', which is {name}' if _alone(dangerous) else ''}.")
+    if states[0] is None or shares[None] >= HIDDEN:
+        said.append(f"{answer} {'is' if states[0] is None else 'may be'} {_which(unknown, 'another')}, of which it is not known here whether it is {name}.")
+    if not said and sum(shares.values()) >= HIDDEN:
+        said.append(f"{answer} may be {_which([guess for guess, state in zip(ranked, states) if state is not False], 'another')}, which are, or may be, {name}.")
+    return (True if states[0] is True or shares[True] >= HIDDEN else None, " ".join(said)) if said else None
+
+
+def _alone(guesses: Sequence["Prediction"]) -> bool:
+    "Tell whether the first of some guesses has nearly all of their probability."
+    return sum(guess.prob for guess in guesses) - guesses[0].prob < 0.01
 
 
 def _which(guesses: Sequence["Prediction"], others: str) -> str:
     "Name the first of some guesses, with their probability together."
     share = min(1.0, sum(guess.prob for guess in guesses))
-    return f"{guesses[0].label} ({percent(share)})" if share - guesses[0].prob < 0.01 else f"{guesses[0].label} or {others} ({percent(share)} together)"
+    return f"{guesses[0].label} ({percent(share)})" if _alone(guesses) else f"{guesses[0].label} or {others} ({percent(share)} together)"
 
 
-def _danger_shares(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> dict[str, tuple[float, bool, str, str]]:  # danger -> probability, whether it is the first guess, target, which
-    "Find the dangers that the answers for further targets have, by their names or by their facts, from `HIDDEN` on."
-    found: dict[str, tuple[float, bool, str, str]] = {}
+def _named_there(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> list[str]:  # beside those
+    "Find dangers that the answers for further targets name and that the model has not to speak of otherwise, from `HIDDEN` on."
+    found: dict[str, float] = {}
     for target, ranked in others.items():
-        shares: dict[str, list[Prediction]] = {}
-        for guess in ranked:
-            has, named = [key for key in dangers if target_state(target, guess.label, guess.facts, key) is True], target_danger(target, guess.label)
-            for key in has or ([named] if named else []):
-                shares.setdefault(key, []).append(guess)
-        for key, guesses in shares.items():
-            share, first = min(1.0, sum(guess.prob for guess in guesses)), guesses[0] is ranked[0]
-            if (first or share >= HIDDEN) and share > found.get(key, (0.0,))[0]:
-                found[key] = share, first, target, _which(guesses, f"another that is {danger_name(key)}")
-    return found
+        shares: dict[str, float] = {}
+        for place, guess in enumerate(ranked):
+            named = target_danger(target, guess.label)
+            if named and not any(danger_state({named: True}, key) for key in dangers):  # what is deadly is told as venomous
+                shares[named] = shares.get(named, 0.0) + (guess.prob if place else max(guess.prob, HIDDEN))
+        found |= {key: share for key, share in shares.items() if share >= HIDDEN}
+    return list(found)
 
 # %% ../../nbs/deploy/53_page.ipynb #f760d4cc
 def row_html(
@@ -300,7 +333,7 @@ def caution_html(
     dangers: Sequence[str],
     subject: str = "",
     hidden: float = 0.0,  # together, the probability of dangerous or unjudged labels that are not shown
-    blind: Sequence[str] = (),  # as in `Judgement`
+    blind: Mapping[str, Sequence[str]] | None = None,  # as in `Judgement`
 ) -> str:
     "Show the caution, or, where danger matters but none was found, that this is no promise."
     if message is not None:
@@ -314,12 +347,12 @@ def promise(
     subject: str = "",
     *,
     hidden: float = 0.0,  # as in `caution_html`
-    blind: Sequence[str] = (),  # as in `Judgement`
+    blind: Mapping[str, Sequence[str]] | None = None,  # as in `Judgement`
 ) -> str:
     "Say that no danger was found, how much is left for one, of what nothing is known, and that this is no promise."
     name = " or ".join(map(danger_name, dangers))
     left = f"; other labels, together with {up_to(hidden)}, are or may be" if hidden > 0 else ""
-    unknown = f" Of the answer for {listed([target.replace('_', ' ') for target in blind])} it is not known." if blind else ""
+    unknown = "".join(f" Of the answer for {listed([target.replace('_', ' ') for target in targets])} it is not known whether it is {' or '.join(map(danger_name, keys))}." for keys, targets in by_dangers(blind or {}).items())
     return f"None of these is listed as {name}{left}.{unknown} {no_promise(dangers, subject)}"
 
 
@@ -346,9 +379,12 @@ def answer_html(
 ) -> str:
     "Show the answer to a photo."
     heading, sentence = verdict_several(predictions) if has_thresholds(predictions) else verdict(predictions[0].prob, n=len(predictions), dangers=dangers)
-    most = max(hidden.values(), default=0.0) if isinstance(hidden, Mapping) else hidden
+    shares = judged.hidden if judged is not None else hidden
+    most = max(shares.values(), default=0.0) if isinstance(shares, Mapping) else shares
     said = judged.caution if judged is not None else caution(predictions, dangers, hidden=hidden, known=known, subject=subject)
-    warning = caution_html(said, dangers, subject, most, judged.blind if judged is not None else ())
+    warning = caution_html(said, dangers, subject, most, judged.blind if judged is not None else None)
+    if judged is not None and judged.of is not None and first_target(judged.of):
+        predictions = [replace(prediction, facts=first_facts(judged.of, prediction.label, prediction.facts, dangers)) for prediction in predictions]
     rows = "".join(row_html(prediction, dangers) for prediction in predictions)
     return (f'<div class="sc-answer" role="status">{warning}'
             f'<div class="sc-verdict"><h2>{heading}</h2><p>{sentence}</p></div><ol class="sc-rows">{rows}</ol>{others_html(others or {}, dangers)}</div>')
@@ -465,7 +501,8 @@ def header_html(info: Any) -> str:
     dangers, known, subject = model_dangers(info)
     n = len(getattr(info, "labels", None) or range(3))
     what = "which labels fit it; several are possible" if info.problem == "multi_label" else "the three most likely answers" if n > 2 else "which of two answers is more likely" if n == 2 else "the answer"
-    unknown = f'<p class="sc-blind">{escape(say_unknown(dangers, subject))}</p>' if dangers and not known else ""
+    told = say_unknown(dangers, subject) if dangers and not known else say_blind(blind_targets(info, dangers))
+    unknown = f'<p class="sc-blind">{escape(told)}</p>' if told else ""
     return (f'<div class="sc-title"><h1>{escape(page_title(info))}</h1>'
             f"<p>Add a photo to see {what}.</p>{urgent_html(dangers)}{unknown}</div>")
 

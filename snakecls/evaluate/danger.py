@@ -26,6 +26,7 @@ def count_dangers(
     danger_columns: Sequence[str] = (),  # facts that speak of a danger, beside those of `data.dangers`
     top: int = 3,  # how many answers a person sees
     target: str = "",  # as in `count_danger`
+    first: bool = False,  # as in `count_danger`
     keys: Sequence[str] | None = None,  # the dangers; None: those that the facts know
 ) -> list[dict[str, Any]]:  # for each danger, as `count_danger` makes it
     "Count for each danger how often it was called harmless."
@@ -34,7 +35,7 @@ def count_dangers(
     ranked = [[labels[i] for i in np.argsort(-row, kind="stable")[:top]] for row in probs]
     true, given = ([list(names) if several else [names] for names in predictions[column]] for column in ("labels" if several else "label", "predicted"))
     found = known_dangers(label_facts, danger_columns) if keys is None else keys
-    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=several, target=target) for key in found]
+    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=several, target=target, first=first) for key in found]
 
 
 def count_target_dangers(
@@ -50,14 +51,14 @@ def count_target_dangers(
     for target, labels in targets.items():
         for label in labels:
             named = target_danger(target, label)
-            if named and not any(target_state(target, label, label_facts.get(label, {}), key) for key in keys):
+            if named and not any(danger_state({named: True}, key) for key in keys):
                 keys.append(named)
-    found = []
+    found, first = [], next(iter(targets), "")
     for target, labels in targets.items():
         if target in tables:
-            found += count_dangers(tables[target], labels, label_facts, top=top, target=target, keys=keys)
+            found += count_dangers(tables[target], labels, label_facts, top=top, target=target, first=target == first, keys=keys)
         else:
-            found += [count_danger([], [], [], [], np.zeros((0, len(labels))), labels, label_facts, key, target=target) | {"counted": False} for key in keys]
+            found += [count_danger([], [], [], [], np.zeros((0, len(labels))), labels, label_facts, key, target=target, first=target == first) | {"counted": False} for key in keys]
     return found
 
 
@@ -73,17 +74,19 @@ def count_danger(
     *,
     several: bool = False,  # a photo can have several labels, or none
     target: str = "",  # where there are several: its name, and its labels may say themselves that they are dangerous
+    first: bool = False,  # the first of several: a label that says itself that it is harmless is no truth, but an answer that calls a photo so
 ) -> dict[str, Any]:  # (target, known, counted,) danger, n, as_harmless, share, low, high, as_unknown, none_in_top, top, top_low, top_high, harmless, false_alarms, unknown, classes, photos
     "Count how often photos of something dangerous were called harmless, over all and class by class."
-    def is_dangerous(label: str) -> bool | None:
+    def is_dangerous(label: str, first: bool) -> bool | None:
         facts = label_facts.get(label, {})
-        return target_state(target, label, facts, key) if target else danger_state(facts, key)
+        return target_state(target, label, facts, key, first=first) if target else danger_state(facts, key)
 
-    state = {label: is_dangerous(label) for label in dict.fromkeys([*labels, *(label for names in (*true, *given, *ranked) for label in names)])}
+    state = {label: is_dangerous(label, first) for label in dict.fromkeys([*labels, *(label for names in (*true, *given, *ranked) for label in names)])}
+    called = {label: is_dangerous(label, False) for label in state}
     place = {label: i for i, label in enumerate(labels)}
     rows = []
     for path, names, said, first in zip(paths, true, given, ranked):
-        is_danger, answers = any(state[label] is True for label in names), [state[label] for label in said]
+        is_danger, answers = any(state[label] is True for label in names), [called[label] for label in said]
         rows.append({"path": path, "labels": names, "given": said, "danger": is_danger, "unknown": not is_danger and any(state[label] is None for label in names),
                      "harmless": all(answer is False for answer in answers), "unsure": True not in answers and None in answers, "named": True in answers,
                      "none_in_top": not any(state[label] is True for label in first), "ranked": first})

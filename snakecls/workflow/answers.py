@@ -75,7 +75,7 @@ def evaluate_given(
         say(f"Note: {note}")
     tables, scores = evaluate_targets(bundle, table, tta=tta)
     predictions = next(iter(tables.values()))
-    for note in lost_note(predictions):
+    for note in [*lost_note(predictions), *_silent_notes(tables)]:
         notes.append(note)
         say(f"Note: {note}")
     counted = count_target_dangers(tables, info.targets, info.label_facts, danger_columns=info.danger_columns) if info.targets else count_dangers(predictions, info.labels, info.label_facts, danger_columns=info.danger_columns)
@@ -86,7 +86,7 @@ def evaluate_given(
     if report is not None:
         from snakecls.evaluate.evaluation_page import write_evaluation
 
-        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=table.attrs.get("warnings", []), others=dict(list(tables.items())[1:]))
+        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=[*table.attrs.get("warnings", []), *_silent_notes(tables)], others=dict(list(tables.items())[1:]))
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "notes": notes, "report": page}, lines
 
@@ -97,9 +97,15 @@ def unknown_notes(info: Any) -> list[str]:  # one sentence, or none
     from snakecls.data.target_dangers import blind_targets, say_blind
 
     dangers, known, subject = model_dangers(info)
-    blind = blind_targets(info, dangers) if dangers and known else []
-    said = say_unknown(dangers, subject) if dangers and not known else say_blind(blind, dangers) if blind else ""
+    blind = blind_targets(info, dangers) if dangers and known else {}
+    said = say_unknown(dangers, subject) if dangers and not known else say_blind(blind)
     return [f"{said} Give {'it' if not blind else 'them'} what is known: snakecls facts FACTS.csv --model MODEL."] if said else []
+
+
+def _silent_notes(tables: Any) -> list[str]:  # target -> predictions; one sentence for each
+    "Say of which further targets some photos do not say what is right, so that they count there for nothing."
+    (_, first), *others = tables.items()
+    return [f"{len(first) - len(table)} of {len(first)} photos do not say what is right for the target '{target}': only {len(table)} are counted there." for target, table in others if len(table) < len(first)]
 
 
 def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caution and dangers where there is one to speak of; targets where there are further ones
@@ -109,17 +115,17 @@ def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caut
 
     (_, first), *others = ((target, probs[0]) for target, probs in predictor.probs_all([file]).items())
     judged = judge(predictor.info, first, predictor.rank(first, top=max(3, top), fill=True), predictor.rank_others(dict(others), top=10**6))  # three are what the page shows
-    answer = {"top": [_guess(guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
+    answer = {"top": [_guess(predictor.info, guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
     ranked = predictor.rank_others(dict(others), top=top)
     return answer | ({"targets": {target: [{"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, judged.dangers)} for guess in guesses] for target, guesses in ranked.items()}} if ranked else {})
 
 
-def _guess(guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
+def _guess(info: Any, guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
     "Give a guess for programs, with null for a danger that is not known; with several labels on a photo also whether it is above its threshold."
-    from snakecls.data.dangers import with_unknown
+    from snakecls.data.target_dangers import first_facts
 
     several = {} if guess.threshold is None else {"threshold": guess.threshold, "above": guess.above}
-    return {"label": guess.label, "prob": guess.prob, "facts": with_unknown(guess.facts, dangers)} | several
+    return {"label": guess.label, "prob": guess.prob, "facts": first_facts(info, guess.label, guess.facts, dangers)} | several
 
 
 def _say_guess(guess: dict[str, Any], dangers: Sequence[str]) -> str:
@@ -150,8 +156,8 @@ def give_facts(
     say: Callable[[str], None] = lambda note: None,
 ) -> tuple[dict[str, Any], str]:  # bundle, title, subject, facts (of every label, where there is a danger to speak of), dangers, known (whether the facts say anything of the danger), notes; what is known, in words
     "Give a bundle facts, a title or a subject, or only say what it knows."
-    from snakecls.data.dangers import model_dangers, with_unknown
-    from snakecls.data.target_dangers import other_labels
+    from snakecls.data.dangers import model_dangers
+    from snakecls.data.target_dangers import other_labels, shared_facts
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.facts import add_facts, describe_facts
 
@@ -169,6 +175,6 @@ def give_facts(
     for note in notes:
         say(f"Note: {note}")
     dangers, known, _ = model_dangers(info)
-    facts = {label: with_unknown(info.label_facts.get(label, {}), dangers) for label in dict.fromkeys([*info.labels, *other_labels(info.targets)]) if dangers or label in info.label_facts}
+    facts = {label: shared_facts(info, label, dangers) for label in dict.fromkeys([*info.labels, *other_labels(info.targets)]) if dangers or label in info.label_facts}
     said = {"bundle": bundle, "title": info.title, "subject": info.subject, "facts": facts, "dangers": list(dangers), "known": known or not dangers, "notes": [*notes, *unknown_notes(info)]}
     return said, f"{bundle}: {describe_facts(info)}"

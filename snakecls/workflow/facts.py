@@ -18,6 +18,7 @@ from typing import Any
 from ..core import UserError, nearest, open_file, unknown_name
 from ..data.cells import unguard_cell
 from ..data.dangers import danger_key, danger_name, has_odd_coding, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
+from ..data.target_dangers import first_target, target_state
 from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
 
 # %% ../../nbs/workflow/61_facts.ipynb #ab12ee14
@@ -63,7 +64,19 @@ def read_facts(
     for name, names in ({target: own, **others} if others else {}).items():
         if not facts.keys() & set(names):
             notes.append(f"{path.name} has no row for any label of the target '{name}', such as '{names[0]}', so that nothing is known about these; give rows for them in the same column.")
+    notes += _shared_notes({target: own, **(others or {})}, facts, danger_columns)
     return check_facts(facts, own, also=danger_columns, others=labels), notes
+
+
+def _shared_notes(targets: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str, Any]], also: Sequence[str]) -> list[str]:  # at most one sentence
+    "Say which labels stand in several targets, and have in all of them what the table says of one."
+    keys, shared = known_dangers(facts, also), {}
+    for label, known in facts.items():
+        names = tuple(target for target, labels in targets.items() if label in labels)
+        if len(names) > 1 and any(known.get(key) is not None for key in keys):
+            shared.setdefault(names, []).append(label)
+    said = " and ".join(f"{listed_names(labels)}{' …' if len(labels) > 3 else ''} of the targets {' and '.join(map(repr, names))}" for names, labels in shared.items())
+    return [f"What the table says of a label counts in every target that has it ({said}); where it does not mean the same in each, give these labels no {' and no '.join(map(danger_name, keys))}."] if said else []
 
 
 def load_facts(
@@ -286,13 +299,14 @@ def describe_facts(
 ) -> str:  # a few sentences
     "Say for how many labels something is known, and above all what is not."
     facts, lines = info.label_facts, []
+    keys = list(dict.fromkeys([*known_dangers(facts, info.danger_columns), *(model_dangers(info)[0] if info.targets else ())]))  # labels of several targets say themselves what they are
     for target, labels in (info.targets or {"": info.labels}).items():
-        known = [label for label in labels if any(value not in (None, [], "") for value in facts.get(label, {}).values())]
+        states = {key: [target_state(target, label, facts.get(label, {}), key, first=target == first_target(info)) if target else read_danger(facts.get(label, {}).get(key)) for label in labels] for key in keys}
+        known = [label for i, label in enumerate(labels) if any(value not in (None, [], "") for value in facts.get(label, {}).values()) or any(states[key][i] is not None for key in keys)]
         lines.append((f"Target '{target}': something" if target else "Something") + f" is known about {len(known)} of {len(labels)} labels.")
-        for key in known_dangers(facts, info.danger_columns):
-            states = [read_danger(facts.get(label, {}).get(key)) for label in labels]
-            missing = [label for label, state in zip(labels, states) if state is None]
-            lines.append(f"{danger_name(key).capitalize()}: {states.count(True)} yes, {states.count(False)} no, {len(missing)} not known" + (f" ({', '.join(missing[:5])}{' …' if len(missing) > 5 else ''})" if missing else "") + ".")
+        for key in keys:
+            missing = [label for label, state in zip(labels, states[key]) if state is None]
+            lines.append(f"{danger_name(key).capitalize()}: {states[key].count(True)} yes, {states[key].count(False)} no, {len(missing)} not known" + (f" ({', '.join(missing[:5])}{' …' if len(missing) > 5 else ''})" if missing else "") + ".")
     dangers, known_danger, subject = model_dangers(info)
     if dangers and not known_danger:
         lines.append(say_unknown(dangers, subject))
