@@ -1,5 +1,6 @@
 "A user's own column may be called what the tidy table calls its own."
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -8,6 +9,8 @@ from conftest import draw_snake
 from snakecls.core import UserError
 from snakecls.data.columns import set_aside
 from snakecls.data.tables import load_table
+from snakecls.data.labels import natural_order
+from snakecls.workflow.results import predictions_name
 from test_faults_folders import command
 
 
@@ -103,3 +106,67 @@ def test_a_bundle_holds_the_labels_of_the_column_that_was_named(cyrillic, tmp_pa
     assert set(json.loads(bundle.read_text())["labels"]) == {"левый", "правый"}
     code, _, err = command("train", "--data", str(cyrillic), "--set", "data.target=низ", *[part for one in sets[1:] for part in ("--set", one)], cwd=tmp_path)
     assert code == 2 and "target 'низ' does not exist" in err
+
+
+def test_each_target_has_a_file_of_its_own(tmp_path):
+    targets = ["род", "бок", "низ", "a b", "a_b", "a-b", "trained", "probe", "valid", "Side", "side", "x" * 300]
+    names = [predictions_name(split, target).lower() for split in ("valid", "trained", "probe", None) for target in (None, *targets)]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 150 and all(name.isascii() for name in names)
+    (tmp_path / "predictions-test-a_b.parquet").touch()  # as they were written before: it may be of either
+    assert predictions_name("test", "a b", run=tmp_path, others=["a b", "side"]) == "predictions-test-a_b.parquet"
+    assert predictions_name("test", "a b", run=tmp_path, others=["a b", "a_b"]) == predictions_name("test", "a b")
+
+
+def test_the_targets_of_a_run_are_told_apart(cyrillic, tmp_path):
+    own = pd.read_csv(cyrillic)
+    own.assign(низ=["да", "нет"] * 6, trained=["x", "y", "y"] * 4).to_csv(cyrillic, index=False)
+    sets = ["data.target=[род,бок,низ,trained]", "data.test=0.3", "model.arch=test_resnet", "model.weights=none", "schedule=[{size: 32, epochs: 1, bs: 4}]", "train.num_workers=0"]
+    code, _, err = command("train", "--data", str(cyrillic), *[part for one in sets for part in ("--set", one)], cwd=tmp_path)
+    assert code == 0, err
+    run = next(tmp_path.glob("runs/*/metrics.json")).parent
+    for target, labels in {"бок": {"левый", "правый"}, "низ": {"да", "нет"}, "trained": {"x", "y"}}.items():
+        table = pd.read_parquet(run / predictions_name("valid", target))
+        assert set(table["predicted"]) <= labels and set(table["label"]) <= labels
+    assert set(pd.read_parquet(run / "predictions-valid-trained.parquet")["label"]) <= {"Naja", "Boa"}
+    code, _, err = command("evaluate", "--model", str(run), "--json", cwd=tmp_path)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("own", ["labels", "split"])
+def test_an_own_column_of_our_name_can_be_one_of_several_targets(table, tmp_path, own):
+    pd.read_csv(table).drop(columns="labels").assign(**{own: ["left", "right", "right"] * 4}).to_csv(table, index=False)
+    sets = ["model.arch=test_resnet", "model.weights=none", "schedule=[{size: 32, epochs: 1, bs: 4}]", "train.num_workers=0"]
+    for targets in (f"[binomial,{own}]", f"[{own},binomial]"):
+        code, _, err = command("train", "--data", str(table), "--set", f"data.target={targets}", *[part for one in sets for part in ("--set", one)], cwd=tmp_path)
+        assert code == 2 and f"called 'original_{own}'" in err
+        code, _, err = command("train", "--data", str(table), "--set", f"data.target={targets.replace(own, f'original_{own}')}", *[part for one in sets for part in ("--set", one)], cwd=tmp_path)
+        assert code == 0, err
+        bundle = json.loads(max(tmp_path.glob("runs/*/best/bundle.json"), key=lambda file: file.stat().st_mtime_ns).read_text())
+        assert set(bundle["targets"][f"original_{own}"]) == {"left", "right"} and set(bundle["targets"]["binomial"]) == {"Naja naja", "Boa constrictor"}
+
+
+def test_labels_with_digits_of_any_kind_have_an_order():
+    assert natural_order(["m²", "m10", "m2", "①", "01", "1", "٣", "9" * 5000, "1" + "0" * 5000]) == ["01", "1", "9" * 5000, "1" + "0" * 5000, "m2", "m10", "m²", "٣", "①"]
+    loaded = load_table(pd.DataFrame({"path": ["a.jpg", "b.jpg", "c.jpg"], "labels": ["m²;①", "①", "7" * 5000]}), multi_label=True, check_files=False)
+    assert loaded["labels"].map(len).tolist() == [2, 1, 1]
+
+
+def test_many_columns_with_stray_quotes_are_refused_soon(tmp_path):
+    (tmp_path / "wide.csv").write_text(",".join(["path", "label"] + [f"c{i}" for i in range(200)]) + "\n" + ('"a" ,' * 202 + "\n") * 20)
+    start = time.perf_counter()
+    with pytest.raises(UserError):
+        load_table(tmp_path / "wide.csv")
+    assert time.perf_counter() - start < 3
+
+
+def test_a_linked_class_is_not_listed_as_left_out(tmp_path):
+    for i in range(8):
+        (tmp_path / "other" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        draw_snake(i).resize((96, 96)).save(tmp_path / "other" / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "other" / name)
+    code, _, err = command("check", "photos", "--output", "found", "--json", cwd=tmp_path)
+    assert code == 0 and "lead" in err, err
+    issues = pd.read_parquet(tmp_path / "found" / "issues.parquet")
+    assert not issues["path"].isin([str(tmp_path / "photos" / name) for name in "ab"]).any() and len(pd.read_parquet(tmp_path / "found" / "photos.parquet")) == 8

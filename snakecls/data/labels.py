@@ -25,7 +25,15 @@ def natural_order(
     labels: Iterable[str],
 ) -> list[str]:  # without repetitions
     "Sort labels as people do: '2' before '10'."
-    return sorted(set(labels), key=lambda label: ([(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", label) if part], label))
+    return sorted(set(labels), key=lambda label: ([_rank(part) for part in re.split(r"([0-9]+)", label) if part], label))
+
+
+def _rank(part: str) -> tuple[bool, int, str, str]:
+    "Rank a part of a label: numbers before words, and by their size, which without leading zeros is their length and then their text."
+    if not re.fullmatch(r"[0-9]+", part):
+        return True, 0, "", part
+    size = part.lstrip("0")
+    return False, len(size), size, part
 
 
 def label_names(
@@ -72,7 +80,7 @@ def look_alike(
     groups: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
         plain = unicodedata.normalize("NFKC", label.translate(_TWINS)).translate(_TWINS).casefold()
-        groups.setdefault(re.sub(r"[\s_-]+", " ", plain.translate({0x200C: None, 0x200D: None})).strip(), []).append(label)
+        groups.setdefault(re.sub(r"[\s_-]+", " ", plain.translate({0x200C: None, 0x200D: None})).strip() or label, []).append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 

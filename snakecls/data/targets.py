@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import UserError, read_parquet
+from .columns import OUR_COLUMNS
 from .splits import split_table
 from .tables import set_target
 
@@ -40,6 +41,9 @@ def add_targets(
 ) -> pd.DataFrame:  # with a column for each target; photos that lack one stand among attrs['issues']
     "Give each target a column of its name; raises `UserError` where one cannot be found."
     first, *others = check_names(targets)
+    for target in targets:
+        if target in OUR_COLUMNS and target != "label":
+            raise UserError(f"data.target {list(targets)}: '{target}' is a column of the program's, and beside other targets the table's own of that name is called 'original_{target}'; name it so, or call it otherwise in the table.")
     if "original_label" not in table:
         table = table.assign(original_label=table["label"])  # else the first further target would be taken for it
         return add_targets(table, targets).drop(columns="original_label")

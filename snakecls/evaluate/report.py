@@ -27,7 +27,7 @@ from snakecls.evaluate.interpret import (
     confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, name_epochs, pick_right, pick_wrong, plot_confusion, plot_history, plot_together,
     say_size, score_classes,
 )
-from .report_facts import ListFacts, RunFacts, SplitFacts, measure, read_lists, read_run, read_split, target_part
+from .report_facts import ListFacts, RunFacts, SplitFacts, find_part, measure, read_lists, read_run, read_split
 from .report_labels import LIST_SCORES, MOST_CLASSES, MOST_ROWS, count_missed_labels, judge_thresholds, make_label_analysis, shorten
 from .report_page import draw_curves, render_page
 from .report_photos import find_thumbnail
@@ -118,7 +118,8 @@ def make_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]: 
         return []
     known, where = {"label_facts": known_facts(facts.bundle), "danger_columns": facts.bundle.get("danger_columns") or []}, name_photos(split.name)
     if targets := facts.bundle.get("targets"):
-        files = dict(zip(targets, [split.name, *(f"{split.name}-{target_part(target)}" for target in list(targets)[1:])]))
+        others = list(targets)[1:]
+        files = dict(zip(targets, [split.name, *(f"{split.name}-{find_part(target, others, lambda part: f'{split.name}-{part}' in facts.predictions)}" for target in others)]))
         found = count_target_dangers({target: facts.predictions[file] for target, file in files.items() if file in facts.predictions}, targets, **known)
     else:
         found = count_dangers(facts.predictions[split.name], split.labels[: split.probs.shape[1]], **known)

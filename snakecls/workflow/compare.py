@@ -198,10 +198,10 @@ def serves_probe(metrics: dict) -> bool:
 
 
 def compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[dict, str]:  # {'served': …, 'trained': …}; why they cannot be compared
-    "Compare two runs as served and as trained; a target beside the first is named as in the files' names."
+    "Compare two runs as served and as trained, in the first target or in one beside it."
     views, reason = {}, "one of them kept no predictions of its validation photos"
     for view, name in (("served", "predictions-valid"), ("trained", "predictions-valid-trained")):
-        one, two = (read_answers(each.path, name + target) for each in (run, other))
+        one, two = (read_answers(each.path, name + _target_end(each, name, target)) for each in (run, other))
         if one is None or two is None:
             continue
         one, two, why = match_answers(one, two)
@@ -209,6 +209,14 @@ def compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[d
             views[view] = compare_answers([(one, two)])
         reason = why if view == "served" else reason
     return (views, "") if "served" in views else ({}, reason)
+
+
+def _target_end(run: RunFolder, name: str, target: str) -> str:
+    "End the name of a file of predictions, by the target that it is about."
+    from ..evaluate.report_facts import find_part  # here, as it brings torch
+
+    others = list(run.metrics().get("targets") or {})[1:]
+    return f"-{find_part(target, others, lambda part: os.path.lexists(run.path / f'{name}-{part}.parquet'))}" if target else ""
 
 # %% ../../nbs/workflow/61_compare.ipynb #cc58959f
 def parent_folder(run: RunFolder) -> Path | None:  # None without a parent
@@ -279,7 +287,7 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     ends = [((each.metrics().get("trained") or {}).get("stage"), (each.metrics().get("trained") or {}).get("epoch")) for each in (run, other)]
     served = [((each.metrics().get("best") or {}).get("stage"), (each.metrics().get("best") or {}).get("epoch")) for each in (run, other)]
     result |= {"views": views, "probes": probes, "same_weights": ends == served, "about": "trained" if unseen and "trained" in views else "served", "last_epochs": last if None not in last else None}
-    result["targets"] = {target: compare_views(run, other, f"-{target}")[0] for target in other_targets(run, other)}
+    result["targets"] = {target: compare_views(run, other, target)[0] for target in other_targets(run, other)}
     if unseen and "trained" not in views:
         return result | {"verdict": "not shown"}
     if any(tuned) and (not all(tuned) or any(place == "predict.thresholds" for place, *_ in changed)):
@@ -307,9 +315,9 @@ def why_other_photos(changed: Sequence[tuple], reason: str) -> str:
 
 
 def other_targets(run: RunFolder, other: RunFolder) -> list[str]:
-    "Name the targets beside the first that both runs have, as in the names of files."
-    both = [each for each in run.metrics().get("targets") or {} if each in (other.metrics().get("targets") or {})]
-    return [re.sub(r"[^A-Za-z0-9_.]+", "_", target) for target in both[1:]]
+    "Name the targets beside the first that both runs have."
+    theirs = list(other.metrics().get("targets") or {})[1:]
+    return [target for target in list(run.metrics().get("targets") or {})[1:] if target in theirs]
 
 
 def judge_best(run: RunFolder, beside: Sequence[RunFolder]) -> dict | None:  # run, f1_macro, runs, and where it is another one the comparison; None without others

@@ -25,13 +25,13 @@ from ..data.files import keep_readable
 from ..data.tables import load_table
 from ..data.targets import find_targets
 from ..deploy.app import RUN_ROOTS, newest_bundle
-from ..evaluate.report_facts import target_part
 from ..evaluate.report_verdicts import say_chosen
 from ..models.bundle import check_facts, copy_bundle, is_bundle, read_bundle
 from ..stats import mean_sd, top_names
 from .compare import from_common_folder, read_answers, read_verdict
 from .ended import CHECKPOINT, can_keep, revive
 from .killed import complete_killed
+from .results import predictions_name
 from .tracking import RunFolder, find_run, list_runs, make_slug, read_status
 
 # %% ../../nbs/workflow/66_models.ipynb #94adcd40
@@ -209,7 +209,7 @@ def evaluation_table(
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = read_parquet(manifest, needs=["path", "split"])
         split = split or ("test" if (table["split"] == "test").any() else "valid")
-        table = find_targets(table, others, answered={target: manifest.parent / f"predictions-{split}-{target_part(target)}.parquet" for target in others})
+        table = find_targets(table, others, answered={target: manifest.parent / predictions_name(split, target, run=manifest.parent, others=others) for target in others})
         if split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
             table.attrs["warnings"] = [f"{chosen}, so expect a little less on new ones."]
         if split == "valid" and info.extra.get("refit"):

@@ -10,7 +10,7 @@ __all__ = ['NOT_SERVED', 'REFITTED', 'NOT_WRITTEN', 'NOT_LEFT', 'NOT_REFITTED', 
 
 # %% ../../nbs/workflow/61_results.ipynb #fb8044cd
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..data.photos import PhotoError, open_photo
 from ..deploy.export import export_learner
 from ..evaluate.predictions import compare_tables, decide_labels, predict_table, predict_targets, probs_table, score_table, table_probs
 from ..evaluate.report import write_report
-from ..evaluate.report_facts import target_part
+from ..evaluate.report_facts import find_part, target_part
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
 from ..models.cost import count_parameters
 from ..models.heads import find_heads
@@ -116,10 +116,17 @@ NOT_SERVED = {"trained": "valid-trained", "probe": "valid-probe"}  # weights tha
 def predictions_name(
     split: str | None,  # or one of `NOT_SERVED`; None: all folds together
     target: str | None = None,  # one beside the first; None: the first, or the only one
+    *,
+    run: Path | None = None,  # a folder to be read, which may be of before targets had files of their own names
+    others: Iterable[str] = (),  # of such a run: all targets beside the first
 ) -> str:
     "Name the file of predictions within a run folder: predictions-SPLIT-TARGET.parquet."
-    parts = ["predictions", NOT_SERVED.get(split, split), target and target_part(target)]
-    return f"{'-'.join(filter(None, parts))}.parquet"
+    def name(part: str | None) -> str:
+        return f"{'-'.join(filter(None, ['predictions', NOT_SERVED.get(split, split), part]))}.parquet"
+
+    if run is not None and target:
+        return name(find_part(target, others, lambda part: (run / name(part)).exists()))
+    return name(target and target_part(target))
 
 
 def decide_tables(tables: dict[str, pd.DataFrame], labels: list[str], thresholds: dict | None) -> dict[str, pd.DataFrame]:

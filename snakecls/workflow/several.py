@@ -322,8 +322,10 @@ def ensemble_runs(
         raise UserError(f"the {len(runs)} runs have not learned the same labels; an ensemble needs runs on the same ones.")
     thresholds = mean_thresholds([{"values": info.thresholds or [0.5] * len(info.labels)} for info in infos]) if infos[0].problem == "multi_label" else None
 
+    others = list(infos[0].targets or {})[1:]
+
     def together(labels: Sequence[str], target: str | None = None) -> dict:
-        tables = [read_parquet(run / predictions_name(split, target), needs=["path", "predicted"]) for run in runs]
+        tables = [read_parquet(run / predictions_name(split, target, run=run, others=others), needs=["path", "predicted"]) for run in runs]
         return evaluate_ensemble(tables, labels, names=[run.name for run in runs], thresholds=thresholds)
 
     first = together(infos[0].labels)
