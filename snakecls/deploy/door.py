@@ -337,7 +337,7 @@ class Door:
             if message["type"] == "http.disconnect":
                 raise Refused(400, "The request ended in its middle.")
             body += message.get("body", b"")
-            if len(body) > self.limits.json_bytes or (headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")[:12]) > self.limits.json_bytes):
+            if len(body) > self.limits.json_bytes or (headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")[:12]) > self.limits.json_bytes):
                 raise Refused(413, f"The request is larger than {self.limits.json_bytes:,} bytes; photos are uploaded first, and named in it.")
             if not message.get("more_body"):
                 return bytes(body)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def server_address() -> tuple[str, int | None]:  # name, port (None: the first free one from 7860)
     "Read from the environment where to listen. Raises `UserError` for a port that is none."
     port = os.environ.get("PORT") or os.environ.get("GRADIO_SERVER_PORT") or None
-    if port is not None and not (port.isdigit() and 0 < int(port) < 65536):
+    if port is not None and not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
         raise UserError(f"The port '{port}' (PORT or GRADIO_SERVER_PORT) is not a number from 1 to 65535; set it to one, such as 7860.")
     return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space() else "127.0.0.1"), port and int(port)
 
