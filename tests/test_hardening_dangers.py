@@ -183,6 +183,7 @@ def test_what_a_label_says_itself_is_counted_without_facts(photos, tmp_path):
 
 
 def test_a_run_with_several_targets_takes_its_facts_from_the_experiment_and_its_report_counts_them(photos, tmp_path):
+    from snakecls.evaluate.report_facts import target_part
     from snakecls.models.bundle import read_bundle
     from snakecls.train.experiment import make_experiment
     from snakecls.workflow.run import run_experiment
@@ -201,7 +202,7 @@ def test_a_run_with_several_targets_takes_its_facts_from_the_experiment_and_its_
     known = read_bundle(done.run / "best").info.label_facts
     assert known["Micrurus"]["venomous"] is True and known["Lampropeltis getula"]["venomous"] is False and "left" not in known
     page = re.sub(r"&#39;", "'", (done.run / "report.html").read_text())
-    for target, file in (("binomial", "predictions-valid-binomial"), ("type of genus", "predictions-valid-type_of_genus")):
+    for target, file in (("binomial", "predictions-valid-binomial"), ("type of genus", f"predictions-valid-{target_part('type of genus')}")):
         table = pd.read_parquet(done.run / f"{file}.parquet")
         harmless = int((table["label"].str.startswith("Micrurus") & table["predicted"].str.startswith("Lampro")).sum())
         assert f"Target '{target}': {harmless or 'none'} of 4 venomous validation photos" in page
