@@ -454,13 +454,14 @@ CSS = """
 .sc-row.sc-below .sc-percent{font-size:1.05rem;font-weight:600}
 .sc-row.sc-below .sc-bar div{opacity:.55}
 .sc-marks{display:flex;flex-wrap:wrap;gap:.4rem}
-.sc-mark{border-radius:99px;padding:.12rem .7rem;font-weight:600;font-size:.95rem;border:1px solid var(--sc-line);color:var(--sc-soft)}
+.sc-mark{display:inline-block;border-radius:99px;padding:.12rem .7rem;font-weight:600;font-size:.95rem;border:1px solid var(--sc-line);color:var(--sc-soft)}
 .sc-mark.sc-danger{background:var(--sc-red);border-color:var(--sc-red);color:var(--sc-red-ink);text-transform:uppercase;letter-spacing:.03em}
 .sc-mark.sc-unknown{background:var(--sc-amber);border-color:var(--sc-amber-line);color:var(--sc-amber-ink)}
 .sc-where{font-size:.95rem;margin:.45rem 0 0!important}
 .sc-message{border:2px dashed var(--sc-line);border-radius:14px;padding:1.4rem 1.2rem;background:var(--sc-card)}
 .sc-others{list-style:none;margin:.7rem 0 0;padding:.6rem 0 0;border-top:1px solid var(--sc-line);color:var(--sc-ink)}
 .sc-others li{margin:.15rem 0;overflow-wrap:anywhere}
+.sc-others .sc-mark{margin:.15rem 0}
 .sc-others span{color:var(--sc-soft)}
 .sc-message h2{font-size:1.3rem;font-weight:700;margin:0 0 .2rem;color:var(--sc-ink)}
 .sc-message p{color:var(--sc-soft);margin:0;overflow-wrap:anywhere}
