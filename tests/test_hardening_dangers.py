@@ -410,3 +410,50 @@ def test_what_a_label_names_is_not_hidden_by_another_danger_among_its_facts():
     facts = {"A": {"poisonous": False}, "B": {"poisonous": False}, "venomous": {"poisonous": True}, "neither": {"poisonous": False}}
     said, _ = judged({"A": 0.9, "B": 0.1}, {"use": {"venomous": 0.9, "neither": 0.1}}, facts, "mushroom")
     assert said.among_them["venomous"] is True is said.among_them["poisonous"] and "which is venomous" in said.caution[1] and "which is poisonous" in " ".join(said.caution)
+
+
+@pytest.mark.parametrize("label", ["deadly", "dangerous", "toxic", "giftig", "hazardous", "mortal"])
+@pytest.mark.parametrize("rows", [[("A", "no"), ("B", "no"), ("{}", "no"), ("harmless", "no")], [("A", "no"), ("B", "no"), ("{}", ""), ("harmless", "")]], ids=["no", "empty"])
+def test_a_row_of_facts_does_not_silence_what_a_label_says_itself(label, rows):
+    from types import SimpleNamespace
+
+    from snakecls.data.target_dangers import target_state
+    from snakecls.deploy.page import judge
+    from snakecls.deploy.predict import Prediction
+    from snakecls.evaluate.danger import count_target_dangers
+
+    facts = {name.format(label): {"venomous": {"no": False, "": None}[cell]} for name, cell in rows}
+    info = SimpleNamespace(labels=["A", "B"], label_facts=facts, targets={"species": ["A", "B"], "effect": [label, "harmless"]}, target="species", subject="snake", danger_columns=[], problem="several_targets")
+    first = [Prediction(name, prob, facts[name]) for name, prob in (("A", 0.99), ("B", 0.01))]
+    judged = judge(info, [0.99, 0.01], first, {"effect": [Prediction(name, prob, facts[name]) for name, prob in ((label, 0.99), ("harmless", 0.01))]})
+    assert judged.for_programs()["caution"] is not None and any(danger["among_them"] for danger in judged.for_programs()["dangers"].values())
+    assert any(target_state("effect", label, facts[label], key) for key in judged.dangers)
+    table = pd.DataFrame({"path": ["a.jpg"], "label": [label], "predicted": ["harmless"], "p_0": [0.1], "p_1": [0.9]})
+    counted = [row for row in count_target_dangers({"effect": table}, info.targets, facts) if row["target"] == "effect" and row["n"] == 1]
+    assert counted, "a photo of something that its label calls dangerous is counted"
+
+
+@pytest.mark.parametrize("facts, key, state", [
+    ({"poisonous": False, "toxic": True}, "poisonous", None), ({"venomous": False, "toxic": True}, "venomous", None), ({"venomous": False, "deadly": True}, "venomous", None),
+    ({"venomous": False, "poisonous": True, "toxic": True}, "venomous", False), ({"venomous": False, "poisonous": True, "toxic": True}, "poisonous", True), ({"venomous": False, "toxic": False}, "venomous", False)])
+def test_a_no_that_another_column_takes_back_is_not_known(facts, key, state):
+    from snakecls.data.dangers import danger_state
+
+    assert danger_state(facts, key) is state
+
+
+@pytest.mark.parametrize("target, label", [
+    *[(target, "no") for target in ("safe", "safe_to_eat", "benign", "inoffensive", "edible")], ("safe", "0"), ("unbedenklich", "nein"),
+    *[("effect", label) for label in ("not safe", "not benign", "nicht unbedenklich", "non-venomous but deadly", "venomous but not dangerous", "harmless to adults, deadly to children",
+                                      "isn't harmless", "dangerous, not venomous", "keineswegs harmlos", "alles andere als harmlos", "pas inoffensif", "cannot be called harmless", "not a harmless snake")]])
+def test_what_is_not_safe_is_a_danger(target, label):
+    from snakecls.data.dangers import target_danger
+
+    assert target_danger(target, label) is not None
+
+
+@pytest.mark.parametrize("label", ["safe", "benign", "harmless", "non-venomous", "not venomous or poisonous", "not dangerous", "malignant", "left"])
+def test_what_is_safe_is_none(label):
+    from snakecls.data.dangers import target_danger
+
+    assert target_danger("effect", label) is None

@@ -141,7 +141,7 @@ def says_harmless(name: object) -> bool:
     return bool(_OPPOSITE.search(plain_words(name)))
 
 
-_NEGATED = re.compile(r"\b(not|non|no|never|nicht|nie|rarely|seldom|hardly|barely|anything but|far from)( (\w+ly|\w+lich|at all|yet|ganz|immer|always|very|quite|so|proven|known|considered|regarded|as|to|be))* (harmless|harmlos|unbedenklich|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+|safe)\b")
+_NEGATED = re.compile(r"\b(not|non|no|never|nicht|nie|rarely|seldom|hardly|barely|anything but|far from|isn t|aren t|cannot be|can t be|keineswegs|kaum|alles andere als|pas)( (a|an|the|called|really|\w+ly|\w+lich|at all|yet|ganz|immer|always|very|quite|so|proven|known|considered|regarded|as|to|be))* (harmless|harmlos|unbedenklich|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+|safe)\b")
 
 
 def is_negated(
@@ -259,6 +259,8 @@ def danger_state(
 ) -> bool | None:  # None: not known
     "Say whether a label is dangerous; what cannot be read is not known, and never harmless. What is toxic or deadly is venomous or poisonous, where that has no word of its own."
     state = _read_state(facts, key)
+    if state is False and key in ("venomous", "poisonous") and (_read_state(facts, "toxic") or _read_state(facts, "deadly")):
+        return False if _read_state(facts, "poisonous" if key == "venomous" else "venomous") else None  # a no that another column takes back
     if state is not None:
         return state
     if key in ("venomous", "poisonous", "dangerous") and _read_state(facts, "deadly"):
@@ -399,17 +401,29 @@ def target_danger(
     label: object,  # one of its labels, such as 'venomous' or 'yes'
 ) -> str | None:  # a danger; None where the label names none, or says that there is none
     "Find the danger that the label of a further target says a photo has."
-    asked, against = named_danger(target), is_negated(label)
+    against = is_negated(label)
+    asked = named_danger(target) or ("dangerous" if says_harmless(target) or is_negated(target) else None)  # such as 'safe_to_eat'
     if asked is not None and has_odd_coding(target):  # whether '1' is its yes or its no is not known
         return asked
     if asked is not None:
         try:
             state = read_danger(label)
         except UserError:  # such as 'high', or 'neurotoxic'
-            return None if (says_harmless(label) and not against) or plain_words(label) in _LOW else asked
+            return _named_besides(label) if says_harmless(label) and not against else None if plain_words(label) in _LOW else asked
         if state is not None and danger_key(label) is None and not says_harmless(label):  # 'venomous': 'yes', or 'edible': 'no'
             return asked if state is not (says_harmless(target) and not is_negated(target)) else None
-    return None if (says_harmless(label) and not against) or plain_words(label) in NO else named_danger(label)
+    if says_harmless(label) and not against:
+        return _named_besides(label)
+    return None if plain_words(label) in NO else named_danger(label) or ("dangerous" if against else None)
+
+
+def _named_besides(label: object) -> str | None:
+    "Find the danger that a label names beside what it says is not there: 'non-venomous but deadly'."
+    rest = _DENIED.sub(" ", plain_words(label)).strip()
+    return named_danger(rest) if rest else None
+
+
+_DENIED = re.compile(rf"(?:{_OPPOSITE.pattern})\w*( (or|nor|and) (venom|poison|toxi|danger|deadly|lethal|harm|hazard|gift)\w*)*|\b(no|without|ohne) (venom|poison|danger|gift|gefahr)\w*")
 
 
 PLAIN_NO = {  # the whole of what a label says where there is no danger, and which one it denies

@@ -27,7 +27,8 @@ def target_state(
     named, denied, plain = _says_itself(str(target), str(label))
     if first and not plain and danger_state(facts, key) is False:  # 'venomous_snake': 'Natrix natrix', of which a table says no
         return False
-    state = danger_state(facts if named is None else {**facts, named: True}, key)
+    said = {name: value for name, value in facts.items() if name not in DANGERS or danger_state({name: value}, name) is not None}  # an empty cell is no word against what the label says itself
+    state = danger_state(facts if named is None else {**said, named: True}, key)
     if state is not None or named is not None or first or any(danger_state(facts, known) is not False for known in {*DANGERS, key} & facts.keys()):
         return state
     return danger_state(denied, key)

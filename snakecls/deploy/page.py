@@ -290,7 +290,7 @@ def _named_there(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence
         shares: dict[str, float] = {}
         for place, guess in enumerate(ranked):
             named = target_danger(target, guess.label)
-            if named and not any(danger_state({named: True}, key) for key in dangers):  # what is deadly is told as venomous
+            if named and not any(danger_state({named: True}, key) and target_state(target, guess.label, guess.facts, key) for key in dangers):  # what is deadly is told as venomous
                 shares[named] = shares.get(named, 0.0) + (guess.prob if place else max(guess.prob, HIDDEN))
         found |= {key: share for key, share in shares.items() if share >= HIDDEN}
     return list(found)

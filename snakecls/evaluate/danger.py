@@ -51,7 +51,7 @@ def count_target_dangers(
     for target, labels in targets.items():
         for label in labels:
             named = target_danger(target, label)
-            if named and not any(danger_state({named: True}, key) for key in keys):
+            if named and not any(danger_state({named: True}, key) and target_state(target, label, label_facts.get(label, {}), key) for key in keys):
                 keys.append(named)
     found, first = [], next(iter(targets), "")
     for target, labels in targets.items():

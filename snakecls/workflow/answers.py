@@ -39,13 +39,14 @@ def predict_given(
             rows.append({"path": path, "error": f"{e} {no_all_clear(dangers)}".strip()})
         except UserError as e:
             rows.append({"path": path, "error": str(e)})
+    spoken = tuple(dict.fromkeys([*dangers, *(key for row in rows for key in row.get("dangers", ()))]))  # an answer for a further target may name others
     if csv is not None:
-        write_csv(answers_table(rows, dangers, several=predictor.info.problem == "multi_label"), csv)
+        write_csv(answers_table(rows, spoken, several=predictor.info.problem == "multi_label"), csv)
     for note in [*predictor.notes, *unknown_notes(predictor.info)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
-    return rows, [f"{row['path']}: {_say_answer(row, dangers)}" for row in rows]
+    return rows, [f"{row['path']}: {_say_answer(row, tuple(row.get('dangers', dangers)))}" for row in rows]
 
 
 def evaluate_given(
