@@ -111,7 +111,10 @@ def check_unfolded(
         about = file.metadata
         if about.num_rows > MOST_ROWS or about.num_columns > MOST_COLUMNS:
             raise ValueError(f"it has {about.num_rows:,} rows and {about.num_columns:,} columns, and {MOST_ROWS:,} and {MOST_COLUMNS:,} are read at most")
-        parts = [about.row_group(group).column(column) for group in range(about.num_row_groups) for column in range(about.num_columns)]
+        full = [group for group in range(about.num_row_groups) if about.row_group(group).num_rows > 0]
+        for group in full:  # damage is an error here, and would end the process where a column's description is asked for
+            next(file.iter_batches(1, [group]), None)
+        parts = [about.row_group(group).column(column) for group in full for column in range(about.num_columns)]
     repeating = [part for part in parts if "DELTA_BYTE_ARRAY" in part.encodings]  # each text of a batch may repeat all of it
     texts = {part.path_in_schema for part in parts if part.physical_type == "BYTE_ARRAY"} - {part.path_in_schema for part in repeating}
     n_bytes, shared = sum(max(part.total_uncompressed_size, 8 * part.num_values) for part in parts), max((part.total_uncompressed_size for part in repeating), default=0)

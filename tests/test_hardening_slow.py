@@ -2,6 +2,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,7 +57,10 @@ def test_time_grows_with_the_length_of_a_text(name):
     attempt(function, "warm up")
     for unit in units:
         for before in ("", '"', "["):
-            short, long = (attempt(function, before + unit * (n // len(unit))) for n in (10_000, 40_000))
+            for _ in range(4):  # a busy machine makes one of them slow, and not four times in a row
+                short, long = (attempt(function, before + unit * (n // len(unit))) for n in (10_000, 40_000))
+                if long < max(12 * short, 0.3):
+                    break
             assert long < max(12 * short, 0.3), (name, unit, before, short, long)  # four times as long; sixteen times where it grew with the square
 
 
@@ -260,3 +265,29 @@ def test_large_json_takes_no_time_that_grows_with_the_square(tmp_path):
         read_json(file)
     assert time.perf_counter() - start < 10
     assert os.path.getsize(file) > 2_000_000
+
+
+FOOTERS = """
+import io, random, struct, sys
+import pandas as pd
+from snakecls.core import read_parquet
+whole, file = io.BytesIO(), sys.argv[1]
+pd.DataFrame({"path": [f"{i}.jpg" for i in range(16)], "label": ["a", "b"] * 8, "n": range(16)}).to_parquet(whole)
+data, chance, told = whole.getvalue(), random.Random(7), 0
+start = len(data) - 8 - struct.unpack("<I", data[-8:-4])[0]
+for _ in range(4000):
+    damaged = bytearray(data)
+    for _ in range(chance.choice([1, 1, 2])):
+        damaged[chance.randrange(start, len(data) - 8)] = chance.randrange(256)
+    open(file, "wb").write(damaged)
+    try:
+        read_parquet(file)
+    except ValueError:
+        told += 1
+print(told)
+"""
+
+
+def test_a_damaged_description_of_a_parquet_file_does_not_end_the_process(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FOOTERS, str(tmp_path / "x.parquet")], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 1000, (done.returncode, done.stderr[-300:])
