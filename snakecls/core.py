@@ -193,7 +193,7 @@ def read_json(path: str | Path) -> Any:
     except UnsoundError as e:
         raise UserError(f"{path} cannot be used: {e}") from None
     except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}).") from e
+        raise UserError(f"{path} is not valid JSON ({e}); take another copy of the file.") from e
 
 
 MAX_BYTES = 32_000_000  # of a file of records; none that is written here comes near it
@@ -204,7 +204,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
     try:
         return _read_bytes(path, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} cannot be read ({e}).") from e
+        raise UserError(f"{path} cannot be read: it is no text in UTF-8 (byte {e.start}); save it as UTF-8, or take another copy.") from e
 
 
 def _read_bytes(path: str | Path, max_bytes: int) -> bytes:
@@ -216,7 +216,7 @@ def _read_bytes(path: str | Path, max_bytes: int) -> bytes:
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror or e}).") from e
     if len(data) > max_bytes:
-        raise UserError(f"{path} has more than {max_bytes // 1_000_000} MB, which no file of its kind has.")
+        raise UserError(f"{path} has more than {max_bytes // 1_000_000} MB, which no file of its kind has; take another copy of it.")
     return data
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless, target_danger
-from ..data.target_dangers import blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state
+from ..data.dangers import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless
+from ..data.target_dangers import blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger
 
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
@@ -289,8 +289,7 @@ def _named_there(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence
     for target, ranked in others.items():
         shares: dict[str, float] = {}
         for place, guess in enumerate(ranked):
-            named = target_danger(target, guess.label)
-            if named and not any(danger_state({named: True}, key) and target_state(target, guess.label, guess.facts, key) for key in dangers):  # what is deadly is told as venomous
+            if named := untold_danger(target, guess.label, guess.facts, dangers):
                 shares[named] = shares.get(named, 0.0) + (guess.prob if place else max(guess.prob, HIDDEN))
         found |= {key: share for key, share in shares.items() if share >= HIDDEN}
     return list(found)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.dangers import danger_name, danger_state, known_dangers, target_danger
-from ..data.target_dangers import target_state
+from ..data.dangers import danger_name, danger_state, known_dangers
+from ..data.target_dangers import target_state, untold_danger
 from ..stats import share_interval
 
 # %% ../../nbs/evaluate/44_danger.ipynb #e108df55
@@ -50,8 +50,7 @@ def count_target_dangers(
     keys = list(known_dangers(label_facts, danger_columns))
     for target, labels in targets.items():
         for label in labels:
-            named = target_danger(target, label)
-            if named and not any(danger_state({named: True}, key) and target_state(target, label, label_facts.get(label, {}), key) for key in keys):
+            if named := untold_danger(target, label, label_facts.get(label, {}), keys):
                 keys.append(named)
     found, first = [], next(iter(targets), "")
     for target, labels in targets.items():
