@@ -20,8 +20,8 @@ from sklearn.metrics import f1_score
 from snakecls.core import keep_freed_memory
 from snakecls.data.photos import open_photo
 from snakecls.evaluate.predictions import predict_table
-from snakecls.train.experiment import make_experiment
-from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_stages, build_table, precision_callback
+from snakecls.experiment.file import make_experiment
+from snakecls.experiment.learner import build_callbacks, build_learner, build_saver, build_stages, build_table, precision_callback
 from snakecls.train.schedules import progressive_fit
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", "../shared/data")).resolve()
@@ -70,7 +70,7 @@ def shrink(table: pd.DataFrame, folder: Path, side: int = 320) -> pd.DataFrame:
 
 def clean(table: pd.DataFrame) -> pd.DataFrame:
     "Leave out copies, and all photos whose copies have different labels."
-    from snakecls.data.duplicates import find_duplicates
+    from snakecls.clean.duplicates import find_duplicates
     issues = find_duplicates(table)
     drop = set(issues.loc[(issues["verdict"] == "drop") | (issues["issue"] == "conflicting labels"), "path"])
     return table[~table["path"].isin(drop)].reset_index(drop=True)

@@ -12,12 +12,12 @@ from common import record
 from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 
-from snakecls.data.duplicates import find_duplicates
+from snakecls.clean.duplicates import find_duplicates
 from snakecls.data.files import check_files
 from snakecls.data.photos import PhotoSpec
 from snakecls.data.scan import scan_files
 from snakecls.data.tables import load_table
-from snakecls.evaluate.label_issues import judge, read_features
+from snakecls.clean.label_issues import judge, read_features
 from snakecls.models.probe import fit_probe
 
 SIZE = 256
@@ -44,7 +44,7 @@ def groups_of(table: pd.DataFrame, facts: pd.DataFrame) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    from snakecls.data.duplicates import near_pairs
+    from snakecls.clean.duplicates import near_pairs
 
     row = {path: i for i, path in enumerate(table["path"])}
     pairs = [(row[a], row[b]) for a, b in near_pairs(facts)[["path", "other"]].itertuples(index=False)]

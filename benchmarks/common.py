@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from snakecls.workflow.environment import describe_environment, describe_hardware
-from snakecls.workflow.tracking import append_row
+from snakecls.workflow.run_folder import append_row
 
 RESULTS = Path(__file__).parent / "results.csv"
 

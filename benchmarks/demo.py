@@ -69,8 +69,8 @@ def children_of(process: psutil.Process) -> list[psutil.Process]:
 
 def run(folder: Path, seed: int) -> dict[str, float]:
     "Draw and train in a process of its own, as a user does; then score."
-    from snakecls.data.demo import make_demo
-    from snakecls.train.experiment import load_experiment
+    from snakecls.data.demo.draw import make_demo
+    from snakecls.experiment.file import load_experiment
     from snakecls.workflow.run import run_experiment
 
     seconds, gigabytes, told = run_watched([Path(sys.executable).parent / "snakecls", "demo", folder, "--seed", str(seed)])

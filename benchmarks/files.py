@@ -11,9 +11,9 @@ import pandas as pd
 from common import record
 from PIL import Image, ImageEnhance
 
-from snakecls.data.demo import make_demo
-from snakecls.data.demo_drawing import draw_snake
-from snakecls.data.duplicates import find_duplicates, near_pairs
+from snakecls.data.demo.draw import make_demo
+from snakecls.data.demo.drawing import draw_snake
+from snakecls.clean.duplicates import find_duplicates, near_pairs
 from snakecls.data.files import check_files
 from snakecls.data.scan import scan_files
 from snakecls.data.tables import load_table

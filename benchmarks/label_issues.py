@@ -12,11 +12,11 @@ import pandas as pd
 from common import record
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from snakecls.data.demo import make_demo
+from snakecls.data.demo.draw import make_demo
 from snakecls.data.photos import PhotoSpec
 from snakecls.data.tables import load_table
-from snakecls.evaluate.label_issues import LABEL_THRESHOLD, check_labels, judge, label_scores, out_of_fold_probs, read_features
-from snakecls.evaluate.outliers import OUTLIER_THRESHOLD, outlier_scores
+from snakecls.clean.label_issues import LABEL_THRESHOLD, check_labels, judge, label_scores, out_of_fold_probs, read_features
+from snakecls.clean.outliers import OUTLIER_THRESHOLD, outlier_scores
 
 SIZE = 256
 

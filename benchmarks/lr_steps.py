@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from common import record
 
-from snakecls.data.demo import make_demo
+from snakecls.data.demo.draw import make_demo
 from snakecls.train import lr_finder
-from snakecls.train.experiment import make_experiment
-from snakecls.train.learner import build_learner, build_stages, build_table
-from snakecls.train.probes import probe_head
+from snakecls.experiment.file import make_experiment
+from snakecls.experiment.learner import build_learner, build_stages, build_table
+from snakecls.train.learner_probe import probe_head
 from snakecls.train.schedules import prepare_stage
 
 

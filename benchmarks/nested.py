@@ -27,7 +27,7 @@ SIZES = (224, 288, 352, 416)  # what the recipe's size was chosen from
 
 def read_train() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # the table of `train`, class numbers, groups of copies
     "Read the photos of `train`, and which of them show the same picture."
-    from snakecls.data.duplicates import near_pairs
+    from snakecls.clean.duplicates import near_pairs
     from snakecls.data.scan import scan_files
     from snakecls.data.tables import load_table
 
@@ -101,7 +101,7 @@ def one_repeat(features: dict[int, np.ndarray], targets: np.ndarray, groups: np.
 def run_recipe(table: pd.DataFrame, targets: np.ndarray, groups: np.ndarray, folder: Path) -> list[dict]:  # the test scores of each outer fold
     "Run the experiment file in five outer folds, each time with the fold as test split and 15 % of the others for validation."
     from snakecls.data.splits import split_table
-    from snakecls.train.experiment import load_experiment
+    from snakecls.experiment.file import load_experiment
     from snakecls.workflow.run import run_experiment
 
     rows = []

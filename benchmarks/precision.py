@@ -12,7 +12,7 @@ def main() -> None:
 
     from snakecls.core import keep_freed_memory
     from snakecls.models.backbones import create_backbone
-    from snakecls.train.precision import choose_precision
+    from snakecls.train.precision_choice import choose_precision
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archs", nargs="*", metavar="ARCH", help="timm names; the issue's four when left out")

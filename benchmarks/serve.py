@@ -66,7 +66,7 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
 
 def telephone_photo(seed: int, size: tuple[int, int] = (4032, 3024)) -> bytes:  # a JPEG of 12 megapixels, 3 MB
     "Draw a snake as large and as grainy as a telephone takes it."
-    from snakecls.data.demo_drawing import draw_snake
+    from snakecls.data.demo.drawing import draw_snake
 
     generator = np.random.default_rng(seed)
     drawn = np.asarray(draw_snake("Vipera berus", seed, 500, place_seed=seed).convert("RGB").resize(size, Image.Resampling.BICUBIC))

@@ -15,7 +15,7 @@ PHOTOS = Path(os.environ.get("SNAKECLS_REAL_DATA", ROOT.parent / "shared" / "dat
 
 def run_ours(folder: Path, seed: int) -> dict:
     "Run experiments/snakes_ph.yaml with a seed (of the split and the training)."
-    from snakecls.train.experiment import load_experiment
+    from snakecls.experiment.file import load_experiment
     from snakecls.workflow.run import run_experiment
 
     experiment = load_experiment(ROOT / "experiments" / "snakes_ph.yaml", overrides=[f"seed={seed}", f"data.source={PHOTOS}"])

@@ -11,7 +11,7 @@ import torch
 from common import record
 
 from snakecls.core import UserError
-from snakecls.train.experiment import load_experiment
+from snakecls.experiment.file import load_experiment
 from snakecls.workflow.run import run_experiment
 
 FILES = Path(__file__).parent.parent / "experiments"

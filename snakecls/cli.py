@@ -91,7 +91,7 @@ def size_bytes(folder: Path) -> int:
 
 def scores_text(metrics: dict) -> str:
     "Write a run's scores in lines: of what is served, and of what was trained where that is something else; and say which were chosen on their photos."
-    from snakecls.evaluate.report_verdicts import is_served, say_chosen, say_epochs_trained, say_served
+    from snakecls.evaluate.verdicts import is_served, say_chosen, say_epochs_trained, say_served
     from snakecls.stats import say_difference, top_names
 
     targets, both = metrics.get("targets") or {"": metrics}, bool(metrics.get("trained")) and not is_served(metrics)
@@ -188,7 +188,7 @@ def train(
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
-    from snakecls.train.experiment import load_experiment, make_experiment, name_after
+    from snakecls.experiment.file import load_experiment, make_experiment, name_after
 
     if experiment is None and data is None:
         raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
@@ -226,7 +226,7 @@ def check(
     json: Json = False,
 ):
     "Find what is wrong with photos: broken files, copies, leaks between splits, wrong labels, photos of something else."
-    from snakecls.train.experiment import load_experiment, make_experiment, name_after
+    from snakecls.experiment.file import load_experiment, make_experiment, name_after
 
     is_file = source.suffix.lower() in (".yaml", ".yml")
     experiment = load_experiment(source, overrides=overrides or []) if is_file else make_experiment({"name": name_after(source), "data": {"source": str(source)}}, overrides=overrides or [])

@@ -13,9 +13,9 @@ from conftest import REPO
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.data.demo import make_demo
-from snakecls.train.experiment import make_experiment
-from snakecls.train.schema import DataConfig
+from snakecls.data.demo.draw import make_demo
+from snakecls.experiment.file import make_experiment
+from snakecls.experiment.schema import DataConfig
 from snakecls.workflow.check import check_source, undecided
 from snakecls.workflow.run import run_experiment
 from test_cli import snakecls
@@ -82,7 +82,7 @@ def test_an_interrupted_check_goes_on_where_it_stopped(tmp_path):
     noise = Image.effect_noise((700, 700), 60).convert("RGB")
     for i in range(600):
         noise.rotate(i).save(tmp_path / f"photos/{'ab'[i % 2]}/{i}.jpg")
-    code = "from snakecls.workflow.check import check_source; from snakecls.train.schema import DataConfig; check_source(DataConfig(source='photos'), 'check', files_only=True, n_workers=1)"
+    code = "from snakecls.workflow.check import check_source; from snakecls.experiment.schema import DataConfig; check_source(DataConfig(source='photos'), 'check', files_only=True, n_workers=1)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}, start_new_session=True)
     cache = tmp_path / "check/photos.sqlite"
     deadline = time.time() + 60

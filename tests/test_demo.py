@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.data.demo import make_demo
-from snakecls.data.demo_species import SPECIES
+from snakecls.data.demo.draw import make_demo
+from snakecls.data.demo.species import SPECIES
 
 PAIR = ["Micrurus fulvius", "Lampropeltis elapsoides"]
 FAULTS = {"label_noise": 0.25, "distractors": 3, "exact_duplicates": 2, "near_duplicates": 2, "broken": 4}

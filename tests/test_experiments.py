@@ -7,7 +7,7 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
-from snakecls.train.experiment import load_experiment, make_experiment
+from snakecls.experiment.file import load_experiment, make_experiment
 from snakecls.workflow.run import run_experiment
 
 FILES = sorted((REPO / "experiments").glob("*.yaml"))

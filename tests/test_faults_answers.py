@@ -253,7 +253,7 @@ def test_names_and_addresses_are_refused_in_words(words, part, photo, tmp_path):
 
 
 def test_a_subject_in_the_plural_reads_well(photo, tmp_path):
-    from snakecls.deploy.page import header_html
+    from snakecls.deploy.answer import header_html
     from snakecls.models.bundle import read_bundle
 
     bundle = sure_bundle(tmp_path / "best", SAFE, [0.7, 0.2, 0.1], label_facts=facts_of(SAFE), subject="snakes")
@@ -262,8 +262,8 @@ def test_a_subject_in_the_plural_reads_well(photo, tmp_path):
 
 
 def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
-    from snakecls.data.duplicates import find_duplicates
-    from snakecls.deploy.review_cases import make_cases
+    from snakecls.clean.duplicates import find_duplicates
+    from snakecls.clean.cases import make_cases
     from snakecls.deploy.review_page import case_html
 
     photos = []

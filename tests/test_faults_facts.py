@@ -9,7 +9,7 @@ from conftest import without_seal
 from test_faults_person import answer, make_bundle, run
 
 from snakecls.core import UserError
-from snakecls.data.dangers import clean_facts, model_dangers, target_danger
+from snakecls.data.label_facts import clean_facts, model_dangers, target_danger
 from snakecls.workflow.facts import load_facts, read_facts
 
 LABELS = ["Naja naja", "Natrix natrix", "Coronella austriaca"]

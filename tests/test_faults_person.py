@@ -109,7 +109,7 @@ def test_facts_are_added_to_a_copied_bundle_without_training(photo, tmp_path):
 def test_nobody_is_sent_closer_to_a_snake_and_clothes_are_not_dangerous(photo, tmp_path):
     from snakecls.deploy.app import show_answer
     from snakecls.deploy.hub import space_readme
-    from snakecls.deploy.page import header_html, notice_html
+    from snakecls.deploy.answer import header_html, notice_html
     from snakecls.deploy.predict import Predictor
     from snakecls.models.bundle import read_bundle
 
@@ -212,7 +212,7 @@ def test_a_run_without_facts_says_so_in_its_report():
 
 
 def test_the_facts_of_the_philippine_snakes_agree_with_the_experiment():
-    from snakecls.train.experiment import load_experiment
+    from snakecls.experiment.file import load_experiment
     from snakecls.workflow.facts import load_facts
 
     experiment = load_experiment(REPO / "experiments/snakes_ph.yaml")

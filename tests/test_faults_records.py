@@ -13,11 +13,11 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
-from snakecls.train.experiment import make_experiment
+from snakecls.experiment.file import make_experiment
 from snakecls.workflow.logbook import LogbookTracker
 from snakecls.workflow.run import run_experiment
 from snakecls.workflow.several import run_folds, run_grid
-from snakecls.workflow.tracking import RunFolder, find_run
+from snakecls.workflow.run_folder import RunFolder, find_run
 
 N = 120
 TRUTH = [["adder", "boa", "cobra"][i % 3] for i in range(N)]
@@ -203,7 +203,7 @@ def test_the_list_puts_runs_on_the_same_photos_together_and_marks_tuned_threshol
 
 
 def test_wandb_is_missed_only_where_it_was_given():
-    from snakecls.train.options import untracked_note
+    from snakecls.experiment.options import untracked_note
 
     plain = make_experiment({"data": {"source": "/photos"}})
     assert untracked_note(make_experiment(plain.model_dump())) is None  # as every run of a grid is made

@@ -15,7 +15,7 @@ from snakecls.cli import app, scores_text
 from snakecls.core import write_json
 from snakecls.evaluate.predictions import compare_tables
 from snakecls.evaluate.report import write_report
-from snakecls.train.experiment import make_experiment
+from snakecls.experiment.file import make_experiment
 from snakecls.workflow.run import run_experiment
 
 LIST_CHANCE = 0.45

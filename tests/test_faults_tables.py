@@ -324,14 +324,14 @@ def test_nasty_tables_that_are_told_or_refused(tmp_path):
 
 
 def experiment(source: Path, **data):
-    from snakecls.train.experiment import make_experiment
+    from snakecls.experiment.file import make_experiment
 
     return make_experiment({"data": {"source": str(source), **data}})
 
 
 @pytest.mark.parametrize("word", ["test", "Testing_set"])
 def test_the_remedy_for_labels_of_the_test_alone_works(tmp_path, word):
-    from snakecls.train.learner import build_table, train_labels
+    from snakecls.experiment.learner import build_table, train_labels
 
     folder = make(tmp_path, *(f"train/{label}/{i}.jpg" for label in "ab" for i in range(5)), f"{word}/unknown/1.jpg")
     with pytest.raises(UserError, match=r"'unknown'.* only in the split test .*data.splits: \{test: ignore\}"):
@@ -343,8 +343,8 @@ def test_the_remedy_for_labels_of_the_test_alone_works(tmp_path, word):
 
 
 def test_yes_in_yaml_is_yes(tmp_path):
-    from snakecls.train.experiment import load_experiment
-    from snakecls.train.learner import build_table
+    from snakecls.experiment.file import load_experiment
+    from snakecls.experiment.learner import build_table
 
     make(tmp_path, *(f"photos/{split}/{label}/{i}.jpg" for split in ("train", "yes") for label in "ab" for i in range(5)))
     write(tmp_path / "one.yaml", "data:\n  source: photos\n  splits: {yes: test}\n")
@@ -356,7 +356,7 @@ def test_yes_in_yaml_is_yes(tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
-    from snakecls.train.learner import build_table, train_labels
+    from snakecls.experiment.learner import build_table, train_labels
 
     n = 2000
     label = np.where(np.arange(n) < 1600, "often", np.where(np.arange(n) < 1990, "seldom", "rare"))

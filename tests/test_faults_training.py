@@ -8,7 +8,7 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import nn
 
 from snakecls.core import UserError
-from snakecls.train.experiment import make_experiment
+from snakecls.experiment.file import make_experiment
 from snakecls.train.losses import make_loss
 from snakecls.workflow.run import run_experiment
 
@@ -148,7 +148,7 @@ def test_class_weights_in_a_fit(with_):
     from fastai.learner import Learner
     from fastai.optimizer import SGD
 
-    from snakecls.data.weights import draw_photos, draw_weights
+    from snakecls.data.balance import draw_photos, draw_weights
     from snakecls.train.gradients import AccumulateGradients
     from snakecls.train.mixing import CutMix, MixUp
 
@@ -170,7 +170,7 @@ def test_class_weights_in_a_fit(with_):
 
 
 def test_target_weights_and_each_targets_own_class_weights():
-    from snakecls.train.targets import TargetsLoss
+    from snakecls.train.multi_target import TargetsLoss
 
     first = make_loss("cross_entropy", counts=list(COUNTS.values()), class_weights="balanced", label_smoothing=0.1)
     second = make_loss("focal", counts=[470, 13])
@@ -326,7 +326,7 @@ def test_test_dl_finds_the_labels_of_paths(few):
 def test_a_learner_trained_by_hand_becomes_a_run(few, tmp_path):
     from snakecls.deploy.predict import Predictor
     from snakecls.workflow.record import record_run
-    from snakecls.workflow.tracking import list_runs
+    from snakecls.workflow.run_folder import list_runs
 
     learn, said = hand_made(few, tmp_path), []
     with learn.no_bar(), learn.no_logging(), record_run("by hand", learn, root=tmp_path / "runs", logbook=tmp_path / "logbook.md", question="Does it work by hand?", say=said.append) as run:
@@ -348,7 +348,7 @@ def test_the_callback_records_what_a_saver_brought_back_and_what_broke_off(few, 
     from fastai.callback.tracker import SaveModelCallback
 
     from snakecls.workflow.record import RecordRun
-    from snakecls.workflow.tracking import list_runs
+    from snakecls.workflow.run_folder import list_runs
 
     class Break(Callback):
         def after_epoch(self):
@@ -361,7 +361,7 @@ def test_the_callback_records_what_a_saver_brought_back_and_what_broke_off(few, 
             learn.fit_one_cycle(1, 1e-3, cbs=[RecordRun("broken", root=root, logbook=None, say=lambda text: None), Break()])
     runs = list_runs(root).set_index("name")
     assert runs["status"].to_dict() == {"saved": "finished", "broken": "failed"}
-    from snakecls.workflow.tracking import RunFolder
+    from snakecls.workflow.run_folder import RunFolder
 
     saved = RunFolder(root / runs.loc["saved", "run"])
     rows, scores = saved.history(), saved.metrics()

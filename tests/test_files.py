@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from snakecls.data.duplicates import find_duplicates
+from snakecls.clean.duplicates import find_duplicates
 from snakecls.data.files import check_files
 from snakecls.data.photos import PhotoError, open_photo
 from snakecls.data.scan import scan_files

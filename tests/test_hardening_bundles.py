@@ -31,7 +31,7 @@ def rewrite(bundle: Path, values: dict) -> None:
 
 def answer_of(bundle: Path, photo: Path) -> tuple:
     "What a person learns from a bundle: labels, probabilities, and what is dangerous about each."
-    from snakecls.data.dangers import danger_state, model_dangers
+    from snakecls.data.label_facts import danger_state, model_dangers
     from snakecls.deploy.predict import Predictor
 
     predictor = Predictor(bundle)
@@ -64,7 +64,7 @@ def test_what_decides_an_answer_cannot_be_edited(bundle, change):
 def test_what_decides_no_answer_may_be_edited_and_a_new_title_takes_no_danger_back(bundle, photo, tmp_path):
     from test_faults_person import make_bundle
 
-    from snakecls.data.dangers import model_dangers
+    from snakecls.data.label_facts import model_dangers
     from snakecls.models.bundle import read_bundle
 
     before = answer_of(bundle, photo)
@@ -344,11 +344,11 @@ def test_the_package_is_published_without_what_links_in_it_point_to(bundle, tmp_
 
 def test_what_a_crash_left_between_two_renames_is_found_by_every_command(bundle, photo, tmp_path, monkeypatch):
     from snakecls.deploy.app import find_bundle, newest_bundle
-    from snakecls.evaluate.report_facts import read_run
+    from snakecls.evaluate.report_data import read_run
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.ended import revive
     from snakecls.workflow.models import find_model
-    from snakecls.workflow.tracking import RunFolder
+    from snakecls.workflow.run_folder import RunFolder
 
     run = bundle.parent
     (run / "status.json").write_text(json.dumps({"status": "finished", "name": "a", "started": "2026"}))
@@ -484,7 +484,7 @@ def test_facts_that_cannot_be_read_can_be_replaced(bundle, tmp_path):
 def test_cars_that_are_named_after_snakes_are_none(labels, dangers, tmp_path):
     from test_faults_person import make_bundle
 
-    from snakecls.data.dangers import model_dangers
+    from snakecls.data.label_facts import model_dangers
     from snakecls.models.bundle import read_bundle
 
     assert model_dangers(read_bundle(make_bundle(tmp_path / "best", labels)).info)[0] == dangers

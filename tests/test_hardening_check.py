@@ -16,7 +16,7 @@ from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.scan import scan_files
-from snakecls.train.schema import DataConfig
+from snakecls.experiment.schema import DataConfig
 from snakecls.workflow.check import check_source, undecided
 
 

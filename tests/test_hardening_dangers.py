@@ -183,9 +183,9 @@ def test_what_a_label_says_itself_is_counted_without_facts(photos, tmp_path):
 
 
 def test_a_run_with_several_targets_takes_its_facts_from_the_experiment_and_its_report_counts_them(photos, tmp_path):
-    from snakecls.evaluate.report_facts import target_part
+    from snakecls.evaluate.report_data import target_part
     from snakecls.models.bundle import read_bundle
-    from snakecls.train.experiment import make_experiment
+    from snakecls.experiment.file import make_experiment
     from snakecls.workflow.run import run_experiment
 
     rows = []
@@ -252,7 +252,7 @@ HEDGED = ["unknown", "none", "?", "unclear", "uncertain", "na", "", "not harmles
 
 @pytest.mark.parametrize("target", ["effect", "use", "edible", "edibility", "safety", "venomous", "danger", "harmless", "not edible", "not venomous", "poisonous", "toxicity", "type", "venom_type", "genus"])
 def test_a_negated_a_hedged_and_an_unknown_label_of_a_further_target_is_never_a_no(target):
-    from snakecls.data.dangers import DANGERS
+    from snakecls.data.label_facts import DANGERS
     from snakecls.data.target_dangers import target_state
 
     told = [(label, key) for label in HEDGED for key in [*DANGERS, "stinging"] if target_state(target, label, {}, key) is False]
@@ -287,7 +287,7 @@ def test_unknown_and_not_edible_are_no_all_clear_anywhere(photo, photos, tmp_pat
 
 
 def test_a_negated_harmless_among_facts_takes_a_no_back():
-    from snakecls.data.dangers import clean_facts
+    from snakecls.data.label_facts import clean_facts
 
     for name, value in [("not harmless", True), ("risk", "not harmless"), ("bite", "rarely harmless")]:
         assert clean_facts({"Boiga": {"venomous": "no", name: value}})["Boiga"]["venomous"] is None
@@ -298,8 +298,8 @@ def judged(first: dict[str, float], others: dict[str, dict[str, float]], facts: 
     "Judge given probabilities as the page and predict do: judgement, page."
     from types import SimpleNamespace
 
-    from snakecls.data.dangers import clean_facts, model_dangers
-    from snakecls.deploy.page import answer_html, judge
+    from snakecls.data.label_facts import clean_facts, model_dangers
+    from snakecls.deploy.answer import answer_html, judge
     from snakecls.deploy.predict import rank_labels
 
     info = SimpleNamespace(labels=list(first), target=target, targets={target: list(first)} | {name: list(probs) for name, probs in others.items()}, label_facts=clean_facts(facts), danger_columns=[], subject=subject, name="", title="", problem="several_targets")
@@ -388,7 +388,7 @@ def test_labels_that_stand_in_several_targets_are_told(tmp_path):
 
 
 def test_a_target_that_is_blind_for_one_danger_is_named_with_it(photo, tmp_path):
-    from snakecls.deploy.page import header_html
+    from snakecls.deploy.answer import header_html
     from snakecls.models.bundle import read_bundle
 
     facts = facts_of(**dict.fromkeys(SAFE["binomial"], "nn")) | {label: {"venomous": False} for label in GENERA}
@@ -418,7 +418,7 @@ def test_a_row_of_facts_does_not_silence_what_a_label_says_itself(label, rows):
     from types import SimpleNamespace
 
     from snakecls.data.target_dangers import target_state
-    from snakecls.deploy.page import judge
+    from snakecls.deploy.answer import judge
     from snakecls.deploy.predict import Prediction
     from snakecls.evaluate.danger import count_target_dangers
 
@@ -437,7 +437,7 @@ def test_a_row_of_facts_does_not_silence_what_a_label_says_itself(label, rows):
     ({"poisonous": False, "toxic": True}, "poisonous", None), ({"venomous": False, "toxic": True}, "venomous", None), ({"venomous": False, "deadly": True}, "venomous", None),
     ({"venomous": False, "poisonous": True, "toxic": True}, "venomous", False), ({"venomous": False, "poisonous": True, "toxic": True}, "poisonous", True), ({"venomous": False, "toxic": False}, "venomous", False)])
 def test_a_no_that_another_column_takes_back_is_not_known(facts, key, state):
-    from snakecls.data.dangers import danger_state
+    from snakecls.data.label_facts import danger_state
 
     assert danger_state(facts, key) is state
 
@@ -447,13 +447,13 @@ def test_a_no_that_another_column_takes_back_is_not_known(facts, key, state):
     *[("effect", label) for label in ("not safe", "not benign", "nicht unbedenklich", "non-venomous but deadly", "venomous but not dangerous", "harmless to adults, deadly to children",
                                       "isn't harmless", "dangerous, not venomous", "keineswegs harmlos", "alles andere als harmlos", "pas inoffensif", "cannot be called harmless", "not a harmless snake")]])
 def test_what_is_not_safe_is_a_danger(target, label):
-    from snakecls.data.dangers import target_danger
+    from snakecls.data.label_facts import target_danger
 
     assert target_danger(target, label) is not None
 
 
 @pytest.mark.parametrize("label", ["safe", "benign", "harmless", "non-venomous", "not venomous or poisonous", "not dangerous", "malignant", "left"])
 def test_what_is_safe_is_none(label):
-    from snakecls.data.dangers import target_danger
+    from snakecls.data.label_facts import target_danger
 
     assert target_danger("effect", label) is None

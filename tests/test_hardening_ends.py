@@ -22,10 +22,10 @@ from test_faults_ends import SMALL, snakecls
 from test_hardening_runs import make_photos
 
 from snakecls.train.callbacks import KeepAnswers, SaveBestF1
-from snakecls.train.probes import answer_metrics
+from snakecls.train.learner_probe import answer_metrics
 from snakecls.train.stopping import EarlyStopping
 from snakecls.workflow.models import all_runs, leaderboard_text
-from snakecls.workflow.tracking import find_run
+from snakecls.workflow.run_folder import find_run
 
 
 class Scripted(torch.nn.Module):

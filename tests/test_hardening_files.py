@@ -24,11 +24,11 @@ from snakecls.data.corrections import add_correction, read_corrections
 from snakecls.data.folders import one_line
 from snakecls.data.tables import load_table, load_unlabelled
 from snakecls.deploy.review import answer
-from snakecls.deploy.review_cases import Review, make_cases
-from snakecls.train.experiment import load_experiment, make_experiment
-from snakecls.train.messages import inner_type, is_part
-from snakecls.train.schema import Experiment
-from snakecls.workflow.tracking import RunFolder, find_run
+from snakecls.clean.cases import Review, make_cases
+from snakecls.experiment.file import load_experiment, make_experiment
+from snakecls.experiment.messages import inner_type, is_part
+from snakecls.experiment.schema import Experiment
+from snakecls.workflow.run_folder import RunFolder, find_run
 
 
 def photo(number: int, *, size: tuple[int, int] = (24, 16)) -> bytes:

@@ -17,7 +17,7 @@ from test_hardening_runs import make_photos
 
 from snakecls.core import UserError
 from snakecls.workflow.models import all_runs, leaderboard_text, photo_group
-from snakecls.workflow.tracking import RunFolder, find_run, read_status, summarise_run
+from snakecls.workflow.run_folder import RunFolder, find_run, read_status, summarise_run
 
 ONE = ["--set", "data.test=0.25", "--set", "schedule=[{size: 32, epochs: 1}]"]
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from snakecls import core
 from snakecls.core import UserError, read_json, read_parquet
-from snakecls.data import dangers, labels, messy_csv
+from snakecls.data import label_facts as dangers, labels, messy_csv
 from snakecls.data.given import find_photos
 from snakecls.data.tables import load_table, load_unlabelled
 from snakecls.models.bundle_files import read_strictly
-from snakecls.train.experiment import override_key
+from snakecls.experiment.file import override_key
 from snakecls.workflow.facts import read_facts
 from snakecls.workflow.several import parse_grid
 

@@ -5,8 +5,8 @@ import pytest
 
 from snakecls.core import UserError
 from snakecls.data.corrections import add_correction, apply_corrections, open_issues, read_corrections
-from snakecls.evaluate.label_issues import judge, make_folds, out_of_fold_probs
-from snakecls.evaluate.outliers import find_outliers
+from snakecls.clean.label_issues import judge, make_folds, out_of_fold_probs
+from snakecls.clean.outliers import find_outliers
 
 NAMES = ["Bungarus fasciatus", "Naja naja", "Vipera berus"]
 

@@ -1,6 +1,8 @@
 """A layer imports those to its left, never one to its right, and there is no circle within a layer (DESIGN.md)."""
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -8,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "snakecls"
-LAYERS = ["strict", "core", "stats", "data", "models", "train", "evaluate", "deploy", "workflow", "cli", "start"]
+LAYERS = ["strict", "core", "stats", "page", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]
 
 
 def module_name(path: Path) -> str:
@@ -49,8 +51,30 @@ def test_no_circles():
     TopologicalSorter({name: imported(name) for name in MODULES}).prepare()  # raises CycleError
 
 
+def test_a_notebook_imports_only_smaller_numbers():
+    "A folder reads from top to bottom (DESIGN.md); the number of a module is its notebook's."
+    number = {f"snakecls.{name}": path for name, path in notebooks().items()}
+    wrong = [f"{number[name].name} imports {number[other].name}" for name in MODULES for other in imported(name)
+             if number[name].parent == number[other].parent and number[other].name[:2] >= number[name].name[:2]]
+    assert not wrong
+
+
+def notebooks() -> dict[str, Path]:
+    "The notebook of each module."
+    found = {}
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if ".ipynb_checkpoints" not in path.parts else []
+        found |= {name[1]: path for cell in cells if (name := re.match(r"#\|\s*default_exp\s+(\S+)", "".join(cell["source"])))}
+    return found
+
+
+def test_numbers_of_notebooks_start_at_one_and_leave_none_out():
+    for folder in {path.parent for path in notebooks().values()} - {ROOT / "nbs"}:
+        assert sorted(int(path.name[:2]) for path in folder.glob("*.ipynb")) == list(range(1, len(list(folder.glob("*.ipynb"))) + 1)), folder
+
+
 def test_the_check_would_notice():
-    assert "snakecls.train.schedules" in imported("snakecls.train.learner")
+    assert "snakecls.train.schedules" in imported("snakecls.experiment.learner")
     assert "snakecls.workflow.run" in imported("snakecls.cli")  # inside a function
 
 

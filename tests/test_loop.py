@@ -16,10 +16,10 @@ import snakecls.data.files
 import snakecls.data.photos
 from snakecls.core import UserError
 from snakecls.data.datablocks import photo_dls
-from snakecls.data.demo import make_demo
+from snakecls.data.demo.draw import make_demo
 from snakecls.deploy.predict import Predictor
-from snakecls.train.experiment import load_experiment, make_experiment
-from snakecls.train.learner import build_learner, build_stages, build_table
+from snakecls.experiment.file import load_experiment, make_experiment
+from snakecls.experiment.learner import build_learner, build_stages, build_table
 from snakecls.train.schedules import progressive_fit
 from snakecls.workflow.run import run_experiment
 
@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused_before_a_photo_is_read(drawn, tmp_path, mon
 TRAIN = """
 import json, sys
 import snakecls.deploy.export, fastai.vision.all, timm
-from snakecls.train.experiment import load_experiment, make_experiment
+from snakecls.experiment.file import load_experiment, make_experiment
 from snakecls.workflow.run import run_experiment
 print("ready", flush=True)
 sys.stdin.readline()

@@ -8,9 +8,9 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from torch import nn
 
-from snakecls.train import precision_callback
+from snakecls.train import precision as precision_callback
 from snakecls.train.gradients import AccumulateGradients, ClipGradients
-from snakecls.train.precision_callback import PrecisionCallback
+from snakecls.train.precision import PrecisionCallback
 
 
 class Watch(Callback):

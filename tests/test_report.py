@@ -13,7 +13,7 @@ from PIL import Image
 from conftest import REPO
 from snakecls.core import write_json
 from snakecls.evaluate.report import write_report
-from snakecls.workflow.tracking import RunFolder
+from snakecls.workflow.run_folder import RunFolder
 
 NASTY = ["<script>alert('x')</script>", "Naja & \"friends\"", "蛇 {{ 7 * 7 }}", "a/b\\c"]
 

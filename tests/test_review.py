@@ -174,7 +174,7 @@ def test_the_page_about_two_thousand_photos_stays_small(tmp_path):
     import pandas as pd
     from PIL import Image
 
-    from snakecls.evaluate.check_page import write_check_page
+    from snakecls.clean.check_page import write_check_page
 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(tmp_path / "noise.png")  # nothing compresses worse
     names = [f"class {i % 100}/{i}.png" for i in range(2000)]

@@ -7,12 +7,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from snakecls.core import UserError
-from snakecls.data.demo import make_demo
+from snakecls.data.demo.draw import make_demo
 from snakecls.deploy.app import show_answer
 from snakecls.deploy.export import LearnerPredictor
 from snakecls.deploy.predict import Predictor
 from snakecls.models.bundle import load_model, read_bundle
-from snakecls.train.experiment import make_experiment
+from snakecls.experiment.file import make_experiment
 from snakecls.workflow.run import run_experiment
 
 SPECIES = ["Crotalus adamanteus", "Crotalus horridus", "Natrix natrix"]
@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused_before_a_run_folder_is_made(drawn, tmp_path, 
 
 
 def test_another_experiment_starts_from_the_heads_of_the_same_name(trained, drawn):
-    from snakecls.train.learner import build_model, build_table, several_targets, train_labels
+    from snakecls.experiment.learner import build_model, build_table, several_targets, train_labels
 
     experiment = make_experiment(settings(drawn, data={"target": ["genus", "place", "side"]}, model={"weights": str(trained.run / "best")}))
     labels = train_labels(build_table(experiment), several_targets(experiment.data))
@@ -166,7 +166,7 @@ def test_folds_and_ensembles_score_every_target(drawn, tmp_path):
 def test_a_target_weighs_what_the_file_says(drawn):
     import torch
 
-    from snakecls.train.learner import build_loss
+    from snakecls.experiment.learner import build_loss
 
     counts = {"binomial": [4, 4, 4], "genus": [8, 4], "side": [6, 6]}
     plain, weighed = (build_loss(make_experiment(settings(drawn, train=train)), counts=counts, n_photos=12) for train in ({}, {"target_weights": {"side": 0.25, "genus": 2}}))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from snakecls.core import UserError
 from snakecls.data.label_names import rename_labels, suggest_names
 from snakecls.data.labels import label_names
-from snakecls.data.snakeclef import snakeclef_facts
+from snakecls.data.taxonomy import snakeclef_facts
 from snakecls.data.splits import kfold_table, read_manifest, split_table, verify_manifest, write_manifest
 from snakecls.data.tables import filter_classes, load_table, load_unlabelled, summary
 from test_tables import make, real

@@ -16,9 +16,9 @@ from snakecls.core import UserError
 from snakecls.data.photos import open_photo, resize_photo
 from snakecls.deploy.predict import Predictor
 from snakecls.models.bundle import load_model, read_bundle
-from snakecls.train.experiment import make_experiment
-from snakecls.train.learner import build_callbacks, build_learner, build_saver, build_stages, build_table
-from snakecls.train.precision import PrecisionChoice
+from snakecls.experiment.file import make_experiment
+from snakecls.experiment.learner import build_callbacks, build_learner, build_saver, build_stages, build_table
+from snakecls.train.precision_choice import PrecisionChoice
 from snakecls.workflow.run import run_experiment
 
 
@@ -94,7 +94,7 @@ def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):
     from snakecls.cli import scores_text
     from snakecls.evaluate.predictions import evaluate_bundle
     from snakecls.workflow.models import leaderboard_text
-    from snakecls.workflow.tracking import list_runs
+    from snakecls.workflow.run_folder import list_runs
 
     said = []
     result = run_experiment(experiment(photos, "top_k=2", "data.test=0.2"), root=tmp_path / "runs", logbook=None, say=said.append)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from snakecls.core import UserError
-from snakecls.data.snakeclef import add_taxonomy
+from snakecls.data.taxonomy import add_taxonomy
 from snakecls.data.tables import check_table, filter_classes, load_table, set_target, summary
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

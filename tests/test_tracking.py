@@ -14,7 +14,7 @@ import pytest
 from snakecls.core import UserError
 from snakecls.workflow.logbook import LogbookEntry, LogbookTracker, add_entry
 from snakecls.workflow.trackers import Trackers, WandbTracker
-from snakecls.workflow.tracking import RunFolder, find_run, list_runs, read_status
+from snakecls.workflow.run_folder import RunFolder, find_run, list_runs, read_status
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ def run_python(code: str, *args: object, **environment: str) -> subprocess.Popen
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
-    code = ("import sys; from snakecls.workflow.tracking import make_run_path; from datetime import datetime\n"
+    code = ("import sys; from snakecls.workflow.run_folder import make_run_path; from datetime import datetime\n"
             "for _ in range(10): print(make_run_path(sys.argv[1], 'same', now=datetime(2026, 1, 1)).name)")
     processes = [run_python(code, tmp_path) for _ in range(4)]
     names = [name for process in processes for name in process.communicate()[0].split()]
@@ -35,7 +35,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
 
 
 def test_a_killed_run_is_stopped_and_can_be_resumed_only_once(tmp_path):
-    code = ("import sys, time; from snakecls.workflow.tracking import RunFolder\n"
+    code = ("import sys, time; from snakecls.workflow.run_folder import RunFolder\n"
             "run = RunFolder.create(sys.argv[1], 'killed'); run.add_epoch({'epoch': 1}); print(run.path, flush=True); time.sleep(60)")
     process = run_python(code, tmp_path)
     path = Path(process.stdout.readline().strip())
@@ -106,7 +106,7 @@ def test_a_logbook_that_is_a_link_stays_one(tmp_path):
 TRACK = """
 import sys, time
 from snakecls.workflow.trackers import Trackers, WandbTracker
-from snakecls.workflow.tracking import RunFolder
+from snakecls.workflow.run_folder import RunFolder
 with RunFolder.create(sys.argv[1], "tracked") as run:
     trackers = Trackers([WandbTracker()])
     trackers.start({"model": {"arch": "resnet18"}}, run)
