@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test app lab lint check docs-check notebooks-test pytest slow clean
+.PHONY: demo test app lab lint check docs-check notebooks-test pytest slow hooks clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/snakecls demo
@@ -31,7 +31,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
 check: $(VENV)/.dev
-	$(BIN)/python tests/check_generated.py
+	$(BIN)/python tools/check_generated.py
+
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
 
 docs-check: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check_docs.py
@@ -43,6 +46,7 @@ $(VENV)/.runtime: settings.ini setup.py
 
 $(VENV)/.dev: settings.ini setup.py
 	$(PYTHON) tools/make_env.py $(VENV) --dev
+	$(BIN)/python tools/install_hooks.py
 	touch $@ $(VENV)/.runtime
 
 .PHONY: browser

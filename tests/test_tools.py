@@ -1,9 +1,11 @@
-"""What makes the environment: sources without leftovers, and an environment that was left half made."""
+"""What makes the environment: sources without leftovers, an environment that was left half made, and git's hooks."""
 import subprocess
 import sys
 import venv
 
+import pytest
 from conftest import REPO
+from install_hooks import install_hooks
 from make_env import copy_sources, has_pip, link_pytorch, make_venv
 
 
@@ -52,3 +54,58 @@ def test_pytorch_is_linked_and_nothing_else(tmp_path):
     linked = [file for file in second.rglob("*") if file.is_file()]
     assert {str(file.relative_to(second)) for file in linked} == {"torch/__init__.py", "torch/lib/big.so", "torch-2.14.1.dist-info/RECORD", "nvidia/cu13/lib/big.so", "nvidia_cublas-13.1.dist-info/RECORD"}
     assert all(file.samefile(first / file.relative_to(second)) for file in linked)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    "A repository with two branches that change the same line of a notebook, and a home of its own."
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for variable in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL", "GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(variable, raising=False)
+    for folder in ("home", "clone"):
+        (tmp_path / folder).mkdir()
+
+    def commit(text):
+        (tmp_path / "clone" / "a.ipynb").write_text(text)
+        git(tmp_path / "clone", "add", ".")
+        git(tmp_path / "clone", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", text.strip())
+
+    git(tmp_path / "clone", "init", "-q", "-b", "main")
+    (tmp_path / "clone" / ".gitattributes").write_text((REPO / ".gitattributes").read_text())
+    commit("base\n")
+    git(tmp_path / "clone", "checkout", "-qb", "other")
+    commit("theirs\n")
+    git(tmp_path / "clone", "checkout", "-q", "main")
+    commit("ours\n")
+    return tmp_path / "clone"
+
+
+def git(folder, *words, check=True):
+    return subprocess.run(["git", *words], cwd=folder, check=check, capture_output=True, text=True)
+
+
+def test_git_merges_notebooks_with_nbdev(clone, tmp_path):
+    program = tmp_path / "my env" / "nbdev_merge"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "merged $4" > "$2"\n')  # git gives base, ours, theirs and the path
+    program.chmod(0o755)
+    for _ in range(2):  # a second time changes nothing
+        assert "nbdev_merge" in install_hooks(clone, program=program)
+    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "merge", "other", "-qm", "both")
+    assert (clone / "a.ipynb").read_text() == "merged a.ipynb\n"
+    assert not list((tmp_path / "home").iterdir()) and git(clone, "config", "--global", "--list", check=False).stdout == ""
+
+
+def test_a_conflict_is_marked_where_the_environment_is_gone(clone, tmp_path):
+    install_hooks(clone, program=tmp_path / "gone" / "nbdev_merge")
+    assert git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "merge", "other", check=False).returncode == 1
+    assert "<<<<<<< ours\nours\n" in (clone / "a.ipynb").read_text()
+
+
+def test_a_folder_that_is_no_clone_gets_no_hooks(clone, tmp_path):
+    before = (clone / ".git" / "config").read_text()
+    (clone / "unpacked").mkdir()  # an archive in another repository
+    for folder in (clone / "unpacked", tmp_path / "home"):
+        assert "not a clone" in install_hooks(folder)
+    assert (clone / ".git" / "config").read_text() == before
