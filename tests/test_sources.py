@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakecls.core import UserError
-from snakecls.data.label_names import rename_labels, suggest_names
 from snakecls.data.labels import label_names
 from snakecls.data.taxonomy import snakeclef_facts
 from snakecls.data.splits import kfold_table, read_manifest, split_table, verify_manifest, write_manifest
@@ -267,21 +266,6 @@ def test_photos_without_labels_are_a_question(tmp_path):
     assert dropped["labels"].tolist() == [["a", "b"], ["b"]] and kept["labels"].tolist() == [["a", "b"], [], ["b"], []]
     assert [issue["issue"] for issue in dropped.attrs["issues"]] == ["no label"] * 2
     assert "2 of 4 photos" in dropped.attrs["warnings"][-1] and "2 of 4 photos" in kept.attrs["warnings"][-1]
-
-
-def test_names_from_captions():
-    rng = np.random.default_rng(3)
-    things = {"1": "person", "3": "bicycle", "17": "cat", "18": "dog"}
-    rows = []
-    for i in range(400):
-        labels = [label for label, share in zip(things, (0.7, 0.2, 0.1, 0.1)) if rng.random() < share] or ["1"]
-        said = [things[label] + rng.choice(["", "s"]) for label in labels if rng.random() < 0.7]
-        rows.append((f"{i}.jpg", labels, f"A {rng.choice(['big', 'small'])} {' and a '.join(said)} near the {rng.choice(['street', 'house', 'table'])}"))
-    table = pd.DataFrame(rows, columns=["path", "labels", "Caption"])
-    names = suggest_names(table)
-    assert dict(zip(names["label"], names["name"])) == things
-    assert suggest_names(table.sample(frac=1, random_state=0)).equals(names)
-    assert label_names(rename_labels(table, names)) == sorted(things.values())
 
 
 # Splits of photos with several labels

@@ -20,7 +20,7 @@ from ..data.columns import count, some
 from ..data.photos import PhotoSpec
 from .outliers import ISSUE_COLUMNS, OUTLIER_THRESHOLD, find_outliers
 from ..models.features import PhotoBatches, autocast, feature_precision, pooled_features, two_views
-from ..models.probe import LogisticFit, softmax
+from ..models.probe import LogisticFit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +59,8 @@ def out_of_fold_probs(
     seed: int = 42,
 ) -> np.ndarray:  # (n, n_classes), rows sum to 1; 0 for a class that the fold's probe has not seen
     "Predict every photo by a linear probe fitted without it and its group."
+    from scipy.special import softmax
+
     splits = make_folds(targets, groups=groups, folds=folds, seed=seed)
     fits = [(LogisticFit(features[:, fit], targets[fit]), np.unique(targets[fit])) for fit, _ in splits]
     best, best_loss = np.zeros((len(targets), n_classes)), np.inf
@@ -69,7 +71,7 @@ def out_of_fold_probs(
                 probs[held[:, None], classes] = 1
                 continue
             weight, bias = fitted.weights(C, tol=1e-3)
-            probs[held[:, None], classes] = softmax((features[:, held] @ weight.T + bias).mean(0))
+            probs[held[:, None], classes] = softmax((features[:, held] @ weight.T + bias).mean(0), axis=1)
         loss = -np.log(np.maximum(probs[np.arange(len(targets)), targets], 1e-3)).mean()
         if loss >= best_loss:
             break  # convex in log C, and large C are the slow ones

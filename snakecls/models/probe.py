@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['C_GRID', 'Probe', 'fit_probe', 'check_probe_targets', 'cross_validate', 'probe_folds', 'spread_labels', 'probe_loss',
-           'LogisticFit', 'softmax', 'check_probe', 'set_head', 'set_linear']
+           'LogisticFit', 'check_probe', 'set_head', 'set_linear']
 
 # %% ../../nbs/models/14_probe.ipynb #131c4e10
 import warnings
@@ -120,11 +120,12 @@ def spread_labels(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:  # 
 
 def probe_loss(targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
     "Compute the cross-entropy that the probe's kind minimises, binary where photos have several labels."
+    from scipy.special import softmax
     from sklearn.metrics import log_loss
 
     if targets.ndim == 2:
         return float(np.logaddexp(0, np.where(targets, -logits, logits)).mean())
-    return log_loss(targets, softmax(logits), labels=classes)
+    return log_loss(targets, softmax(logits, axis=1), labels=classes)
 
 
 class LogisticFit:
@@ -162,11 +163,6 @@ class LogisticFit:
         model.set_params(C=C, tol=tol).fit(self.X, y)
         return model.coef_, model.intercept_
 
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    "Turn (n, n_classes) logits into probabilities."
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
 
 # %% ../../nbs/models/14_probe.ipynb #14defe76
 def check_probe(model: nn.Module) -> None:

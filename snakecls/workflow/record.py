@@ -26,7 +26,7 @@ from ..deploy.export import export_learner
 from ..evaluate.predictions import predict_table, predict_targets, probs_table, score_table
 from ..evaluate.report import write_report
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
-from ..models.cost import count_parameters
+from ..models.freezing import count_parameters
 from ..models.heads import find_heads
 from ..stats import find_top_k
 from ..train.callbacks import FlipAverage, SaveBestF1, epoch_values

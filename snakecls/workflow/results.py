@@ -27,7 +27,7 @@ from ..evaluate.predictions import compare_tables, decide_labels, predict_table,
 from ..evaluate.report import write_report
 from ..evaluate.report_data import find_part, target_part
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
-from ..models.cost import count_parameters
+from ..models.freezing import count_parameters
 from ..models.heads import find_heads
 from ..experiment.learner import several_targets
 from ..train.precision import uncompile_model
