@@ -44,6 +44,11 @@ class Problem:
         "The labels of the targets beside the first."
         return dict(list(self.by_target.items())[1:])
 
+    @property
+    def folder_labels(self) -> list[str]:  # none where a photo can have several answers
+        "The labels that a photo's folder can stand for."
+        return []
+
     def to_probs(self, logits: Any) -> Any:  # tensors of torch, (n, n_classes); nothing is imported for them
         "Turn the logits of a part into probabilities; rows sum to 1."
         return logits.softmax(-1)
@@ -80,6 +85,10 @@ class _Part(Problem):
     def targets(self) -> None:  # as bundle.json has it: only where there are several
         return None
 
+    @property
+    def asked(self) -> str:  # as `data.target` of an experiment has it
+        return self.target
+
     def named(self, values: Iterable) -> Any:
         "Give one value for each part in the form that users know: the value itself."
         return next(iter(values))
@@ -101,6 +110,15 @@ class OneLabel(_Part):
     "One label on each photo: the likeliest is the answer."
 
     word, answers = "single_label", "label"
+
+    @property
+    def folder_labels(self) -> list[str]:
+        "The labels that a photo's folder can stand for: all."
+        return self.labels
+
+    def tidy(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        "Give the table with its labels as text."
+        return table.astype({self.column: str})
 
     def names(self, cell: str) -> list[str]:
         "List the labels of a cell."
@@ -146,6 +164,10 @@ class MultiLabel(_Part):
     "Any number of labels on each photo: those above their thresholds are the answer."
 
     word, answers, can_be_empty, steady_score = "multi_label", "labels", True, "f1_macro"
+
+    def tidy(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        "Give the table as it is: lists hold texts already."
+        return table
 
     def names(self, cell: Iterable[str]) -> list[str]:
         "List the labels of a cell."
@@ -235,6 +257,10 @@ class MultiTarget(Problem):
     @property
     def targets(self) -> dict[str, list[str]]:  # as bundle.json has it
         return self.by_target
+
+    @property
+    def asked(self) -> list[str]:  # as `data.target` of an experiment has it
+        return list(self.by_target)
 
     def named(self, values: Iterable) -> dict[str, Any]:
         "Give one value for each part in the form that users know: by target."
