@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'Photo', 'OpenPhoto', 'setting_up', 'blank_photo', 'ReadColumn', 'Draw', 'DrawSeeds', 'SeededDL',
-           'photo_block', 'target_blocks', 'as_targets', 'photo_input', 'split_rows', 'photo_dls', 'check_table',
-           'network_colours', 'test_photos', 'label_paths', 'plain_batches', 'PhotosOnly', 'default_workers',
-           'fitting_workers', 'check_target', 'has_lists', 'check_targets', 'find_labels', 'check_known']
+           'target_block', 'photo_block', 'photo_input', 'split_rows', 'photo_dls', 'check_table', 'network_colours',
+           'test_photos', 'label_paths', 'plain_batches', 'PhotosOnly', 'default_workers', 'fitting_workers',
+           'training_rows']
 
 # %% ../../nbs/data/30_datablocks.ipynb #ac9bf114
 import os
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,8 @@ from PIL import Image
 
 from ..core import UserError, derive_seed, end_with_parent, unknown_name
 from .augment import Augment, SampleSeeds, ValidResize, train_tfms
-from .labels import label_names
 from .lost import LostPhotos
+from .problem import MultiLabel, OneLabel, Problem, find_problem
 from .photos import PhotoError, PhotoSpec, open_photo
 from .balance import check_oversample, count_labels, draw_photos, draw_weights, number_repeats
 
@@ -199,37 +199,34 @@ class SeededDL(TfmdDL):
             self.lost.check_classes(self.lost.splits[self.rows[0]])
 
 # %% ../../nbs/data/30_datablocks.ipynb #3b2f8016
+@singledispatch
+def target_block(part: OneLabel) -> TransformBlock:  # of one target
+    "Make the block of a target: for one label class numbers, for several 0 and 1 as floats."
+    return CategoryBlock(vocab=part.labels, sort=False)
+
+
+@target_block.register
+def _(part: MultiLabel) -> TransformBlock:
+    return MultiCategoryBlock(vocab=part.labels)
+
+# %% ../../nbs/data/30_datablocks.ipynb #cd8b96b1
 def photo_block(
     spec: PhotoSpec,  # size, resizing and normalisation: what validation and the served model see
-    labels: list[str] | dict[str, list[str]],  # the classes, in the order of the model's outputs; by target where there are several
+    problem: Problem,  # what is asked: the columns and their labels, in the order of the model's outputs
     *,
     size: int | None = None,  # px of training photos; None: as in `spec`
-    target: str | list[str] = "label",  # column with the class; several columns for several targets
-    multi_label: bool = False,  # the column holds lists
     augment: Augment = Augment(),  # training only
     seeds: SampleSeeds | None = None,
 ) -> DataBlock:
-    "Make the DataBlock: `ImageBlock`, a `CategoryBlock` for each target or a `MultiCategoryBlock`, the table's split."
+    "Make the DataBlock: `ImageBlock`, a block for each target, the table's split."
     if not isinstance(spec.size, int):
         raise UserError(f"photo.size is {spec.size}; training works on squares, so give one number of pixels.")
     items, batches = train_tfms(size or spec.size, augment, seeds or SampleSeeds(), resize=spec.resize)
     return DataBlock(
-        blocks=(photo_input(), *target_blocks(labels, multi_label=multi_label)), n_inp=1,
-        get_x=ReadColumn("path"), get_y=[ReadColumn(name) for name in as_targets(target)], splitter=split_rows, dl_type=SeededDL,
+        blocks=(photo_input(), *map(target_block, problem.parts)), n_inp=1,
+        get_x=ReadColumn("path"), get_y=[ReadColumn(column) for column in problem.columns], splitter=split_rows, dl_type=SeededDL,
         item_tfms=[*items, ValidResize(spec)], batch_tfms=[*batches, Normalize.from_stats(spec.mean, spec.std)],
     )
-
-
-def target_blocks(labels: list[str] | dict[str, list[str]], *, multi_label: bool = False) -> list[TransformBlock]:
-    "Make a block for each target."
-    if multi_label:
-        return [MultiCategoryBlock(vocab=list(labels))]
-    return [CategoryBlock(vocab=list(names), sort=False) for names in (labels.values() if isinstance(labels, dict) else [labels])]
-
-
-def as_targets(target: str | list[str]) -> list[str]:
-    "Give one target or several as a list."
-    return [target] if isinstance(target, str) else list(target)
 
 
 def photo_input() -> TransformBlock:
@@ -248,9 +245,10 @@ def photo_dls(
     table: pd.DataFrame,  # path, the target column, split (train, valid; rows of other splits are left aside)
     size: int = 224,  # px, of training photos
     *,
+    problem: Problem | None = None,  # what is asked, where it is known already (an experiment's); None: found by `target` and `labels`
     valid_size: int | None = None,  # px, of validation photos; None: as training. Random crops show things larger, so a larger one suits (FixRes, Touvron et al. 2019)
     target: str | list[str] = "label",  # a column; 'labels' or another column of lists for several labels per photo; several columns for several targets
-    labels: list[str] | dict[str, list[str]] | None = None,  # order of the classes (by target where there are several); None: the sorted labels of the training photos
+    labels: list[str] | dict[str, list[str]] | None = None,  # order of the classes, as `find_problem` takes it; None: the sorted labels of the training photos
     spec: PhotoSpec | None = None,  # resizing and normalisation; its size is replaced by that of validation
     network: object | None = None,  # the network that the photos are for: they are normalised as its weights were trained, whatever `spec` says
     augment: Augment = Augment(),
@@ -260,18 +258,18 @@ def photo_dls(
     num_workers: int | None = None,  # None: one less than the processors, at most 8
     device: str | None = None,
     lost: LostPhotos | None = None,  # the record of photos that get lost, which loaders of several sizes share; None: a new one
-) -> DataLoaders:  # with `.spec`, `.labels`, `.target`, `.targets`, `.counts` (training photos by label), `.workers_note` (why fewer processes read, or ''), `.lost` (photos that are gone since), and `.rebuild(size=…, valid_size=…, bs=…, seed=…)` for the next stage
+) -> DataLoaders:  # with `.spec`, `.problem`, `.labels`, `.counts` (training photos by label), `.workers_note` (why fewer processes read, or ''), `.lost` (photos that are gone since), and `.rebuild(size=…, valid_size=…, bs=…, seed=…)` for the next stage
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
     if not isinstance(table, pd.DataFrame):
         raise UserError(f"photo_dls takes a table of photos with their splits, and was given {table!r}; make one with split_table(load_table(...)).")
-    targets = as_targets(target)
     check_table(table)
     check_oversample(oversample)
-    if oversample and not isinstance(target, str):
-        raise UserError(f"oversample is {oversample}, but there are {len(targets)} targets, which are rare in different photos; leave it out, or name one target.")
-    table, multi_label = check_targets(table, targets)
-    vocab = {name: find_labels(table, name, labels, several=not isinstance(target, str)) for name in targets}
-    labels = vocab[target] if isinstance(target, str) else vocab
+    table = training_rows(table)
+    problem = find_problem(table, target, labels=labels) if problem is None else problem
+    if oversample and len(problem.parts) > 1:
+        raise UserError(f"oversample is {oversample}, but there are {len(problem.parts)} targets, which are rare in different photos; leave it out, or name one target.")
+    for part in problem.parts:
+        table = part.tidy(table)
     spec = replace(spec or PhotoSpec(size=size), size=valid_size or size, **({} if network is None else network_colours(network)))
     n_train = int((table["split"] == "train").sum())
     if bs < 2:
@@ -280,20 +278,20 @@ def photo_dls(
     wanted = default_workers() if num_workers is None else num_workers
     edge = augment.presize_for(size) if augment.backend == "fastai" else size  # px of what a process hands on
     workers, note = fitting_workers(wanted, 3 * max(min(bs, n_train) * edge**2, min(2 * bs, 64) * spec.size**2))
-    block = photo_block(spec, labels, size=size, target=target, multi_label=multi_label, augment=augment, seeds=seeds)
+    block = photo_block(spec, problem, size=size, augment=augment, seeds=seeds)
     with setting_up():
         dls = block.dataloaders(table, bs=min(bs, n_train), val_bs=min(2 * bs, 64), num_workers=workers, device=device)
     for dataset in (dls.train_ds, dls.valid_ds):
         dataset.tls[0].types[1] = object  # fastai noted str, and `learn.predict` would refuse a Path, bytes or an array
     dls.workers_note, dls.test_dl = note, partial(test_photos, dls, table)
-    dls.train.seeds, dls.spec, dls.labels, dls.target, dls.targets, dls.multi_label = seeds, spec, labels, target, targets, multi_label
-    counts = {name: count_labels(table, name, labels=vocab[name]) for name in targets}
-    dls.counts = counts[target] if isinstance(target, str) else counts
-    dls.train.weights = draw_weights(table.loc[table["split"] == "train", target], oversample=oversample) if oversample else None
-    dls.lost = lost or LostPhotos(table, targets=targets)
+    dls.train.seeds, dls.spec, dls.problem = seeds, spec, problem
+    dls.target, dls.targets, dls.multi_label = problem.asked, problem.columns, problem.word == "multi_label"
+    dls.labels, dls.counts = (problem.named(values) for values in zip(*((part.labels, count_labels(table, part.column, labels=part.labels)) for part in problem.parts)))
+    dls.train.weights = draw_weights(table.loc[table["split"] == "train", problem.columns[0]], oversample=oversample) if oversample else None
+    dls.lost = lost or LostPhotos(table, targets=problem.columns)
     for loader, rows, replaces in zip((dls.train, dls.valid), split_rows(table), (True, False)):
         loader.lost, loader.rows, loader.replaces = dls.lost, np.array(rows), replaces
-    dls.rebuild = partial(photo_dls, table, target=target, labels=labels, spec=spec, augment=augment, oversample=oversample, num_workers=num_workers, device=device, lost=dls.lost)
+    dls.rebuild = partial(photo_dls, table, problem=problem, spec=spec, augment=augment, oversample=oversample, num_workers=num_workers, device=device, lost=dls.lost)
     return dls
 
 
@@ -330,17 +328,17 @@ def test_photos(
 
 def label_paths(dls: DataLoaders, table: pd.DataFrame, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:  # path, a column for each target
     "Find the labels of paths; raises `UserError` where there is none."
-    known = {os.path.abspath(row["path"]): row for row in table[["path", *dls.targets]].to_dict("records")}
-    rows, folders = [], dls.labels if isinstance(dls.target, str) and not dls.multi_label else []
+    columns, folders, rows = dls.problem.columns, dls.problem.folder_labels, []
+    known = {os.path.abspath(row["path"]): row for row in table[["path", *columns]].to_dict("records")}
     for path in paths:
         folder = os.path.basename(os.path.dirname(os.path.abspath(path))) if isinstance(path, (str, os.PathLike)) else None
         if folder is not None and os.path.abspath(path) in known:
             rows.append(known[os.path.abspath(path)] | {"path": str(path)})
         elif folder is not None and folder in folders:
-            rows.append({"path": str(path), dls.target: folder})
+            rows.append({"path": str(path), columns[0]: folder})
         else:
             of = f"{path}: it is not in the table, and its folder '{folder}' is none of the labels" if folder is not None else f"a {type(path).__name__}, which is no path"
-            raise UserError(f"there is no label for {of}; give rows of a table with path and {' and '.join(dls.targets)}, or leave with_labels out.")
+            raise UserError(f"there is no label for {of}; give rows of a table with path and {' and '.join(columns)}, or leave with_labels out.")
     return pd.DataFrame(rows)
 
 
@@ -396,66 +394,14 @@ def fitting_workers(
     return fit, f"{who} photos, as a batch takes {batch_bytes / 1e6:.0f} MB and the shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free; give it more (docker run --shm-size=2g), or smaller batches."
 
 # %% ../../nbs/data/30_datablocks.ipynb #669f6591
-def check_target(table: pd.DataFrame, target: str) -> pd.DataFrame:
-    "Check for the needed columns and both splits; gives the training and validation rows."
-    for column in ("path", target):
-        if column not in table.columns:
-            raise unknown_name("column", column, table.columns)
+def training_rows(table: pd.DataFrame) -> pd.DataFrame:
+    "Give the training and validation rows; raises `UserError` where a split is missing."
+    if "path" not in table.columns:
+        raise unknown_name("column", "path", table.columns)
     if "split" not in table.columns:
         raise UserError("the table has no column 'split'; make one with split_table (an experiment file does so by itself).")
     table = table[table["split"].isin(["train", "valid"])].reset_index(drop=True)
     for name in ("train", "valid"):
         if not (table["split"] == name).any():
             raise UserError(f"the table has no photo in split '{name}'; make the splits with split_table, or take more photos.")
-    if (missing := int(table[target].isna().sum())):
-        raise UserError(f"{missing} of {len(table)} photos have no '{target}'; drop them or name another target.")
-    if has_lists(table, target):
-        if not label_names(table[table["split"] == "train"].rename(columns={target: "labels"})[["labels"]]):
-            raise UserError(f"no training photo has any label in '{target}'; fill the column in, or name another target.")
-        return table
-    if table[target].nunique() < 2:
-        raise UserError(f"the photos have only one '{target}' ({table[target].iloc[0]}); a classifier needs at least two.")
-    return table.astype({target: str})
-
-
-def has_lists(table: pd.DataFrame, target: str) -> bool:
-    "Tell whether a column holds lists of labels."
-    return isinstance(table[target].iloc[0], (list, tuple, np.ndarray))
-
-
-def check_targets(table: pd.DataFrame, targets: list[str]) -> tuple[pd.DataFrame, bool]:
-    "Check every target; gives the training and validation rows, and whether photos have several labels."
-    if not targets or len(set(targets)) < len(targets):
-        raise UserError(f"target {targets} is empty or names a column twice; name each column once.")
-    for target in targets:
-        table = check_target(table, target)
-    lists = [target for target in targets if has_lists(table, target)]
-    if lists and len(targets) > 1:
-        raise UserError(f"the column '{lists[0]}' holds lists of labels and cannot be one of several targets; name it alone.")
-    return table, bool(lists)
-
-
-def find_labels(
-    table: pd.DataFrame,  # checked
-    target: str,
-    labels: list[str] | dict[str, list[str]] | None,  # as given
-    *,
-    several: bool,  # several targets
-) -> list[str]:
-    "Give the labels of a target in order, those given or those of the training photos; raises `UserError` where the table has others."
-    if labels is not None and isinstance(labels, dict) != several:
-        raise UserError("labels is a list where there is one target, and a dict from target to list where there are several; give it so, or leave it out.")
-    lists = has_lists(table, target)
-    given = labels.get(target) if several and labels else labels
-    if given is None:
-        train = table.loc[table["split"] == "train", target]
-        given = label_names(train.to_frame("labels")) if lists else sorted(train.unique())
-    check_known(table.explode(target).dropna(subset=[target]) if lists else table, target, list(given))
-    return list(given)
-
-
-def check_known(table: pd.DataFrame, target: str, labels: list[str]) -> None:
-    "Check that every label of the table is one of the model's."
-    unknown = sorted(set(table[target].unique()) - set(labels))
-    if unknown:
-        raise UserError(f"{len(unknown)} labels of '{target}' are not among the training labels, such as '{unknown[0]}'; move some of their photos to split train, or drop them.")
+    return table
