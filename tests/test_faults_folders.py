@@ -17,7 +17,7 @@ from PIL import Image
 from snakecls.core import UserError
 from snakecls.data.files import check_files
 from snakecls.data.photos import PhotoError, open_photo
-from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.data.tables import load_table, load_unlabelled, read_table, read_unlabelled
 from test_tables import make
 
 SMALL = ["--set", "model.arch=test_resnet", "--set", "model.weights=none", "--set", "schedule=[{size: 32, epochs: 1}]", "--set", "train.num_workers=0", "--set", "train.bs=4"]
@@ -52,8 +52,9 @@ def draw(path: Path, colour: int, size=(40, 32), **options) -> None:
 
 
 def levels(folder: Path, *names: str, **options) -> tuple[set[str], list[str]]:
-    table = load_table(make(folder, *names), **options)
-    return set(table["label"]), table.attrs["warnings"]
+    noted = read_table(make(folder, *names), **options)
+    table = noted.table
+    return set(table["label"]), noted.notes
 
 
 SPECIES = ("Natrix/Natrix natrix", "Natrix/Natrix maura", "Vipera/Vipera berus", "Vipera/Vipera aspis")
@@ -100,9 +101,10 @@ def test_layouts(tmp_path, names, labels):
 
 def test_splits_within_the_classes(tmp_path):
     make(tmp_path, *photos(*(f"{label}/{split}" for label in ("cat", "dog") for split in ("train", "val", "test"))))
-    table = load_table(tmp_path)
+    noted = read_table(tmp_path)
+    table = noted.table
     assert pd.crosstab(table["label"], table["split"]).to_dict() == {split: {"cat": 3, "dog": 3} for split in ("test", "train", "valid")}
-    assert "splits were read from the second folder level" in table.attrs["warnings"][0]
+    assert "splits were read from the second folder level" in noted.notes[0]
 
 
 def test_splits_and_deeper_folders(tmp_path):
@@ -119,8 +121,9 @@ def test_splits_without_training_photos(tmp_path):
 
 def test_what_lies_beside_splits_is_told(tmp_path):
     make(tmp_path, *photos("train/cat", "train/dog", "val/cat", "val/dog", "plots", "odd/cat"))
-    table = load_table(tmp_path)
-    assert len(table) == 12 and any("folders beside the splits: 'odd (3)', 'plots (3)'" in note for note in table.attrs["warnings"])
+    noted = read_table(tmp_path)
+    table = noted.table
+    assert len(table) == 12 and any("folders beside the splits: 'odd (3)', 'plots (3)'" in note for note in noted.notes)
 
 
 def test_an_uncertain_split_is_asked_about(tmp_path):
@@ -153,8 +156,8 @@ def test_a_model_finds_the_level_of_its_labels(tmp_path):
     from snakecls.workflow.models import load_known
 
     make(tmp_path, *photos(*SPECIES))
-    assert set(load_known(tmp_path, ["Natrix", "Vipera"])["label"]) == {"Natrix", "Vipera"}
-    assert load_known(tmp_path, ["Natrix natrix"])["label"].nunique() == 4
+    assert set(load_known(tmp_path, ["Natrix", "Vipera"]).table["label"]) == {"Natrix", "Vipera"}
+    assert load_known(tmp_path, ["Natrix natrix"]).table["label"].nunique() == 4
 
 
 # Pictures that are no photos of the user's
@@ -216,7 +219,7 @@ def test_every_command_sees_the_same(nas):
     assert code == 0 and len(json.loads(out)) == 24 and "no photos of yours" in err
     code, out, err = command("evaluate", "--data", ".", "--json", cwd=nas)
     assert code == 0 and json.loads(out)["scores"]["n"] == 24 and "a model of snakecls ('shipped')" in err
-    assert len(load_unlabelled(nas)) == 24 and any("no photos of yours" in note for note in load_unlabelled(nas).attrs["warnings"])
+    assert len(load_unlabelled(nas)) == 24 and any("no photos of yours" in note for note in read_unlabelled(nas).notes)
 
 
 def test_ours_are_known_by_their_files_alone(tmp_path):
@@ -233,8 +236,9 @@ def test_ours_are_known_by_their_files_alone(tmp_path):
 def test_a_demonstration_and_a_space_are_no_classes(tmp_path):
     make(tmp_path, *photos("cat", "dog"), "snakecls-demo/experiment.yaml", "snakecls-demo/data/demo.json", "snakecls-demo/data/photos/Boa/1.jpg",
          "space/app.py", "space/requirements.txt", "space/bundle/bundle.json", "space/bundle/examples/1.jpg", "space/plots/1.png")
-    table = load_table(tmp_path)
-    assert set(table["label"]) == {"cat", "dog"} and "a demonstration of snakecls ('snakecls-demo')" in table.attrs["warnings"][0]
+    noted = read_table(tmp_path)
+    table = noted.table
+    assert set(table["label"]) == {"cat", "dog"} and "a demonstration of snakecls ('snakecls-demo')" in noted.notes[0]
     assert len(load_unlabelled(tmp_path / "snakecls-demo")) == 1  # asked for by name
 
 
@@ -397,8 +401,9 @@ def test_names_that_are_no_text_are_told(tmp_path):
             stream.write(content)
     os.symlink("loop.jpg", tmp_path / "photos/cat/loop.jpg")
     os.symlink("itself", tmp_path / "photos/itself")
-    table = load_table(tmp_path / "photos")
-    assert len(table) == 12 and len(table.attrs["warnings"]) == 2
+    noted = read_table(tmp_path / "photos")
+    table = noted.table
+    assert len(table) == 12 and len(noted.notes) == 2
     code, _, err = command("check", "photos", "--files-only", cwd=tmp_path)
     assert code == 0 and r"caf\xe9.png" in err and "not UTF-8" in err, err
     names = {Path(path).name for path in pd.read_parquet(tmp_path / "checks/photos/issues.parquet")["path"]}
@@ -421,9 +426,10 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    table = load_table(tmp_path)
-    assert set(table["label"]) == {"cat", "dog"} and "could not look into 2 folders" in table.attrs["warnings"][0] and "'locked'" in table.attrs["warnings"][0]
-    assert {Path(issue["path"]).name: issue["issue"] for issue in table.attrs["issues"]} == {"locked": "not permitted", "broken": "not permitted"}
+    noted = read_table(tmp_path)
+    table = noted.table
+    assert set(table["label"]) == {"cat", "dog"} and "could not look into 2 folders" in noted.notes[0] and "'locked'" in noted.notes[0]
+    assert {Path(issue["path"]).name: issue["issue"] for issue in noted.issues} == {"locked": "not permitted", "broken": "not permitted"}
     code, _, err = command("predict", tmp_path / "locked", cwd=tmp_path)
     assert code == 2 and "may not be read; change its permissions" in err
     with pytest.raises(UserError, match="cannot be read .Input/output error"):
@@ -434,8 +440,9 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
 def test_paths_that_no_system_has_are_missing_photos(tmp_path, path):
     os.symlink("loop", tmp_path / "loop")
     make(tmp_path, "1.jpg", "2.jpg")
-    table = load_table(pd.DataFrame({"path": ["1.jpg", "2.jpg", path], "label": ["a", "b", "b"]}), root=tmp_path)
-    assert len(table) == 2 and [issue["issue"] for issue in table.attrs["issues"]] == ["missing"]
+    noted = read_table(pd.DataFrame({"path": ["1.jpg", "2.jpg", path], "label": ["a", "b", "b"]}), root=tmp_path)
+    table = noted.table
+    assert len(table) == 2 and [issue["issue"] for issue in noted.issues] == ["missing"]
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "é" * 100, "photos.2024.01"], ids=["long", "accents", "dots"])
@@ -536,9 +543,9 @@ def test_corrections_of_other_programs_are_read(tmp_path):
     for number, content in enumerate(("Path,Action,Label\ra.jpg,drop,\rb.jpg,relabel,x\r", "sep=;\npath;action;label\na.jpg;drop;\nb.jpg;relabel;x\n", " PATH ,ACTION,label\r\na.jpg,drop\r\nb.jpg,relabel,x")):
         file = tmp_path / f"{number}.csv"
         file.write_bytes(content.encode())
-        assert read_corrections(file)["action"].tolist() == ["drop", "relabel"]
+        assert read_corrections(file).decisions["action"].tolist() == ["drop", "relabel"]
         add_correction(file, tmp_path / "c.jpg", action="keep")
-        found = read_corrections(file)
+        found = read_corrections(file).decisions
         assert [Path(path).name for path in found["path"]] == ["a.jpg", "b.jpg", "c.jpg"] and found["label"].tolist() == ["", "x", ""]
 
 
@@ -548,7 +555,7 @@ def test_decisions_of_several_writers_are_all_kept(tmp_path):
     code = "import sys; from snakecls.data.corrections import add_correction\nfor i in range(15): add_correction('c.csv', f'{sys.argv[1]}{i}.jpg', action='drop')"
     writers = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
-    assert len(read_corrections(tmp_path / "c.csv")) == 30
+    assert len(read_corrections(tmp_path / "c.csv").decisions) == 30
 
 
 def test_paths_of_corrections_in_other_spellings(tmp_path):
@@ -576,10 +583,11 @@ def test_corrections_move_names_alone_and_never_a_group(tmp_path):
     add_correction(file, table["path"][0], action="relabel", label="b")
     add_correction(file, table["path"][1], action="drop")
     Path(table["path"][1]).write_text("another photo")
-    found, done = apply_corrections(table, file, group="family")
+    noted, done = apply_corrections(table, file, group="family")
+    found = noted.table
     assert found.iloc[0, 1:].tolist() == ["b", "B", "s", "F", "n"] and len(found) == 8
     assert done["outcome"].tolist() == ["relabelled, and with it genus, venomous", "another photo"]
-    assert any("decide again" in note for note in found.attrs["warnings"])
+    assert any("decide again" in note for note in noted.notes)
 
 
 # Folders for splits with other names; links; what was unpacked; copies
@@ -591,9 +599,10 @@ def test_corrections_move_names_alone_and_never_a_group(tmp_path):
 ])  # fmt: skip
 def test_splits_with_other_names(tmp_path, train, other, split):
     make(tmp_path, *photos(f"{train}/cat", f"{train}/dog", f"{other}/cat", f"{other}/dog"), "seg_pred/seg_pred/x.jpg")
-    table = load_table(tmp_path)
+    noted = read_table(tmp_path)
+    table = noted.table
     assert set(table["label"]) == {"cat", "dog"} and set(table["split"]) == {"train", split} and len(table) == 12
-    assert train in ("train",) or any("read as splits" in note and "data.label_level: 1" in note for note in table.attrs["warnings"])
+    assert train in ("train",) or any("read as splits" in note and "data.label_level: 1" in note for note in noted.notes)
     assert "split" not in load_table(tmp_path, label_level=1)
 
 
@@ -610,9 +619,10 @@ def test_the_folder_itself_comes_before_links_to_it(tmp_path):
         (tmp_path / "set" / link).symlink_to(target)
     make(tmp_path / "store", *photos("fox"))
     (tmp_path / "set/fox").symlink_to("../store/fox")
-    table = load_table(tmp_path / "set")
+    noted = read_table(tmp_path / "set")
+    table = noted.table
     assert table["label"].value_counts().to_dict() == {"cat": 3, "dog": 3, "wolf": 3, "fox": 3}
-    (note,) = [note for note in table.attrs["warnings"] if "5 links" in note]
+    (note,) = [note for note in noted.notes if "5 links" in note]
     assert "'aaa' is a link to 'dog', which was read already" in note and "'cat/up' is a link to a folder that holds this one" in note
 
 
@@ -624,8 +634,9 @@ def test_the_unpacked_zip_is_no_class_unless_it_is_meant(tmp_path):
         for name in photos("cat", "dog"):
             archive.writestr(name, b"x")
     load_table(tmp_path / "photos.zip")
-    table = load_table(tmp_path)
-    assert set(table["label"]) == {"cat", "dog"} and any("what was unpacked from a zip ('photos.unpacked')" in note for note in table.attrs["warnings"])
+    noted = read_table(tmp_path)
+    table = noted.table
+    assert set(table["label"]) == {"cat", "dog"} and any("what was unpacked from a zip ('photos.unpacked')" in note for note in noted.notes)
     make(tmp_path / "around")
     (tmp_path / "around").mkdir(exist_ok=True)
     (tmp_path / "photos.unpacked").rename(tmp_path / "around/photos.unpacked")
@@ -637,16 +648,18 @@ def test_programs_and_their_copies_are_no_classes(tmp_path):
     copies = [f"cat/{folder}/{prefix}cat{i}.jpg" for folder, prefix in (("thumbs", "thumb_"), ("Thumbnails", ""), ("_thumbs", "tn_"), ("Picasa", ""), ("Originals", "")) for i in range(3)]
     junk = ["~snapshot/h/cat/c1.jpg", "RECYCLER/S-1-5-21/x.jpg", "Network Trash Folder/x.jpg", "Temporary Items/x.jpg", "@tmp/x.jpg", "@sharebin/x.jpg", "_gsdata_/x.jpg", "Previews.lrdata/x.jpg", "A.aplibrary/x.jpg",
             "mlruns/0/meta.yaml", "mlruns/0/x.jpg", "lightning_logs/version_0/x.jpg", "flagged/log.csv", "flagged/image/x.jpg", "env/lib/python3/site-packages/x.png", "build/lib/x.png"]  # fmt: skip
-    table = load_table(make(tmp_path, *names, *copies, *junk))
+    noted = read_table(make(tmp_path, *names, *copies, *junk))
+    table = noted.table
     assert len(table) == 6 and set(table["label"]) == {"cat", "dog"}
-    assert {Path(issue["path"]).name for issue in table.attrs["issues"] if issue["issue"] == "left out"} == {name.split("/")[0] for name in junk} | {name.split("/")[1] for name in copies}
+    assert {Path(issue["path"]).name for issue in noted.issues if issue["issue"] == "left out"} == {name.split("/")[0] for name in junk} | {name.split("/")[1] for name in copies}
 
 
 def test_classes_called_like_a_programs_folders_stay_and_are_told(tmp_path):
     names = ("thumbs", "Originals", "flagged", "build", "env", "mlruns", "Recycler")
-    table = load_table(make(tmp_path, *[f"{name}/{i}.jpg" for name in (*names, "cat") for i in range(3)], "cat/originals/9.jpg"))
+    noted = read_table(make(tmp_path, *[f"{name}/{i}.jpg" for name in (*names, "cat") for i in range(3)], "cat/originals/9.jpg"))
+    table = noted.table
     assert set(table["label"]) == {*names, "cat"} and len(table) == 25
-    (note,) = table.attrs["warnings"]
+    (note,) = noted.notes
     assert "read 8 folders" in note and "move them elsewhere" in note
     table = load_table(make(tmp_path, *[f"{i}.jpg" for i in range(3)]))  # loose ones of the same names make no copies of a class
     assert set(table["label"]) == {*names, "cat"} and len(table) == 25
@@ -654,8 +667,9 @@ def test_classes_called_like_a_programs_folders_stay_and_are_told(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such names there")
 def test_names_with_line_breaks_are_told_on_one_line(tmp_path):
-    table = load_table(make(tmp_path, *photos("cat", "dog"), "wolf\nfox/1.jpg", "cat/a\nb.jpg", "cat/c\\d.jpg"))
-    (note,) = table.attrs["warnings"]
+    noted = read_table(make(tmp_path, *photos("cat", "dog"), "wolf\nfox/1.jpg", "cat/a\nb.jpg", "cat/c\\d.jpg"))
+    table = noted.table
+    (note,) = noted.notes
     assert len(table) == 6 and "\n" not in note and "holds a line break" in note and "holds a backslash" in note and r"wolf\nfox" in note
     draw(tmp_path / "a\nb.jpg", 1)
     code, _, err = command("predict", tmp_path / "a\nb.jpg", cwd=tmp_path)
@@ -677,9 +691,10 @@ def test_names_in_archives_are_read_as_they_were_written(tmp_path):
             archive.writestr(name.replace("\u00e8", "##"), b"" if name.endswith("\\") else name.encode())
         archive.writestr("set/Boa/3.jpg", b"the last")
     path.write_bytes(path.read_bytes().replace(b"Vip##re", "Vip\u00e8re".encode()))  # without the flag that says so
-    table = load_table(path)
+    noted = read_table(path)
+    table = noted.table
     assert set(table["label"]) == {"Vip\u00e8re", "Boa"} and len(table) == 3
-    assert any("unpacked 3 files" in note and "1 name stands in it more than once ('set/Boa/3.jpg')" in note for note in table.attrs["warnings"])
+    assert any("unpacked 3 files" in note and "1 name stands in it more than once ('set/Boa/3.jpg')" in note for note in noted.notes)
     folder = tmp_path / "photos.unpacked"
     assert (folder / "set/Boa/3.jpg").read_bytes() == b"the last"
     note = json.loads((folder / ".unpacked.json").read_text())  # as an earlier version left it

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from snakecls.core import UserError
-from snakecls.data.splits import split_table
-from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.data.notes import Noted
+from snakecls.data.splits import divide_table, split_table
+from snakecls.data.tables import load_table, read_table, read_unlabelled
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -24,8 +25,8 @@ def write(path: Path, content: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def notes(table: pd.DataFrame) -> str:
-    return " ".join(table.attrs["warnings"])
+def notes(noted: Noted) -> str:
+    return " ".join(noted.notes)
 
 
 def names(table: pd.DataFrame) -> list[str]:
@@ -87,14 +88,16 @@ def test_lost_digits_are_refused(tmp_path):
 def test_ids_that_look_like_numbers_are_found_as_files(tmp_path):
     make(tmp_path, "12e3.jpg", "1.50.jpg", "007.jpg", "1.5.jpg", "=5.jpg")
     write(tmp_path / "t.csv", 'id,label\n12e3,a\n1.50,b\n007,a\n="1.5",b\n')
-    table = load_table(tmp_path / "t.csv")
-    assert names(table) == ["12e3.jpg", "1.50.jpg", "007.jpg", "1.5.jpg"] and table.attrs["warnings"] == []
+    noted = read_table(tmp_path / "t.csv")
+    table = noted.table
+    assert names(table) == ["12e3.jpg", "1.50.jpg", "007.jpg", "1.5.jpg"] and noted.notes == []
 
 
 def test_a_guessed_encoding_is_told(tmp_path):
     make(tmp_path, "a.jpg", "b.jpg")
-    table = load_table(write(tmp_path / "t.csv", "file,label\na.jpg,Vipère\nb.jpg,Boa\n", "cp1252"))
-    assert table["label"].tolist() == ["Vipère", "Boa"] and "'Vipère'" in notes(table) and "save it as UTF-8" in notes(table)
+    noted = read_table(write(tmp_path / "t.csv", "file,label\na.jpg,Vipère\nb.jpg,Boa\n", "cp1252"))
+    table = noted.table
+    assert table["label"].tolist() == ["Vipère", "Boa"] and "'Vipère'" in notes(noted) and "save it as UTF-8" in notes(noted)
 
 
 # Guesses are told
@@ -109,9 +112,10 @@ def taxa(n: int = 40) -> pd.DataFrame:
 
 
 def test_the_finest_rank_is_the_label_and_the_others_are_named(tmp_path):
-    table = load_table(taxa(), root=tmp_path, check_files=False)
+    noted = read_table(taxa(), root=tmp_path, check_files=False)
+    table = noted.table
     assert table["label"].nunique() == 16
-    assert "the column 'species'" in notes(table) and "'class'" in notes(table) and "data.label_column" in notes(table) and "data.target" in notes(table)
+    assert "the column 'species'" in notes(noted) and "'class'" in notes(noted) and "data.label_column" in notes(noted) and "data.target" in notes(noted)
     assert load_table(taxa().drop(columns="species"), root=tmp_path, check_files=False)["label"].nunique() == 8
     assert load_table(taxa(), root=tmp_path, check_files=False, label_column="class")["label"].nunique() == 2
     assert load_table(taxa(), root=tmp_path, check_files=False, target="family")["label"].nunique() == 4
@@ -121,19 +125,21 @@ def test_the_finest_rank_is_the_label_and_the_others_are_named(tmp_path):
 def test_the_column_whose_values_look_like_labels(tmp_path, coarse, fine):
     frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(40)], coarse: ["1", "2"] * 20, fine: [f"kind {i % 8}" for i in range(40)]})
     for columns in (frame.columns, frame.columns[[0, 2, 1]]):
-        table = load_table(frame[columns], root=tmp_path, check_files=False)
-        assert table["label"].nunique() == 8 and f"'{fine}'" in notes(table) and f"'{coarse}'" in notes(table)
+        noted = read_table(frame[columns], root=tmp_path, check_files=False)
+        table = noted.table
+        assert table["label"].nunique() == 8 and f"'{fine}'" in notes(noted) and f"'{coarse}'" in notes(noted)
     unique = load_table(frame.assign(**{fine: [f"name {i}" for i in range(40)]}), root=tmp_path, check_files=False)
     assert unique["label"].nunique() == 2  # one value for each row is no label
-    same = load_table(frame.assign(**{coarse: [i % 8 for i in range(40)]}), root=tmp_path, check_files=False)
-    assert same["label"].iloc[0] == "kind 0" and same.attrs["warnings"] == []  # numbers and their names: no choice to tell
+    noted = read_table(frame.assign(**{coarse: [i % 8 for i in range(40)]}), root=tmp_path, check_files=False)
+    same = noted.table
+    assert same["label"].iloc[0] == "kind 0" and noted.notes == []  # numbers and their names: no choice to tell
 
 
 def test_epithets_of_several_genera_are_told_and_the_remedy_works(tmp_path):
     frame = taxa().assign(species=[f"species{i % 2}" for i in range(40)], genus=[f"Genus{'abcd'[i % 4]}" for i in range(40)])
     frame["species"] = np.where(np.arange(40) % 8 < 4, "major", "minor")
-    table = load_table(frame, root=tmp_path, check_files=False)
-    assert "stand in several genera" in notes(table) and "data.target: binomial" in notes(table)
+    noted = read_table(frame, root=tmp_path, check_files=False)
+    assert "stand in several genera" in notes(noted) and "data.target: binomial" in notes(noted)
     assert load_table(frame, root=tmp_path, check_files=False, target="binomial")["label"].nunique() == 8
 
 
@@ -157,8 +163,9 @@ def test_columns_that_look_like_a_split_are_used(tmp_path, columns, expected):
 @pytest.mark.parametrize("name, values", [("Usage", ["Public", "Private"]), ("valid", ["True", "True"]), ("fold", ["0", "1"])])
 def test_columns_that_may_be_a_split_are_named(tmp_path, name, values):
     frame = pd.DataFrame({"file": list("abcd"), "label": list("xyxy"), name: values * 2})
-    table = load_table(frame, root=tmp_path, check_files=False)
-    assert "split" not in table and f"'{name}'" in notes(table) and "not read as a split" in notes(table)
+    noted = read_table(frame, root=tmp_path, check_files=False)
+    table = noted.table
+    assert "split" not in table and f"'{name}'" in notes(noted) and "not read as a split" in notes(noted)
     said = {values[0]: "train", values[1]: "test"}
     if len(said) == 2:
         assert load_table(frame, root=tmp_path, check_files=False, splits=said)["split"].tolist() == ["train", "test"] * 2
@@ -188,7 +195,7 @@ def test_paths_are_found_in_both_forms(tmp_path, table_form):
 
 def test_labels_that_look_alike_are_told_with_both_spellings(tmp_path):
     frame = pd.DataFrame({"file": list("abcdefgh"), "label": ["Boa", "boa", "a b", "a_b", "Naja", "N\u0430ja", "AB", "\uff21B"]})
-    said = notes(load_table(frame, root=tmp_path, check_files=False))
+    said = notes(read_table(frame, root=tmp_path, check_files=False))
     assert "8 labels" in said and "'Boa' and 'boa'" in said and "'a b' and 'a_b'" in said and "CYRILLIC" in said
 
 
@@ -199,20 +206,23 @@ def test_photos_spread_over_folders(tmp_path):
     make(tmp_path, *(f"part_1/{i}.jpg" for i in range(22)), *(f"part_2/deep/{i}.jpg" for i in range(22, 40)))
     frame = pd.DataFrame({"id": [*map(str, range(40)), "99"], "label": ["x", "y"] * 20 + ["x"]})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    table = load_table(tmp_path / "t.csv")
-    assert len(table) == 40 and "'part_1', 'part_2/deep'" in notes(table)
-    assert [(Path(issue["path"]).name, issue["reason"]) for issue in table.attrs["issues"]] == [("99", "no such file")]
+    noted = read_table(tmp_path / "t.csv")
+    table = noted.table
+    assert len(table) == 40 and "'part_1', 'part_2/deep'" in notes(noted)
+    assert [(Path(issue["path"]).name, issue["reason"]) for issue in noted.issues] == [("99", "no such file")]
 
 
 def test_bare_names_and_class_folders(tmp_path):
     make(tmp_path, "images/cat/1.jpg", "images/cat/2.jpg", "images/dog/1.jpg", "images/dog/3.jpg")
     frame = pd.DataFrame({"file": ["1.jpg", "2.jpg", "1.JPG", "3.jpg"], "label": ["cat", "cat", "dog", "dog"]})
-    table = load_table(frame, root=tmp_path)
+    noted = read_table(frame, root=tmp_path)
+    table = noted.table
     assert [Path(path).parts[-2] for path in table["path"]] == ["cat", "cat", "dog", "dog"]
     frame["label"] = ["x", "x", "y", "y"]  # now nothing says which 1.jpg is meant
-    table = load_table(frame, root=tmp_path)
+    noted = read_table(frame, root=tmp_path)
+    table = noted.table
     assert names(table) == ["2.jpg", "3.jpg"]
-    assert {issue["issue"] for issue in table.attrs["issues"]} == {"ambiguous"} and "2 files of that name" in table.attrs["issues"][0]["reason"]
+    assert {issue["issue"] for issue in noted.issues} == {"ambiguous"} and "2 files of that name" in noted.issues[0]["reason"]
     with pytest.raises(UserError, match="could be in .*cat' or .*dog'; say which with root"):
         load_table(frame[frame["file"].str.lower() == "1.jpg"].assign(file="1.jpg", label=["x", "y"]), root=tmp_path)
 
@@ -233,17 +243,19 @@ def test_stray_quotes_and_legal_cells_of_several_lines(tmp_path):
     "The layout of COMP5329: both in one file."
     make(tmp_path, *(f"data/{i}.jpg" for i in range(6)))
     path = write(tmp_path / "train.csv", 'ImageID,Labels,Caption\n0.jpg,1,"a\nb"\n1.jpg,3,plain\n2.jpg,1 2,"he said /"hi/""\n3.jpg\n4.jpg,3,"Stop, /"now/", he said"\n5.jpg,1,last\n')
-    table = load_table(path, multi_label=True, separator=" ")
+    noted = read_table(path, multi_label=True, separator=" ")
+    table = noted.table
     assert names(table) == ["0.jpg", "1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     assert table["labels"].tolist() == [["1"], ["3"], ["1", "2"], ["3"], ["1"]] and table["Caption"].iloc[0] == "a\nb"
-    assert [issue["path"] for issue in table.attrs["issues"] if issue["issue"] == "unreadable line"] == [f"{path}:6"] and "line 6" in notes(table)
+    assert [issue["path"] for issue in noted.issues if issue["issue"] == "unreadable line"] == [f"{path}:6"] and "line 6" in notes(noted)
 
 
 def test_tables_for_prediction_are_read_by_the_same_door(tmp_path):
     make(tmp_path, *(f"{i}.jpg" for i in range(4)))
     path = write(tmp_path / "test.csv", 'ImageID,Caption\n0.jpg,"two\nlines"\n1.jpg,A "big" dog, asleep\n2.jpg,"never closed\n3.jpg,last\n')
-    table = load_unlabelled(path)
-    assert names(table) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"] and "line '4', '5'" in notes(table)
+    noted = read_unlabelled(path)
+    table = noted.table
+    assert names(table) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"] and "line '4', '5'" in notes(noted)
 
 
 def test_what_pandas_reads_is_read(tmp_path):
@@ -252,15 +264,16 @@ def test_what_pandas_reads_is_read(tmp_path):
     cells = {"plain": "a dog", "legal": '"a ""big"" dog, asleep"', "lines": '"first\nsecond, third"', "slash": '"he said /"hi/""', "comma": 'a dog, a "cat"'}
     rows = [f"{i}.jpg" if kind == "short" else f"{i}.jpg,{i % 7} {i % 5 + 7},{cells[kind]}" for i, kind in enumerate(kinds)]
     path = write(tmp_path / "train.csv", "\n".join(["ImageID,Labels,Caption", *rows]) + "\n")
-    table = load_table(path, check_files=False, label_column="Labels")
+    noted = read_table(path, check_files=False, label_column="Labels")
+    table = noted.table
     by_pandas = pd.read_csv(path, dtype=str, engine="python", on_bad_lines="skip").dropna()
     known = dict(zip(names(table), zip(table["label"], table["Caption"])))
     assert len(table) == n - (kinds == "short").sum() >= len(by_pandas)
     sure = by_pandas[by_pandas["ImageID"].str[:-4].astype(int).map(lambda i: kinds[i]).isin(["plain", "legal", "lines"])]
     assert len(sure) > 29_000 and all(known[one] == (label, caption) for one, label, caption in sure.itertuples(index=False))
     starts = np.cumsum([1 + (kind == "lines") for kind in ["header", *kinds]]) + 1
-    lost = [int(issue["path"].rpartition(":")[2]) for issue in table.attrs["issues"] if issue["issue"] != "unsure line"]
-    unsure = [int(issue["path"].rpartition(":")[2]) for issue in table.attrs["issues"] if issue["issue"] == "unsure line"]
+    lost = [int(issue["path"].rpartition(":")[2]) for issue in noted.issues if issue["issue"] != "unsure line"]
+    unsure = [int(issue["path"].rpartition(":")[2]) for issue in noted.issues if issue["issue"] == "unsure line"]
     assert lost == [int(starts[i]) for i in np.flatnonzero(kinds == "short")]
     assert unsure and set(unsure) <= {int(starts[i]) for i in np.flatnonzero(np.isin(kinds, ["slash", "comma"]))}  # used, and listed
 
@@ -272,8 +285,9 @@ def test_splits_can_be_ignored(tmp_path):
     layouts = (["test/unknown/1.jpg", "test/unknown/2.jpg"], ["test/1.jpg"])
     for i, test in enumerate(layouts):
         folder = make(tmp_path / str(i), "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg", *test)
-        table = load_table(folder, splits={"test": "ignore"})
-        assert set(table["label"]) == {"a", "b"} and set(table["split"]) == {"train"} and "as asked" in notes(table)
+        noted = read_table(folder, splits={"test": "ignore"})
+        table = noted.table
+        assert set(table["label"]) == {"a", "b"} and set(table["split"]) == {"train"} and "as asked" in notes(noted)
     frame = pd.DataFrame({"file": list("abcd"), "label": ["x", "y", "?", "x"], "split": ["train", "train", "test", "val"]})
     assert load_table(frame, root=tmp_path, check_files=False, splits={"test": "ignore"})["split"].tolist() == ["train", "train", "valid"]
     with pytest.raises(UserError, match="choose one of: train, valid, test, ignore"):
@@ -312,8 +326,9 @@ def test_nasty_tables(tmp_path, case):
 
 def test_nasty_tables_that_are_told_or_refused(tmp_path):
     make(tmp_path, "a.jpg", "b.jpg")
-    table = load_table(write(tmp_path / "t.csv", "file,label,label\na.jpg,x,1\nb.jpg,y,2\n"))
-    assert table["label"].tolist() == ["x", "y"] and "several columns called 'label'" in notes(table) and "'label.1'" in notes(table)
+    noted = read_table(write(tmp_path / "t.csv", "file,label,label\na.jpg,x,1\nb.jpg,y,2\n"))
+    table = noted.table
+    assert table["label"].tolist() == ["x", "y"] and "several columns called 'label'" in notes(noted) and "'label.1'" in notes(noted)
     with pytest.raises(UserError, match="addresses on the web .*; download the photos"):
         load_table(write(tmp_path / "t.csv", "url,label,image\n1,x,https://example.org/1.jpg\n2,y,https://example.org/2.jpg\n"))
     with pytest.raises(UserError, match="cannot be read as a table .*it has no row"):
@@ -356,14 +371,15 @@ def test_yes_in_yaml_is_yes(tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
-    from snakecls.experiment.learner import build_table, train_labels
+    from snakecls.experiment.learner import build_table, divide_photos, train_labels
 
     n = 2000
     label = np.where(np.arange(n) < 1600, "often", np.where(np.arange(n) < 1990, "seldom", "rare"))
     frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(n)], "labels" if several else "label": label, "observation_id": np.arange(n) // 2, "split": np.where(np.arange(n) % 10 < 2, "test", "train")})
     make(tmp_path, *frame["file"]), frame.to_csv(tmp_path / "t.csv", index=False)
     options = {"group": "observation_id", **({"multi_label": True, "separator": ","} if several else {})}
-    whole, some = build_table(experiment(tmp_path / "t.csv", **options)), build_table(experiment(tmp_path / "t.csv", sample=200, **options))
+    whole, noted = build_table(experiment(tmp_path / "t.csv", **options)), divide_photos(experiment(tmp_path / "t.csv", sample=200, **options))[0]
+    some = noted.table
     assert (some["split"] == "test").sum() == (whole["split"] == "test").sum() == 400
     left = some[some["split"] != "test"]
     assert 180 <= len(left) <= 220 and 0.15 < (left["split"] == "valid").mean() < 0.25
@@ -372,14 +388,14 @@ def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
     assert 0.75 < (labels == "often").mean() < 0.85
     assert left.groupby("observation_id").size().eq(2).all() and left.groupby("observation_id")["split"].nunique().max() == 1
     assert build_table(experiment(tmp_path / "t.csv", sample=200, **options))["path"].equals(some["path"])
-    assert "a sample for a quick try" in notes(some)
-    assert "all used" in notes(build_table(experiment(tmp_path / "t.csv", sample=5000, **options)))
+    assert "a sample for a quick try" in notes(noted)
+    assert "all used" in notes(divide_photos(experiment(tmp_path / "t.csv", sample=5000, **options))[0])
 
 
 def test_words_for_nothing_in_a_group_column_are_told(tmp_path):
     frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(40)], "label": ["x", "y"] * 20, "observation_id": ["NULL"] * 10 + [str(i) for i in range(30)]})
-    table = split_table(load_table(frame, root=tmp_path, check_files=False), group="observation_id")
-    assert "the 10 photos whose observation_id is 'NULL' stay together" in notes(table)
+    noted = divide_table(load_table(frame, root=tmp_path, check_files=False), group="observation_id")
+    assert "the 10 photos whose observation_id is 'NULL' stay together" in notes(noted)
 
 
 def test_corrections_saved_by_excel(tmp_path):
@@ -387,9 +403,9 @@ def test_corrections_saved_by_excel(tmp_path):
 
     for encoding, separator in (("utf-16", "\t"), ("cp1252", ";")):
         file = write(tmp_path / f"{encoding}.csv", f"path{separator}action{separator}label\r\na.jpg{separator}relabel{separator}Vipère\r\n", encoding)
-        assert read_corrections(file)["label"].tolist() == ["Vipère"]
+        assert read_corrections(file).decisions["label"].tolist() == ["Vipère"]
         add_correction(file, tmp_path / "b.jpg", action="relabel", label="Vipe\u0300re ")
-        assert read_corrections(file)["label"].tolist() == ["Vipère", "Vipère"]
+        assert read_corrections(file).decisions["label"].tolist() == ["Vipère", "Vipère"]
 
 
 def test_messages_name_the_key_of_the_experiment_file(tmp_path):
@@ -413,9 +429,10 @@ def lie(table: pd.DataFrame, folder: Path) -> list[str]:
 def test_a_lost_photo_moves_no_other(tmp_path):
     folder = make(tmp_path / "a", *(f"cat/{i}.jpg" for i in range(1, 5)), *(f"dog/{i}.jpg" for i in range(1, 11)))
     frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(1, 11)], "label": ["cat"] * 5 + ["dog"] * 5})
-    table = load_table(frame, root=folder)
+    noted = read_table(frame, root=folder)
+    table = noted.table
     assert lie(table, folder) == [f"{'cat' if i < 5 else 'dog'}/{i}.jpg" for i in (1, 2, 3, 4, 6, 7, 8, 9, 10)]
-    (issue,) = table.attrs["issues"]
+    (issue,) = noted.issues
     assert issue["issue"] == "missing" and "'dog/5.jpg', which lies in the folder of another label" in issue["reason"]
     both = load_table(pd.concat([frame.assign(label=label) for label in ("cat", "dog")]), root=folder)
     assert lie(both, folder) == [*(f"cat/{i}.jpg" for i in range(1, 5)), *(f"dog/{i}.jpg" for i in range(1, 11))]
@@ -424,8 +441,9 @@ def test_a_lost_photo_moves_no_other(tmp_path):
     pd.DataFrame({"id": range(1, 21), "label": ["x", "y"] * 10}).to_csv(folder / "train.csv", index=False)
     assert lie(load_table(folder / "train.csv"), folder) == [f"train/{i}.jpg" for i in range(1, 20)]
     frame = pd.DataFrame({"file": ["1.jpg", "2.jpg", "25.jpg", "26.jpg"], "label": list("xyxy"), "split": ["train", "train", "train", "test"]})
-    table = load_table(frame, root=folder)
-    assert lie(table, folder) == ["train/1.jpg", "train/2.jpg", "test/26.jpg"] and "folder of another split" in table.attrs["issues"][0]["reason"]
+    noted = read_table(frame, root=folder)
+    table = noted.table
+    assert lie(table, folder) == ["train/1.jpg", "train/2.jpg", "test/26.jpg"] and "folder of another split" in noted.issues[0]["reason"]
     own = load_table(frame.assign(split=["train", "train", "train", "hidden"]), root=folder, splits={"hidden": "test"})
     assert lie(own, folder) == ["train/1.jpg", "train/2.jpg", "test/26.jpg"]
 
@@ -466,10 +484,12 @@ def test_a_folder_that_may_not_be_read_costs_its_own_photos_only(tmp_path, monke
     for name in real:
         monkeypatch.setattr(os, name, play(name))
     labels = list("xyxy")
-    table = load_table(pd.DataFrame({"file": ["open/1.jpg", "open/2.jpg", "open/3.jpg", "shut/4.jpg"], "label": labels}), root=tmp_path)
-    assert len(table) == 3 and table.attrs["issues"][0]["issue"] == "not permitted" and "shut' may not be read" in table.attrs["issues"][0]["reason"]
-    table = load_table(pd.DataFrame({"file": [f"{i}.jpg" for i in range(1, 5)], "label": labels}), root=tmp_path)
-    assert len(table) == 3 and "'shut' may not be looked into" in table.attrs["issues"][0]["reason"] and "could not look into 1 folder" in notes(table)
+    noted = read_table(pd.DataFrame({"file": ["open/1.jpg", "open/2.jpg", "open/3.jpg", "shut/4.jpg"], "label": labels}), root=tmp_path)
+    table = noted.table
+    assert len(table) == 3 and noted.issues[0]["issue"] == "not permitted" and "shut' may not be read" in noted.issues[0]["reason"]
+    noted = read_table(pd.DataFrame({"file": [f"{i}.jpg" for i in range(1, 5)], "label": labels}), root=tmp_path)
+    table = noted.table
+    assert len(table) == 3 and "'shut' may not be looked into" in noted.issues[0]["reason"] and "could not look into 1 folder" in notes(noted)
     with pytest.raises(UserError, match="shut' may not be read; change its permissions"):
         load_table(pd.DataFrame({"file": ["shut/4.jpg", "shut/5.jpg"], "label": ["x", "y"]}), root=tmp_path)
 
@@ -484,20 +504,21 @@ def test_names_of_image_files_come_before_an_id(tmp_path, column):
     make(tmp_path, *(f"{i}.jpg" for i in range(24)))
     frame = pd.DataFrame({"id": range(24), column: [f"{23 - i}.jpg" for i in range(24)], "label": ["x", "y"] * 12})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    for table in (load_table(frame, root=tmp_path), load_table(tmp_path / "t.csv"), load_unlabelled(tmp_path / "t.csv")):
-        assert names(table)[0] == "23.jpg" and f"'{column}'" in notes(table) and "'id' could be meant as well" in notes(table)
+    for noted in (read_table(frame, root=tmp_path), read_table(tmp_path / "t.csv"), read_unlabelled(tmp_path / "t.csv")):
+        assert names(noted.table)[0] == "23.jpg" and f"'{column}'" in notes(noted) and "'id' could be meant as well" in notes(noted)
     said = []
     assert table_photos(tmp_path / "t.csv", say=said.append)[0][1].endswith("/23.jpg") and f"'{column}'" in said[0]
     assert names(load_table(frame, root=tmp_path, path_column="id"))[0] == "0.jpg"
-    lost = load_table(frame.assign(**{column: "before/" + frame[column].str.replace(".jpg", "x.jpg")}), root=tmp_path)
-    assert names(lost)[0] == "0.jpg" and f"'{column}' could be meant as well" in notes(lost)  # those files are not there
+    lost_noted = read_table(frame.assign(**{column: "before/" + frame[column].str.replace(".jpg", "x.jpg")}), root=tmp_path)
+    lost = lost_noted.table
+    assert names(lost)[0] == "0.jpg" and f"'{column}' could be meant as well" in notes(lost_noted)  # those files are not there
 
 
 def test_of_two_columns_of_photos_the_one_that_was_taken_is_told(tmp_path):
     make(tmp_path, *(f"{i}.jpg" for i in range(4)))
     frame = pd.DataFrame({"image": [f"{i}.jpg" for i in range(4)], "filename": [f"{3 - i}.jpg" for i in range(4)], "label": list("xyxy")})
-    assert "'image' could be meant as well" in notes(load_table(frame, root=tmp_path)) or "'filename' could be meant as well" in notes(load_table(frame, root=tmp_path))
-    assert load_table(frame.assign(filename=frame["image"]), root=tmp_path).attrs["warnings"] == []
+    assert "'image' could be meant as well" in notes(read_table(frame, root=tmp_path)) or "'filename' could be meant as well" in notes(read_table(frame, root=tmp_path))
+    assert read_table(frame.assign(filename=frame["image"]), root=tmp_path).notes == []
     with pytest.raises(UserError, match="several columns of photos .'a', 'b'.; say which one is meant with path_column"):
         load_table(frame.rename(columns={"image": "a", "filename": "b"}), root=tmp_path)
 
@@ -539,8 +560,9 @@ def numbered(n: int = 24, **columns) -> pd.DataFrame:
     ],
 )
 def test_no_choice_of_the_label_is_silent(tmp_path, columns, label, told):
-    table = load_table(numbered(**columns), root=tmp_path, check_files=False)
-    assert table["label"].tolist() == columns[label] and (told in notes(table) if told else table.attrs["warnings"] == [])
+    noted = read_table(numbered(**columns), root=tmp_path, check_files=False)
+    table = noted.table
+    assert table["label"].tolist() == columns[label] and (told in notes(noted) if told else noted.notes == [])
 
 
 def test_the_column_that_the_model_knows_is_the_label(tmp_path):
@@ -548,19 +570,22 @@ def test_the_column_that_the_model_knows_is_the_label(tmp_path):
 
     make(tmp_path, *(f"{i}.jpg" for i in range(24)))
     numbered(species=["a b", "c d"] * 12, breed=[f"B{i % 6}" for i in range(24)]).to_csv(tmp_path / "t.csv", index=False)
-    assert set(load_known(tmp_path / "t.csv", ["a b", "c d", "e f"])["label"]) == {"a b", "c d"}
-    table = load_known(tmp_path / "t.csv", ["B1", "B2"])
-    assert table["label"].nunique() == 6 and "that the model knows" in notes(table) and "label_column" not in notes(table)
+    assert set(load_known(tmp_path / "t.csv", ["a b", "c d", "e f"]).table["label"]) == {"a b", "c d"}
+    noted = load_known(tmp_path / "t.csv", ["B1", "B2"])
+    table = noted.table
+    assert table["label"].nunique() == 6 and "that the model knows" in notes(noted) and "label_column" not in notes(noted)
 
 
 def test_short_lines_are_told(tmp_path):
     rows = "".join(f"{i}.jpg,{'xy'[i % 2]},Spain\n" for i in range(20))
     for cell in ("Spain", '"Spain"'):
-        table = load_table(write(tmp_path / "t.csv", f"file,label,country\n{rows}20.jpg,{cell}\n"), check_files=False)
-        assert set(table["label"]) == {"x", "y"} and len(table) == 20 and "line 22 has fewer than the 3 columns" in notes(table)
-        assert [issue["issue"] for issue in table.attrs["issues"]] == ["unreadable line"]
-    table = load_table(write(tmp_path / "t.csv", "file,label,country\n" + rows.replace(",Spain", "")), check_files=False)
-    assert len(table) == 20 and "all 20 rows of 't.csv' have fewer than the 3 columns" in notes(table)
+        noted = read_table(write(tmp_path / "t.csv", f"file,label,country\n{rows}20.jpg,{cell}\n"), check_files=False)
+        table = noted.table
+        assert set(table["label"]) == {"x", "y"} and len(table) == 20 and "line 22 has fewer than the 3 columns" in notes(noted)
+        assert [issue["issue"] for issue in noted.issues] == ["unreadable line"]
+    noted = read_table(write(tmp_path / "t.csv", "file,label,country\n" + rows.replace(",Spain", "")), check_files=False)
+    table = noted.table
+    assert len(table) == 20 and "all 20 rows of 't.csv' have fewer than the 3 columns" in notes(noted)
 
 
 def test_columns_of_splits_that_contradict_each_other(tmp_path):
@@ -568,15 +593,15 @@ def test_columns_of_splits_that_contradict_each_other(tmp_path):
     with pytest.raises(UserError, match="'split' and 'is_test' .* contradict each other in 4 rows about the split test; correct them"):
         load_table(frame, root=tmp_path, check_files=False)
     assert (load_table(frame, root=tmp_path, check_files=False, split_column="split")["split"] == "train").sum() == 20
-    assert load_table(frame.assign(split=["train"] * 16 + ["test"] * 4 + ["val"] * 4), root=tmp_path, check_files=False).attrs["warnings"] == []
-    mostly = load_table(frame[["file", "label"]].assign(is_valid=[True] * 22 + [False] * 2), root=tmp_path, check_files=False)
-    assert "is true of 22 of 24 rows, which leaves 2 for training" in notes(mostly)
+    assert read_table(frame.assign(split=["train"] * 16 + ["test"] * 4 + ["val"] * 4), root=tmp_path, check_files=False).notes == []
+    noted = read_table(frame[["file", "label"]].assign(is_valid=[True] * 22 + [False] * 2), root=tmp_path, check_files=False)
+    assert "is true of 22 of 24 rows, which leaves 2 for training" in notes(noted)
 
 
 @pytest.mark.parametrize("splits, told", [({"validation": "ignore"}, True), ({"tst": "ignore"}, True), ({"foo": "test"}, True), ({"test": "ignore"}, False), ({"val": "test"}, False)])
 def test_names_of_splits_that_match_nothing(tmp_path, splits, told):
-    table = load_table(numbered(label=["x", "y"] * 12, split=["train"] * 18 + ["val"] * 3 + ["Testing"] * 3), root=tmp_path, check_files=False, splits=splits)
-    assert (f"'{next(iter(splits))}' in data.splits matches nothing; there are train, val, Testing." in notes(table)) == told
+    noted = read_table(numbered(label=["x", "y"] * 12, split=["train"] * 18 + ["val"] * 3 + ["Testing"] * 3), root=tmp_path, check_files=False, splits=splits)
+    assert (f"'{next(iter(splits))}' in data.splits matches nothing; there are train, val, Testing." in notes(noted)) == told
 
 
 def test_numbers_in_lists_are_text(tmp_path):
@@ -587,8 +612,9 @@ def test_numbers_in_lists_are_text(tmp_path):
 
 def test_bytes_that_are_not_utf8_stay_apart(tmp_path):
     pd.DataFrame({"file": list("abcd"), "label": [b"Vip\xe8re", b"Vip\xe9re", b"Boa", b"Boa"]}).to_parquet(tmp_path / "t.parquet")
-    table = load_table(tmp_path / "t.parquet", check_files=False)
-    assert table["label"].nunique() == 3 and "bytes that are not UTF-8" in notes(table) and "'Vipère'" in notes(table)
+    noted = read_table(tmp_path / "t.parquet", check_files=False)
+    table = noted.table
+    assert table["label"].nunique() == 3 and "bytes that are not UTF-8" in notes(noted) and "'Vipère'" in notes(noted)
 
 
 def test_groups_are_compared_as_labels_are(tmp_path):
@@ -599,4 +625,4 @@ def test_groups_are_compared_as_labels_are(tmp_path):
         divided = split_table(frame.rename(columns={"file": "path"}), group=group, valid=0.3)
         assert divided["split"].nunique() == 2 and divided.groupby(np.arange(60) // 4)["split"].nunique().max() == 1, group
     given = frame.rename(columns={"file": "path"}).assign(split=["train", "valid"] * 30)
-    assert "tear apart 15 values of site" in notes(split_table(given, group="site"))
+    assert "tear apart 15 values of site" in notes(divide_table(given, group="site"))

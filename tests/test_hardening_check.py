@@ -15,7 +15,7 @@ from mutate import mutated_files
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.data.scan import scan_files
+from snakecls.data.scan import FactsCache, scan_files
 from snakecls.experiment.schema import DataConfig
 from snakecls.workflow.check import check_source, undecided
 
@@ -52,13 +52,13 @@ def test_no_damage_to_the_cache_changes_an_answer(photos, checked, tmp_path):
         for left in tmp_path.iterdir():
             left.unlink()
         cache.write_bytes(mutated)
-        facts = scan_files(paths, cache=cache)
+        facts = scan_files(paths, cache=(kept := FactsCache(cache)))
         pd.testing.assert_frame_equal(facts, fresh)
-        notes += bool(facts.attrs["notes"])
+        notes += bool(kept.note)
         if number % 10 == 0:
-            again = scan_files(paths, cache=cache)
+            again = scan_files(paths, cache=(kept := FactsCache(cache)))
             pd.testing.assert_frame_equal(again, fresh)
-            assert not again.attrs["notes"]  # it has been made again
+            assert not kept.note  # it has been made again
     assert notes > 50
 
 
@@ -114,8 +114,8 @@ def test_the_database_of_another_program_is_left_alone(photos, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_only_itself(photos, checked, tmp_path):
     locked = tmp_path / "check/photos.sqlite"
     locked.parent.mkdir()
-    code = ("import glob, os, sys; from snakecls.data.scan import scan_files; paths = sorted(glob.glob(sys.argv[1] + '/*/*')); scan_files(paths)\n"
-            "os.setgid(65534); os.setuid(65534); facts = scan_files(paths, cache=sys.argv[2]); print(len(facts), facts.attrs['notes'])")
+    code = ("import glob, os, sys; from snakecls.data.scan import FactsCache, scan_files; paths = sorted(glob.glob(sys.argv[1] + '/*/*')); scan_files(paths)\n"
+            "os.setgid(65534); os.setuid(65534); cache = FactsCache(sys.argv[2]); facts = scan_files(paths, cache=cache); print(len(facts), [cache.note])")
     if os.getuid():
         pytest.skip("only root can become another user")
     scan_files(sorted(map(str, photos.rglob("*.*")))[:6], cache=locked)  # as much as was kept before
@@ -128,18 +128,23 @@ def test_a_cache_that_cannot_be_written_costs_only_itself(photos, checked, tmp_p
 
 
 def test_two_checks_at_once_in_one_folder(photos, checked, tmp_path):
-    found, threads = [], []
+    found, threads, paths = [], [], sorted(map(str, photos.rglob("*.*")))
+
+    def scan():
+        cache = FactsCache(tmp_path / "photos.sqlite")
+        found.append((scan_files(paths, cache=cache), cache.note))
+
     for _ in range(4):
-        threads.append(threading.Thread(target=lambda: found.append(scan_files(sorted(map(str, photos.rglob("*.*"))), cache=tmp_path / "photos.sqlite"))))
+        threads.append(threading.Thread(target=scan))
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     fresh = scan_files(sorted(map(str, photos.rglob("*.*"))))
     assert len(found) == 4
-    for facts in found:
+    for facts, note in found:
         pd.testing.assert_frame_equal(facts, fresh)
-        assert not facts.attrs["notes"]
+        assert not note
 
 
 def test_what_passes_is_not_kept(photos, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from conftest import draw_snake
 from snakecls.core import UserError
 from snakecls.data.columns import set_aside
-from snakecls.data.tables import load_table
+from snakecls.data.tables import load_table, read_table
 from snakecls.data.labels import natural_order
 from snakecls.workflow.results import predictions_name
 from test_faults_folders import command
@@ -25,10 +25,11 @@ def table(tmp_path):
 
 
 def test_a_column_named_labels_does_not_make_a_photo_have_several(table):
-    loaded = load_table(table, target="binomial")
+    noted = read_table(table, target="binomial")
+    loaded = noted.table
     assert set(loaded["label"]) == {"Naja naja", "Boa constrictor"}
     assert "labels" not in loaded and set(loaded["original_labels"]) == {"b;a", "c"}
-    assert not any("look alike" in said for said in loaded.attrs["warnings"])
+    assert not any("look alike" in said for said in noted.notes)
     assert set(load_table(table, target="labels")["label"]) == {"b;a", "c"}
     assert load_table(table, label_column="labels", multi_label=True)["labels"].map(tuple).isin([("a", "b"), ("c",)]).all()
 

@@ -22,7 +22,7 @@ from snakecls.data.archives import unpack_zip
 from snakecls.data.cells import guard_cell, unguard_cell, write_csv
 from snakecls.data.corrections import add_correction, read_corrections
 from snakecls.data.folders import one_line
-from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.data.tables import load_table, load_unlabelled, read_table, read_unlabelled
 from snakecls.deploy.review import answer
 from snakecls.clean.cases import Review, make_cases
 from snakecls.experiment.file import load_experiment, make_experiment
@@ -66,11 +66,12 @@ def test_photos_and_tables_alone_are_unpacked_and_the_rest_is_told(tmp_path):
     inner = zipped(tmp_path / "inner.zip", {"a/1.jpg": photo(0)}).read_bytes()
     (tmp_path / "inner.zip").unlink()
     files = {**PHOTOS, "set/photos.csv": b"path,label\n", "set/run.exe": b"MZ", "set/.bashrc": b"x", "set/more.zip": inner, ".unpacked.json": b"{}", "set/plots/status.json": b"{}", "set/plots/run.log": b"", "set/plots/roc.png": photo(9)}
-    table = load_table(zipped(tmp_path / "p.zip", files))
+    noted = read_table(zipped(tmp_path / "p.zip", files))
+    table = noted.table
     assert len(table) == 8 and set(table["label"]) == {"boa", "rat"}
     unpacked = {file.relative_to(tmp_path / "p.unpacked").as_posix() for file in (tmp_path / "p.unpacked").rglob("*") if file.is_file()}
     assert unpacked == {*PHOTOS, "set/photos.csv", ".unpacked.json"}
-    (note,) = [note for note in table.attrs["warnings"] if note.startswith("unpacked")]
+    (note,) = [note for note in noted.notes if note.startswith("unpacked")]
     assert "unpacked 9 files" in note and "Left 7 files in it" in note and "unpack 'set/more.zip' by hand" in note, note
 
 
@@ -107,8 +108,9 @@ def test_an_honest_archive_that_shrinks_well_is_unpacked(tmp_path):
 def test_what_an_archive_says_of_its_size_is_not_believed(tmp_path):
     path = zipped(tmp_path / "lies.zip", {**PHOTOS, "set/boa/5.jpg": b"\0" * 2**22}, method=zipfile.ZIP_DEFLATED)
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", 2**22), struct.pack("<I", 100)))
-    table = load_table(path)
-    assert len(table) == 8 and "'set/boa/5.jpg': it is damaged" in " ".join(table.attrs["warnings"])
+    noted = read_table(path)
+    table = noted.table
+    assert len(table) == 8 and "'set/boa/5.jpg': it is damaged" in " ".join(noted.notes)
     assert sum(file.stat().st_size for file in (tmp_path / "lies.unpacked").rglob("*") if file.is_file()) < 2**16
 
 
@@ -136,10 +138,10 @@ def test_one_damaged_photo_costs_that_photo_alone_each_time(tmp_path):
     data[data.index(PHOTOS["set/boa/boa 2.jpg"]) + 200] ^= 255
     path.write_bytes(data)
     for _ in range(2):  # unpacked, then found
-        for table in (load_table(path), load_unlabelled(path)):
-            assert sorted(Path(one).name for one in table["path"]) == sorted(Path(one).name for one in PHOTOS if "boa 2" not in one)
-            (issue,) = [issue for issue in table.attrs["issues"] if issue["issue"] == "damaged"]
-            assert issue["path"].endswith("p.unpacked/set/boa/boa 2.jpg") and "Left out 1 file of it that cannot be unpacked ('set/boa/boa 2.jpg'" in " ".join(table.attrs["warnings"])
+        for noted in (read_table(path), read_unlabelled(path)):
+            assert sorted(Path(one).name for one in noted.table["path"]) == sorted(Path(one).name for one in PHOTOS if "boa 2" not in one)
+            (issue,) = [issue for issue in noted.issues if issue["issue"] == "damaged"]
+            assert issue["path"].endswith("p.unpacked/set/boa/boa 2.jpg") and "Left out 1 file of it that cannot be unpacked ('set/boa/boa 2.jpg'" in " ".join(noted.notes)
     for name in list(PHOTOS)[3:7]:
         data[data.index(PHOTOS[name]) + 300] ^= 255
     path.write_bytes(data)
@@ -172,9 +174,10 @@ def test_archives_that_reach_out_are_refused(tmp_path, name, kind, said):
 ])  # fmt: skip
 def test_names_that_no_disk_can_hold_cost_one_file(tmp_path, name, said):
     path = zipped(tmp_path / "odd.zip", {**PHOTOS, name: photo(7)})
-    table = load_table(path)
+    noted = read_table(path)
+    table = noted.table
     assert {Path(one).name for one in PHOTOS} <= {Path(one).name for one in table["path"]}
-    assert said in " ".join(table.attrs["warnings"]), table.attrs["warnings"]
+    assert said in " ".join(noted.notes), noted.notes
     assert len(table) == 8 or said.startswith("unpacked")
 
 
@@ -222,7 +225,8 @@ def test_300_damaged_archives(tmp_path, method):
         folder.mkdir()
         (folder / "p.zip").write_bytes(damaged)
         try:
-            table = load_table(folder / "p.zip")
+            noted = read_table(folder / "p.zip")
+            table = noted.table
         except UserError as e:
             assert "\n" not in str(e) and len(str(e)) < 1000, e
             assert not (folder / "p.unpacked").exists() or "p.unpacked" in left_behind(folder)
@@ -230,7 +234,7 @@ def test_300_damaged_archives(tmp_path, method):
         n_read += 1
         base = folder / "p.unpacked"
         good = {Path(one).relative_to(base).as_posix(): Path(one).read_bytes() for one in table["path"]}
-        told = " ".join(table.attrs["warnings"]) + str(table.attrs["issues"])
+        told = " ".join(noted.notes) + str(noted.issues)
         for name, content in good.items():  # nothing is read otherwise than it was packed, and a changed name has its own content
             assert content == PHOTOS.get(name, content) and content in PHOTOS.values(), name
         assert len(good) == 8 or "Left" in told or "more than once" in told or "left out" in told, (number, told)
@@ -395,17 +399,17 @@ def test_decisions_are_no_formulas_and_are_read_as_they_were(tmp_path, decisions
     if decisions:
         cells = [cell for row in csv.reader(io.StringIO(file.read_text(), newline="")) for cell in row]
         assert not any(FORMULA.match(cell) for cell in cells)
-        read = read_corrections(file, history=True)
+        read = read_corrections(file, history=True).decisions
         assert [(Path(path).name, label, note) for path, label, note in zip(read["path"], read["label"], read["note"])] == [(name, label, " ".join(label.split())) for name, label in decisions]
 
 
 def test_decisions_of_earlier_versions_and_cells_of_others_stay(tmp_path):
     file = tmp_path / "corrections.csv"
     file.write_text("path,action,label,note,date,hash,loss\n=1.jpg,relabel,-cobra,,,,-0.5\n")
-    assert read_corrections(file)["label"].tolist() == ["-cobra"]
+    assert read_corrections(file).decisions["label"].tolist() == ["-cobra"]
     add_correction(file, tmp_path / "2.jpg", action="keep")
     assert file.read_text().splitlines()[1] == "'=1.jpg,relabel,'-cobra,,,,-0.5"
-    assert [Path(path).name for path in read_corrections(file)["path"]] == ["=1.jpg", "2.jpg"] and read_corrections(file)["label"][0] == "-cobra"
+    assert [Path(path).name for path in read_corrections(file).decisions["path"]] == ["=1.jpg", "2.jpg"] and read_corrections(file).decisions["label"][0] == "-cobra"
 
 
 def test_the_history_of_a_run_keeps_its_numbers(tmp_path):
@@ -437,9 +441,10 @@ def test_what_the_library_guarded_is_read_as_it_was_by_training_and_facts(tmp_pa
         (tmp_path / f"{number}.jpg").write_bytes(photo(number))
         names.append(f"{number}.jpg")
     table = pd.DataFrame({"path": names, "label": labels * 2, "split": ["train"] * 14, "photographer": ["@ann"] * 14, "-x": ["=1"] * 14})
-    read = load_table(write_csv(table, tmp_path / "said.csv"))
+    noted = read_table(write_csv(table, tmp_path / "said.csv"))
+    read = noted.table
     assert read["label"].tolist() == labels * 2 and set(read["photographer"]) == {"@ann"} and set(read["-x"]) == {"=1"}
-    (told,) = [note for note in read.attrs["warnings"] if "apostrophe" in note]
+    (told,) = [note for note in noted.notes if "apostrophe" in note]
     assert told.startswith("7 texts of ") and "spreadsheet" in told and "Ndrangheta" not in told
     assert load_table(write_csv(table.rename(columns={"label": "-label"}), tmp_path / "named.csv"), label_column="-label")["label"].tolist() == labels * 2
     several = load_table(write_csv(table.assign(label=[f"{label}|plain" for label in table["label"]]), tmp_path / "several.csv"), multi_label=True, separator="|")
@@ -542,7 +547,8 @@ def test_300_damaged_tables(tmp_path, kind):
     for number, damaged in enumerate(mutated_files(data, seed=11, n=100)):
         path.write_bytes(damaged)
         try:
-            table = load_table(path)
+            noted = read_table(path)
+            table = noted.table
         except UserError as e:
             assert one_line(str(e)) == str(e) and len(str(e)) < 1500, (number, e)
             continue
@@ -552,7 +558,7 @@ def test_300_damaged_tables(tmp_path, kind):
         assert all(label not in known or name not in {one for one, _ in right} or kind != "parquet" for name, label in changed), (number, changed)
         whole = set(data.splitlines()[1:]) & set(damaged.splitlines())  # what was cut off cannot be known; what is there is read or told
         missing = {re.split(rb"[,\t]", line)[0].decode() for line in whole} - {name for name, _ in pairs(table)} if kind != "parquet" else right - pairs(table)
-        assert not missing or table.attrs["warnings"] or table.attrs["issues"], (number, missing)
+        assert not missing or noted.notes or noted.issues, (number, missing)
     assert n_read > 5 or kind == "parquet"
 
 
@@ -604,7 +610,7 @@ def test_300_damaged_decisions(tmp_path):
         action = ("keep", "drop", "relabel")[number % 3]
         add_correction(file, tmp_path / f"{number}.jpg", action=action, label="boa" if action == "relabel" else "", note="label, outlier")
     data, n_read = file.read_bytes(), 0
-    right = {Path(row.path).name: (row.action, row.label) for row in read_corrections(file).itertuples()}
+    right = {Path(row.path).name: (row.action, row.label) for row in read_corrections(file).decisions.itertuples()}
     for number, damaged in enumerate(mutated_files(data, seed=3)):
         file.write_bytes(damaged)
         try:
@@ -613,8 +619,8 @@ def test_300_damaged_decisions(tmp_path):
             assert one_line(str(e)) == str(e) and len(str(e)) < 1500, (number, e)
             continue
         n_read += 1
-        corrected, done = apply_corrections(table, read)
-        said = " ".join(corrected.attrs["warnings"])
+        noted, done = apply_corrections(table, read)
+        said = " ".join(noted.notes)
         for row in done.itertuples():
             name = Path(row.path).name
             if row.outcome in ("kept", "dropped") or row.outcome.startswith("relabelled"):  # what is done was decided so
@@ -622,7 +628,7 @@ def test_300_damaged_decisions(tmp_path):
             else:
                 assert "corrections.csv" in said, (number, row)
         there = {line.split(b",")[0].decode(errors="replace") for line in data.splitlines()[1:] if line in damaged.splitlines()}
-        assert there - {Path(path).name for path in read["path"]} == set() or said, number
+        assert there - {Path(path).name for path in read.decisions["path"]} == set() or said, number
     assert n_read > 20
 
 
@@ -630,8 +636,9 @@ def test_a_row_whose_leftover_was_read_as_notes_stands_among_the_issues(tmp_path
     for number in (1, 2, 11):
         (tmp_path / f"{number}.jpg").touch()
     (tmp_path / "t.csv").write_text("path,label,notes\n1.jpg,cat,x\n2.jpg,dog,y\n11.jpg,cat, wild,bad\n")
-    table = load_table(tmp_path / "t.csv")
-    (issue,) = table.attrs["issues"]
+    noted = read_table(tmp_path / "t.csv")
+    table = noted.table
+    (issue,) = noted.issues
     assert len(table) == 3 and issue["path"].endswith("t.csv:4") and issue["issue"] == "unsure line" and "read as 'notes'" in issue["reason"]
 
 

@@ -16,7 +16,7 @@ from snakecls import core
 from snakecls.core import UserError, read_json, read_parquet
 from snakecls.data import label_facts as dangers, labels, messy_csv
 from snakecls.data.given import find_photos
-from snakecls.data.tables import load_table, load_unlabelled
+from snakecls.data.tables import load_table, read_table, read_unlabelled
 from snakecls.models.bundle_files import read_strictly
 from snakecls.experiment.file import override_key
 from snakecls.workflow.facts import read_facts
@@ -133,17 +133,17 @@ def linked(tmp_path):
 
 
 def test_links_out_of_a_folder_are_told_once(linked):
-    for load in (load_table, load_unlabelled):
-        table = load(linked / "set")
-        said = [text for text in table.attrs["warnings"] if "outside 'set'" in text]
-        assert len(table) == 10 and len(said) == 1 and "'a/z.jpg' is one of 2 links that lead elsewhere" in said[0] and str(linked / "one.jpg") in said[0]
-        assert [issue["path"] for issue in table.attrs["issues"] if issue["issue"] == "a link out of the folder"] == [str(linked / "set/a/z.jpg")]
+    for read in (read_table, read_unlabelled):
+        noted = read(linked / "set")
+        said = [text for text in noted.notes if "outside 'set'" in text]
+        assert len(noted.table) == 10 and len(said) == 1 and "'a/z.jpg' is one of 2 links that lead elsewhere" in said[0] and str(linked / "one.jpg") in said[0]
+        assert [issue["path"] for issue in noted.issues if issue["issue"] == "a link out of the folder"] == [str(linked / "set/a/z.jpg")]
     notes = []
     assert len(find_photos(f"{linked}/set/**/*.jpg", say=notes.append)) == 10
     assert sum("is one of 2 links that lead elsewhere" in note for note in notes) == 1
     (linked / "whole").symlink_to("set")  # a folder may lie behind a link itself
     (linked / "set/c").unlink(), (linked / "set/a/z.jpg").unlink()
-    assert not any("lead" in text for text in load_unlabelled(linked / "whole").attrs["warnings"])
+    assert not any("lead" in text for text in read_unlabelled(linked / "whole").notes)
 
 
 def test_check_tells_links_out_of_a_folder(linked):

@@ -93,8 +93,9 @@ def test_decisions_correct_the_table_and_settle_the_issues(points, tmp_path):
     row, file = issues[issues["path"] == paths[30]].iloc[0], tmp_path / "corrections.csv"
     add_correction(file, row["path"], action="relabel", label=row["suggested"])
     add_correction(file, paths[0], action="drop")
-    corrected, done = apply_corrections(table, read_corrections(file))
+    noted, done = apply_corrections(table, read_corrections(file))
+    corrected = noted.table
     assert len(corrected) == 149 and corrected.set_index("path").loc[paths[30], "label"] == NAMES[targets[30]]
     assert done["outcome"].tolist() == ["relabelled", "dropped"] and (table["label"].to_numpy() == labels).all()
     assert paths[30] not in set(open_issues(issues, file)["path"])
-    assert [issue["issue"] for issue in corrected.attrs["issues"]] == ["dropped"]
+    assert [issue["issue"] for issue in noted.issues] == ["dropped"]

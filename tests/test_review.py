@@ -54,7 +54,7 @@ def decisions(folder) -> list[tuple[str, str, str]]:
     "What stands in the file now, the last decision last."
     if not (folder / "corrections.csv").exists():
         return []
-    table = read_corrections(folder / "corrections.csv")
+    table = read_corrections(folder / "corrections.csv").decisions
     return [(os.path.basename(path), action, label) for path, action, label in zip(table["path"], table["action"], table["label"])]
 
 
@@ -164,7 +164,7 @@ def test_several_labels_are_taken_changed_and_taken_away(started, browser):
     page.click("#relabel")
     wait_for(page, "Done")
     corrected, _ = apply_corrections(table, folder / "corrections.csv")
-    assert corrected["labels"].tolist() == [["sea", "sunset"], [], ["sea", "trees"]]
+    assert corrected.table["labels"].tolist() == [["sea", "sunset"], [], ["sea", "trees"]]
     assert page.outside == [] and app.asked() == []
     page.close()
 

@@ -14,7 +14,7 @@ from snakecls.core import UserError
 from snakecls.data.labels import label_names
 from snakecls.data.taxonomy import snakeclef_facts
 from snakecls.data.splits import kfold_table, read_manifest, split_table, verify_manifest, write_manifest
-from snakecls.data.tables import filter_classes, load_table, load_unlabelled, summary
+from snakecls.data.tables import filter_classes, load_table, load_unlabelled, read_table, summary
 from test_tables import make, real
 
 def write(path: Path, text: str) -> Path:
@@ -54,10 +54,11 @@ def snakeclef_2023(tmp_path) -> Path:
 
 @pytest.mark.parametrize("target, n", [("genus", 2), ("binomial", 3), ("species", 3), ("family", 2), ("country", 3), ("class_id", 3), (None, 3)])
 def test_snakeclef_2021(snakeclef_2021, target, n):
-    table = load_table(snakeclef_2021, target=target)
+    noted = read_table(snakeclef_2021, target=target)
+    table = noted.table
     assert len(table) == 30 and set(table["split"]) == {"train"} and table["label"].nunique() == n
     assert table["path"].map(os.path.exists).all()
-    assert "without the first folders" in table.attrs["warnings"][0]
+    assert "without the first folders" in noted.notes[0]
 
 
 @pytest.mark.parametrize("target, n", [("genus", 3), ("binomial", 4), ("species", 4), ("code", 2), ("class_id", 4)])
@@ -74,7 +75,7 @@ def test_photos_of_one_observation_stay_together(snakeclef_2023):
 
 def test_facts_are_joined_by_latin_name(snakeclef_2023, snakeclef_2021):
     folder = snakeclef_2023.parent
-    facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").set_index("binomial")
+    facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").table.set_index("binomial")
     assert facts["medically_important"].dropna().to_dict() == {"Boa constrictor": False, "Naja haje": True, "Naja naja": True}
     assert facts["venomous"].dropna().to_dict() == {"Naja haje": True, "Naja naja": True}  # a 0 of the list stands beside pit vipers too
     assert facts.index[facts["medically_important"].isna()].tolist() == ["Natrix natrix"]
@@ -87,7 +88,7 @@ def test_facts_are_what_an_experiment_reads(snakeclef_2023, tmp_path):
     from snakecls.workflow.facts import load_facts
 
     folder = snakeclef_2023.parent
-    facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv")
+    facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").table
     facts.to_csv(tmp_path / "facts.csv", index=False)
     known = load_facts(tmp_path / "facts.csv", ["Naja haje", "Natrix natrix"], target="binomial")
     assert known == {"Naja haje": {"venomous": True, "medically_important": True, "countries": ["Namibia"]}, "Natrix natrix": {"venomous": None, "medically_important": None, "countries": None}}
@@ -112,9 +113,10 @@ def kaggle(tmp_path) -> Path:
 
 
 def test_kaggle_butterflies(kaggle):
-    table = load_table(kaggle / "Training_set.csv")
+    noted = read_table(kaggle / "Training_set.csv")
+    table = noted.table
     assert len(table) == 6 and {Path(path).parent.name for path in table["path"]} == {"train"}
-    assert any("'Testing_set.csv' beside it lists 6 photos without labels" in warning for warning in table.attrs["warnings"])
+    assert any("'Testing_set.csv' beside it lists 6 photos without labels" in warning for warning in noted.notes)
     waiting = load_unlabelled(kaggle / "Testing_set.csv")
     assert len(waiting) == 6 and {Path(path).parent.name for path in waiting["path"]} == {"test"}
     assert not set(waiting["path"]) & set(table["path"])
@@ -125,10 +127,11 @@ def test_butterflies_and_moths(tmp_path):
     lines = ["0,train/ADONIS/1.jpg,ADONIS,train", "1,train/MONARCH/1.jpg,MONARCH,train", "0,valid/ADONIS/1.jpg,ADONIS,valid"]
     lines += [f"{i},test/SPECIES {i}/1.jpg,SPECIES {i},test" for i in range(2, 40)]
     write(tmp_path / "butterflies and moths.csv", "class id,filepaths,labels,data set\n" + "\n".join(lines))
-    table = load_table(tmp_path / "butterflies and moths.csv")
+    noted = read_table(tmp_path / "butterflies and moths.csv")
+    table = noted.table
     assert table["split"].tolist() == ["train", "train", "valid"]
-    assert [issue["issue"] for issue in table.attrs["issues"]] == ["missing"] * 38
-    (warning,) = table.attrs["warnings"]
+    assert [issue["issue"] for issue in noted.issues] == ["missing"] * 38
+    (warning,) = noted.notes
     assert "left out 38 of 41 photos" in warning and "35 more" in warning
 
 
@@ -150,19 +153,21 @@ def inaturalist_zip(tmp_path) -> Path:
 @pytest.mark.parametrize("packed", [False, True])
 def test_inaturalist(tmp_path, inaturalist_zip, packed):
     source = inaturalist_zip if packed else make(tmp_path / "nature_12K", *inaturalist())
-    table = load_table(source, splits={"val": "test"})
+    noted = read_table(source, splits={"val": "test"})
+    table = noted.table
     counts = pd.crosstab(table["label"], table["split"])
     assert counts.to_dict() == {"test": {"Aves": 2, "Fungi": 2}, "train": {"Aves": 10, "Fungi": 10}}
     divided = pd.crosstab(table["label"], split_table(table, valid=0.2)["split"])
     assert divided.to_dict() == {"test": {"Aves": 2, "Fungi": 2}, "train": {"Aves": 8, "Fungi": 8}, "valid": {"Aves": 2, "Fungi": 2}}
-    assert any("nature_12K.unpacked" in warning for warning in table.attrs["warnings"]) == packed
+    assert any("nature_12K.unpacked" in warning for warning in noted.notes) == packed
 
 
 def test_a_zip_is_unpacked_once(inaturalist_zip):
     first = load_table(inaturalist_zip)
     stamp = os.stat(first["path"][0]).st_ino
-    again = load_table(inaturalist_zip)
-    assert os.stat(again["path"][0]).st_ino == stamp and "was unpacked before" in again.attrs["warnings"][0]
+    noted = read_table(inaturalist_zip)
+    again = noted.table
+    assert os.stat(again["path"][0]).st_ino == stamp and "was unpacked before" in noted.notes[0]
     with zipfile.ZipFile(inaturalist_zip, "a") as archive:
         archive.writestr("inaturalist_12K/train/Aves/new.jpg", b"")
     assert len(load_table(inaturalist_zip)) == len(first) + 1
@@ -197,10 +202,11 @@ CAPTIONS = '''ImageID,Labels,Caption
 
 def test_captions_with_commas_and_quotes(tmp_path):
     make(tmp_path, *(f"data/{i}.jpg" for i in range(6)))
-    table = load_table(write(tmp_path / "train.csv", CAPTIONS), multi_label=True)
+    noted = read_table(write(tmp_path / "train.csv", CAPTIONS), multi_label=True)
+    table = noted.table
     assert table["labels"].tolist() == [["1"], ["1", "19"], ["1", "3"], ["2", "10"], ["3"], ["3"]]
     assert table["Caption"][2] == 'A man in a "hot dog" costume, smiling.' and table["Caption"][3] == 'A dog, a cat, and a 12" pizza'
-    assert "4 lines of 'train.csv' had stray quotes or separators" in table.attrs["warnings"][0]
+    assert "4 lines of 'train.csv' had stray quotes or separators" in noted.notes[0]
     assert label_names(table) == ["1", "2", "3", "10", "19"]
 
 
@@ -262,10 +268,10 @@ def test_photos_without_labels_are_a_question(tmp_path):
     options = {"root": tmp_path, "multi_label": True, "separator": " "}
     with pytest.raises(UserError, match="2 of 4 photos in the table have no label .*'negative' if they show none of the classes, 'drop' if nobody looked"):
         load_table(frame, **options)
-    dropped, kept = load_table(frame, **options, unlabelled="drop"), load_table(frame, **options, unlabelled="negative")
-    assert dropped["labels"].tolist() == [["a", "b"], ["b"]] and kept["labels"].tolist() == [["a", "b"], [], ["b"], []]
-    assert [issue["issue"] for issue in dropped.attrs["issues"]] == ["no label"] * 2
-    assert "2 of 4 photos" in dropped.attrs["warnings"][-1] and "2 of 4 photos" in kept.attrs["warnings"][-1]
+    dropped, kept = read_table(frame, **options, unlabelled="drop"), read_table(frame, **options, unlabelled="negative")
+    assert dropped.table["labels"].tolist() == [["a", "b"], ["b"]] and kept.table["labels"].tolist() == [["a", "b"], [], ["b"], []]
+    assert [issue["issue"] for issue in dropped.issues] == ["no label"] * 2
+    assert "2 of 4 photos" in dropped.notes[-1] and "2 of 4 photos" in kept.notes[-1]
 
 
 # Splits of photos with several labels
@@ -442,7 +448,7 @@ def test_real_scenes_in_both_encodings():
 def test_real_facts():
     folder = real("metadata")
     countries = folder / "snakeclef2021_species_to_country.csv"
-    facts = snakeclef_facts(folder / "snakeclef2023_train_hm.csv", venom=folder / "snakeclef2023_venomous_status.csv", countries=countries).set_index("binomial")
+    facts = snakeclef_facts(folder / "snakeclef2023_train_hm.csv", venom=folder / "snakeclef2023_venomous_status.csv", countries=countries).table.set_index("binomial")
     assert len(facts) == 889 and facts["medically_important"].notna().all() and not facts["venomous"].eq(False).any() and facts["countries"].notna().sum() == 875
     assert facts.loc["Naja naja" if "Naja naja" in facts.index else "Naja atra", "venomous"]
     assert facts.loc["Naja philippinensis", "countries"] == "Philippines"

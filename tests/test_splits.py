@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakecls.core import UserError
-from snakecls.data.splits import kfold_table, read_manifest, split_table, use_fold, verify_manifest, write_manifest
+from snakecls.data.splits import divide_table, kfold_table, read_manifest, split_table, use_fold, verify_manifest, write_manifest
 from snakecls.data.tables import load_table
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -100,9 +100,10 @@ def test_given_splits_are_kept(names, expected):
 
 def test_single_photos_go_to_training_with_a_warning():
     table = pd.DataFrame({"path": list("abcdefg"), "label": list("xxxxxyz")})
-    result = split_table(table)
+    result_noted = divide_table(table)
+    result = result_noted.table
     assert result["split"][5:].tolist() == ["train", "train"]
-    assert "no photo of 2 classes" in result.attrs["warnings"][0] and "'y', 'z'" in result.attrs["warnings"][0]
+    assert "no photo of 2 classes" in result_noted.notes[0] and "'y', 'z'" in result_noted.notes[0]
     assert table.attrs == {}
 
 
@@ -118,7 +119,7 @@ def test_grouped_shares_come_near():
 
 def test_groups_torn_by_given_splits_are_named():
     table = pd.DataFrame({"path": list("abcd"), "label": list("xyxy"), "split": ["train", "train", "valid", "valid"], "animal": [1, 2, 1, 3]})
-    assert "tear apart 1 value of animal ('1')" in split_table(table, group="animal").attrs["warnings"][0]
+    assert "tear apart 1 value of animal ('1')" in divide_table(table, group="animal").notes[0]
 
 
 @pytest.mark.parametrize(

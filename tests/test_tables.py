@@ -8,7 +8,7 @@ import pytest
 
 from snakecls.core import UserError
 from snakecls.data.taxonomy import add_taxonomy
-from snakecls.data.tables import check_table, filter_classes, load_table, set_target, summary
+from snakecls.data.tables import check_table, keep_classes, load_table, read_table, set_target, summary
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -38,11 +38,12 @@ def one_sentence(error: pytest.ExceptionInfo) -> str:
 
 def test_class_folders(tmp_path):
     make(tmp_path, "b/2.PNG", "a/1.jpg", "a/deeper/3.webp")
-    table = load_table(tmp_path)
+    noted = read_table(tmp_path)
+    table = noted.table
     assert table.columns.tolist() == ["path", "label"]
     assert table["label"].tolist() == ["a", "a", "b"]
     assert all(os.path.isabs(path) and os.path.exists(path) for path in table["path"])
-    assert table.attrs == {"issues": [], "warnings": []}
+    assert table.attrs == {} and noted.issues == [] and noted.notes == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_own_names_of_splits(tmp_path):
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", "odd ones/b/2.jpg")
     assert load_table(tmp_path, splits={"val": "test"})["split"].tolist() == ["train", "train", "test"]
     assert load_table(tmp_path, splits={"Odd Ones": "test"})["split"].tolist().count("test") == 1
-    issues = load_table(tmp_path).attrs["issues"]
+    issues = read_table(tmp_path).issues
     assert [Path(issue["path"]).parts[-3] for issue in issues] == ["odd ones"]
     with pytest.raises(UserError, match="choose one of: train, valid, test"):
         load_table(tmp_path, splits={"val": "tset"})
@@ -82,12 +83,13 @@ def test_nothing_in_a_folder_is_dropped_silently(tmp_path):
     make(tmp_path, "a/1.jpg", "b/1.jpg", "a/Thumbs.db", "b/.DS_Store", ".git/x.jpg", "loose.jpg", "b/list.csv")
     (tmp_path / "a" / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
-    table = load_table(tmp_path)
-    issues = {Path(issue["path"]).name: issue["reason"] for issue in table.attrs["issues"]}
+    noted = read_table(tmp_path)
+    table = noted.table
+    issues = {Path(issue["path"]).name: issue["reason"] for issue in noted.issues}
     assert len(table) == 2
     assert set(issues) == {"Thumbs.db", ".DS_Store", ".git", "loose.jpg", "list.csv", "link.jpg", "circle"}
     assert issues["link.jpg"] == "a link to nothing"
-    assert "left out 4 files" in table.attrs["warnings"][0] and "left out 1 link" in table.attrs["warnings"][1]
+    assert "left out 4 files" in noted.notes[0] and "left out 1 link" in noted.notes[1]
 
 
 def test_linked_class_folders_are_read(tmp_path):
@@ -164,9 +166,11 @@ def test_labels_that_are_numbers_become_text(tmp_path):
 
 def test_a_tidy_table_loads_as_itself(tmp_path):
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/2.jpg", "val/b/notes.txt")
-    table = load_table(tmp_path)
-    again = load_table(table)
-    assert again.equals(table) and again.attrs["issues"] == table.attrs["issues"]
+    table_noted = read_table(tmp_path)
+    table = table_noted.table
+    again_noted = read_table(table)
+    again = again_noted.table
+    assert again.equals(table) and len(table_noted.issues) == 1 and again_noted.issues == []  # told once, by whoever left it out
 
 
 def test_the_given_dataframe_is_not_changed(tmp_path):
@@ -180,9 +184,10 @@ def test_the_given_dataframe_is_not_changed(tmp_path):
 def test_photos_in_a_folder_beside_the_table(tmp_path):
     make(tmp_path, "train/Image_1.jpg", "train/Image_2.jpg", "test/Image_1.jpg")
     pd.DataFrame({"filename": ["Image_1.jpg", "Image_2.jpg"], "label": ["x", "y"]}).to_csv(tmp_path / "Training_set.csv")
-    table = load_table(tmp_path / "Training_set.csv")
+    noted = read_table(tmp_path / "Training_set.csv")
+    table = noted.table
     assert all("/train/" in path for path in table["path"])
-    assert "'train' beside the table" in table.attrs["warnings"][0]
+    assert "'train' beside the table" in noted.notes[0]
 
 
 def test_paths_of_another_machine(tmp_path):
@@ -195,18 +200,19 @@ def test_paths_of_another_machine(tmp_path):
 def test_what_is_left_out_is_said(tmp_path):
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.txt")
     files = ["a.jpg", "b.jpg", "a.jpg", "c.jpg", "d.txt", "e.jpg", None]
-    table = load_table(pd.DataFrame({"file": files, "label": ["x", "y", "x", None, "x", "x", "x"]}), root=tmp_path)
+    noted = read_table(pd.DataFrame({"file": files, "label": ["x", "y", "x", None, "x", "x", "x"]}), root=tmp_path)
+    table = noted.table
     assert len(table) == 2
-    assert sorted(issue["issue"] for issue in table.attrs["issues"]) == ["missing", "no label", "no path", "not a photo", "repeated"]
-    assert all(set(issue) == {"path", "issue", "reason"} for issue in table.attrs["issues"])
-    assert len(table) + len(table.attrs["issues"]) == len(files)
-    assert len(table.attrs["warnings"]) == 5
+    assert sorted(issue["issue"] for issue in noted.issues) == ["missing", "no label", "no path", "not a photo", "repeated"]
+    assert all(set(issue) == {"path", "issue", "reason"} for issue in noted.issues)
+    assert len(table) + len(noted.issues) == len(files)
+    assert len(noted.notes) == 5
 
 
 def test_missing_photos_are_counted_and_three_are_shown(tmp_path):
     make(tmp_path, "0.jpg", "1.jpg")
     frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(9)], "label": ["x", "y", "z"] * 3})
-    (warning,) = load_table(frame, root=tmp_path).attrs["warnings"]
+    (warning,) = read_table(frame, root=tmp_path).notes
     assert "7 of 9 photos" in warning and warning.count(".jpg") == 3 and "4 more" in warning
     with pytest.raises(UserError) as error:
         load_table(frame.tail(5), root=tmp_path)
@@ -273,15 +279,16 @@ def test_latin_names_in_folder_names(tmp_path):
     row = table[table["species"] == "samarensis"].iloc[0]
     assert (row["common_name"], row["binomial"], row["original_label"]) == ("Samar Cobra", "Naja samarensis", "Samar Cobra (Naja samarensis)")
     assert add_taxonomy(plain)["binomial"].tolist() == table["binomial"].tolist()
-    assert set_target(plain, "binomial")["label"].tolist() == table["binomial"].tolist()
+    assert set_target(plain, "binomial").table["label"].tolist() == table["binomial"].tolist()
 
 
 def test_top_classes_do_not_depend_on_the_order_of_rows():
     table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(60)], "label": np.repeat(list("fedcba"), 10)})
     for seed in range(5):
-        kept = filter_classes(table.sample(frac=1, random_state=seed), top_classes=3)
+        noted = keep_classes(table.sample(frac=1, random_state=seed), top_classes=3)
+        kept = noted.table
         assert set(kept["label"]) == {"a", "b", "c"}
-    assert "3 of 6 classes with 30 of 60 photos" in kept.attrs["warnings"][-1]
+    assert "3 of 6 classes with 30 of 60 photos" in noted.notes[-1]
 
 
 def test_summary_and_check():
@@ -297,21 +304,23 @@ def test_summary_and_check():
 
 @pytest.mark.real
 def test_real_snakes():
-    table = load_table(real("snakes_ph"), target="binomial", splits={"val": "test"})
+    noted = read_table(real("snakes_ph"), target="binomial", splits={"val": "test"})
+    table = noted.table
     assert table["split"].value_counts().to_dict() == {"train": 980, "test": 208}
     assert table["label"].nunique() == 14 and table["genus"].nunique() == 11
     assert table[["common_name", "binomial", "genus", "species"]].notna().all(axis=None)
-    assert table.attrs["issues"] == []
+    assert noted.issues == []
 
 
 @pytest.mark.real
 def test_real_butterflies_by_folder_and_by_table():
     folder = real("butterflies")
     by_folder = load_table(folder)
-    by_table = load_table(folder / "butterflies and moths.csv")
+    noted = read_table(folder / "butterflies and moths.csv")
+    by_table = noted.table
     key = ["path", "label", "split"]
     assert by_folder[key].sort_values("path", ignore_index=True).equals(by_table[key].sort_values("path", ignore_index=True))
-    assert len(by_table) == 1306 and [issue["issue"] for issue in by_table.attrs["issues"]] == ["missing"] * 50
+    assert len(by_table) == 1306 and [issue["issue"] for issue in noted.issues] == ["missing"] * 50
     assert by_table["class id"].nunique() == 10
 
 

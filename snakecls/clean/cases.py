@@ -96,7 +96,7 @@ class Review:
         with self.alone:
             decisions = {}
             if self.file.exists():
-                corrections = read_corrections(self.file)
+                corrections = read_corrections(self.file).decisions
                 rows = find_rows(pd.DataFrame({"path": list(self.numbers)}), corrections)
                 for row, action, cell in zip(rows, corrections["action"], corrections["label"]):
                     if row is not None:

@@ -68,8 +68,7 @@ def unguard_read(
     told += names
     if not told:
         return table, ""
-    attrs, table = table.attrs, table.assign(**changed).rename(columns=names)
-    table.attrs = attrs
+    table = table.assign(**changed).rename(columns=names)
     n = f"{len(told):,} text{'s' if len(told) > 1 else ''}"
     return table, f"{n} of {where} that begin{'' if len(told) > 1 else 's'} with an apostrophe before =, +, - or @, such as {told[0]!r}, {'were' if len(told) > 1 else 'was'} read without it: so they are written where a spreadsheet must not calculate them."
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'OUR_COLUMNS', 'some', 'count', 'option', 'clean_label',
-           'split_name', 'check_split_names', 'find_column', 'match_column', 'all_columns', 'to_columns', 'set_aside',
-           'as_text', 'foreign_bytes', 'as_label', 'choose_label', 'own_column', 'read_splits', 'find_splits',
-           'split_columns']
+           'split_name', 'check_split_names', 'find_column', 'match_column', 'all_columns', 'FoundColumns',
+           'to_columns', 'set_aside', 'as_text', 'foreign_bytes', 'as_label', 'choose_label', 'own_column',
+           'read_splits', 'find_splits', 'split_columns']
 
 # %% ../../nbs/data/01_columns.ipynb #e8394d29
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,14 @@ def _plain(column: object) -> str:
     return "_".join("".join(kept).split())
 
 # %% ../../nbs/data/01_columns.ipynb #621defe0
+class FoundColumns(NamedTuple):
+    "A table with its standard names, and what was said while they were found."
+
+    table: pd.DataFrame  # its first columns are path and label, with the split, if any, as 'split'
+    target: str | None  # what the target's column is called now
+    notes: list[str]  # what was guessed
+
+
 def to_columns(
     raw: pd.DataFrame,  # as read
     where: str,  # how messages call it
@@ -194,7 +203,7 @@ def to_columns(
     with_label: bool = True,  # False: of photos without a label, or whose labels are read elsewhere
     with_split: bool = True,  # False: nobody asks for it
     known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
-) -> pd.DataFrame:  # a copy whose first columns are path and label, with the split, if any, as 'split'; attrs['warnings'] tells what was guessed, attrs['target'] what the target's column is called now
+) -> FoundColumns:
     "Find the columns for path, label and split and give them their standard names."
     path = find_column(raw.columns, PATH_COLUMNS, given=path_column, what="path_column")
     if path is None:
@@ -209,8 +218,7 @@ def to_columns(
     table = table if split is None else table.assign(split=split)
     own = own_column(raw.columns, target) if target and with_label else None
     called = {**dict(zip(kept, rest)), label: "label"}.get(own, target)
-    table.attrs = {"warnings": [*foreign_bytes(raw, where), *notes, *said], "target": called}
-    return table
+    return FoundColumns(table, called, [*foreign_bytes(raw, where), *notes, *said])
 
 # %% ../../nbs/data/01_columns.ipynb #b66a24e8
 def set_aside(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CORRECTION_COLUMNS', 'ACTIONS', 'RANKS', 'label_cell', 'read_label_cell', 'StaleDecision', 'add_correction',
-           'decision_mark', 'append_line', 'read_corrections', 'parse_lines', 'split_line', 'csv_line', 'is_torn',
-           'check_line', 'absolute', 'apply_corrections', 'find_rows', 'was_replaced', 'names_label', 'followers',
-           'relabel', 'doubts', 'open_issues']
+           'decision_mark', 'append_line', 'Corrections', 'read_corrections', 'parse_lines', 'split_line', 'csv_line',
+           'is_torn', 'check_line', 'absolute', 'apply_corrections', 'find_rows', 'was_replaced', 'names_label',
+           'followers', 'relabel', 'doubts', 'open_issues']
 
 # %% ../../nbs/data/19_corrections.ipynb #e539a7fd
 import csv
@@ -19,6 +19,7 @@ import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from .columns import clean_label, count, some
 from .label_facts import danger_key
 from .folders import one_line
 from .messy_csv import find_encoding
-from .tables import add_issues
+from .notes import Noted, as_issues
 
 # %% ../../nbs/data/19_corrections.ipynb #198940cd
 CORRECTION_COLUMNS = ["path", "action", "label", "note", "date", "hash"]
@@ -110,7 +111,7 @@ def decision_mark(
 
 def _decisions_on(file: Path, photo: str) -> pd.DataFrame:
     "Give all lines about one photo."
-    table = read_corrections(file, history=True) if os.path.lexists(file) else pd.DataFrame(columns=CORRECTION_COLUMNS)
+    table = read_corrections(file, history=True).decisions if os.path.lexists(file) else pd.DataFrame(columns=CORRECTION_COLUMNS)
     return table[table["path"] == photo]
 
 
@@ -176,11 +177,20 @@ def _alone(file: Path) -> Iterator[None]:
         os.close(folder)
 
 # %% ../../nbs/data/19_corrections.ipynb #ae71b9c9
+@dataclass(frozen=True)
+class Corrections:
+    "Decisions, and the file they stand in."
+
+    decisions: pd.DataFrame  # CORRECTION_COLUMNS, absolute paths, one row per photo in the order of the last decisions
+    file: str
+    notes: list[str] = field(default_factory=list)  # sentences for a person
+
+
 def read_corrections(
     file: str | Path,  # corrections.csv: path, action, label where the action is relabel; other columns as you like
     *,
     history: bool = False,  # all lines instead of the decisions that stand
-) -> pd.DataFrame:  # CORRECTION_COLUMNS, absolute paths, one row per photo in the order of the last decisions; attrs: file, warnings
+) -> Corrections:
     "Read the decisions. Raises `UserError` where there is no such file or a line cannot be meant."
     file = Path(file)
     try:
@@ -193,15 +203,13 @@ def read_corrections(
         raise UserError(one_line(str(e))) from e
     except (OSError, ValueError) as e:
         raise UserError(f"{file} cannot be read as corrections ({e}); name a CSV file.") from e
-    warnings = [one_line(torn)] if torn else []
     table = pd.DataFrame(rows, columns=CORRECTION_COLUMNS, dtype=object)
     folder = os.path.abspath(file.parent)
     table["path"] = [absolute(path, folder) for path in table["path"]]
     if not history:
         table = table.drop_duplicates("path", keep="last")
         table = table[table["action"] != "undo"].reset_index(drop=True)
-    table.attrs = {"file": str(file), "warnings": warnings}
-    return table
+    return Corrections(table, str(file), [one_line(torn)] if torn else [])
 
 
 def parse_lines(
@@ -299,24 +307,24 @@ def absolute(path: str, folder: str) -> str:
 # %% ../../nbs/data/19_corrections.ipynb #07447c3a
 def apply_corrections(
     table: pd.DataFrame,  # path, label or labels, …
-    corrections: pd.DataFrame | str | Path,  # from `read_corrections`, or the file
+    corrections: Corrections | str | Path,  # from `read_corrections`, or the file
     *,
     column: str | None = None,  # the labels that were reviewed; None: labels where there is such a column, else label
     labels: Iterable[str] | None = None,  # that photos may be given; None: those of the table
     group: str | None = None,  # a column that says which photos belong together, and never follows a label
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # the corrected table (attrs: issues, warnings); path, action, label, previous, outcome
-    "Apply decisions to a table of photos; what was dropped stands among the table's issues."
-    if not isinstance(corrections, pd.DataFrame):
+) -> tuple[Noted, pd.DataFrame]:  # the corrected table; path, action, label, previous, outcome of each decision
+    "Apply decisions to a table of photos; what was dropped stands among the issues."
+    if not isinstance(corrections, Corrections):
         corrections = read_corrections(corrections)
     column = column or ("labels" if "labels" in table else "label")
     if column not in table:
         raise unknown_name("column", column, table.columns)
     multi = column == "labels"
     known = set(labels) if labels is not None else {label for cell in table[column] for label in (cell if multi else [cell])}
-    result, warnings = table.copy(), list(corrections.attrs.get("warnings", []))
-    rows, follow = find_rows(table, corrections), {} if multi else followers(table, column, group=group)
+    result = table.copy()
+    rows, follow = find_rows(table, corrections.decisions), {} if multi else followers(table, column, group=group)
     done = []
-    for (_, correction), row in zip(corrections.iterrows(), rows):
+    for (_, correction), row in zip(corrections.decisions.iterrows(), rows):
         previous = None if row is None else table[column].iloc[row]
         outcome = ("another photo" if was_replaced(correction["path"], correction["hash"]) else "no such photo") if row is None else {"keep": "kept", "drop": "dropped"}.get(correction["action"], "")
         if not outcome:
@@ -324,18 +332,15 @@ def apply_corrections(
         done.append({"path": correction["path"] if row is None else table["path"].iloc[row], "action": correction["action"],
                      "label": correction["label"], "previous": "" if row is None else label_cell(previous), "outcome": outcome, "row": row})
     done = pd.DataFrame(done, columns=["path", "action", "label", "previous", "outcome", "row"])
-    dropped = done.loc[done["outcome"] == "dropped", "row"].astype(int)
-    result.attrs = {**table.attrs}
-    add_issues(result, done[done["outcome"] == "dropped"], "dropped", f"dropped by {corrections.attrs.get('file', 'a correction')}")
-    result.attrs["warnings"] = [*result.attrs["warnings"], *warnings, *doubts(done, known, corrections.attrs.get("file", "the corrections"))]
-    attrs, result = result.attrs, result.drop(result.index[dropped]).reset_index(drop=True)
-    result.attrs = attrs
-    return result, done.drop(columns="row")
+    dropped = done[done["outcome"] == "dropped"]
+    left = result.drop(result.index[dropped["row"].astype(int)]).reset_index(drop=True)
+    noted = Noted(left, as_issues(dropped["path"], "dropped", f"dropped by {corrections.file}"))
+    return noted.tell(*corrections.notes, *doubts(done, known, corrections.file)), done.drop(columns="row")
 
 # %% ../../nbs/data/19_corrections.ipynb #10c13b31
 def find_rows(
     table: pd.DataFrame,
-    corrections: pd.DataFrame,
+    corrections: pd.DataFrame,  # decisions
 ) -> list[int | None]:  # row number in the table of each correction; None where there is none
     "Find the photos that are meant: by path where the content is still that which was decided on, else by name and content."
     paths = {path if os.path.isabs(path) else os.path.abspath(path): row for row, path in enumerate(table["path"].astype(str))}
@@ -451,11 +456,13 @@ def doubts(done: pd.DataFrame, known: set[str], file: str) -> list[str]:
 # %% ../../nbs/data/19_corrections.ipynb #b361ef81
 def open_issues(
     issues: pd.DataFrame,  # path, …
-    corrections: pd.DataFrame | str | Path,  # from `read_corrections`, or the file, which may be missing
+    corrections: Corrections | str | Path,  # from `read_corrections`, or the file, which may be missing
 ) -> pd.DataFrame:  # the issues of the photos that nobody has decided on
     "Leave out what has been decided."
-    if not isinstance(corrections, pd.DataFrame):
-        corrections = read_corrections(corrections) if Path(corrections).exists() else pd.DataFrame(columns=CORRECTION_COLUMNS)
-    rows = find_rows(issues.drop_duplicates("path"), corrections)
+    if not isinstance(corrections, Corrections):
+        if not Path(corrections).exists():
+            return issues
+        corrections = read_corrections(corrections)
+    rows = find_rows(issues.drop_duplicates("path"), corrections.decisions)
     decided = set(issues["path"].drop_duplicates().iloc[[row for row in rows if row is not None]])
     return issues[~issues["path"].isin(decided)]

@@ -116,9 +116,7 @@ def keep_readable(
     issues = find_unreadable(table["path"].tolist())
     if len(issues) == len(table):
         raise UserError(f"none of the {len(table)} photos can be read; the first: {issues['reason'].iloc[0]}")
-    kept = table[~table["path"].isin(issues["path"])].reset_index(drop=True)
-    kept.attrs = table.attrs
-    return kept, issues
+    return table[~table["path"].isin(issues["path"])].reset_index(drop=True), issues
 
 # %% ../../nbs/data/26_files.ipynb #3b8f8578
 def expand_photos(

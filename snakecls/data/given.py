@@ -150,14 +150,14 @@ def table_photos(
     say: Callable[[str], None] = lambda note: None,
 ) -> list[tuple[str, str]]:  # (as it stands in the table, file)
     "List the photos of a table, as it names them; those that are not there are listed too, and told when they are opened."
-    table = read_file(source)
+    read = read_file(source)
     try:
-        column, notes = choose_path(table, str(source), root=Path(source).parent)
+        column, notes = choose_path(read.table, str(source), root=Path(source).parent)
     except UserError as e:
         raise UserError(str(e).partition(";")[0] + "; call the right one path.") from e
-    for said in [*table.attrs.get("warnings", []), *notes]:
+    for said in [*read.notes, *notes]:
         say("Note: " + said.replace(f"choose with {option('path_column')}", "call the right one path"))
-    paths = as_text(table[column])
+    paths = as_text(read.table[column])
     if (empty := int(paths.isna().sum())):
         say(f"Note: left out {empty} row{'s' if empty > 1 else ''} of {source} without a path.")
     paths = paths.dropna()

@@ -18,6 +18,7 @@ import pandas as pd
 from ..core import UserError
 from .columns import clean_label, count, some, split_name
 from .folders import IMAGE_SUFFIXES, list_entries, list_photos, with_slashes
+from .notes import Noted
 
 # %% ../../nbs/data/12_layouts.ipynb #c3903320
 def count_wrappers(
@@ -164,7 +165,7 @@ def read_folder(
     splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}
     label_level: int | str = "auto",  # which folder names the class, from 1 (below the splits); 'path' joins all; 'auto': see `find_level`
     min_classes: int = 2,  # 1: one class folder will do
-) -> tuple[pd.DataFrame, list[dict[str, str]]]:  # path, label and perhaps split, attrs['warnings'] says what was guessed; what was left out
+) -> Noted:  # path, label and perhaps split
     "Read a folder whose sub-folders name the classes, and perhaps the splits."
     if label_level not in ("auto", "path") and (isinstance(label_level, bool) or not isinstance(label_level, int) or label_level < 1):
         raise UserError(f"label_level is {label_level!r}; give the number of a folder level from 1, path, or auto.")
@@ -202,8 +203,7 @@ def read_folder(
     table = table if any(found) else table.drop(columns="split")
     if ignored := found.count("ignore"):
         notes.append(f"left out, as asked, {ignored:,} of {count(len(photos), 'photo')} in '{folder.name}', whose split is to be ignored.")
-    table.attrs["warnings"] = [note for note in (*notes, describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt)) if note]
-    return table, issues
+    return Noted(table, issues).tell(*notes, describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt))
 
 # %% ../../nbs/data/12_layouts.ipynb #7548ba06
 def _take_splits(dirs: list[list[str]], splits: dict[str, str] | None, *, ask: bool) -> tuple[list[list[str]], list[str | None], list[str]]:

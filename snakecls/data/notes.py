@@ -7,7 +7,7 @@ __all__ = ['Noted', 'leave_out', 'as_issues']
 
 # %% ../../nbs/data/08_notes.ipynb #8167d6c0
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
@@ -24,9 +24,10 @@ class Noted:
     def tell(
         self,
         *notes: str,  # sentences; an empty one is none
+        issues: Iterable[dict[str, str]] = (),
     ) -> "Noted":
-        "Add sentences."
-        return replace(self, notes=[*self.notes, *filter(None, notes)])
+        "Add sentences, and perhaps issues."
+        return replace(self, issues=[*self.issues, *issues], notes=[*self.notes, *filter(None, notes)])
 
     def then(
         self,
@@ -62,4 +63,4 @@ def as_issues(
     reason: str,
 ) -> list[dict[str, str]]:  # path, issue, reason
     "Write the same issue down for several photos."
-    return [{"path": str(path), "issue": issue, "reason": reason} for path in paths.tolist()]
+    return [{"path": str(path), "issue": issue, "reason": reason} for path in paths.fillna("").tolist()]

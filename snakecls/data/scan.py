@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import sqlite3
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -205,14 +206,14 @@ def run_pool(work: Callable, waiting: list[list], running: dict[Any, list], n_wo
 def scan_files(
     photos: pd.DataFrame | Sequence[str | Path],  # a table with `path`, or paths
     *,
-    cache: str | Path | None = None,  # a file to keep the facts in, such as photos.sqlite; None: forget them
+    cache: str | Path | FactsCache | None = None,  # a file to keep the facts in, such as photos.sqlite, or the cache itself, whose `note` then tells what became of it; None: forget them
     n_workers: int | None = None,  # processes; None: one per core, none at all for a few photos
     pixel_limit: int = MAX_PIXELS,  # larger photos are not decoded
     chunk: int = 16,  # photos handed to a process at a time
-) -> pd.DataFrame:  # one row per photo: path, sha, bytes, FACTS, and the table's label(s) and split; `.attrs["notes"]` tells what became of the cache
+) -> pd.DataFrame:  # one row per photo: path, sha, bytes, FACTS, and the table's label(s) and split
     "Read every photo once. Raises `UserError` for a table without `path`."
     table = as_table(photos)
-    kept, paths = FactsCache(cache), table["path"].tolist()
+    kept, paths = cache if isinstance(cache, FactsCache) else FactsCache(cache), table["path"].tolist()
     seen, known, rows, tasks = kept.files(), kept.contents(pixel_limit), {}, []
     shas = defaultdict(list)
     for sha, size in known.items():
@@ -237,8 +238,9 @@ def scan_files(
         if "issue" not in row and row["sha"] not in learnt.index:  # lost since, as another program wrote into the file
             rows[path] |= examine_chunk([(row, [], pixel_limit)])[0]
     facts = join_facts(table, rows, learnt)
-    facts.attrs["notes"] = [kept.note] if kept.note else []
     kept.db.close()
+    if kept.note and kept is not cache:
+        warnings.warn(kept.note, stacklevel=2)
     return facts
 
 

@@ -24,6 +24,7 @@ from ..core import UserError, parquet_bytes, printable
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, all_columns, count, find_column, option, some
 from .folders import is_photo_name, list_photos, one_line, with_slashes
 from .messy_csv import count_columns, read_messy, read_text, short_lines, split_head
+from .notes import Noted
 
 # %% ../../nbs/data/09_sources.ipynb #7f8d85af
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".parquet", ".pq")
@@ -51,18 +52,18 @@ def check_exists(path: str | Path) -> Path:  # with ~ filled in
 
 def read_file(
     path: str | Path,  # CSV (any separator, also gzipped) or Parquet
-) -> pd.DataFrame:  # cells as they are written: see `read_csv`; attrs: issues (lines that cannot be read), warnings
+) -> Noted:  # cells as they are written: see `read_csv`; issues: lines that cannot be read
     "Read a table file; raises `UserError` where that is not possible."
     path = check_exists(path)
     if not path.name.lower().endswith(TABLE_SUFFIXES):
         raise UserError(f"'{path}' is not a kind of table that can be read; save it as one of: {', '.join(TABLE_SUFFIXES)}.")
     try:
-        table = with_index(read_parquet(path)) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
+        read = Noted(with_index(read_parquet(path))) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
     except (ValueError, OSError, csv.Error, MemoryError, KeyError, NotImplementedError, OverflowError) as e:  # pandas' and pyarrow's errors derive from these
         raise UserError(f"'{path}' cannot be read as a table ({one_line((str(e).strip().splitlines() or [type(e).__name__])[0])[:300]}); open it, correct it and save it again.") from e
-    if table.empty:
+    if read.table.empty:
         raise UserError(f"'{path}' is empty; it needs one row for each photo.")
-    return table
+    return read
 
 # %% ../../nbs/data/09_sources.ipynb #ed0fb960
 def read_parquet(
@@ -74,7 +75,7 @@ def read_parquet(
 
 def read_csv(
     path: Path,
-) -> pd.DataFrame:  # attrs: issues, warnings
+) -> Noted:
     "Read a CSV as it is written: cells are text, only an empty one is missing, and a column holds numbers where they say exactly what is written."
     data, note = read_text(path)
     names, separator, skip = split_head(data)
@@ -99,8 +100,7 @@ def read_csv(
     if b'="' in rows or b'=""' in rows:  # what keeps Excel from calculating with an id
         table = table.apply(lambda column: column.str.replace(r'^="(.*)"$', r"\1", regex=True))
     table = table.assign(**{name: as_numbers(table[name]) for name in table})
-    table.attrs = {"issues": issues, "warnings": [one for one in notes if one]}
-    return table
+    return Noted(table, issues).tell(*notes)
 
 
 def with_index(

@@ -8,13 +8,15 @@ __all__ = ['FIRST', 'check_names', 'add_targets', 'find_targets', 'split_targets
 # %% ../../nbs/data/22_targets.ipynb #1b757edb
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from ..core import UserError, read_parquet
 from .columns import OUR_COLUMNS
-from .splits import split_table
+from .notes import Noted
+from .splits import divide_table
 from .tables import set_target
 
 # %% ../../nbs/data/22_targets.ipynb #8fc5f810
@@ -38,19 +40,26 @@ def check_names(
 def add_targets(
     table: pd.DataFrame,  # path, label (of the first target), metadata
     targets: Sequence[str],
-) -> pd.DataFrame:  # with a column for each target; photos that lack one stand among attrs['issues']
+) -> Noted:  # with a column for each target; photos that lack one stand among the issues
     "Give each target a column of its name; raises `UserError` where one cannot be found."
     first, *others = check_names(targets)
     for target in targets:
         if target in OUR_COLUMNS and target != "label":
             raise UserError(f"data.target {list(targets)}: '{target}' is a column of the program's, and beside other targets the table's own of that name is called 'original_{target}'; name it so, or call it otherwise in the table.")
     if "original_label" not in table:
-        table = table.assign(original_label=table["label"])  # else the first further target would be taken for it
-        return add_targets(table, targets).drop(columns="original_label")
+        noted = add_targets(table.assign(original_label=table["label"]), targets)  # else the first further target would be taken for it
+        return replace(noted, table=noted.table.drop(columns="original_label"))
+    noted = Noted(table)
     for target in others:
-        found = set_target(table.assign(**{FIRST: table["label"]}), target)
-        table = found.assign(**{target: found["label"], "label": found[FIRST]}).drop(columns=FIRST)
-    return table.assign(**{first: table["label"]})
+        noted = noted.then(_add_target, target)
+    return replace(noted, table=noted.table.assign(**{first: noted.table["label"]}))
+
+
+def _add_target(table: pd.DataFrame, target: str) -> Noted:
+    "Give a further target a column of its name; the label stays the first one's."
+    noted = set_target(table.assign(**{FIRST: table["label"]}), target)
+    found = noted.table
+    return replace(noted, table=found.assign(**{target: found["label"], "label": found[FIRST]}).drop(columns=FIRST))
 
 # %% ../../nbs/data/22_targets.ipynb #ec0810d0
 def find_targets(
@@ -67,23 +76,19 @@ def find_targets(
             found[target] = table["path"].map(dict(zip(known["path"], known["label"])))
             continue
         with suppress(UserError):  # nothing says it, and whoever counts tells that
-            found[target] = set_target(table if "original_label" in table else table.assign(original_label=table["label"]), target)["label"]
+            found[target] = set_target(table if "original_label" in table else table.assign(original_label=table["label"]), target).table["label"]
     return table.assign(**found)
 
 # %% ../../nbs/data/22_targets.ipynb #26bfb951
 def split_targets(
     table: pd.DataFrame,  # from `add_targets`
     targets: Sequence[str],
-    **kwargs,  # of `split_table`
-) -> pd.DataFrame:  # as `split_table` gives it
+    **kwargs,  # of `divide_table`
+) -> Noted:  # as `divide_table` gives it
     "Fill in the splits that are missing, so that every target's labels are spread over them."
     names = [[f"{target} {value}" for target, value in zip(targets, row)] for row in table[list(targets)].itertuples(index=False)]
-    marked = table.assign(labels=names)
-    marked.attrs = table.attrs
-    done = split_table(marked, stratify="labels", **kwargs)
-    attrs, done = done.attrs, done.drop(columns="labels")
-    done.attrs = attrs
-    return done
+    noted = divide_table(table.assign(labels=names), stratify="labels", **kwargs)
+    return replace(noted, table=noted.table.drop(columns="labels"))
 
 
 def target_labels(

@@ -279,10 +279,12 @@ def ranked_table(
     return table
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #ce7318b1
-def lost_note(predictions: pd.DataFrame) -> list[str]:  # at most one sentence
+def lost_note(
+    lost: dict[str, str],  # path -> reason
+    n: int,  # photos that were predicted
+) -> list[str]:  # at most one sentence
     "Say how many photos got lost while they were predicted."
-    lost = predictions.attrs.get("lost") or {}
-    return [f"{len(lost)} of {len(predictions) + len(lost)} photos could not be read any more, and the scores are without them, such as: {next(iter(lost.values()))}"] if lost else []
+    return [f"{len(lost)} of {n + len(lost)} photos could not be read any more, and the scores are without them, such as: {next(iter(lost.values()))}"] if lost else []
 
 
 def evaluate_bundle(
@@ -292,7 +294,7 @@ def evaluate_bundle(
     tta: str = "none",  # one of `TTA`, beside the bundle's own `flip`
 ) -> tuple[pd.DataFrame, dict]:  # predictions, scores
     "Predict a table's photos with a bundle and score them; raises `UserError` for labels that the bundle does not know."
-    tables, scores = evaluate_targets(bundle, table, tta=tta)
+    tables, scores, _ = evaluate_targets(bundle, table, tta=tta)
     return next(iter(tables.values())), scores
 
 
@@ -301,7 +303,7 @@ def evaluate_targets(
     table: pd.DataFrame,  # as for `evaluate_bundle`; with several targets also a column for each further one whose labels are known
     *,
     tta: str = "none",
-) -> tuple[dict[str, pd.DataFrame], dict]:  # target -> predictions, the first (or only) one's first, without those that the table does not speak of; scores of the first
+) -> tuple[dict[str, pd.DataFrame], dict, dict[str, str]]:  # target -> predictions, the first (or only) one's first, without those that the table does not speak of; scores of the first; path -> why a photo got lost
     "Predict a table's photos as to every target, and score the first; raises `UserError` for labels that the bundle does not know."
     opened = read_bundle(bundle)
     info = opened.info
@@ -322,6 +324,5 @@ def evaluate_targets(
     else:
         tables = {info.target: predict_table(model, table, info.photo, info.labels, problem=info.problem, thresholds=info.thresholds, **options)}
     predictions = next(iter(tables.values()))
-    predictions.attrs["lost"] = lost
     measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
-    return tables, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for
+    return tables, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,)), lost  # the k that its run was asked for

@@ -69,14 +69,14 @@ def evaluate_given(
     from snakecls.workflow.models import evaluation_table
 
     refuse_address(data or "")
-    table = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
+    noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened = read_bundle(bundle)
-    info, notes = opened.info, [*opened.notes, *table.attrs.get("warnings", []), *unknown_notes(opened.info)]
+    info, notes = opened.info, [*opened.notes, *noted.notes, *unknown_notes(opened.info)]
     for note in notes:
         say(f"Note: {note}")
-    tables, scores = evaluate_targets(bundle, table, tta=tta)
+    tables, scores, lost = evaluate_targets(bundle, noted.table, tta=tta)
     predictions = next(iter(tables.values()))
-    for note in [*lost_note(predictions), *_silent_notes(tables)]:
+    for note in [*lost_note(lost, len(predictions)), *_silent_notes(tables)]:
         notes.append(note)
         say(f"Note: {note}")
     counted = count_target_dangers(tables, info.targets, info.label_facts, danger_columns=info.danger_columns) if info.targets else count_dangers(predictions, info.labels, info.label_facts, danger_columns=info.danger_columns)
@@ -87,7 +87,7 @@ def evaluate_given(
     if report is not None:
         from snakecls.evaluate.evaluation_page import write_evaluation
 
-        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=[*table.attrs.get("warnings", []), *_silent_notes(tables)], others=dict(list(tables.items())[1:]))
+        page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=[*noted.notes, *_silent_notes(tables)], others=dict(list(tables.items())[1:]))
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "notes": notes, "report": page}, lines
 

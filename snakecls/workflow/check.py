@@ -28,8 +28,9 @@ from ..clean.duplicates import find_duplicates, near_pairs
 from ..data.files import MIN_SIZE, check_files
 from ..data.folders import OUTSIDE, PERHAPS
 from ..data.labels import label_names
-from ..data.scan import scan_files
-from ..data.tables import load_unlabelled
+from ..data.notes import Noted
+from ..data.scan import FactsCache, scan_files
+from ..data.tables import read_unlabelled
 from ..clean.cases import make_cases
 from ..clean.check_page import write_check_page
 from ..clean.label_issues import ISSUE_COLUMNS, check_labels
@@ -63,12 +64,12 @@ def photo_groups(
 ORDER = {"drop": 0, "relabel": 1, "look": 2, "repaired": 3, "keep": 4}
 
 
-def load_photos(data: DataConfig, *, files_only: bool) -> pd.DataFrame:  # path and, where they are known, label or labels
+def load_photos(data: DataConfig, *, files_only: bool) -> Noted:  # path and, where they are known, label or labels
     "Load the photos; where only the files are asked for, a source without labels will do."
     try:
-        return load_source(data)
+        return load_source(data)[0]
     except UserError as e:
-        photos = load_unlabelled(data.source, path_column=data.path_column, root=data.root)  # raises where the source itself is wrong
+        photos = read_unlabelled(data.source, path_column=data.path_column, root=data.root)  # raises where the source itself is wrong
         if not files_only:
             raise UserError(f"{str(e).rstrip('.')}. To check the files alone, give --files-only.") from e
     return photos
@@ -77,9 +78,9 @@ def load_photos(data: DataConfig, *, files_only: bool) -> pd.DataFrame:  # path 
 READ = (OUTSIDE, PERHAPS)  # folders that were read: their notes tell it, and nothing is left out or to be decided
 
 
-def left_out(table: pd.DataFrame) -> pd.DataFrame:  # ISSUE_COLUMNS without labels
+def left_out(issues: Sequence[dict[str, str]]) -> pd.DataFrame:  # ISSUE_COLUMNS without labels
     "Give what could not be loaded; what a correction dropped is settled and not told again, and what was read is not left out."
-    rows = [issue for issue in table.attrs.get("issues", []) if issue["issue"] not in ("dropped", *READ) and issue["reason"] != "hidden"]
+    rows = [issue for issue in issues if issue["issue"] not in ("dropped", *READ) and issue["reason"] != "hidden"]
     return pd.DataFrame(rows, columns=["path", "issue", "reason"]).assign(verdict=lambda t: ["repaired" if issue == "unsure line" else "drop" for issue in t["issue"]], score=1.0)
 
 
@@ -98,6 +99,7 @@ def find_issues(
     table: pd.DataFrame,  # path, label or labels, …
     facts: pd.DataFrame,  # from `scan_files`
     *,
+    loaded: Sequence[dict[str, str]] = (),  # issues of the table: what could not be loaded
     group: str | None = None,  # column whose photos belong together; None: observation_id where there is one
     files_only: bool = False,  # no label check
     size: int = 256,  # px, of the photos in the label check
@@ -105,7 +107,7 @@ def find_issues(
 ) -> tuple[pd.DataFrame, list[str]]:  # ISSUE_COLUMNS, what cannot be used first; sentences worth telling
     "Collect all issues of the photos."
     near = near_pairs(facts)  # the slow part of a large set, needed twice
-    parts, notes = [left_out(table), check_files(facts, min_size=min_size), find_duplicates(facts, near=near)], []
+    parts, notes = [left_out(loaded), check_files(facts, min_size=min_size), find_duplicates(facts, near=near)], []
     if not files_only:
         readable = table[table["path"].isin(facts.loc[facts["issue"] == "", "path"])].reset_index(drop=True)
         column = group or ("observation_id" if "observation_id" in table else None)
@@ -146,19 +148,21 @@ def check_source(
 ) -> CheckResult:
     "Check a source of photos and write what was found. Raises `UserError` for a source that cannot be read, or a folder with another source's check."
     folder = claim_folder(Path(folder), data.source)
-    table = load_photos(data, files_only=files_only)
-    for warning in table.attrs.get("warnings", []):
-        say(f"Note: {warning}")
-    check_writable(folder, "--output", 2000 * len(table) + 1_000_000)
-    facts = scan_files(table, cache=folder / "photos.sqlite", n_workers=n_workers)
-    for note in facts.attrs["notes"]:
+    noted = load_photos(data, files_only=files_only)
+    table = noted.table
+    for note in noted.notes:
         say(f"Note: {note}")
-    issues, notes = find_issues(table, facts, group=data.group, files_only=files_only, size=size, min_size=min_size)
+    check_writable(folder, "--output", 2000 * len(table) + 1_000_000)
+    cache = FactsCache(folder / "photos.sqlite")
+    facts = scan_files(table, cache=cache, n_workers=n_workers)
+    if cache.note:
+        say(f"Note: {cache.note}")
+    issues, notes = find_issues(table, facts, loaded=noted.issues, group=data.group, files_only=files_only, size=size, min_size=min_size)
     for note in notes:
         say(f"Note: {note}")
     known = facts.rename(columns={"issue": "unreadable"}).drop(columns=["thumb", "hash", "reason", "label", "labels", "split"], errors="ignore")
     table = set_aside(table, set(known) - {"path"}).merge(known, on="path", how="left").assign(width=lambda t: t["width"].where(t["width"] > 0), height=lambda t: t["height"].where(t["height"] > 0))
-    result = CheckResult(folder, table, issues, [*table.attrs.get("warnings", []), *notes])
+    result = CheckResult(folder, table, issues, [*noted.notes, *notes])
     write_check(result, data, name=folder.name)
     return result
 

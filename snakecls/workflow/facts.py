@@ -103,7 +103,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[Any]]]:
     if path.suffix.lower() in (".parquet", ".pq"):
         from snakecls.data.sources import read_file
 
-        table = read_file(path)
+        table = read_file(path).table
         return [str(name) for name in table.columns], table.astype(object).values.tolist()
     with open_file(path) as stream:
         data = stream.read(MOST_BYTES + 1)

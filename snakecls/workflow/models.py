@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import pandas as pd
 from ..core import UserError, atomic_path, check_name, file_hash, read_json, read_parquet, unknown_name
 from ..data.columns import some
 from ..data.files import keep_readable
-from ..data.tables import load_table
+from ..data.notes import Noted
+from ..data.tables import read_table
 from ..data.targets import find_targets
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..evaluate.verdicts import say_chosen
@@ -192,7 +194,7 @@ def evaluation_table(
     *,
     data: str | Path | pd.DataFrame | None = None,  # any source; None: the run's own photos
     split: str | None = None,  # None: all of `data`, or the run's test split (valid where it has none)
-) -> pd.DataFrame:  # path, label; attrs['warnings'] says what was left out
+) -> Noted:  # path, label; the notes say what was left out
     "Find the photos to score a bundle on, without those that cannot be read; raises `UserError` where there are none."
     info = read_bundle(bundle).info
     others = list(info.targets or {})[1:]
@@ -202,18 +204,21 @@ def evaluation_table(
         if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
             raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
         several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
-        table = find_targets(load_known(data, info.labels, min_classes=1, **several), others)
+        noted = load_known(data, info.labels, min_classes=1, **several)
+        noted = replace(noted, table=find_targets(noted.table, others))
     else:
         manifest = Path(bundle).parent / "manifest.parquet"
         if not manifest.exists():
             raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
         table = read_parquet(manifest, needs=["path", "split"])
         split = split or ("test" if (table["split"] == "test").any() else "valid")
-        table = find_targets(table, others, answered={target: manifest.parent / predictions_name(split, target, run=manifest.parent, others=others) for target in others})
-        if split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
-            table.attrs["warnings"] = [f"{chosen}, so expect a little less on new ones."]
+        answered = {target: manifest.parent / predictions_name(split, target, run=manifest.parent, others=others) for target in others}
+        noted = Noted(find_targets(table, others, answered=answered))
         if split == "valid" and info.extra.get("refit"):
-            table.attrs["warnings"] = ["the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before."]
+            noted = noted.tell("the model was fitted again on its validation photos (train.refit), so these scores are too good; the run's report has those from before.")
+        elif split == "valid" and (chosen := say_chosen((info.metrics or {}).get("valid"))):
+            noted = noted.tell(f"{chosen}, so expect a little less on new ones.")
+    table = noted.table
     if split is not None:
         known = sorted(table["split"].dropna().unique()) if "split" in table else []
         if not known:
@@ -221,16 +226,14 @@ def evaluation_table(
         if split not in known:
             raise unknown_name("split", split, known)
         table = table[table["split"] == split]
-    if data is not None and (warning := say_seen(bundle, table["path"].tolist(), data)):
-        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
+    if data is not None and (note := say_seen(bundle, table["path"].tolist(), data)):
+        noted = noted.tell(note)
     table, unreadable = keep_readable(table.reset_index(drop=True))
     if len(unreadable):
-        warning = f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}"
-        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
+        noted = noted.tell(f"{len(unreadable)} of {len(table) + len(unreadable)} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}")
     if "label" in table and table["label"].nunique() == 1:
-        warning = f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, and macro F1 says little about one class."
-        table.attrs = {**table.attrs, "warnings": [*table.attrs.get("warnings", []), warning]}
-    return table
+        noted = noted.tell(f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, and macro F1 says little about one class.")
+    return replace(noted, table=table)
 
 
 def say_seen(
@@ -273,20 +276,21 @@ def _hash_once(path: str, known: dict[str, str]) -> str:
 def load_known(
     data: str | Path,  # any source
     labels: list[str],  # of the model
-    **options,  # go to `load_table`
-) -> pd.DataFrame:
+    **options,  # go to `read_table`
+) -> Noted:
     "Load photos for a model; where other folder levels than the usual one hold its labels, these are taken (`data.label_level`), and told."
-    table = load_table(data, known=labels, **options)
+    noted = read_table(data, known=labels, **options)
+    table = noted.table
     if isinstance(data, pd.DataFrame) or not (Path(data).is_dir() or Path(data).suffix.lower() == ".zip") or "label" not in table or set(table["label"]) & set(labels):
-        return table
+        return noted
     for level in (1, 2, 3, "path"):
         try:
-            other = load_table(data, label_level=level, **options)
+            other = read_table(data, label_level=level, **options)
         except UserError:  # it is not so deep, or has one class there
             continue
-        if set(other["label"]) & set(labels):
+        if set(other.table["label"]) & set(labels):
             return other
-    return table
+    return noted
 
 
 def copy_model(

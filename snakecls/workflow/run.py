@@ -24,10 +24,11 @@ from ..data.cells import csv_text
 from ..data.columns import count
 from ..data.files import keep_readable
 from ..data.lost import LostPhotos
+from ..data.notes import Noted
 from ..data.splits import write_manifest
 from ..models.bundle import is_bundle
 from ..stats import top_names
-from ..experiment.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, build_table, find_device, precision_callback, several_targets, train_labels
+from ..experiment.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, divide_photos, find_device, precision_callback, several_targets, train_labels
 from ..experiment.doubts import find_doubts
 from ..experiment.duration import estimate_seconds, say_duration
 from ..experiment.options import accumulate_note, choose_batch_norm, idle_note, planned_batches, untracked_note
@@ -61,7 +62,7 @@ def run_experiment(
     command: str = "",  # exactly as it was given, for the logbook
     say: Callable[[str], None] = print,  # where progress is told
     hashes: bool = False,  # write every photo's content hash into the manifest, not only those of the validation photos
-    table: pd.DataFrame | None = None,  # path, label or labels, split; None: `build_table`
+    table: pd.DataFrame | None = None,  # path, label or labels, split; None: `divide_photos`
     part_of: str = "",  # the id of the folds, grid or comparison that this run belongs to, whose entry says what came of it
 ) -> RunResult:
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
@@ -70,7 +71,8 @@ def run_experiment(
     check_places(root, logbook if "logbook" in experiment.track else None)
     complete_killed([root], say=say)
     experiment = absolute_paths(resolve_weights(resolve_parent(experiment, root), root, say=say))
-    table = build_table(experiment) if table is None else table
+    noted, corrected = divide_photos(experiment) if table is None else (Noted(table), None)
+    table = noted.table
     labels = train_labels(table, several_targets(experiment.data))
     model = build_model(experiment, labels, table=table)  # whatever cannot work is refused before a photo is read
     check_room(model, root)
@@ -79,7 +81,7 @@ def run_experiment(
     facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column, others=further_targets(labels)) if experiment.data.facts else ({}, [])
     for note in notes:
         say(f"Note: {note}")
-    table, issues = prepare_table(table, say)
+    table, issues = prepare_table(noted, say)
     if train_labels(table, several_targets(experiment.data)) != labels:
         raise UserError("a class has no training photo that can be read; see the notes above, and repair its photos or leave the class out.")
     learn = build_learner(experiment, table, model=model)
@@ -94,7 +96,7 @@ def run_experiment(
     with RunFolder.create(root, experiment.name, **told, **({"part_of": part_of} if part_of else {})) as run:
         say(f"Run {run.id}: {describe_table(table)}, {experiment.model.arch} ({learn.model.backbone_info.weights_source}).")
         try:
-            start_records(run, experiment, table, issues, hashes)
+            start_records(run, experiment, table, issues, hashes, corrected)
             describe_model(run, make_info(experiment, learn, facts, {}))
             trackers.start(run.experiment(), run)
             say(foresee(experiment, learn, table))
@@ -226,14 +228,14 @@ def absolute_paths(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": resolved(experiment.data, "source", "root", "facts", "corrections"), "model": resolved(experiment.model, *(["weights"] if is_file else []))})
 
 
-def prepare_table(table: pd.DataFrame, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:  # readable photos, issues
+def prepare_table(noted: Noted, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:  # readable photos, issues
     "Leave out the photos that cannot be read; all warnings are told."
-    table, unreadable = keep_readable(table)
-    for warning in table.attrs.get("warnings", []):
-        say(f"Note: {warning}")
+    table, unreadable = keep_readable(noted.table)
+    for note in noted.notes:
+        say(f"Note: {note}")
     if len(unreadable):
         say(f"Note: {count(len(unreadable), 'photo')} cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out, such as: {unreadable['reason'].iloc[0]}")
-    issues = pd.concat([pd.DataFrame(table.attrs.get("issues", []), columns=["path", "issue", "reason"]), unreadable], ignore_index=True)
+    issues = pd.concat([pd.DataFrame(noted.issues, columns=["path", "issue", "reason"]), unreadable], ignore_index=True)
     return table, issues
 
 
@@ -252,7 +254,7 @@ def make_trackers(experiment: Experiment, logbook: str | Path | None, command: s
     return Trackers(trackers, say=say)
 
 
-def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, issues: pd.DataFrame, hashes: bool) -> None:
+def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, issues: pd.DataFrame, hashes: bool, corrected: pd.DataFrame | None = None) -> None:
     "Write what is known before training."
     values = experiment.model_dump(mode="json")
     values["data"]["seed"] = experiment.split_seed
@@ -261,8 +263,8 @@ def start_records(run: RunFolder, experiment: Experiment, table: pd.DataFrame, i
     validating = table["path"][table["split"] == "valid"]  # by their content another run knows whether it was validated on the same photos
     write_manifest(table, run / "manifest.parquet", hashes=hashes or known_hashes(validating))
     write_issues(run, issues)
-    if done := table.attrs.get("corrections"):
-        atomic_write(run / "corrections.csv", csv_text(pd.DataFrame(done)))
+    if corrected is not None and len(corrected):
+        atomic_write(run / "corrections.csv", csv_text(corrected))
 
 
 def known_hashes(paths: Iterable[str]) -> dict[str, str]:  # of those that can be read
