@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import UserError, unknown_name
 from .columns import as_label, count, find_column, match_column, some
+from .notes import Noted
 from .sources import read_file
 
 # %% ../../nbs/data/15_taxonomy.ipynb #3e75fbc7
@@ -93,11 +94,11 @@ def snakeclef_facts(
     venom: str | Path | pd.DataFrame | None = None,  # class_id, MIVS
     countries: str | Path | pd.DataFrame | None = None,  # 0/1 matrix; the first column holds Latin names, the others are countries
     by: str = "binomial",  # or 'genus': what all its species are, not known where they differ
-) -> pd.DataFrame:  # binomial (or genus), venomous (true or missing), medically_important (boolean, perhaps missing), countries ('a; b', perhaps missing); attrs: warnings
+) -> Noted:  # binomial (or genus), venomous (true or missing), medically_important (boolean, perhaps missing), countries ('a; b', perhaps missing)
     "Collect what is known about each species, for `data.facts` of an experiment."
     if by not in ("binomial", "genus"):
         raise unknown_name("by", by, ("binomial", "genus"))
-    names = names if isinstance(names, pd.DataFrame) else read_file(names)
+    names = names if isinstance(names, pd.DataFrame) else read_file(names).table
     column = find_column(names.columns, _LATIN_COLUMNS)
     if column is None:
         raise UserError(f"the metadata have no column of Latin names among {some(names.columns, 8)}; call one of them {', '.join(_LATIN_COLUMNS)}.")
@@ -114,8 +115,7 @@ def snakeclef_facts(
         warnings += _say_unknown(species, "countries", "in the matrix of countries")
     if by == "genus":
         species = _by_genus(species)
-    species.attrs = {"warnings": warnings}
-    return species
+    return Noted(species).tell(*warnings)
 
 
 def _say_unknown(species: pd.DataFrame, column: str, where: str) -> list[str]:
@@ -128,7 +128,7 @@ def _say_unknown(species: pd.DataFrame, column: str, where: str) -> list[str]:
 # %% ../../nbs/data/15_taxonomy.ipynb #8d71e5bd
 def _medically_important(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) -> dict[str, bool]:
     "Join the venom list by class id; refuse one that calls cobras and vipers harmless."
-    venom = venom if isinstance(venom, pd.DataFrame) else read_file(venom)
+    venom = venom if isinstance(venom, pd.DataFrame) else read_file(venom).table
     ids = [match_column(table.columns, "class_id", endings=("", "s")) for table in (venom, facts)]
     flag = match_column(venom.columns, "mivs") or match_column(venom.columns, "venomous")
     if flag is None or ids[0] is None:
