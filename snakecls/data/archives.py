@@ -56,11 +56,19 @@ def _check_member(member: zipfile.ZipInfo, name: PurePosixPath, path: Path) -> N
     "Refuse an archive for one of its files."
     shown, kind = one_line(str(name)), stat.S_IFMT(member.external_attr >> 16)
     if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-        raise UserError(f"'{path.name}' holds the path '{shown}', which leads out of the folder it is unpacked into; unpack it by hand if you trust it, and give the folder.")
+        raise UserError(
+            f"'{path.name}' holds the path '{shown}', which leads out of the folder it is unpacked into; "
+            "unpack it by hand if you trust it, and give the folder."
+        )
     if kind == stat.S_IFLNK:
-        raise UserError(f"'{path.name}' holds the link '{shown}', and links are not followed out of archives; unpack it by hand if you trust it, and give the folder.")
+        raise UserError(
+            f"'{path.name}' holds the link '{shown}', and links are not followed out of archives; unpack it by "
+            "hand if you trust it, and give the folder."
+        )
     if member.create_system == 3 and kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise UserError(f"'{path.name}' holds '{shown}', which is a pipe, a socket or a device, and no file; get an archive of photos alone.")
+        raise UserError(
+            f"'{path.name}' holds '{shown}', which is a pipe, a socket or a device, and no file; get an archive of photos alone."
+        )
     if member.flag_bits & 1:
         raise UserError(f"'{path.name}' is locked with a password; unpack it by hand, and give the folder.")
 
@@ -70,7 +78,10 @@ def _check_apart(archive: zipfile.ZipFile, path: Path) -> None:
     end = 0
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         if member.header_offset < end:
-            raise UserError(f"'{path.name}' is damaged or made to fill disks: '{one_line(member_name(member))}' lies on the bytes of another file; get the archive anew.")
+            raise UserError(
+                f"'{path.name}' is damaged or made to fill disks: '{one_line(member_name(member))}' lies on "
+                "the bytes of another file; get the archive anew."
+            )
         end = member.header_offset + 30 + member.compress_size  # of a header at least
 
 
@@ -112,12 +123,18 @@ def unusable_name(
         return f"it lies {len(name.parts) - 1} folders deep"
     if problem := next(filter(None, map(bad_name, name.parts)), ""):
         return f"its name {problem}"
-    if windows and any(part.partition(".")[0].rstrip().upper() in _DEVICES or part[-1] in ". " or set(part) & set('<>:"|?*') for part in name.parts):
+    if windows and any(
+        part.partition(".")[0].rstrip().upper() in _DEVICES or part[-1] in ". " or set(part) & set('<>:"|?*') for part in name.parts
+    ):
         return "Windows has no files of that name"
     return ""
 
 # %% ../../nbs/data/11_archives.ipynb #77614b27
-MOST_TIMES, SMALL_BYTES, MOST_FILES = 20, 64 << 20, 1_000_000  # what comes out of a small archive fills no disk: scanned pages as BMP shrink to a hundredth
+MOST_TIMES, SMALL_BYTES, MOST_FILES = (
+    20,
+    64 << 20,
+    1_000_000,
+)  # what comes out of a small archive fills no disk: scanned pages as BMP shrink to a hundredth
 
 
 def _most_bytes(path: Path) -> int:
@@ -126,11 +143,21 @@ def _most_bytes(path: Path) -> int:
 
 
 def _too_large(path: Path, why: str) -> UserError:
-    return UserError(f"'{path.name}' has {_size(path.stat().st_size)} and {why}, more than the {MOST_TIMES} times (or {_size(SMALL_BYTES)}) that are taken for safe; unpack it by hand if you trust it, and give the folder, or save its photos as PNG or JPEG.")
+    return UserError(
+        f"'{path.name}' has {_size(path.stat().st_size)} and {why}, more than the {MOST_TIMES} times (or "
+        f"{_size(SMALL_BYTES)}) that are taken for safe; unpack it by hand if you trust it, and give the "
+        "folder, or save its photos as PNG or JPEG."
+    )
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:,.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.1f} KiB"
+    return (
+        f"{n_bytes / 2**30:,.1f} GiB"
+        if n_bytes >= 2**30
+        else f"{n_bytes / 2**20:,.1f} MiB"
+        if n_bytes >= 2**20
+        else f"{n_bytes / 2**10:,.1f} KiB"
+    )
 
 
 def _check_room(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> None:
@@ -139,7 +166,10 @@ def _check_room(members: list[zipfile.ZipInfo], path: Path, folder: Path) -> Non
     if need > _most_bytes(path):
         raise _too_large(path, f"says that it unpacks to {_size(need)}")
     if need > 0.9 * room:
-        raise UserError(f"'{path.name}' needs {need / 2**30:,.1f} GiB and there are {room / 2**30:,.1f} GiB free in '{folder}'; make room, or unpack it elsewhere and give the folder.")
+        raise UserError(
+            f"'{path.name}' needs {need / 2**30:,.1f} GiB and there are {room / 2**30:,.1f} GiB free in "
+            f"'{folder}'; make room, or unpack it elsewhere and give the folder."
+        )
 
 
 def _check_count(path: Path) -> None:
@@ -155,7 +185,9 @@ def _check_count(path: Path) -> None:
         stream.seek(max(size - len(tail) - n_bytes, 0))
         n = sum(chunk.count(b"PK\1\2") for chunk in iter(lambda: stream.read(2**20), b""))
     if n > MOST_FILES:
-        raise UserError(f"'{path.name}' lists {n:,} files, and {MOST_FILES:,} are read from an archive at most; unpack it by hand, and give the folder.")
+        raise UserError(
+            f"'{path.name}' lists {n:,} files, and {MOST_FILES:,} are read from an archive at most; unpack it by hand, and give the folder."
+        )
 
 # %% ../../nbs/data/11_archives.ipynb #0711e850
 _NOTE, _NAMES = ".unpacked.json", 2  # how names are read; raised where that changes
@@ -175,13 +207,23 @@ def unpack_zip(
     target = Path(folder).expanduser() if folder else _place(path)
     if os.path.lexists(target):
         if not (target / _NOTE).exists():
-            raise UserError(f"the folder '{target}' is in the way of unpacking '{path.name}'; give that folder as the source if it is what you mean, or rename it.")
+            raise UserError(
+                f"the folder '{target}' is in the way of unpacking '{path.name}'; give that folder as the "
+                "source if it is what you mean, or rename it."
+            )
         old = _read_note(target)
-        same = old.get("size_bytes") == note["size_bytes"] and (old.get("mtime_ns") == note["mtime_ns"] or old.get("hash") == file_hash(path))
+        same = old.get("size_bytes") == note["size_bytes"] and (
+            old.get("mtime_ns") == note["mtime_ns"] or old.get("hash") == file_hash(path)
+        )
         if same and (old.get("names") == _NAMES or not _reads_otherwise(path)):
             return target, f"'{path.name}' was unpacked before, to '{target}'.{_describe_damage(old.get('damaged', {}))}"
     n, twice, others, damaged = _unpack(path, target, note)
-    said = f" {count(len(twice), 'name')} {'stands' if len(twice) == 1 else 'stand'} in it more than once ({some(twice)}); the last file of each was taken." if twice else ""
+    said = (
+        f" {count(len(twice), 'name')} {'stands' if len(twice) == 1 else 'stand'} in it more than once "
+        f"({some(twice)}); the last file of each was taken."
+        if twice
+        else ""
+    )
     return target, f"unpacked {count(n, 'file')} of '{path.name}' to '{target}'.{said}{_describe_others(others)}{_describe_damage(damaged)}"
 
 
@@ -189,7 +231,10 @@ def unpacked_issues(
     folder: str | Path,  # from `unpack_zip`
 ) -> list[dict[str, str]]:  # path, issue, reason; none where the folder came from no zip
     "List the files that were damaged in the zip, as issues of the table that is read from the folder."
-    return [{"path": with_slashes(str(Path(folder) / name)), "issue": "damaged", "reason": f"{reason}, in the zip"} for name, reason in _read_note(Path(folder)).get("damaged", {}).items()]
+    return [
+        {"path": with_slashes(str(Path(folder) / name)), "issue": "damaged", "reason": f"{reason}, in the zip"}
+        for name, reason in _read_note(Path(folder)).get("damaged", {}).items()
+    ]
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
@@ -208,7 +253,10 @@ def _describe_others(names: list[str]) -> str:
         return ""
     inner = [name for name in names if archive_kind(name)]
     more = f" (unpack {some(inner)} by hand if there are photos in {'it' if len(inner) == 1 else 'them'})" if inner else ""
-    return f" Left {count(len(names), 'file')} in it that {'is' if len(names) == 1 else 'are'} no photo of yours and no table ({some(names)}){more}."
+    return (
+        f" Left {count(len(names), 'file')} in it that {'is' if len(names) == 1 else 'are'} no photo of yours "
+        f"and no table ({some(names)}){more}."
+    )
 
 
 def _describe_damage(damaged: dict[str, str]) -> str:
@@ -216,7 +264,11 @@ def _describe_damage(damaged: dict[str, str]) -> str:
     if not damaged:
         return ""
     name, reason = next(iter(damaged.items()))
-    return f" Left out {count(len(damaged), 'file')} of it that cannot be unpacked ('{one_line(name)}': {reason}{f', and {len(damaged) - 1:,} more' if len(damaged) > 1 else ''}); get the archive anew to use {'it' if len(damaged) == 1 else 'them'}."
+    return (
+        f" Left out {count(len(damaged), 'file')} of it that cannot be unpacked ('{one_line(name)}': "
+        f"{reason}{f', and {len(damaged) - 1:,} more' if len(damaged) > 1 else ''}); get the archive anew to "
+        f"use {'it' if len(damaged) == 1 else 'them'}."
+    )
 
 
 def _reads_otherwise(path: Path) -> bool:
@@ -235,8 +287,24 @@ def _place(path: Path) -> Path:
     return cache / f"{path.stem}-{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
 
 # %% ../../nbs/data/11_archives.ipynb #60aaa910
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RuntimeError, struct.error, MemoryError)
-_NAMELESS = {errno.ENAMETOOLONG: "its name is too long for this disk", errno.EEXIST: "another file has its name, or that of its folder, on this disk", errno.ENOTDIR: "one of its folders has the name of a file", errno.EISDIR: "a folder has its name", errno.EINVAL: "this disk has no files of that name"}
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+    MemoryError,
+)
+_NAMELESS = {
+    errno.ENAMETOOLONG: "its name is too long for this disk",
+    errno.EEXIST: "another file has its name, or that of its folder, on this disk",
+    errno.ENOTDIR: "one of its folders has the name of a file",
+    errno.EISDIR: "a folder has its name",
+    errno.EINVAL: "this disk has no files of that name",
+}
 
 
 def _unpack(path: Path, target: Path, note: dict) -> tuple[int, list[str], list[str], dict[str, str]]:  # number of files; as `_members` gives them
@@ -261,8 +329,14 @@ def _unpack(path: Path, target: Path, note: dict) -> tuple[int, list[str], list[
         if isinstance(e, UserError):
             raise
         if is_disk_full(e):
-            raise UserError(f"'{path.name}' was not unpacked, as the disk of '{target.parent}' is full; make room, or unpack it elsewhere and give the folder.") from e
-        raise UserError(f"'{path}' cannot be unpacked ({' '.join(str(e).split()) or type(e).__name__}); get the archive anew, or unpack it by hand and give the folder.") from e
+            raise UserError(
+                f"'{path.name}' was not unpacked, as the disk of '{target.parent}' is full; make room, or "
+                "unpack it elsewhere and give the folder."
+            ) from e
+        raise UserError(
+            f"'{path}' cannot be unpacked ({' '.join(str(e).split()) or type(e).__name__}); get the archive "
+            "anew, or unpack it by hand and give the folder."
+        ) from e
     return sum(member.filename not in damaged for member in members), twice, others, damaged
 
 
@@ -286,7 +360,11 @@ def _extract(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: P
                         raise
                     file.close()
                     place.unlink()
-                    damaged[member.filename] = "it is packed in a way that cannot be read" if isinstance(e, (NotImplementedError, RuntimeError)) else "it is damaged"
+                    damaged[member.filename] = (
+                        "it is packed in a way that cannot be read"
+                        if isinstance(e, (NotImplementedError, RuntimeError))
+                        else "it is damaged"
+                    )
         except OSError as e:
             if e.errno not in _NAMELESS:
                 raise
@@ -297,14 +375,30 @@ def _extract(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: P
 def _check_rest(members: list[zipfile.ZipInfo], others: list[str], damaged: dict[str, str], path: Path) -> None:
     "Refuse an archive without a photo or a table, or of which most is damaged."
     if not members and not damaged:
-        raise UserError(f"'{path.name}' holds no photo and no table.{_describe_others(others)}".rstrip(".") + "; give an archive of photos, or a folder.")
+        raise UserError(
+            f"'{path.name}' holds no photo and no table.{_describe_others(others)}".rstrip(".")
+            + "; give an archive of photos, or a folder."
+        )
     n = len({member.filename for member in members} | set(damaged))
     if 2 * len(damaged) > n:
         name, reason = next(iter(damaged.items()))
-        raise UserError(f"'{path.name}' cannot be unpacked, nor can {len(damaged):,} of the {count(n, 'file')} in it ('{one_line(name)}': {reason}); get the archive anew.")
+        raise UserError(
+            f"'{path.name}' cannot be unpacked, nor can {len(damaged):,} of the {count(n, 'file')} in it "
+            f"('{one_line(name)}': {reason}); get the archive anew."
+        )
 
 # %% ../../nbs/data/11_archives.ipynb #64bd91f4
-ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tar.gz": "tar -xf", ".tgz": "tar -xf", ".tar.bz2": "tar -xf", ".tar.xz": "tar -xf", ".tar.zst": "tar -xf", ".7z": "7z x", ".rar": "unrar x"}
+ARCHIVES = {
+    ".zip": "unzip",
+    ".tar": "tar -xf",
+    ".tar.gz": "tar -xf",
+    ".tgz": "tar -xf",
+    ".tar.bz2": "tar -xf",
+    ".tar.xz": "tar -xf",
+    ".tar.zst": "tar -xf",
+    ".7z": "7z x",
+    ".rar": "unrar x",
+}
 
 
 def archive_kind(
@@ -319,4 +413,7 @@ def refuse_archive(
 ) -> None:
     "Raise `UserError` for an archive that is no zip."
     if (kind := archive_kind(path)) not in ("", ".zip") and os.path.isfile(path):
-        raise UserError(f"'{path}' is a {kind} archive, and of archives zips alone are unpacked; unpack it with {ARCHIVES[kind]} '{Path(path).name}', and give the folder.")
+        raise UserError(
+            f"'{path}' is a {kind} archive, and of archives zips alone are unpacked; unpack it with "
+            f"{ARCHIVES[kind]} '{Path(path).name}', and give the folder."
+        )

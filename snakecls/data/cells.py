@@ -54,7 +54,10 @@ def unguard_read(
     besides: str | None = None,  # a column that is left as it is: of paths, which the disk decides about
 ) -> tuple[pd.DataFrame, str]:  # a copy where something changes; a sentence that tells it
     "Take the apostrophe of `guard_cells` away in a table that anybody wrote, and say so: what follows it would be a formula, and nothing else begins so."
-    told, names = [], {name: plain for name in table.columns if name != besides and (plain := unguard_cell(name)) != name and plain not in table.columns}
+    told, names = (
+        [],
+        {name: plain for name in table.columns if name != besides and (plain := unguard_cell(name)) != name and plain not in table.columns},
+    )
     changed = {}
     for place, name in enumerate(table.columns):
         if name == besides or pd.api.types.is_numeric_dtype(table.dtypes.iloc[place]):
@@ -70,7 +73,12 @@ def unguard_read(
         return table, ""
     table = table.assign(**changed).rename(columns=names)
     n = f"{len(told):,} text{'s' if len(told) > 1 else ''}"
-    return table, f"{n} of {where} that begin{'' if len(told) > 1 else 's'} with an apostrophe before =, +, - or @, such as {told[0]!r}, {'were' if len(told) > 1 else 'was'} read without it: so they are written where a spreadsheet must not calculate them."
+    return (
+        table,
+        f"{n} of {where} that begin{'' if len(told) > 1 else 's'} with an apostrophe before =, +, - or @, such "
+        f"as {told[0]!r}, {'were' if len(told) > 1 else 'was'} read without it: so they are written where a "
+        "spreadsheet must not calculate them.",
+    )
 
 
 def _each_text(table: pd.DataFrame, change: Callable) -> pd.DataFrame:
@@ -87,7 +95,9 @@ def csv_text(
     "Write a table as the text of a CSV file that a spreadsheet may open."
     guarded = guard_cells(table)
     text = guarded.to_csv(index=False)
-    return text if "\r" not in text else guarded.to_csv(index=False, lineterminator="\r\n")  # then pandas quotes it; else what follows it would be a row
+    return (
+        text if "\r" not in text else guarded.to_csv(index=False, lineterminator="\r\n")
+    )  # then pandas quotes it; else what follows it would be a row
 
 
 def write_csv(

@@ -25,7 +25,12 @@ def some(
     count: int = 3,  # show this many
 ) -> str:
     "Show the first few values and say how many more there are."
-    values = ["".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in str(value)) if place < count else value for place, value in enumerate(values)]
+    values = [
+        "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in str(value))
+        if place < count
+        else value
+        for place, value in enumerate(values)
+    ]
     return ", ".join(f"'{value}'" for value in values[:count]) + (f" and {len(values) - count:,} more" if len(values) > count else "")
 
 
@@ -98,7 +103,10 @@ def check_split_names(
     read: dict[str, str] = {}
     for name, split in (names or {}).items():
         if names[twin := read.setdefault(clean_label(str(name)).lower(), name)] != split:
-            raise UserError(f"{option('splits')} says that '{twin}' is '{names[twin]}' and '{name}' is '{split}', which are read as one name; leave one of them out.")
+            raise UserError(
+                f"{option('splits')} says that '{twin}' is '{names[twin]}' and '{name}' is '{split}', which "
+                "are read as one name; leave one of them out."
+            )
 
 
 def _truth(text: str) -> str | None:
@@ -108,10 +116,52 @@ def _truth(text: str) -> str | None:
 # %% ../../nbs/data/01_columns.ipynb #c9eb5b52
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "img_path", "photo_path", "image_file", "file", "filename", "file_name",
                 "image", "image_name", "img", "photo", "image_id", "imageid", "photo_id", "uuid", "id")  # fmt: skip
-LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "target", "binomial", "binomial_name", "scientific_name",
-                 "latin_name", "species", "species_name", "taxon", "breed", "label_name", "class_id", "category_id", "label_id")  # fmt: skip
-SPLIT_COLUMNS = ("split", "subset", "data_set", "dataset", "set", "partition", "phase", "fold", "usage", "is_train", "is_training", "is_training_image",
-                 "is_valid", "is_validation", "is_val", "is_test", "is_holdout", "train", "training", "valid", "validation", "val", "test", "holdout")  # fmt: skip
+LABEL_COLUMNS = (
+    "label",
+    "class",
+    "class_name",
+    "category",
+    "category_name",
+    "target",
+    "binomial",
+    "binomial_name",
+    "scientific_name",
+    "latin_name",
+    "species",
+    "species_name",
+    "taxon",
+    "breed",
+    "label_name",
+    "class_id",
+    "category_id",
+    "label_id",
+)
+SPLIT_COLUMNS = (
+    "split",
+    "subset",
+    "data_set",
+    "dataset",
+    "set",
+    "partition",
+    "phase",
+    "fold",
+    "usage",
+    "is_train",
+    "is_training",
+    "is_training_image",
+    "is_valid",
+    "is_validation",
+    "is_val",
+    "is_test",
+    "is_holdout",
+    "train",
+    "training",
+    "valid",
+    "validation",
+    "val",
+    "test",
+    "holdout",
+)
 
 
 OUR_COLUMNS = ("path", "label", "labels", "split")  # what the tidy table calls its own
@@ -179,7 +229,10 @@ def _plain(column: object) -> str:
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean_label(str(column))).casefold())
     if text.isascii():
         return re.sub(r"[^a-z0-9]+", "_", text).strip("_")
-    kept = (char if unicodedata.category(char)[0] in "LMN" or (unicodedata.category(char)[0] == "S" and not char.isascii()) else " " for char in text)
+    kept = (
+        char if unicodedata.category(char)[0] in "LMN" or (unicodedata.category(char)[0] == "S" and not char.isascii()) else " "
+        for char in text
+    )
     return "_".join("".join(kept).split())
 
 # %% ../../nbs/data/01_columns.ipynb #621defe0
@@ -207,9 +260,13 @@ def to_columns(
     "Find the columns for path, label and split and give them their standard names."
     path = find_column(raw.columns, PATH_COLUMNS, given=path_column, what="path_column")
     if path is None:
-        raise UserError(f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}.")
+        raise UserError(
+            f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}."
+        )
     label, notes = choose_label(raw, where, given=label_column, target=target, besides=path, known=known) if with_label else (None, [])
-    names, split, said = find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
+    names, split, said = (
+        find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
+    )
     used = {path, *names} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
     kept, rest = list(rest), set_aside(rest, OUR_COLUMNS)
@@ -276,8 +333,14 @@ def foreign_bytes(
     "Say which columns hold bytes that are not UTF-8, for their encoding is a guess."
     notes = []
     for name in raw.columns[[pd.api.types.is_object_dtype(dtype) for dtype in raw.dtypes]]:
-        if pd.api.types.infer_dtype(raw[name]) == "bytes" and len(odd := [cell for cell in raw[name].dropna().unique() if b"\xef\xbf\xbd" in cell.decode("utf-8", errors="replace").encode()]):
-            notes.append(f"the column '{name}' of {where} holds bytes that are not UTF-8, and was read in the encoding of older Windows programs (such as {some(map(_decode, odd), 2)}); save it as text if that looks wrong.")
+        if pd.api.types.infer_dtype(raw[name]) == "bytes" and len(
+            odd := [cell for cell in raw[name].dropna().unique() if b"\xef\xbf\xbd" in cell.decode("utf-8", errors="replace").encode()]
+        ):
+            notes.append(
+                f"the column '{name}' of {where} holds bytes that are not UTF-8, and was read in the encoding "
+                f"of older Windows programs (such as {some(map(_decode, odd), 2)}); save it as text if that "
+                "looks wrong."
+            )
     return notes
 
 
@@ -297,10 +360,28 @@ def _refuse_lost_digits(numbers: pd.Series) -> None:
     dtype = getattr(numbers.dtype, "numpy_dtype", numbers.dtype)
     exact = 2 ** ((np.finfo(dtype).nmant if isinstance(dtype, np.dtype) else 52) + 1)
     if (numbers.abs() > exact).any():
-        raise UserError(f"the column '{numbers.name}' holds whole numbers as floats, such as {numbers.abs().max():.0f}, whose last digits are lost; save it anew as text or as whole numbers.")
+        raise UserError(
+            f"the column '{numbers.name}' holds whole numbers as floats, such as {numbers.abs().max():.0f}, "
+            "whose last digits are lost; save it anew as text or as whole numbers."
+        )
 
 # %% ../../nbs/data/01_columns.ipynb #f9a7a509
-_RANKS = ("domain", "kingdom", "phylum", "division", "class", "subclass", "order", "suborder", "superfamily", "family", "subfamily", "tribe", "genus", "species")
+_RANKS = (
+    "domain",
+    "kingdom",
+    "phylum",
+    "division",
+    "class",
+    "subclass",
+    "order",
+    "suborder",
+    "superfamily",
+    "family",
+    "subfamily",
+    "tribe",
+    "genus",
+    "species",
+)
 _SPECIES = ("binomial", "binomial_name", "scientific_name", "latin_name", "species", "species_name")
 
 
@@ -321,19 +402,36 @@ def choose_label(
     if not found and target is not None and target not in (*_SPECIES, *_RANKS, "common_name"):
         raise unknown_name("target", target, raw.columns)
     if not found:
-        raise UserError(f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with {option('label_column')}.")
+        raise UserError(
+            f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with {option('label_column')}."
+        )
     if len(found) == 1:
         return found[0], [] if target else _clashing_epithets(raw, found[0], where)
     texts = {column: as_label(raw[column]) for column in found}
     codes = {column: pd.factorize(text)[0] for column, text in texts.items()}
     if known is not None and (fitting := _knows(texts, set(known))):
-        return fitting, [] if fitting == found[0] else [f"the column '{fitting}' of {where} was taken for the label, for it holds labels that the model knows, and {some([column for column in found if column != fitting], 8)} could be meant as well."]
+        return fitting, [] if fitting == found[0] else [
+            f"the column '{fitting}' of {where} was taken for the label, for it holds labels that the model "
+            f"knows, and {some([column for column in found if column != fitting], 8)} could be meant as well."
+        ]
     usable = [column for column in found if _looks_like_labels(codes[column]) and _plain(column) not in _SIDE] or found
     best = found[0] if _plain(found[0]) in ("label", "labels") else _finest(usable, codes, raw)
-    others = [column for column in found if column != best and codes[column].max() > 0 and not (_divides(codes[best], codes[column]) and _divides(codes[column], codes[best]))]
-    notes = [] if not set(others) & {*_known(raw.columns), *(column for column in found if _plain(column) in _SIDE)} else [
-        f"the column '{best}' of {where} was taken for the label ({count(codes[best].max() + 1, 'class', 'classes')}), and {some(others, 8)} could be meant as well; choose with {option('label_column')}, or with data.target."
+    others = [
+        column
+        for column in found
+        if column != best
+        and codes[column].max() > 0
+        and not (_divides(codes[best], codes[column]) and _divides(codes[column], codes[best]))
     ]
+    notes = (
+        []
+        if not set(others) & {*_known(raw.columns), *(column for column in found if _plain(column) in _SIDE)}
+        else [
+            f"the column '{best}' of {where} was taken for the label "
+            f"({count(codes[best].max() + 1, 'class', 'classes')}), and {some(others, 8)} could be meant as well; "
+            f"choose with {option('label_column')}, or with data.target."
+        ]
+    )
     return best, [] if target else notes + _clashing_epithets(raw, best, where)
 
 
@@ -410,10 +508,30 @@ def _clashing_epithets(raw: pd.DataFrame, label: str, where: str) -> list[str]:
         return []
     genera = as_label(raw[genus]).groupby(as_label(raw[label])).nunique()
     clash = genera.index[(genera > 1) & ~genera.index.str.contains(" ")]
-    return [f"{count(len(clash), 'label')} of {where} stand in several genera ({some(clash)}), for '{label}' holds the second part of the name alone; data.target: binomial joins it with '{genus}'."] if len(clash) else []
+    return (
+        [
+            f"{count(len(clash), 'label')} of {where} stand in several genera ({some(clash)}), for '{label}' holds "
+            f"the second part of the name alone; data.target: binomial joins it with '{genus}'."
+        ]
+        if len(clash)
+        else []
+    )
 
 # %% ../../nbs/data/01_columns.ipynb #472c1bd0
-_FLAGS = {"true": True, "1": True, "1.0": True, "yes": True, "y": True, "t": True, "false": False, "0": False, "0.0": False, "no": False, "n": False, "f": False}
+_FLAGS = {
+    "true": True,
+    "1": True,
+    "1.0": True,
+    "yes": True,
+    "y": True,
+    "t": True,
+    "false": False,
+    "0": False,
+    "0.0": False,
+    "no": False,
+    "n": False,
+    "f": False,
+}
 
 
 def read_splits(
@@ -431,18 +549,40 @@ def read_splits(
     if flag and not any(known.values()) and all(cell.lower() in _FLAGS for cell in cells):
         known = {cell: flag[not _FLAGS[cell.lower()]] for cell in cells}
         if not given and not _plain(name).startswith("is_") and text.map(known).eq(flag[0]).mean() > 0.5 and flag[0] != "train":
-            return None, f"the column '{name}' of {where} is true of most rows, so it was not read as a split; if it is one, name it with {option('split_column')}."
+            return (
+                None,
+                f"the column '{name}' of {where} is true of most rows, so it was not read as a split; if it is "
+                f"one, name it with {option('split_column')}.",
+            )
         hit = int(text.map(known).eq(flag[0]).sum())
-        few = f"the column '{name}' of {where} is true of {hit:,} of {count(len(text), 'row')}, which leaves {len(text) - hit:,} for training; correct it, or name another with {option('split_column')}." if hit * 2 > len(text) and flag[0] != "train" else ""
-        note = few or ("" if given or _plain(name) == "is_valid" else f"the splits of {where} were read from the column '{name}' ({', '.join(f'{cell}: {split}' for cell, split in known.items())}); say otherwise with {option('splits')}.")
+        few = (
+            f"the column '{name}' of {where} is true of {hit:,} of {count(len(text), 'row')}, which leaves "
+            f"{len(text) - hit:,} for training; correct it, or name another with {option('split_column')}."
+            if hit * 2 > len(text) and flag[0] != "train"
+            else ""
+        )
+        note = few or (
+            ""
+            if given or _plain(name) == "is_valid"
+            else f"the splits of {where} were read from the column '{name}' "
+            f"({', '.join(f'{cell}: {split}' for cell, split in known.items())}); say otherwise with "
+            f"{option('splits')}."
+        )
     if not given and not any(known.values()):
         sayable = f"; if it is one, say so with {option('splits')}, such as {{{cells[0]}: train}}" if cells and len(cells) <= 20 else ""
         return None, f"the column '{name}' of {where} was not read as a split, for it holds {some(cells)}{sayable}." if cells else ""
     unknown = [cell for cell, split in known.items() if split is None]
     if unknown:
-        raise UserError(f"the column '{name}' of {where} holds {some(unknown)}, which is no name of a split; say what it is with {option('splits')}, such as splits={{'{unknown[0]}': 'train'}}, or 'ignore' to leave those photos out.")
+        raise UserError(
+            f"the column '{name}' of {where} holds {some(unknown)}, which is no name of a split; say what it "
+            f"is with {option('splits')}, such as splits={{'{unknown[0]}': 'train'}}, or 'ignore' to leave "
+            "those photos out."
+        )
     if text.isna().any():
-        raise UserError(f"the column '{name}' of {where} is empty in {count(text.isna().sum(), 'row')}; fill it in, or leave the column out to have all rows split.")
+        raise UserError(
+            f"the column '{name}' of {where} is empty in {count(text.isna().sum(), 'row')}; fill it in, or "
+            "leave the column out to have all rows split."
+        )
     return text.map(known).astype(_TEXT), note
 
 
@@ -497,8 +637,15 @@ def _compare_splits(first: str, split: pd.Series, column: str, other: pd.Series,
     if not differ.any():
         return []
     if flag is not None and _plain(column).startswith("is_"):
-        raise UserError(f"the columns '{first}' and '{column}' of {where} contradict each other in {count(differ.sum(), 'row')} about the split {flag[0]}; correct them, or name one with {option('split_column')}.")
-    return [f"the splits of {where} were read from the column '{first}' and not from '{column}', which says otherwise in {count(differ.sum(), 'row')}; choose with {option('split_column')}."]
+        raise UserError(
+            f"the columns '{first}' and '{column}' of {where} contradict each other in "
+            f"{count(differ.sum(), 'row')} about the split {flag[0]}; correct them, or name one with "
+            f"{option('split_column')}."
+        )
+    return [
+        f"the splits of {where} were read from the column '{first}' and not from '{column}', which says "
+        f"otherwise in {count(differ.sum(), 'row')}; choose with {option('split_column')}."
+    ]
 
 
 def _unmatched(raw: pd.DataFrame, columns: list[str], names: dict[str, str] | None) -> list[str]:
@@ -508,7 +655,12 @@ def _unmatched(raw: pd.DataFrame, columns: list[str], names: dict[str, str] | No
     cells = list(dict.fromkeys(cell for column in columns for cell in as_text(raw[column]).dropna().unique()))
     texts = {form for cell in cells for form in (clean_label(cell).lower(), _truth(clean_label(cell).lower())) if form}
     meant = {split_name(cell) for cell in cells}
-    lost = [name for name, split in names.items() if not {clean_label(str(name)).lower(), _truth(clean_label(str(name)).lower())} & texts and not (split == "ignore" and str(name) in meant)]
+    lost = [
+        name
+        for name, split in names.items()
+        if not {clean_label(str(name)).lower(), _truth(clean_label(str(name)).lower())} & texts
+        and not (split == "ignore" and str(name) in meant)
+    ]
     there = f"there {'is' if len(cells) == 1 else 'are'} {', '.join(cells[:8])}" if cells else "no column of splits is read"
     return [f"{some(lost)} in data.splits {'matches' if len(lost) == 1 else 'match'} nothing; {there}."] if lost else []
 
@@ -531,16 +683,26 @@ def _join_flags(flags: dict[str, pd.Series], where: str) -> tuple[pd.Series, lis
         joined = pd.DataFrame(index=split.index) if joined is None else joined
         joined[named[column]] = hit if named[column] not in joined else joined[named[column]] | hit
     if (joined.sum(axis=1) > 1).any():
-        raise UserError(f"the columns {some(flags)} of {where} put {count((joined.sum(axis=1) > 1).sum(), 'row')} into two splits; correct them, or name one with {option('split_column')}.")
+        raise UserError(
+            f"the columns {some(flags)} of {where} put {count((joined.sum(axis=1) > 1).sum(), 'row')} into two "
+            f"splits; correct them, or name one with {option('split_column')}."
+        )
     rest = "train" if "train" not in joined else next((split for split in ("test", "valid") if split not in joined), "ignore")
     splits = joined.idxmax(axis=1).where(joined.any(axis=1), rest).astype(_TEXT)
-    return splits, [f"the splits of {where} were read from the columns {some(flags)}, and rows that are none of them are '{rest}'; say otherwise with {option('split_column')}."]
+    return splits, [
+        f"the splits of {where} were read from the columns {some(flags)}, and rows that are none of them are "
+        f"'{rest}'; say otherwise with {option('split_column')}."
+    ]
 
 
-def _splits_by_value(raw: pd.DataFrame, where: str, names: dict[str, str] | None, besides: Iterable[str | None]) -> tuple[list[str], pd.Series | None, list[str]]:
+def _splits_by_value(
+    raw: pd.DataFrame, where: str, names: dict[str, str] | None, besides: Iterable[str | None]
+) -> tuple[list[str], pd.Series | None, list[str]]:
     "Find a column that holds nothing but names of splits, whatever it is called."
     for column in raw.columns:
-        if column in set(besides) or not (pd.api.types.is_string_dtype(raw[column].dtype) or isinstance(raw[column].dtype, pd.CategoricalDtype)):
+        if column in set(besides) or not (
+            pd.api.types.is_string_dtype(raw[column].dtype) or isinstance(raw[column].dtype, pd.CategoricalDtype)
+        ):
             continue
         if any(split_name(cell) is None for cell in as_text(raw[column].head(1000)).dropna().unique()[:20]):
             continue
@@ -548,5 +710,12 @@ def _splits_by_value(raw: pd.DataFrame, where: str, names: dict[str, str] | None
         cells = text.dropna().unique()
         known = {cell: split_name(cell, names) for cell in cells}
         if text.notna().all() and len(cells) > 1 and all(known.values()) and "train" in known.values():
-            return [column], text.map(known).astype(_TEXT), [f"the splits of {where} were read from the column '{column}', which holds {some(cells)}; choose another with {option('split_column')}."]
+            return (
+                [column],
+                text.map(known).astype(_TEXT),
+                [
+                    f"the splits of {where} were read from the column '{column}', which holds {some(cells)}; "
+                    f"choose another with {option('split_column')}."
+                ],
+            )
     return [], None, []

@@ -83,7 +83,11 @@ def add_correction(
     if action not in ACTIONS:
         raise unknown_name("action", action, ACTIONS)
     if (action == "relabel") != bool(label):
-        raise UserError(f"action '{action}' {'needs the new label' if not label else f'takes no label (given: {label!r})'}; a label belongs to relabel alone.")
+        raise UserError(
+            f"action '{action}' "
+            f"{'needs the new label' if not label else f'takes no label (given: {label!r})'}; a label belongs "
+            "to relabel alone."
+        )
     folder = os.path.abspath(file.parent)
     path = os.path.relpath(photo, folder) if photo.startswith(folder + os.sep) else photo
     digest = file_hash(photo) if os.path.isfile(photo) else ""
@@ -96,7 +100,9 @@ def add_correction(
             _check_seen(file, photo, seen)
             append_line(file, values)
     except (OSError, UnicodeEncodeError) as e:
-        raise UserError(f"the decision about {printable(photo)} could not be saved in {file} ({e}); make the folder writable or name another file.") from e
+        raise UserError(
+            f"the decision about {printable(photo)} could not be saved in {file} ({e}); make the folder writable or name another file."
+        ) from e
     return dict(zip(CORRECTION_COLUMNS, values))
 
 
@@ -120,8 +126,17 @@ def _check_seen(file: Path, photo: str, seen: str | None) -> None:
     if seen is None or decision_mark(file, photo) == seen:
         return
     rows = _decisions_on(file, photo)
-    now = "the decision was removed" if rows.empty else f"the decision was undone at {rows['date'].iloc[-1]}" if rows["action"].iloc[-1] == "undo" else f"it was decided at {rows['date'].iloc[-1]}: {rows['action'].iloc[-1]} {rows['label'].iloc[-1]}".rstrip()
-    raise StaleDecision(f"{os.path.basename(photo)} has changed in {file.name} since it was shown here ({now}), so nothing was written; look at it again, then decide.")
+    now = (
+        "the decision was removed"
+        if rows.empty
+        else f"the decision was undone at {rows['date'].iloc[-1]}"
+        if rows["action"].iloc[-1] == "undo"
+        else f"it was decided at {rows['date'].iloc[-1]}: {rows['action'].iloc[-1]} {rows['label'].iloc[-1]}".rstrip()
+    )
+    raise StaleDecision(
+        f"{os.path.basename(photo)} has changed in {file.name} since it was shown here ({now}), so nothing was "
+        "written; look at it again, then decide."
+    )
 
 
 def append_line(file: Path, values: list[str]) -> None:
@@ -140,8 +155,15 @@ def append_line(file: Path, values: list[str]) -> None:
     with open_file(target) as stream:
         columns, written, _ = parse_lines(stream.read(), file)
     last = _as_row(columns, written[-1][1]) if len(written) == len(rows) + 1 else {}
-    if any(last.get(name) != (clean_label if name == "label" else str)(row[name]) for name in CORRECTION_COLUMNS if name in {one.lower() for one in columns}):
-        raise UserError(f"the decision about '{row['path']}' does not read from {file} as it was written; look at its last line, and rename the photo if its name begins or ends with a blank.")
+    if any(
+        last.get(name) != (clean_label if name == "label" else str)(row[name])
+        for name in CORRECTION_COLUMNS
+        if name in {one.lower() for one in columns}
+    ):
+        raise UserError(
+            f"the decision about '{row['path']}' does not read from {file} as it was written; look at its last "
+            "line, and rename the photo if its name begins or ends with a blank."
+        )
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -223,7 +245,9 @@ def parse_lines(
     except ValueError as e:
         raise UserError(f"{file} cannot be read as corrections ({e}); name a CSV file.") from e
     whole = text.endswith(("\n", "\r"))
-    lines = [(number, line) for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1) if line.strip()]
+    lines = [
+        (number, line) for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1) if line.strip()
+    ]
     if lines and lines[0][1].strip('"').lower().startswith("sep=") and len(lines[0][1].strip('"')) == 5:
         lines = lines[1:]
     if not lines:
@@ -233,16 +257,26 @@ def parse_lines(
     columns = [name.strip() for name in split_line(first, separator, f"line {head} of {file}")]
     for name in ("path", "action", "label"):
         if (n := [one.lower() for one in columns].count(name)) != 1:
-            raise UserError(f"line {head} of {file} has {'no column' if not n else 'several columns'} '{name}' (it has {some(columns, 8)}); the first line of corrections names their columns: {','.join(CORRECTION_COLUMNS)}.")
+            raise UserError(
+                f"line {head} of {file} has {'no column' if not n else 'several columns'} '{name}' (it has "
+                f"{some(columns, 8)}); the first line of corrections names their columns: "
+                f"{','.join(CORRECTION_COLUMNS)}."
+            )
     rows, torn = [], ""
     for number, line in lines:
         where, last = f"line {number} of {file}", number == lines[-1][0] and not whole
         if last and is_torn(line, len(columns), separator):
-            torn = f"the last line of {file} is incomplete, as a crash leaves it, and was left out; decide on '{line.partition(separator)[0].strip(chr(34))}' again."
+            torn = (
+                f"the last line of {file} is incomplete, as a crash leaves it, and was left out; decide on "
+                f"'{line.partition(separator)[0].strip(chr(34))}' again."
+            )
             break
         cells = split_line(line, separator, where)
         if len(cells) > len(columns):
-            raise UserError(f"{where} has {len(cells)} cells and there are {len(columns)} columns; put a cell that holds a '{separator}' between quotes, or remove the line.")
+            raise UserError(
+                f"{where} has {len(cells)} cells and there are {len(columns)} columns; put a cell that holds a "
+                f"'{separator}' between quotes, or remove the line."
+            )
         rows.append((number, [*cells, *[""] * len(columns)][: len(columns)]))
     return columns, rows, torn
 
@@ -252,8 +286,17 @@ def split_line(line: str, separator: str, where: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=separator, strict=True))
     except csv.Error as e:
-        why = "a cell that is too long" if "limit" in str(e) else "a quote too many, or one that its line does not close" if "end of data" in str(e) or "expected after" in str(e) else str(e)
-        raise UserError(f"{where} cannot be read: it has {why}; correct it or remove the line (a cell with quotes in it is written \"so \"\"here\"\" it is\").") from e
+        why = (
+            "a cell that is too long"
+            if "limit" in str(e)
+            else "a quote too many, or one that its line does not close"
+            if "end of data" in str(e) or "expected after" in str(e)
+            else str(e)
+        )
+        raise UserError(
+            f"{where} cannot be read: it has {why}; correct it or remove the line (a cell with quotes in it is "
+            'written "so ""here"" it is").'
+        ) from e
 
 
 def _as_row(columns: list[str], cells: list[str]) -> dict[str, str]:
@@ -326,7 +369,11 @@ def apply_corrections(
     done = []
     for (_, correction), row in zip(corrections.decisions.iterrows(), rows):
         previous = None if row is None else table[column].iloc[row]
-        outcome = ("another photo" if was_replaced(correction["path"], correction["hash"]) else "no such photo") if row is None else {"keep": "kept", "drop": "dropped"}.get(correction["action"], "")
+        outcome = (
+            ("another photo" if was_replaced(correction["path"], correction["hash"]) else "no such photo")
+            if row is None
+            else {"keep": "kept", "drop": "dropped"}.get(correction["action"], "")
+        )
         if not outcome:
             outcome = relabel(result, row, correction, column, known, follow, multi)
         done.append({"path": correction["path"] if row is None else table["path"].iloc[row], "action": correction["action"],
@@ -351,7 +398,10 @@ def find_rows(
             alike.setdefault(_one_spelling(path), []).append(row)
         found = [alike.get(_one_spelling(path), []) if row is None else [row] for path, row in zip(corrections["path"], rows)]
         rows = [one[0] if len(one) == 1 else None for one in found]
-    rows = [None if row is not None and was_replaced(path, digest) else row for row, path, digest in zip(rows, corrections["path"], corrections["hash"])]
+    rows = [
+        None if row is not None and was_replaced(path, digest) else row
+        for row, path, digest in zip(rows, corrections["path"], corrections["hash"])
+    ]
     if None not in rows:
         return rows
     names: dict[str, list[str]] = {}
@@ -384,8 +434,27 @@ def _content(path: str, size_bytes: int, mtime_ns: int) -> str:
     return file_hash(path)
 
 
-RANKS = {"domain", "kingdom", "phylum", "division", "class", "order", "suborder", "superfamily", "family", "subfamily", "tribe", "genus", "subgenus", "species", "subspecies", "taxon"}
-_NAMES = re.compile(rf"(taxon_?)?({'|'.join(sorted(RANKS))}|label|category|breed|variety|binomial(_name)?|(scientific|latin|common|vernacular|english)_?name)(_?(name|id|key|code))?")
+RANKS = {
+    "domain",
+    "kingdom",
+    "phylum",
+    "division",
+    "class",
+    "order",
+    "suborder",
+    "superfamily",
+    "family",
+    "subfamily",
+    "tribe",
+    "genus",
+    "subgenus",
+    "species",
+    "subspecies",
+    "taxon",
+}
+_NAMES = re.compile(
+    rf"(taxon_?)?({'|'.join(sorted(RANKS))}|label|category|breed|variety|binomial(_name)?|(scientific|latin|common|vernacular|english)_?name)(_?(name|id|key|code))?"
+)
 
 
 def names_label(name: object) -> bool:
@@ -430,7 +499,9 @@ def relabel(
     if set(label if multi else [label]) - known:
         return "no such label"
     if multi:
-        table.iat[row, table.columns.get_loc(column)] = type(table[column].iloc[row])(label) if isinstance(table[column].iloc[row], (list, tuple)) else label
+        table.iat[row, table.columns.get_loc(column)] = (
+            type(table[column].iloc[row])(label) if isinstance(table[column].iloc[row], (list, tuple)) else label
+        )
     else:
         table.iat[row, table.columns.get_loc(column)] = label
     moved = [other for other, values in follow.items() if label in values]
@@ -443,10 +514,17 @@ def doubts(done: pd.DataFrame, known: set[str], file: str) -> list[str]:
     "Say in a sentence each what could not be done."
     lost, sentences = done[done["outcome"] == "no such photo"], []
     if len(lost):
-        sentences.append(f"{count(len(lost), 'correction')} in {file} name no photo of the table ({some(lost['path'])}) and did nothing; correct the paths or remove the lines.")
+        sentences.append(
+            f"{count(len(lost), 'correction')} in {file} name no photo of the table ({some(lost['path'])}) and "
+            "did nothing; correct the paths or remove the lines."
+        )
     other = done[done["outcome"] == "another photo"]
     if len(other):
-        sentences.append(f"{count(len(other), 'correction')} in {file} {'was' if len(other) == 1 else 'were'} decided on {'a photo' if len(other) == 1 else 'photos'} in whose place there is another one now, or a changed one ({some(other['path'])}), and did nothing; decide again.")
+        sentences.append(
+            f"{count(len(other), 'correction')} in {file} {'was' if len(other) == 1 else 'were'} decided on "
+            f"{'a photo' if len(other) == 1 else 'photos'} in whose place there is another one now, or a "
+            f"changed one ({some(other['path'])}), and did nothing; decide again."
+        )
     for _, row in done[done["outcome"].isin(("no such label", "not a JSON list of labels"))].iterrows():
         guess = nearest(row["label"], known)
         hint = f"did you mean '{guess}'?" if guess else "it kept its label."

@@ -18,7 +18,25 @@ from ..core import UserError, printable
 from .columns import count, some
 
 # %% ../../nbs/data/06_folders.ipynb #10aa0c58
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif", ".hif", ".mpo", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".mpo",
+    ".ppm",
+    ".pgm",
+)
 
 
 def is_photo_name(
@@ -29,17 +47,45 @@ def is_photo_name(
 
 # %% ../../nbs/data/06_folders.ipynb #c3d451f3
 SYSTEM_FOLDERS = {
-    "@eadir": "thumbnails of a NAS", "@__thumb": "thumbnails of a NAS", ".@__thumb": "thumbnails of a NAS", ".thumbnails": "thumbnails", ".thumb": "thumbnails", ".sh_thumbnails": "thumbnails",
-    "$recycle.bin": "a recycle bin", "#recycle": "a recycle bin", "@recycle": "a recycle bin", ".trashes": "a recycle bin", ".trash": "a recycle bin",
-    "#snapshot": "earlier states of a NAS", "@recently-snapshot": "earlier states of a NAS", ".snapshot": "earlier states of a disk", ".snapshots": "earlier states of a disk",
-    "lost+found": "what a repair of the disk found", "found.000": "what a repair of the disk found", "system volume information": "Windows' own files",
-    "__macosx": "a Mac's notes in an archive", ".ipynb_checkpoints": "Jupyter's copies", ".git": "version control", ".svn": "version control", ".hg": "version control",
-    "__pycache__": "a program's files", "node_modules": "a program's files", "site-packages": "a program's files", "dist-packages": "a program's files",
-    "~snapshot": "earlier states of a NAS", "@tmp": "a NAS's own files", "@sharebin": "a NAS's own files", "_gsdata_": "a backup program's files",
-    "network trash folder": "a recycle bin", "temporary items": "a Mac's own files",
-}  # fmt: skip
+    "@eadir": "thumbnails of a NAS",
+    "@__thumb": "thumbnails of a NAS",
+    ".@__thumb": "thumbnails of a NAS",
+    ".thumbnails": "thumbnails",
+    ".thumb": "thumbnails",
+    ".sh_thumbnails": "thumbnails",
+    "$recycle.bin": "a recycle bin",
+    "#recycle": "a recycle bin",
+    "@recycle": "a recycle bin",
+    ".trashes": "a recycle bin",
+    ".trash": "a recycle bin",
+    "#snapshot": "earlier states of a NAS",
+    "@recently-snapshot": "earlier states of a NAS",
+    ".snapshot": "earlier states of a disk",
+    ".snapshots": "earlier states of a disk",
+    "lost+found": "what a repair of the disk found",
+    "found.000": "what a repair of the disk found",
+    "system volume information": "Windows' own files",
+    "__macosx": "a Mac's notes in an archive",
+    ".ipynb_checkpoints": "Jupyter's copies",
+    ".git": "version control",
+    ".svn": "version control",
+    ".hg": "version control",
+    "__pycache__": "a program's files",
+    "node_modules": "a program's files",
+    "site-packages": "a program's files",
+    "dist-packages": "a program's files",
+    "~snapshot": "earlier states of a NAS",
+    "@tmp": "a NAS's own files",
+    "@sharebin": "a NAS's own files",
+    "_gsdata_": "a backup program's files",
+    "network trash folder": "a recycle bin",
+    "temporary items": "a Mac's own files",
+}
 UNPACKED = "what was unpacked from a zip"
-_BUILT, _ENVIRONMENT = re.compile(r"lib(\..+)?|bdist\..+|temp\..+|egg-info"), {"bin", "lib", "lib64", "include", "share", "etc", "Scripts", "Lib", "Include"}
+_BUILT, _ENVIRONMENT = (
+    re.compile(r"lib(\..+)?|bdist\..+|temp\..+|egg-info"),
+    {"bin", "lib", "lib64", "include", "share", "etc", "Scripts", "Lib", "Include"},
+)
 _NAMED = {  # a class may be called so: what lies in the folder decides
     "recycler": ("a recycle bin", lambda path, names: all(name.startswith(("S-1-", "desktop.ini")) for name in names)),
     "mlruns": ("records of MLflow", lambda path, names: any(os.path.exists(os.path.join(path, name, "meta.yaml")) for name in names)),
@@ -48,13 +94,25 @@ _NAMED = {  # a class may be called so: what lies in the folder decides
     "build": ("a program's files", lambda path, names: all(_BUILT.fullmatch(name) for name in names)),
     **dict.fromkeys(("env", "venv"), ("a Python environment", lambda path, names: names <= _ENVIRONMENT and bool(names & {"lib", "Lib"}))),
 }
-COPIES = {**dict.fromkeys(("thumb", "thumbs", "_thumb", "_thumbs", "thumbnail", "thumbnails", "_thumbnails", "_thumbnail"), "thumbnails of the photos beside them"),
-          **dict.fromkeys(("picasa", "originals"), "what the photos beside them were before they were edited")}  # where they are; else they may be a class
+COPIES = {
+    **dict.fromkeys(
+        ("thumb", "thumbs", "_thumb", "_thumbs", "thumbnail", "thumbnails", "_thumbnails", "_thumbnail"),
+        "thumbnails of the photos beside them",
+    ),
+    **dict.fromkeys(("picasa", "originals"), "what the photos beside them were before they were edited"),
+}  # where they are; else they may be a class
 _TELLING = (
-    ({"status.json", "experiment.yaml"}, "a run of snakecls"), ({"status.json", "run.log"}, "a run of snakecls"), ({"folds.json", "predictions.parquet"}, "folds of snakecls"),
-    ({"bundle.json", "weights.safetensors"}, "a model of snakecls"), ({"check.json", "issues.parquet"}, "a check of snakecls"), ({"check.json", "report.html"}, "a check of snakecls"),
-    ({"app.py", "bundle", "requirements.txt"}, "a Space with its model"), ({".unpacked.json"}, UNPACKED), ({"pyvenv.cfg"}, "a Python environment"), ({"conda-meta"}, "a Python environment"),
-)  # fmt: skip
+    ({"status.json", "experiment.yaml"}, "a run of snakecls"),
+    ({"status.json", "run.log"}, "a run of snakecls"),
+    ({"folds.json", "predictions.parquet"}, "folds of snakecls"),
+    ({"bundle.json", "weights.safetensors"}, "a model of snakecls"),
+    ({"check.json", "issues.parquet"}, "a check of snakecls"),
+    ({"check.json", "report.html"}, "a check of snakecls"),
+    ({"app.py", "bundle", "requirements.txt"}, "a Space with its model"),
+    ({".unpacked.json"}, UNPACKED),
+    ({"pyvenv.cfg"}, "a Python environment"),
+    ({"conda-meta"}, "a Python environment"),
+)
 
 
 def foreign_folder(
@@ -111,7 +169,9 @@ def list_photos(
             if issue:
                 issues.append({"path": with_slashes(one_line(entry.path)), **issue})
             else:
-                ((links if entry.is_symlink() else waiting) if kind == "folder" else linked if entry.is_symlink() else photos).append(entry.path)
+                ((links if entry.is_symlink() else waiting) if kind == "folder" else linked if entry.is_symlink() else photos).append(
+                    entry.path
+                )
     photos, notes = _leave_links(photos, linked)
     issues += [*notes, *tell_outside([*followed, *(set(photos) & set(linked))], top)]
     if not photos and unpacked:  # whoever gives the folder around it means it
@@ -204,12 +264,21 @@ def _leave_links(photos: list[str], links: list[str]) -> tuple[list[str], list[d
     if not links:
         return photos, []
     folders: dict[str, str] = {}
-    there = {os.path.join(folders.setdefault(os.path.dirname(photo), os.path.realpath(os.path.dirname(photo))), os.path.basename(photo)) for photo in photos}
+    there = {
+        os.path.join(folders.setdefault(os.path.dirname(photo), os.path.realpath(os.path.dirname(photo))), os.path.basename(photo))
+        for photo in photos
+    }
     kept, issues = [], []
     for link in sorted(links):
         real = os.path.realpath(link)
         if real in there:
-            issues.append({"path": with_slashes(link), "issue": LINK, "reason": f"a link to '{one_line(os.path.basename(real))}', which was read already"})
+            issues.append(
+                {
+                    "path": with_slashes(link),
+                    "issue": LINK,
+                    "reason": f"a link to '{one_line(os.path.basename(real))}', which was read already",
+                }
+            )
         else:
             there.add(real)
             kept.append(link)
@@ -225,7 +294,10 @@ def tell_outside(
     out = sorted((link, real) for link in links if not (real := os.path.realpath(link)).startswith(inside))
     if not out:
         return []
-    (link, real), several = out[0], f"one of {len(out):,} links that lead elsewhere, this one" if len(out) > 1 else "a link that leads elsewhere,"
+    (link, real), several = (
+        out[0],
+        f"one of {len(out):,} links that lead elsewhere, this one" if len(out) > 1 else "a link that leads elsewhere,",
+    )
     return [{"path": with_slashes(link), "issue": OUTSIDE, "reason": f"{several} to '{one_line(real)}'"}]
 
 
@@ -252,7 +324,10 @@ def _judge(entry: os.DirEntry) -> tuple[str, dict[str, str] | None]:  # 'folder'
     if not is_file:
         return "", {"issue": "not a photo", "reason": "a pipe, a socket or a device, and no file" if there else "a link to nothing"}
     if not is_photo_name(entry.name):
-        return "", {"issue": "not a photo", "reason": f"{Path(printable(entry.name)).suffix or 'no suffix'} is no image format that can be read"}
+        return "", {
+            "issue": "not a photo",
+            "reason": f"{Path(printable(entry.name)).suffix or 'no suffix'} is no image format that can be read",
+        }
     return "photo", None
 
 
@@ -269,7 +344,9 @@ def one_line(path: str) -> str:
     "Write a path so that it can be printed on one line: line breaks and other control characters become \\n and the like."
     if path.isascii() and path.isprintable():
         return path
-    return "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in printable(path))
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in printable(path)
+    )
 
 # %% ../../nbs/data/06_folders.ipynb #6f81f08d
 def describe_left_out(
@@ -280,26 +357,51 @@ def describe_left_out(
     name, root = Path(os.path.abspath(folder)).name, with_slashes(os.path.abspath(folder)) + "/"
     by_kind: dict[str, list[dict[str, str]]] = {}
     for issue in issues:
-        kind = "" if issue["reason"] == "hidden" else issue["issue"] if issue["issue"] in (LEFT_OUT, NOT_PERMITTED, BAD_NAME, LINK, OUTSIDE, PERHAPS) else "file"
+        kind = (
+            ""
+            if issue["reason"] == "hidden"
+            else issue["issue"]
+            if issue["issue"] in (LEFT_OUT, NOT_PERMITTED, BAD_NAME, LINK, OUTSIDE, PERHAPS)
+            else "file"
+        )
         by_kind.setdefault(kind, []).append(issue)
     notes, short = [], lambda rows: [with_slashes(os.path.abspath(row["path"])).removeprefix(root) for row in rows]
 
     def by_reason(rows: list[dict[str, str]], write: Callable[[str], str]) -> str:
-        return "; ".join(f"{write(reason)} ({some(short(row for row in rows if row['reason'] == reason), 2)})" for reason in dict.fromkeys(row["reason"] for row in rows))
+        return "; ".join(
+            f"{write(reason)} ({some(short(row for row in rows if row['reason'] == reason), 2)})"
+            for reason in dict.fromkeys(row["reason"] for row in rows)
+        )
 
     if rows := by_kind.get("file"):
-        notes.append(f"left out {count(len(rows), 'file')} in '{name}' {'outside the classes or no photos' if any(row['issue'] == 'no label' for row in rows) else 'that can be no photos'} ({some(os.path.basename(row['path']) for row in rows)}).")
+        notes.append(
+            f"left out {count(len(rows), 'file')} in '{name}' "
+            f"{'outside the classes or no photos' if any(row['issue'] == 'no label' for row in rows) else 'that can be no photos'} "
+            f"({some(os.path.basename(row['path']) for row in rows)})."
+        )
     if rows := by_kind.get(LINK):
-        shown = "; ".join(f"'{path}' is {row['reason']}" for path, row in zip(short(rows[:3]), rows)) + (f"; and {len(rows) - 3:,} more" if len(rows) > 3 else "")
+        shown = "; ".join(f"'{path}' is {row['reason']}" for path, row in zip(short(rows[:3]), rows)) + (
+            f"; and {len(rows) - 3:,} more" if len(rows) > 3 else ""
+        )
         notes.append(f"left out {count(len(rows), 'link')} in '{name}' to what is read once: {shown}.")
     for path, row in zip(short(rows := by_kind.get(OUTSIDE, [])), rows):
         notes.append(f"read what lies outside '{name}', as '{path}' is {row['reason']}; remove such links if that is not meant.")
     if rows := by_kind.get(LEFT_OUT):
         notes.append(f"left out {count(len(rows), 'folder')} in '{name}' whose pictures are no photos of yours: {by_reason(rows, str)}.")
     if rows := by_kind.get(PERHAPS):
-        notes.append(f"read {count(len(rows), 'folder')} in '{name}' called as programs call theirs ({some(short(rows))}); move {'it' if len(rows) == 1 else 'them'} elsewhere if what lies there is no photo of yours.")
+        notes.append(
+            f"read {count(len(rows), 'folder')} in '{name}' called as programs call theirs "
+            f"({some(short(rows))}); move {'it' if len(rows) == 1 else 'them'} elsewhere if what lies there is "
+            "no photo of yours."
+        )
     if rows := by_kind.get(NOT_PERMITTED):
-        notes.append(f"could not look into {count(len(rows), 'folder')} in '{name}' ({some(short(rows))}); change the permissions to use what lies there.")
+        notes.append(
+            f"could not look into {count(len(rows), 'folder')} in '{name}' ({some(short(rows))}); change the "
+            "permissions to use what lies there."
+        )
     if rows := by_kind.get(BAD_NAME):
-        notes.append(f"left out {count(len(rows), 'file or folder', 'files and folders')} in '{name}' whose name {by_reason(rows, lambda reason: reason.removeprefix('its name '))}; rename what you want to use.")
+        notes.append(
+            f"left out {count(len(rows), 'file or folder', 'files and folders')} in '{name}' whose name "
+            f"{by_reason(rows, lambda reason: reason.removeprefix('its name '))}; rename what you want to use."
+        )
     return notes

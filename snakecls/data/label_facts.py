@@ -18,9 +18,74 @@ from typing import Any
 from ..core import UserError
 
 # %% ../../nbs/data/16_label_facts.ipynb #6d4f4825
-YES = {"1", "y", "yes", "true", "t", "x", "j", "ja", "wahr", "oui", "vrai", "si", "verdadero", "vero", "sim", "da", "tak", "✓", "✔", "☑", "✅", "venomous", "poisonous", "toxic", "dangerous", "deadly", "lethal", "giftig"}
-NO = {"0", "n", "no", "false", "f", "nein", "falsch", "non", "faux", "nao", "nej", "nee", "nie", "✗", "✘", "❌", "harmless", "nonvenomous", "nonpoisonous", "nontoxic"} | {"non venomous", "not venomous", "non poisonous", "not poisonous", "non toxic", "not toxic", "not dangerous"}
-NOT_KNOWN = {"", "?", "unknown", "not known", "unclear", "uncertain", "na", "n a", "nan", "none", "null", "unbekannt", "inconnu", "desconocido"}
+YES = {
+    "1",
+    "y",
+    "yes",
+    "true",
+    "t",
+    "x",
+    "j",
+    "ja",
+    "wahr",
+    "oui",
+    "vrai",
+    "si",
+    "verdadero",
+    "vero",
+    "sim",
+    "da",
+    "tak",
+    "✓",
+    "✔",
+    "☑",
+    "✅",
+    "venomous",
+    "poisonous",
+    "toxic",
+    "dangerous",
+    "deadly",
+    "lethal",
+    "giftig",
+}
+NO = {
+    "0",
+    "n",
+    "no",
+    "false",
+    "f",
+    "nein",
+    "falsch",
+    "non",
+    "faux",
+    "nao",
+    "nej",
+    "nee",
+    "nie",
+    "✗",
+    "✘",
+    "❌",
+    "harmless",
+    "nonvenomous",
+    "nonpoisonous",
+    "nontoxic",
+} | {"non venomous", "not venomous", "non poisonous", "not poisonous", "non toxic", "not toxic", "not dangerous"}
+NOT_KNOWN = {
+    "",
+    "?",
+    "unknown",
+    "not known",
+    "unclear",
+    "uncertain",
+    "na",
+    "n a",
+    "nan",
+    "none",
+    "null",
+    "unbekannt",
+    "inconnu",
+    "desconocido",
+}
 
 
 _LOOKALIKES = str.maketrans("аеорсухіѕјємтнкв", "aeopcyxisjemthkb")  # Cyrillic letters that pass for Latin ones inside a Latin word
@@ -30,7 +95,9 @@ def plain_words(
     text: object,  # a header or a cell
 ) -> str:  # such as 'medically important'
     "Write a text in lower case without accents and invisible marks, with one blank for whatever stands between words; 'isVenomous' is two."
-    folded = "".join(mark for mark in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(mark) and unicodedata.category(mark) != "Cf")
+    folded = "".join(
+        mark for mark in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(mark) and unicodedata.category(mark) != "Cf"
+    )
     folded = re.sub(r"(?<=[a-z])(?=[A-Z][a-zA-Z])", " ", folded).casefold()
     words = re.sub(r"[\s_/\-–—.:;,!¿¡#()\[\]{}\"'’`]+", " ", folded).strip()
     return " ".join(word.translate(_LOOKALIKES) if re.search("[a-z]", word) else word for word in words.split(" "))
@@ -53,29 +120,64 @@ def read_danger(
     raise UserError(f"{value!r} is neither yes nor no; give yes (1, true, x), no (0, false), or nothing where it is not known.")
 
 # %% ../../nbs/data/16_label_facts.ipynb #dfe4cbe4
-DANGERS = ("venomous", "poisonous", "toxic", "dangerous", "medically_important", "deadly")  # names of the facts; dangerous when true, and perhaps so when not known
+DANGERS = (
+    "venomous",
+    "poisonous",
+    "toxic",
+    "dangerous",
+    "medically_important",
+    "deadly",
+)  # names of the facts; dangerous when true, and perhaps so when not known
 ALIASES = {  # for headers; a word that is used of bites and of food alike is 'toxic', which the subject decides
     "venomous": "venomous venom venomus venemous venimous giftschlange venimeux venimeuse peconhento peconhenta",
     "poisonous": "poisonous poison poisoness giftpilz giftpflanze veneneux veneneuse",
-    "toxic": "toxic toxicity toxisch giftig toxico toxica toxique venenoso venenosa velenoso velenosa tossico tossica jedovaty jedovata trujacy trujaca",
-    "dangerous": "dangerous danger harmful hazardous gefahrlich gefaehrlich dangereux dangereuse peligroso peligrosa pericoloso pericolosa perigoso perigosa",
+    "toxic": "toxic toxicity toxisch giftig toxico toxica toxique venenoso venenosa velenoso velenosa tossico tossica "
+    "jedovaty jedovata trujacy trujaca",
+    "dangerous": "dangerous danger harmful hazardous gefahrlich gefaehrlich dangereux dangereuse peligroso peligrosa "
+    "pericoloso pericolosa perigoso perigosa",
     "medically_important": "mivs mivs",
     "deadly": "deadly lethal fatal todlich toedlich mortel mortelle mortal letal",  # its no says nothing about danger
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases.split()}
-_MEDICAL = re.compile(r"medical(ly)? (important|significant|relevant)( venomous)?( snake| species)?|medical (importance|significance|relevance)|mivs( status)?")
-_FRAME = re.compile(r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y n|yn|0 1|1 0|present|bool|boolean|to humans?|to people|to man|to us|for humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$")
+_MEDICAL = re.compile(
+    r"medical(ly)? (important|significant|relevant)( venomous)?( snake| species)?|medical "
+    r"(importance|significance|relevance)|mivs( status)?"
+)
+_FRAME = re.compile(
+    r"^(it is|is it|are they|does it have|can be|is|are|has|have|ist|est|es|a|an) | (status|flag|yes no|y "
+    r"n|yn|0 1|1 0|present|bool|boolean|to humans?|to people|to man|to us|for "
+    r"humans?|snakes?|species|spiders?|mushrooms?|fung(us|i)|plants?|animals?)$|[?*？]+$"
+)
 _PAIR = re.compile(r" (\w+) ?= ?((?:non|not) )?(\w+)$")  # an explanation such as '1 = yes'
 _YES_FIRST, _NO_FIRST = re.compile(r"\b(yes no|y n|1 0|true false|ja nein)\b"), re.compile(r"\b(no yes|n y|0 1|false true|nein ja)\b")
-_CODED = re.compile(r"[=≠→]|->|\bmeans?\b|\bstands? for\b|\bbedeutet\b|\bsignifi|\binver|\brevers|\bnegat|\bflipped\b|\bumgekehrt|\b(0|1|no|yes|y|n|true|false|ja|nein|oui)\b")
-_OPPOSITE = re.compile(r"\b(non|not|un|no|never)[ ]?(venom|poison|toxi|danger|lethal|deadly|gift|harm|veneno|hazard)|\bin(offensi|nocu)|\b(harmless|harmlos|unbedenklich|ungefahrlich|ungiftig|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+)\b|^(\w+ly |is |are |is it |it is )*safe\b(?! (distance|zone))")
-_SOUNDS = re.compile(r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life threat|\bkill|\bunsafe\b|\bld ?50\b|\b(bite|sting) (severity|effect|risk)|^(hat )?gift$|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험")
-_NO_DANGER = re.compile(r"endanger|\b(urls?|links?|source|sources|reference|references|citation|citations|doi|photographer|credit)$")  # of what is threatened, or where something is written
-_NAMED = re.compile(r"\b(names?|species|genus|genera|family|familia|order|binomial|latin|scientific|synonyms?|taxon|label|labels|author|countries|country|region|regions)\b")  # columns that hold names, where a word of danger is one
-_SAID = re.compile(r"\b(deadly|deaths?|lethal|fatal|poisonous|venomous|toxic|dangerous|giftig|todlich|\w+toxic|\w+toxin|gefahrlich|venimeux|veneneux|harmful|hazardous)\b")
+_CODED = re.compile(
+    r"[=≠→]|->|\bmeans?\b|\bstands? "
+    r"for\b|\bbedeutet\b|\bsignifi|\binver|\brevers|\bnegat|\bflipped\b|\bumgekehrt|\b(0|1|no|yes|y|n|true|false|ja|nein|oui)\b"
+)
+_OPPOSITE = re.compile(
+    r"\b(non|not|un|no|never)[ "
+    r"]?(venom|poison|toxi|danger|lethal|deadly|gift|harm|veneno|hazard)|\bin(offensi|nocu)|\b(harmless|harmlos|unbedenklich|ungefahrlich|ungiftig|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+)\b|^(\w+ly "
+    r"|is |are |is it |it is )*safe\b(?! (distance|zone))"
+)
+_SOUNDS = re.compile(
+    r"venom|venim|veneno|veleno|vénén|poison|toxi|tossi|danger|dangereu|deadly|\bdeaths?\b|lethal|letal|\bfatal|mortal|mortel|giftig|\bgift(schlange|pilz|pflanze|stoff)|todlich|toedlich|gefahr|gefaehr|gevaar|farlig|peligr|pericol|perigos|peconh|harmful|hazard|life "
+    r"threat|\bkill|\bunsafe\b|\bld ?50\b|\b(bite|sting) (severity|effect|risk)|^(hat "
+    r")?gift$|\bmedically|jedovat|trujac|zehirli|ядовит|опасн|отрут|毒|危険|危险|위험"
+)
+_NO_DANGER = re.compile(
+    r"endanger|\b(urls?|links?|source|sources|reference|references|citation|citations|doi|photographer|credit)$"
+)  # of what is threatened, or where something is written
+_NAMED = re.compile(
+    r"\b(names?|species|genus|genera|family|familia|order|binomial|latin|scientific|synonyms?|taxon|label|labels|author|countries|country|region|regions)\b"
+)  # columns that hold names, where a word of danger is one
+_SAID = re.compile(
+    r"\b(deadly|deaths?|lethal|fatal|poisonous|venomous|toxic|dangerous|giftig|todlich|\w+toxic|\w+toxin|gefahrlich|venimeux|veneneux|harmful|hazardous)\b"
+)
 
 
-_HINTS = re.compile(r"\b(risks?|rear fang\w*|opisthoglyph\w*|proteroglyph\w*|solenoglyph\w*|fang\w*|bites?|stings?|severity|antivenins?)\b")  # no danger by themselves, and doubt about a no beside them
+_HINTS = re.compile(
+    r"\b(risks?|rear " r"fang\w*|opisthoglyph\w*|proteroglyph\w*|solenoglyph\w*|fang\w*|bites?|stings?|severity|antivenins?)\b"
+)  # no danger by themselves, and doubt about a no beside them
 _OTHER_RISK = re.compile(r"\b(extinct\w*|conservation|iucn|threat\w*|population|fire|flight|credit|red list)\b")
 _LOW = {"low", "very low", "minimal", "negligible", "least concern", "lc", "aglyphous"}  # what such a column says of the harmless
 
@@ -85,7 +187,13 @@ def hints_at_danger(
 ) -> bool:
     "Tell whether a column says what may mean a danger, such as 'risk', 'rear-fanged' or 'bite'."
     words = plain_words(name)
-    return danger_key(name) is None and not says_harmless(name) and bool(_HINTS.search(words)) and not _OTHER_RISK.search(words) and not _NO_DANGER.search(words)
+    return (
+        danger_key(name) is None
+        and not says_harmless(name)
+        and bool(_HINTS.search(words))
+        and not _OTHER_RISK.search(words)
+        and not _NO_DANGER.search(words)
+    )
 
 
 def danger_key(
@@ -111,7 +219,9 @@ def has_odd_coding(
 def _unexplained(name: object) -> str:
     "Take away what frames a header, and what plainly says that yes, 1 or x is the danger; any other explanation stays."
     shorter, whole = plain_words(name), ""
-    if len(shorter) > MOST_HEADER or _NOT_EQUAL.search(str(name)) or (_YES_FIRST.search(shorter) and _NO_FIRST.search(shorter)):  # 'yes/no (0/1)': which is which
+    if (
+        len(shorter) > MOST_HEADER or _NOT_EQUAL.search(str(name)) or (_YES_FIRST.search(shorter) and _NO_FIRST.search(shorter))
+    ):  # 'yes/no (0/1)': which is which
         return shorter
     while shorter and shorter != whole and not (_MEDICAL.fullmatch(shorter) or shorter in _KEYS):
         whole, pair = shorter, _PAIR.search(shorter)
@@ -141,7 +251,12 @@ def says_harmless(name: object) -> bool:
     return bool(_OPPOSITE.search(plain_words(name)))
 
 
-_NEGATED = re.compile(r"\b(not|non|no|never|nicht|nie|rarely|seldom|hardly|barely|anything but|far from|isn t|aren t|cannot be|can t be|keineswegs|kaum|alles andere als|pas)( (a|an|the|called|really|\w+ly|\w+lich|at all|yet|ganz|immer|always|very|quite|so|proven|known|considered|regarded|as|to|be))* (harmless|harmlos|unbedenklich|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+|safe)\b")
+_NEGATED = re.compile(
+    r"\b(not|non|no|never|nicht|nie|rarely|seldom|hardly|barely|anything but|far from|isn t|aren t|cannot "
+    r"be|can t be|keineswegs|kaum|alles andere als|pas)( (a|an|the|called|really|\w+ly|\w+lich|at "
+    r"all|yet|ganz|immer|always|very|quite|so|proven|known|considered|regarded|as|to|be))* "
+    r"(harmless|harmlos|unbedenklich|edible|essbar|comestible|comestivel|benign|innocuous|inoffensi\w+|safe)\b"
+)
 
 
 def is_negated(
@@ -233,7 +348,9 @@ def which(e: UserError) -> str:
 
 def clean_name(name: object, value: Any) -> Any:
     "Give the value of a fact, and None for a common or Latin name that is blank or 'nan'."
-    if plain_words(name) in ("common name", "english name", "binomial") and (value is None or value != value or plain_words(value) in NOT_KNOWN):
+    if plain_words(name) in ("common name", "english name", "binomial") and (
+        value is None or value != value or plain_words(value) in NOT_KNOWN
+    ):
         return None
     return value
 
@@ -247,8 +364,16 @@ def _is_doubt(name: object, value: Any, also: Sequence[str]) -> bool:
     if has_odd_coding(name) and (says_harmless(name) or _has_danger_word(plain_words(name))):
         return state is not None
     if says_harmless(name):
-        return (state is not None and is_negated(name)) or state is False or (state is True and not isinstance(value, (bool, int)) and bool(_SAID.search(plain_words(value))))
-    if hints_at_danger(name) and isinstance(value, str) and (plain_words(value) in _LOW or (says_harmless(value) and not is_negated(value))):
+        return (
+            (state is not None and is_negated(name))
+            or state is False
+            or (state is True and not isinstance(value, (bool, int)) and bool(_SAID.search(plain_words(value))))
+        )
+    if (
+        hints_at_danger(name)
+        and isinstance(value, str)
+        and (plain_words(value) in _LOW or (says_harmless(value) and not is_negated(value)))
+    ):
         return False
     return (bool(speaks_of_danger(name, [value], also)) or hints_at_danger(name)) and state is True
 
@@ -260,7 +385,9 @@ def danger_state(
     "Say whether a label is dangerous; what cannot be read is not known, and never harmless. What is toxic or deadly is venomous or poisonous, where that has no word of its own."
     state = _read_state(facts, key)
     if state is False and key in ("venomous", "poisonous") and (_read_state(facts, "toxic") or _read_state(facts, "deadly")):
-        return False if _read_state(facts, "poisonous" if key == "venomous" else "venomous") else None  # a no that another column takes back
+        return (
+            False if _read_state(facts, "poisonous" if key == "venomous" else "venomous") else None
+        )  # a no that another column takes back
     if state is not None:
         return state
     if key in ("venomous", "poisonous", "dangerous") and _read_state(facts, "deadly"):
@@ -309,26 +436,76 @@ def join_infos(
 ) -> dict[str, Any]:  # what of it a `BundleInfo` of all of them gets: label_facts, danger_columns, subject
     "Join what several models know about danger and what they are about."
     columns = list(dict.fromkeys(name for info in infos for name in info.danger_columns))
-    return {"label_facts": join_facts([info.label_facts for info in infos], columns), "danger_columns": columns, "subject": next((info.subject for info in infos if info.subject), "")}
+    return {
+        "label_facts": join_facts([info.label_facts for info in infos], columns),
+        "danger_columns": columns,
+        "subject": next((info.subject for info in infos if info.subject), ""),
+    }
 
 # %% ../../nbs/data/16_label_facts.ipynb #75f3a7d9
-SUBJECTS = {"snake": "venomous", "spider": "venomous", "scorpion": "venomous", "jellyfish": "venomous", "centipede": "venomous", "reptile": "venomous",
-            "mushroom": "poisonous", "fungus": "poisonous", "plant": "poisonous", "berry": "poisonous", "frog": "poisonous", "toad": "poisonous", "amphibian": "poisonous"}  # what can be dangerous, and how
-_SAME = {"snake": "serpent viper cobra adder rattlesnake python boa schlange giftschlange natter serpente serpiente culebra vibora", "spider": "tarantula spinne araignee arana ragno aranha", "scorpion": "skorpion escorpion alacran scorpione escorpiao",
-         "mushroom": "toadstool pilz champignon seta hongo fungo cogumelo svamp grzyb", "fungus": "fungi", "plant": "pflanze plante planta pianta wildflower herb", "berry": "beere baie baya bacca", "frog": "frosch grenouille rana", "reptile": "reptil", "jellyfish": "qualle medusa"}
+SUBJECTS = {
+    "snake": "venomous",
+    "spider": "venomous",
+    "scorpion": "venomous",
+    "jellyfish": "venomous",
+    "centipede": "venomous",
+    "reptile": "venomous",
+    "mushroom": "poisonous",
+    "fungus": "poisonous",
+    "plant": "poisonous",
+    "berry": "poisonous",
+    "frog": "poisonous",
+    "toad": "poisonous",
+    "amphibian": "poisonous",
+}  # what can be dangerous, and how
+_SAME = {
+    "snake": "serpent viper cobra adder rattlesnake python boa schlange giftschlange natter serpente serpiente culebra vibora",
+    "spider": "tarantula spinne araignee arana ragno aranha",
+    "scorpion": "skorpion escorpion alacran scorpione escorpiao",
+    "mushroom": "toadstool pilz champignon seta hongo fungo cogumelo svamp grzyb",
+    "fungus": "fungi",
+    "plant": "pflanze plante planta pianta wildflower herb",
+    "berry": "beere baie baya bacca",
+    "frog": "frosch grenouille rana",
+    "reptile": "reptil",
+    "jellyfish": "qualle medusa",
+}
 _NOUNS = {plain_words(word): subject for subject in SUBJECTS for word in [subject, *_SAME.get(subject, "").split()]}
 _GENERA = {
-    "snake": "acanthophis agkistrodon aspidelaps atheris atractaspis bitis boiga bothriechis bothrops bungarus calloselasma calliophis causus cerastes crotalus daboia deinagkistrodon dendroaspis "
-             "dispholidus echis gloydius hydrophis lachesis laticauda micruroides micrurus naja notechis ophiophagus oxyuranus protobothrops pseudechis pseudonaja rhabdophis sistrurus thelotornis trimeresurus tropidolaemus vipera",
-    "spider": "atrax hadronyche latrodectus loxosceles phoneutria", "scorpion": "androctonus centruroides leiurus tityus parabuthus", "jellyfish": "chironex carukia physalia",
-    "mushroom": "amanita cortinarius galerina gyromitra lepiota omphalotus", "plant": "aconitum atropa cicuta conium datura",
+    "snake": "acanthophis agkistrodon aspidelaps atheris atractaspis bitis boiga bothriechis bothrops bungarus "
+    "calloselasma calliophis causus cerastes crotalus daboia deinagkistrodon dendroaspis "
+    "dispholidus echis gloydius hydrophis lachesis laticauda micruroides micrurus naja notechis ophiophagus "
+    "oxyuranus protobothrops pseudechis pseudonaja rhabdophis sistrurus thelotornis trimeresurus "
+    "tropidolaemus vipera",
+    "spider": "atrax hadronyche latrodectus loxosceles phoneutria",
+    "scorpion": "androctonus centruroides leiurus tityus parabuthus",
+    "jellyfish": "chironex carukia physalia",
+    "mushroom": "amanita cortinarius galerina gyromitra lepiota omphalotus",
+    "plant": "aconitum atropa cicuta conium datura",
 }
-_RELATED = {"snake": "lampropeltis pantherophis thamnophis natrix coronella elaphe zamenis lycodon ptyas nerodia heterodon pituophis coluber masticophis diadophis storeria opheodrys malayopython ahaetulla dendrelaphis chrysopelea coelognathus xenopeltis",
-            "mushroom": "boletus cantharellus agaricus russula lactarius psilocybe inocybe clitocybe entoloma morchella pleurotus tricholoma"}  # with as many of them as half of the labels
-_CERTAIN = {"spider": r"black widows?|brown recluses?", "snake": r"kreuzottern?|rattlesnakes?|king cobras?", "mushroom": r"death ?caps?|destroying angels?|fliegenpilze?|knollenblatterpilze?|fly agarics?", "plant": r"poison (ivy|oak|sumac|hemlock)|deadly nightshade"}  # one label is enough
-_WORDS = {"snake": r"snakes?|cobras?|vipers?|vipere|viperes?|adders?|rattlers?|kraits?|mambas?|copperheads?|cottonmouths?|taipans?|\w+snakes?|serpents?|\w*schlangen?|\w+nattern?|couleuvres?|serpientes?|culebras?",
-          "spider": r"spiders?|tarantulas?|\w*spinnen?", "scorpion": r"scorpions?", "jellyfish": r"jellyfish", "mushroom": r"mushrooms?|toadstools?|fung(us|i)|\w+pilze?|chanterelles?|boletes?|champignons?"}
-_CARS = re.compile(r"\b(shelby|ac|dodge|chrysler|srt|ford|mustang|svt|opel|bristol|bell ah 1) (\w+ )?(cobra|viper|adder|mamba|python)s?\b|\b(cobra|viper) (gts?|acr|rt 10|srt ?\d*|daytona|jet|mustang)\b")  # named after snakes, and none
+_RELATED = {
+    "snake": "lampropeltis pantherophis thamnophis natrix coronella elaphe zamenis lycodon ptyas nerodia heterodon "
+    "pituophis coluber masticophis diadophis storeria opheodrys malayopython ahaetulla dendrelaphis "
+    "chrysopelea coelognathus xenopeltis",
+    "mushroom": "boletus cantharellus agaricus russula lactarius psilocybe inocybe clitocybe entoloma morchella pleurotus tricholoma",
+}  # with as many of them as half of the labels
+_CERTAIN = {
+    "spider": r"black widows?|brown recluses?",
+    "snake": r"kreuzottern?|rattlesnakes?|king cobras?",
+    "mushroom": r"death ?caps?|destroying angels?|fliegenpilze?|knollenblatterpilze?|fly agarics?",
+    "plant": r"poison (ivy|oak|sumac|hemlock)|deadly nightshade",
+}  # one label is enough
+_WORDS = {
+    "snake": r"snakes?|cobras?|vipers?|vipere|viperes?|adders?|rattlers?|kraits?|mambas?|copperheads?|cottonmouths?|taipans?|\w+snakes?|serpents?|\w*schlangen?|\w+nattern?|couleuvres?|serpientes?|culebras?",
+    "spider": r"spiders?|tarantulas?|\w*spinnen?",
+    "scorpion": r"scorpions?",
+    "jellyfish": r"jellyfish",
+    "mushroom": r"mushrooms?|toadstools?|fung(us|i)|\w+pilze?|chanterelles?|boletes?|champignons?",
+}
+_CARS = re.compile(
+    r"\b(shelby|ac|dodge|chrysler|srt|ford|mustang|svt|opel|bristol|bell ah 1) (\w+ "
+    r")?(cobra|viper|adder|mamba|python)s?\b|\b(cobra|viper) (gts?|acr|rt 10|srt ?\d*|daytona|jet|mustang)\b"
+)  # named after snakes, and none
 _WEAK = {"snake": r"pythons?|boas?"}  # with another word, or two of them in more than half of the labels
 
 
@@ -362,7 +539,9 @@ def _genera(label: str) -> set[str]:
     "Find what may be a genus in a label: its first word, the first in brackets, and any other that alone begins with a capital; an epithet is none."
     label = "".join(mark for mark in unicodedata.normalize("NFKD", str(label)) if not unicodedata.combining(mark))
     starts = [plain_words(part).split()[:1] for part in re.split(r"[(,;|]| [-–] ", label)]
-    return {word for start in starts for word in start} | {word.lower() for word in re.findall(r"(?<![A-Za-z])[A-Z][a-z]+(?![a-zA-Z])", label)}
+    return {word for start in starts for word in start} | {
+        word.lower() for word in re.findall(r"(?<![A-Za-z])[A-Z][a-z]+(?![a-zA-Z])", label)
+    }
 
 
 def guess_subject(
@@ -381,7 +560,11 @@ def guess_subject(
     for subject, pattern in _WORDS.items():
         n, weak = count(pattern), count(_WEAK.get(subject, r"(?!)"))
         related = sum(bool(set(_RELATED.get(subject, "").split()) & each) for each in genera)
-        if ((n or weak >= 2) and n + weak >= len(texts) / 2) or (related and related >= len(texts) / 2) or re.search(rf"\b{subject}s?\b", plain_words(name)):
+        if (
+            ((n or weak >= 2) and n + weak >= len(texts) / 2)
+            or (related and related >= len(texts) / 2)
+            or re.search(rf"\b{subject}s?\b", plain_words(name))
+        ):
             return subject
     return ""
 
@@ -391,9 +574,20 @@ def named_danger(text: object) -> str | None:
     words = plain_words(text)
     if (key := danger_key(text)) is not None:
         return key
-    if _NO_DANGER.search(words) or not (_has_danger_word(words) or re.search(r"\b(non|not|un) ?(venom|poison|toxi|danger|gift)|\b(in)?(edible|essbar)|\bcomestible|\bharmless|\bharmlos", words)):
+    if _NO_DANGER.search(words) or not (
+        _has_danger_word(words)
+        or re.search(r"\b(non|not|un) ?(venom|poison|toxi|danger|gift)|\b(in)?(edible|essbar)|\bcomestible|\bharmless|\bharmlos", words)
+    ):
         return None
-    return "venomous" if re.search("venom|venem|mivs", words) else "toxic" if re.search(r"poison|toxi|gift", words) else "poisonous" if re.search(r"edible|essbar|comestible", words) else "dangerous"
+    return (
+        "venomous"
+        if re.search("venom|venem|mivs", words)
+        else "toxic"
+        if re.search(r"poison|toxi|gift", words)
+        else "poisonous"
+        if re.search(r"edible|essbar|comestible", words)
+        else "dangerous"
+    )
 
 
 def target_danger(
@@ -423,17 +617,36 @@ def _named_besides(label: object) -> str | None:
     return named_danger(rest) if rest else None
 
 
-_DENIED = re.compile(rf"(?:{_OPPOSITE.pattern})\w*( (or|nor|and) (venom|poison|toxi|danger|deadly|lethal|harm|hazard|gift)\w*)*|\b(no|without|ohne) (venom|poison|danger|gift|gefahr)\w*")
+_DENIED = re.compile(
+    rf"(?:{_OPPOSITE.pattern})\w*( (or|nor|and) "
+    r"(venom|poison|toxi|danger|deadly|lethal|harm|hazard|gift)\w*)*|\b(no|without|ohne) "
+    r"(venom|poison|danger|gift|gefahr)\w*"
+)
 
 
 PLAIN_NO = {  # the whole of what a label says where there is no danger, and which one it denies
-    "harmless": None, "harmlos": None,  # any
-    "nonvenomous": "venomous", "non venomous": "venomous", "not venomous": "venomous",
-    "nonpoisonous": "poisonous", "non poisonous": "poisonous", "not poisonous": "poisonous", "edible": "poisonous", "essbar": "poisonous", "comestible": "poisonous",
-    "nontoxic": "toxic", "non toxic": "toxic", "not toxic": "toxic", "ungiftig": "toxic",
-    "not dangerous": "dangerous", "ungefahrlich": "dangerous",
+    "harmless": None,
+    "harmlos": None,  # any
+    "nonvenomous": "venomous",
+    "non venomous": "venomous",
+    "not venomous": "venomous",
+    "nonpoisonous": "poisonous",
+    "non poisonous": "poisonous",
+    "not poisonous": "poisonous",
+    "edible": "poisonous",
+    "essbar": "poisonous",
+    "comestible": "poisonous",
+    "nontoxic": "toxic",
+    "non toxic": "toxic",
+    "not toxic": "toxic",
+    "ungiftig": "toxic",
+    "not dangerous": "dangerous",
+    "ungefahrlich": "dangerous",
 }
-_PLAINLY_NO, _PLAINLY_YES = {"0", "n", "no", "false", "nein", "falsch", "non", "faux", "nao", "nej", "nee"}, {"1", "y", "yes", "true", "ja", "wahr", "oui", "vrai", "sim"}
+_PLAINLY_NO, _PLAINLY_YES = (
+    {"0", "n", "no", "false", "nein", "falsch", "non", "faux", "nao", "nej", "nee"},
+    {"1", "y", "yes", "true", "ja", "wahr", "oui", "vrai", "sim"},
+)
 
 
 def denied_dangers(
@@ -476,7 +689,11 @@ def model_dangers(
     if own:  # its own words for the same
         keys = [own] + [key for key in keys if key not in (own, "toxic", "deadly") and (key != "dangerous" or own in keys)]
     elif "deadly" in keys:  # whose no says nothing
-        keys = [key for key in keys if key != "deadly"] if set(keys) & {"venomous", "poisonous", "toxic", "dangerous"} else ["dangerous", *[key for key in keys if key != "deadly"]]
+        keys = (
+            [key for key in keys if key != "deadly"]
+            if set(keys) & {"venomous", "poisonous", "toxic", "dangerous"}
+            else ["dangerous", *[key for key in keys if key != "deadly"]]
+        )
     first = keys[:1] if own else keys
     known = any(danger_state(each, key) is not None for each in facts.values() for key in first)
     return tuple(keys), known, given or noun
@@ -497,7 +714,9 @@ def danger_name(key: str) -> str:
 
 def danger_noun(key: str) -> str:
     "Name what a model knows nothing about: venom, poison, or whether something is dangerous."
-    return {"venomous": "venom", "medically_important": "venom", "poisonous": "poison", "toxic": "poison"}.get(key, "danger" if key == "dangerous" else danger_name(key))
+    return {"venomous": "venom", "medically_important": "venom", "poisonous": "poison", "toxic": "poison"}.get(
+        key, "danger" if key == "dangerous" else danger_name(key)
+    )
 
 
 def say_unknown(
@@ -506,4 +725,7 @@ def say_unknown(
 ) -> str:
     "Say plainly that a model does not know what is dangerous."
     thing = subject or "one"
-    return f"This model knows nothing about {danger_noun(dangers[0])}: it cannot say which of its answers are {danger_name(dangers[0])}. Treat every {thing} as {danger_name(dangers[0])}."
+    return (
+        f"This model knows nothing about {danger_noun(dangers[0])}: it cannot say which of its answers are "
+        f"{danger_name(dangers[0])}. Treat every {thing} as {danger_name(dangers[0])}."
+    )

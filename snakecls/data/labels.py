@@ -90,9 +90,21 @@ def describe_alike(
 ) -> str:  # empty where there are none
     "Name the labels that look alike, and the characters in which that cannot be seen."
     groups = look_alike(labels)
-    shown = "; ".join(" and ".join([*(f"'{label}'{_odd_characters(label, group[:5])}" for label in group[:5]), *([f"{len(group) - 5:,} more"] if len(group) > 5 else [])]) for group in groups[:3])
+    shown = "; ".join(
+        " and ".join(
+            [
+                *(f"'{label}'{_odd_characters(label, group[:5])}" for label in group[:5]),
+                *([f"{len(group) - 5:,} more"] if len(group) > 5 else []),
+            ]
+        )
+        for group in groups[:3]
+    )
     more = f"; and {len(groups) - 3} more" if len(groups) > 3 else ""
-    return f"{sum(map(len, groups))} labels of {where} look alike ({shown}{more}); give them one spelling if they are one class." if groups else ""
+    return (
+        f"{sum(map(len, groups))} labels of {where} look alike ({shown}{more}); give them one spelling if they are one class."
+        if groups
+        else ""
+    )
 
 
 def _odd_characters(label: str, group: list[str]) -> str:
@@ -116,7 +128,9 @@ def guess_separator(
     parts = {part for value in spaced for part in value.split()}
     if all(re.fullmatch(r"[A-Za-z]{0,3}[0-9]+", part) for part in parts) or parts <= set(values):
         return " "
-    raise UserError(f"{where} such as '{spaced[0]}' may be one label or several; say which with {option('separator')}: ' ' (several) or ',' (one).")
+    raise UserError(
+        f"{where} such as '{spaced[0]}' may be one label or several; say which with {option('separator')}: ' ' (several) or ',' (one)."
+    )
 
 
 def split_words(
@@ -131,7 +145,11 @@ def split_words(
         raise UserError("separator is empty; give what stands between two labels, such as ',' or ' '.")
     given, separator = separator, separator or guess_separator(distinct, where)
     lists = {cell: natural_order(filter(None, map(clean_label, cell.split(separator) if separator else [cell]))) for cell in distinct}
-    note = "" if given or not separator else f"{where} were read as separated by {_spell(separator)}; say otherwise with {option('separator')}."
+    note = (
+        ""
+        if given or not separator
+        else f"{where} were read as separated by {_spell(separator)}; say otherwise with {option('separator')}."
+    )
     return pd.Series([list(lists.get(cell, ())) for cell in cells.tolist()], index=cells.index, dtype=object), note
 
 
@@ -219,9 +237,14 @@ def read_flags(
     matrix = np.zeros((len(raw), len(columns)), dtype=bool)
     for place, name in enumerate(columns):
         if (flags := _flags(raw[name])) is None:
-            raise UserError(f"the column '{name}' of {where} holds {some(raw[name].dropna().unique())} where 0 and 1 are expected; correct it, or leave it out of {option('label_column')}.")
+            raise UserError(
+                f"the column '{name}' of {where} holds {some(raw[name].dropna().unique())} where 0 and 1 are "
+                f"expected; correct it, or leave it out of {option('label_column')}."
+            )
         if flags.isna().any():
-            raise UserError(f"the column '{name}' of {where} is empty in {count(flags.isna().sum(), 'row')}; fill in 0 or 1, as nobody else can know.")
+            raise UserError(
+                f"the column '{name}' of {where} is empty in {count(flags.isna().sum(), 'row')}; fill in 0 or 1, as nobody else can know."
+            )
         matrix[:, place] = flags.astype(bool)
     return pd.Series(decode_labels(matrix, [clean_label(str(name)) for name in columns]), index=raw.index, dtype=object)
 
@@ -238,16 +261,31 @@ def to_labels(
         columns = [find_column(raw.columns, (), given=name, what="label_column") for name in label_column]
         return read_flags(raw, columns, where=where), columns, ""
     others = {find_column(raw.columns, PATH_COLUMNS), *split_columns(raw.columns, bare=False)}
-    column = find_column([name for name in raw.columns if label_column or name not in others], ("labels", *LABEL_COLUMNS, "tag", "attribute", "keyword"), given=label_column, what="label_column")
+    column = find_column(
+        [name for name in raw.columns if label_column or name not in others],
+        ("labels", *LABEL_COLUMNS, "tag", "attribute", "keyword"),
+        given=label_column,
+        what="label_column",
+    )
     if label_column is None and (column is None or _flags(raw[column]) is not None):
         flags = flag_columns(raw, besides=others)
         if len(flags) < 2 and column is None:
-            raise UserError(f"{where} has neither a column that looks like labels nor 0/1 columns among {some(raw.columns, 8)}; name it, or them, with {option('label_column')}.")
+            raise UserError(
+                f"{where} has neither a column that looks like labels nor 0/1 columns among "
+                f"{some(raw.columns, 8)}; name it, or them, with {option('label_column')}."
+            )
         if len(flags) > 1:
-            note = f"the labels of {where} were read from {len(flags)} columns of 0 and 1 ({some(flags)}); name those that are meant with {option('label_column')}."
+            note = (
+                f"the labels of {where} were read from {len(flags)} columns of 0 and 1 ({some(flags)}); name "
+                f"those that are meant with {option('label_column')}."
+            )
             return read_flags(raw, flags, where=where), flags, note
     if separator is None and _flags(raw[column]) is not None:
-        raise UserError(f"the column '{column}' of {where} holds only {some(raw[column].dropna().unique())}, which says of one label whether it is there; name several such columns as a list in {option('label_column')}, or for one label leave multi_label out.")
+        raise UserError(
+            f"the column '{column}' of {where} holds only {some(raw[column].dropna().unique())}, which says of "
+            f"one label whether it is there; name several such columns as a list in {option('label_column')}, "
+            "or for one label leave multi_label out."
+        )
     said = f"the labels in the column '{column}' of {where}"
     if holds_lists(raw[column]):
         distinct = {cell: read_list(cell, said) for cell in raw[column].unique()} if pd.api.types.is_string_dtype(raw[column]) else None
@@ -279,9 +317,15 @@ def ask_unlabelled(
     if not n:
         return empty, ""
     if n == len(table):
-        raise UserError(f"none of the {of} in {where} has a label{why}; check that the right column is read, with {option('label_column')}.")
+        raise UserError(
+            f"none of the {of} in {where} has a label{why}; check that the right column is read, with {option('label_column')}."
+        )
     if unlabelled is None:
-        raise UserError(f"{n:,} of {of} in {where} have no label{why} ({some(table.loc[empty, 'path'])}); say what they are with unlabelled: 'negative' if they show none of the classes, 'drop' if nobody looked (data.unlabelled in an experiment file).")
+        raise UserError(
+            f"{n:,} of {of} in {where} have no label{why} ({some(table.loc[empty, 'path'])}); say what they "
+            "are with unlabelled: 'negative' if they show none of the classes, 'drop' if nobody looked "
+            "(data.unlabelled in an experiment file)."
+        )
     if unlabelled == "negative":
         return empty & False, f"{n:,} of {of} in {where} have no label{why}, and count as showing none of the classes, as asked."
     return empty, f"left out, as asked, {n:,} of {of} in {where} that have no label{why}."

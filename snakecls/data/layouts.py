@@ -63,7 +63,10 @@ def has_split_folders(
     if not ask or any(train & inner[name] for name in others):
         return False
     word = next(name for name in inner if found[name] == "train")
-    raise UserError(f"the folder '{word}' beside {some(others)} may be the photos for training, or a class; give data.splits: {{{word}: train}} for the first, data.label_level: 1 for the second.")
+    raise UserError(
+        f"the folder '{word}' beside {some(others)} may be the photos for training, or a class; give "
+        f"data.splits: {{{word}: train}} for the first, data.label_level: 1 for the second."
+    )
 
 
 def loose_splits(
@@ -135,14 +138,22 @@ def describe_levels(
     deep = sum(len(names) > 1 for names in dirs)
     if 2 * deep <= len(dirs) and level == 1:
         return ""
-    levels = {place + 1: list(dict.fromkeys(names[place] for names in sorted(dirs) if len(names) > place)) for place in range(max(map(len, dirs)))}
-    about = {place: f"the {_ordinal(place)} has {count(len(names), 'name')} ({some(names, 2)})" for place, names in levels.items() if place != level}
+    levels = {
+        place + 1: list(dict.fromkeys(names[place] for names in sorted(dirs) if len(names) > place)) for place in range(max(map(len, dirs)))
+    }
+    about = {
+        place: f"the {_ordinal(place)} has {count(len(names), 'name')} ({some(names, 2)})"
+        for place, names in levels.items()
+        if place != level
+    }
     if level == "path":
         joined = list(dict.fromkeys(join_names(names) for names in sorted(dirs) if names))
         taken = f"the label is made of all folder levels ({count(len(joined), 'class', 'classes')}: {some(joined, 2)})"
     else:
         taken = f"the label is the {_ordinal(level)} folder level ({count(len(levels[level]), 'name')}: {some(levels[level], 2)})"
-    others = [f"{place}" for place in about] + (["path" + (f" (such as '{join_names(max(dirs, key=len))}')" if level != "path" else "")] if level != "path" else [])
+    others = [f"{place}" for place in about] + (
+        ["path" + (f" (such as '{join_names(max(dirs, key=len))}')" if level != "path" else "")] if level != "path" else []
+    )
     return f"{taken}; {', '.join(about.values())}; data.label_level chooses another: {', '.join(others)}."
 
 
@@ -172,7 +183,10 @@ def read_folder(
     folder = Path(os.path.abspath(folder))
     photos, issues = list_photos(folder)
     if not photos:
-        raise UserError(f"the folder '{folder}' holds no photos ({', '.join(IMAGE_SUFFIXES)}){_but(issues)}; give the folder that holds the class folders.")
+        raise UserError(
+            f"the folder '{folder}' holds no photos ({', '.join(IMAGE_SUFFIXES)}){_but(issues)}; give the "
+            "folder that holds the class folders."
+        )
     root = with_slashes(str(folder)).rstrip("/") + "/"
     raw = [photo.removeprefix(root).split("/")[:-1] for photo in photos]
     dirs = [[clean_label(name) for name in names] for names in raw]
@@ -180,26 +194,44 @@ def read_folder(
     dirs, found, notes = _take_splits(dirs, splits, ask=label_level == "auto")
     rest = [names for names, split in zip(dirs, found) if split not in ("", "ignore")]
     if not any(rest):
-        raise UserError(f"the folder '{folder}' holds photos but no class folders; put the photos of each class into a folder named after it, or give {_tables_in(folder)}.")
+        raise UserError(
+            f"the folder '{folder}' holds photos but no class folders; put the photos of each class into a "
+            f"folder named after it, or give {_tables_in(folder)}."
+        )
     deepest, level = max(map(len, rest)), find_level(rest) if label_level == "auto" else label_level
     if level != "path" and level > deepest:
-        raise UserError(f"data.label_level is {level}, and the photos in '{folder}' lie {count(deepest, 'folder level')} deep{' below the splits' if any(found) else ''}; give a number from 1 to {deepest}.")
+        raise UserError(
+            f"data.label_level is {level}, and the photos in '{folder}' lie {count(deepest, 'folder level')} "
+            f"deep{' below the splits' if any(found) else ''}; give a number from 1 to {deepest}."
+        )
     rows = []
     for photo, names, split in zip(photos, dirs, found):
         if split == "ignore":
             continue
         if split == "" or len(names) < (1 if level == "path" else level):
-            issues.append({"path": photo, "issue": "no label", "reason": "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders"})
+            issues.append(
+                {
+                    "path": photo,
+                    "issue": "no label",
+                    "reason": "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders",
+                }
+            )
         else:
             rows.append((photo, join_names(names) if level == "path" else names[level - 1], split))
             if not rows[-1][1]:
                 issues.append({"path": photo, "issue": "no label", "reason": "the name of its folder is blank"})
                 rows.pop()
     if not rows:
-        raise UserError(f"the folder '{folder}' holds no photo with a class folder at the level that data.label_level names ({level}); give another, or auto.")
+        raise UserError(
+            f"the folder '{folder}' holds no photo with a class folder at the level that data.label_level "
+            f"names ({level}); give another, or auto."
+        )
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
     if table["label"].nunique() < min_classes:
-        raise UserError(f"the folder '{folder}' holds one class folder only ('{rows[0][1]}'); a classifier needs at least two, or give {_tables_in(folder)}.")
+        raise UserError(
+            f"the folder '{folder}' holds one class folder only ('{rows[0][1]}'); a classifier needs at least "
+            f"two, or give {_tables_in(folder)}."
+        )
     table = table if any(found) else table.drop(columns="split")
     if ignored := found.count("ignore"):
         notes.append(f"left out, as asked, {ignored:,} of {count(len(photos), 'photo')} in '{folder.name}', whose split is to be ignored.")
@@ -213,22 +245,32 @@ def _take_splits(dirs: list[list[str]], splits: dict[str, str] | None, *, ask: b
     given = has_split_folders(dirs, splits, ask=ask)
     loose = loose_splits(dirs) if ask and not given and not splits else {}
     if loose:
-        shown = "; ".join(f"{split} ({some(name for name, one in loose.items() if one == split)})" for split in dict.fromkeys(loose.values()))
-        notes.append(f"the uppermost folders were read as splits, as they hold the same classes: {shown}; data.label_level: 1 makes them classes.")
+        shown = "; ".join(
+            f"{split} ({some(name for name, one in loose.items() if one == split)})" for split in dict.fromkeys(loose.values())
+        )
+        notes.append(
+            f"the uppermost folders were read as splits, as they hold the same classes: {shown}; data.label_level: 1 makes them classes."
+        )
     if given or loose:
         found = [((split_name(names[0], splits) if given else loose.get(names[0])) if names else None) or "" for names in dirs]
         dirs = without_twins(dirs)
         beside = Counter(names[0] for names, split in zip(dirs, found) if names and not split)
         if beside:
             shown = some(f"{name} ({n})" for name, n in beside.items())
-            notes.append(f"left out {count(beside.total(), 'photo')} in folders beside the splits: {shown}; name them in data.splits to use them.")
+            notes.append(
+                f"left out {count(beside.total(), 'photo')} in folders beside the splits: {shown}; name them in data.splits to use them."
+            )
         inside = [names[1:] for names in dirs]
         depth = count_wrappers([names for names, split in zip(inside, found) if split], splits)
         return [names[depth:] for names in inside], found, notes
     inner = [split_name(names[1], splits) if len(names) > 1 else None for names in dirs]
     if all(inner) and "train" in inner and set(inner) > {"train"}:
         words = some(sorted({names[1] for names in dirs}))
-        return [names[:1] + names[2:] for names in dirs], inner, [f"the splits were read from the second folder level ({words} in each class)."]
+        return (
+            [names[:1] + names[2:] for names in dirs],
+            inner,
+            [f"the splits were read from the second folder level ({words} in each class)."],
+        )
     return dirs, [None] * len(dirs), notes
 
 
@@ -241,7 +283,13 @@ def _merged(dirs: list[list[str]], level: int | str) -> str:
         if len(names) >= level:
             above.setdefault(names[level - 1], set()).add(tuple(names[: level - 1]))
     twice = [name for name, parents in above.items() if len(parents) > 1]
-    return f"{count(len(twice), 'label')} ({some(twice)}) {'stands' if len(twice) == 1 else 'stand'} below several folders and {'is' if len(twice) == 1 else 'are'} one class each; data.label_level: path keeps them apart." if twice else ""
+    return (
+        f"{count(len(twice), 'label')} ({some(twice)}) {'stands' if len(twice) == 1 else 'stand'} below "
+        f"several folders and {'is' if len(twice) == 1 else 'are'} one class each; data.label_level: path "
+        "keeps them apart."
+        if twice
+        else ""
+    )
 
 
 def _spellings(raw: list[list[str]], dirs: list[list[str]]) -> dict[str, set[str]]:  # the cleaned name: as the folders write it
@@ -256,7 +304,12 @@ def _spellings(raw: list[list[str]], dirs: list[list[str]]) -> dict[str, set[str
 def _spelt_twice(labels: set[str], spelt: dict[str, set[str]]) -> str:
     "Say which classes have folders that are written in several ways and look alike."
     twice = sorted(label for label in labels if len(spelt.get(label, ())) > 1)
-    return f"{count(len(twice), 'class has', 'classes have')} folders whose names differ only in blanks, in characters that nobody sees or in how accents are stored ({some(twice)}); each counts as one class." if twice else ""
+    return (
+        f"{count(len(twice), 'class has', 'classes have')} folders whose names differ only in blanks, in "
+        f"characters that nobody sees or in how accents are stored ({some(twice)}); each counts as one class."
+        if twice
+        else ""
+    )
 
 
 def _but(issues: list[dict[str, str]]) -> str:

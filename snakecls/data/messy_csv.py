@@ -20,10 +20,21 @@ from pathlib import Path
 from .columns import some
 
 # %% ../../nbs/data/07_messy_csv.ipynb #36346cab
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
-MOST_BYTES, MOST_TIMES, MOST_LINE, MOST_COLUMNS = 2**31, 100, 2**24, 10_000  # of a text; what a gzip may unfold to, times its size; bytes in a line; columns
+MOST_BYTES, MOST_TIMES, MOST_LINE, MOST_COLUMNS = (
+    2**31,
+    100,
+    2**24,
+    10_000,
+)  # of a text; what a gzip may unfold to, times its size; bytes in a line; columns
 
 
 def read_text(
@@ -46,7 +57,10 @@ def read_text(
         text = data.decode(encoding)
         if encoding in ("cp1252", "latin-1"):
             odd = [word for word in re.findall(r"[^\s,;|\t\"]+", text) if not word.isascii()]
-            note = f"'{Path(path).name}' is not in UTF-8, and was read in the encoding of older Windows programs (such as {some(dict.fromkeys(odd), 2)}); save it as UTF-8 if that looks wrong."
+            note = (
+                f"'{Path(path).name}' is not in UTF-8, and was read in the encoding of older Windows programs "
+                f"(such as {some(dict.fromkeys(odd), 2)}); save it as UTF-8 if that looks wrong."
+            )
         data = text.encode()
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data, note
 
@@ -128,7 +142,9 @@ def short_lines(
 ) -> tuple[list[int], int]:  # the lines at which rows end that have fewer columns; how many rows there are
     "List the rows that are too short: what they lack need not be their end."
     if b'"' not in data:
-        counts = [(number, line.count(separator.encode()) + 1) for number, line in enumerate(io.BytesIO(data), start=first) if not line.isspace()]
+        counts = [
+            (number, line.count(separator.encode()) + 1) for number, line in enumerate(io.BytesIO(data), start=first) if not line.isspace()
+        ]
     else:
         reader = csv.reader(io.StringIO(data.decode(), newline=""), delimiter=separator, strict=True, skipinitialspace=True)
         counts = [(first - 1 + reader.line_num, len(row)) for row in reader if row]
@@ -241,7 +257,14 @@ def read_messy(
         if match is None:
             match = _loose(line, way, separator, free)
             if match is None:
-                lost.append((first + start, f"has {'fewer' if line.count(separator) < columns - 1 else 'more'} than the {columns} columns of the first line" if line.count(separator) != columns - 1 else "has quotes that are out of order"))
+                lost.append(
+                    (
+                        first + start,
+                        f"has {'fewer' if line.count(separator) < columns - 1 else 'more'} than the {columns} columns of the first line"
+                        if line.count(separator) != columns - 1
+                        else "has quotes that are out of order",
+                    )
+                )
                 continue
             repaired.append(first + start)
         rows.append([_unquoted(field) for field in match])

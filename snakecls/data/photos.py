@@ -160,8 +160,11 @@ def decode(
     "Check the size, decode the first frame, convert to RGB and set upright."
     check_size(image.size, max_pixels)
     if ours and (needed := decoding_bytes(image)) > (allowed := peak_bytes(max_pixels)):
-        raise ValueError(f"decoding its {image.width} x {image.height} pixels ({image.format}, {image.mode}) takes {needed / 1e6:,.0f} MB, and {allowed / 1e6:,.0f} MB are allowed "
-                         f"(max_pixels={max_pixels:,}); save it smaller, or as a plain JPEG or PNG")
+        raise ValueError(
+            f"decoding its {image.width} x {image.height} pixels ({image.format}, {image.mode}) takes "
+            f"{needed / 1e6:,.0f} MB, and {allowed / 1e6:,.0f} MB are allowed "
+            f"(max_pixels={max_pixels:,}); save it smaller, or as a plain JPEG or PNG"
+        )
     image.load()
     check_size(image.size, max_pixels)  # a HEIC can turn out larger than it said
     turn = exif_turn(image)
@@ -234,15 +237,25 @@ def pixel_bytes(image: Image.Image) -> int:
 def _of_jpeg(image: Image.Image, n_pixels: int) -> float:
     "The waves of all blocks, two bytes each, are kept until the last pass."
     layers = getattr(image, "layer", None) if image.info.get("progressive") else None
-    return 2 * n_pixels * sum(h * v for _, h, v, _ in layers) / (max(h for _, h, _, _ in layers) * max(v for _, _, v, _ in layers)) if layers else 0
+    return (
+        2 * n_pixels * sum(h * v for _, h, v, _ in layers) / (max(h for _, h, _, _ in layers) * max(v for _, _, v, _ in layers))
+        if layers
+        else 0
+    )
 
 
 def _of_tiff(image: Image.Image, n_pixels: int) -> float:
     "A strip or a tile is unpacked as a whole; Pillow turns what is to be turned itself."
     size, bits = (image.width, image.height), image.tag_v2.get(258)
     deep = max(bits) if isinstance(bits, tuple) and bits else 8
-    tags = {key: value for key in (277, 278, 322, 323) if isinstance(value := image.tag_v2.get(key), int) and value > 0}  # samples, rows of a strip, width and height of a tile
-    packed = tags.get(322, size[0]) * tags.get(323, min(tags.get(278, size[1]), size[1])) if any(tile[0] == "libtiff" for tile in image.tile) else 0
+    tags = {
+        key: value for key in (277, 278, 322, 323) if isinstance(value := image.tag_v2.get(key), int) and value > 0
+    }  # samples, rows of a strip, width and height of a tile
+    packed = (
+        tags.get(322, size[0]) * tags.get(323, min(tags.get(278, size[1]), size[1]))
+        if any(tile[0] == "libtiff" for tile in image.tile)
+        else 0
+    )
     return max(packed * tags.get(277, 1) * deep / 8, n_pixels * pixel_bytes(image) if exif_turn(image) else 0)
 
 
@@ -263,8 +276,15 @@ def _of_heif(image: Image.Image, n_pixels: int) -> float:
     return n_pixels * own * (2.1 if (image.info.get("bit_depth") or 8) > 8 else 1)
 
 
-_DECODERS = {"JPEG": _of_jpeg, "MPO": _of_jpeg, "TIFF": _of_tiff, "JPEG2000": _of_jpeg2000, "HEIF": _of_heif,
-             "WEBP": lambda image, n_pixels: 12 * n_pixels, "AVIF": lambda image, n_pixels: (9.5 if "A" in image.mode else 7) * n_pixels}  # fmt: skip
+_DECODERS = {
+    "JPEG": _of_jpeg,
+    "MPO": _of_jpeg,
+    "TIFF": _of_tiff,
+    "JPEG2000": _of_jpeg2000,
+    "HEIF": _of_heif,
+    "WEBP": lambda image, n_pixels: 12 * n_pixels,
+    "AVIF": lambda image, n_pixels: (9.5 if "A" in image.mode else 7) * n_pixels,
+}
 
 # %% ../../nbs/data/04_photos.ipynb #c538d500
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
@@ -436,18 +456,35 @@ def check_seen(
     if reason := why_plain(photo):  # the whole is looked at only where the part is plain
         raise PlainPhotoError(name, reason)
     if spec.resize == "crop" or spec.crop_pct < 1:
-        raise PlainPhotoError(name, "its middle, which is all that the model looks at, is of one colour (crop the photo so that the subject is in its middle)")
-    raise PlainPhotoError(name, f"at the {spec.width} x {spec.height} pixels that the model looks at it is of one colour (crop the photo so that the subject fills it)")
+        raise PlainPhotoError(
+            name, "its middle, which is all that the model looks at, is of one colour (crop the photo so that the subject is in its middle)"
+        )
+    raise PlainPhotoError(
+        name,
+        f"at the {spec.width} x {spec.height} pixels that the model looks at it is of one colour (crop the "
+        "photo so that the subject fills it)",
+    )
 
 
 def _say_dark(source: Any) -> str:
     "Say of a photo with 16 bits that it uses few of them, as cameras with 10 or 12 bits write them."
     try:
-        image = source if isinstance(source, Image.Image) else Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = (
+            source
+            if isinstance(source, Image.Image)
+            else Image.fromarray(source)
+            if isinstance(source, np.ndarray)
+            else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        )
         largest = int(max(np.asarray(image).max(), 0)) if image.mode.startswith("I;16") else 65535
     except (OSError, ValueError, TypeError, AttributeError, MemoryError):
         return ""
-    return f" (its values reach {largest:,} of 65,535, so that it is nearly black as stored; stretch them to the whole range and save it again)" if largest < 65535 / 3 else ""
+    return (
+        f" (its values reach {largest:,} of 65,535, so that it is nearly black as stored; stretch them to the "
+        "whole range and save it again)"
+        if largest < 65535 / 3
+        else ""
+    )
 
 
 def open_shown(

@@ -105,8 +105,18 @@ def is_wide(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 # %% ../../nbs/data/03_pixels.ipynb #7cc36f2a
-_SWAPS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)  # rows become columns
-_BACKWARDS = (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)  # the last comes first
+_SWAPS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)  # rows become columns
+_BACKWARDS = (
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)  # the last comes first
 
 
 def rgb_strips(
@@ -118,7 +128,9 @@ def rgb_strips(
     length, across = (width, height) if swaps else (height, width)
     step = max(1, STRIP_PIXELS // across)
     parts = [(start, min(start + step, length)) for start in range(0, length, step)]
-    boxes = [(start, 0, end, height) if swaps else (0, start, width, end) for start, end in (reversed(parts) if turn in _BACKWARDS else parts)]
+    boxes = [
+        (start, 0, end, height) if swaps else (0, start, width, end) for start, end in (reversed(parts) if turn in _BACKWARDS else parts)
+    ]
     top = full_scale(np.asarray(image.crop(box)) for box in boxes) if is_wide(image) else None
     for box in boxes:
         strip = convert_strip(image.crop(box), top)

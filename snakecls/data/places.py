@@ -89,7 +89,9 @@ def _shortened(paths: pd.Series, root: str | Path, *, at_least: int) -> tuple[pd
 class _Hints:
     "What the rows of a table say about the folders of their photos."
 
-    def __init__(self, index: pd.Index, split: str | None, labels: pd.Series | None, splits: pd.Series | None, names: dict[str, str] | None):
+    def __init__(
+        self, index: pd.Index, split: str | None, labels: pd.Series | None, splits: pd.Series | None, names: dict[str, str] | None
+    ):
         self.split, self.names, self.folders = split, names, {}
         cells = [()] * len(index) if labels is None else labels.tolist()
         forms: dict = {}
@@ -98,7 +100,9 @@ class _Hints:
                 if label not in forms:
                     forms[label] = _as_name(label)
         self.labels = frozenset(forms.values())
-        self.own = dict(zip(index, [frozenset([forms[cell]]) if isinstance(cell, str) else frozenset(forms[label] for label in cell) for cell in cells]))
+        self.own = dict(
+            zip(index, [frozenset([forms[cell]]) if isinstance(cell, str) else frozenset(forms[label] for label in cell) for cell in cells])
+        )
         self.splits = dict(zip(index, [split] * len(index) if splits is None else splits.tolist()))
         self.spoken: set = set()  # splits of rows whose photos lie in folders called so
 
@@ -109,12 +113,17 @@ class _Hints:
             parts = folder.split("/") if folder else []
             known = {part: _as_name(part) for part in parts}
             labels = frozenset(name for name in known.values() if name in self.labels)
-            self.folders[folder] = labels, frozenset(split for part, name in known.items() if name not in labels and (split := split_name(part, self.names)))
+            self.folders[folder] = (
+                labels,
+                frozenset(split for part, name in known.items() if name not in labels and (split := split_name(part, self.names))),
+            )
         return self.folders[folder]
 
     def listen(self, possible: dict) -> None:
         "Note which splits have folders of their own."
-        self.spoken = {self.splits[row] for row, candidates in possible.items() if any(self.splits[row] in self.says(path)[1] for path in candidates)}
+        self.spoken = {
+            self.splits[row] for row, candidates in possible.items() if any(self.splits[row] in self.says(path)[1] for path in candidates)
+        }
 
     def against(self, row: object, path: str) -> str:
         "Say what speaks against a photo: a folder of another label or another split."
@@ -127,13 +136,19 @@ class _Hints:
 
     def choose(self, row: object, candidates: list[str]) -> list[str]:
         "Keep what lies in a folder of the row's label and split, where there is any."
-        for fits in (lambda path: self.says(path)[0] & self.own[row], lambda path: self.splits[row] in self.says(path)[1], lambda path: self.split in self.says(path)[1]):
+        for fits in (
+            lambda path: self.says(path)[0] & self.own[row],
+            lambda path: self.splits[row] in self.says(path)[1],
+            lambda path: self.split in self.says(path)[1],
+        ):
             if len(candidates) > 1:
                 candidates = [path for path in candidates if fits(path)] or candidates
         return candidates
 
 
-def _search(paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Series, root: str | Path, *, hints: _Hints, note: str) -> tuple[pd.Series, pd.Series, pd.Series, str]:
+def _search(
+    paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Series, root: str | Path, *, hints: _Hints, note: str
+) -> tuple[pd.Series, pd.Series, pd.Series, str]:
     "Look for what was not found in all folders below the root; raises `UserError` where most of it could be in several places."
     written = paths[~found].str.replace("\\", "/", regex=False)
     wanted = written if found.any() else _without_shared(written)
@@ -164,7 +179,12 @@ def _search(paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Ser
         full.loc[list(placed)], found.loc[list(placed)] = [top + path for path in placed.values()], True
         folders = list(dict.fromkeys(path.rpartition("/")[0] or "." for path in placed.values()))
         if folders != ["."]:
-            note = f"{note} " * bool(note) + (f"the photos were found in the folder '{folders[0]}' beside the table." if len(folders) == 1 and len(placed) == len(wanted) else f"{count(len(placed), 'photo')} of the table {'was' if len(placed) == 1 else 'were'} found in folders below it ({some(folders)}), by their names.")
+            note = f"{note} " * bool(note) + (
+                f"the photos were found in the folder '{folders[0]}' beside the table."
+                if len(folders) == 1 and len(placed) == len(wanted)
+                else f"{count(len(placed), 'photo')} of the table {'was' if len(placed) == 1 else 'were'} found in "
+                f"folders below it ({some(folders)}), by their names."
+            )
     for row, candidates in doubtful.items():
         reasons[row] = f"there are {len(candidates)} files of that name: {some(candidates, 2)}"
     for row, candidates in refused.items():
@@ -172,7 +192,12 @@ def _search(paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Ser
     if closed := [issue["path"].removeprefix(top) for issue in issues if issue["issue"] == NOT_PERMITTED]:
         lost = ~found & reasons.eq(NO_FILE)
         reasons[lost] = f"{NO_FILE}, but {some(closed, 2)} may not be looked into"
-        note = f"{note} " * bool(note) + f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the permissions to use what lies there." if lost.any() else note
+        note = (
+            f"{note} " * bool(note) + f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the "
+            "permissions to use what lies there."
+            if lost.any()
+            else note
+        )
     return full, found, reasons, note
 
 
@@ -182,11 +207,25 @@ def _ask_about_most(n: int, doubtful: dict, refused: dict, top: str, hints: _Hin
         return
     if len(doubtful) >= len(refused):
         example = next(iter(doubtful.values()))
-        raise UserError(f"the photos of the table could be in {' or '.join(repr(top + path.rpartition('/')[0]) for path in example[:3])}; say which with {option('root')}, or write the folders into the table.")
+        raise UserError(
+            "the photos of the table could be in "
+            f"{' or '.join(repr(top + path.rpartition('/')[0]) for path in example[:3])}; say which with "
+            f"{option('root')}, or write the folders into the table."
+        )
     row, candidates = next(iter(refused.items()))
     why, path = hints.against(row, candidates[0]), candidates[0]
-    own = f"'{next(iter(hints.own[row]))}'" if why == "label" and hints.own[row] else f"of the split {hints.splits[row]}" if why == "split" else "of another label"
-    raise UserError(f"{count(len(refused), 'photo')} of {n:,} in the table {'lies' if len(refused) == 1 else 'lie'} in the folder of another {why} alone, such as '{path}' in a row that is {own}; say where they are with {option('root')}, or write the folders into the table.")
+    own = (
+        f"'{next(iter(hints.own[row]))}'"
+        if why == "label" and hints.own[row]
+        else f"of the split {hints.splits[row]}"
+        if why == "split"
+        else "of another label"
+    )
+    raise UserError(
+        f"{count(len(refused), 'photo')} of {n:,} in the table {'lies' if len(refused) == 1 else 'lie'} in the "
+        f"folder of another {why} alone, such as '{path}' in a row that is {own}; say where they are with "
+        f"{option('root')}, or write the folders into the table."
+    )
 
 
 def _as_name(text: object) -> str:
@@ -230,7 +269,9 @@ def _endings(parts: list[str], files: dict[str, list[str]], length: int) -> list
     if ending:
         candidates = [path for path in candidates if ("/" + plain_path(path.rpartition("/")[0])).endswith(ending)]
     if splits:
-        candidates = [path for path in candidates if not (other := {split_name(part) for part in path.split("/")[:-1]} - {None}) or other & splits]
+        candidates = [
+            path for path in candidates if not (other := {split_name(part) for part in path.split("/")[:-1]} - {None}) or other & splits
+        ]
     return candidates
 
 

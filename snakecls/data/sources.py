@@ -46,7 +46,10 @@ def check_exists(path: str | Path) -> Path:  # with ~ filled in
     if not os.path.exists(full):
         raise UserError(f"'{printable(path)}' does not exist; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
     if not os.path.isfile(full) and not os.path.isdir(full):
-        raise UserError(f"'{printable(path)}' is a pipe, a socket or a device, and no file; give a folder of class folders, or a table ({', '.join(TABLE_SUFFIXES)}).")
+        raise UserError(
+            f"'{printable(path)}' is a pipe, a socket or a device, and no file; give a folder of class "
+            f"folders, or a table ({', '.join(TABLE_SUFFIXES)})."
+        )
     return Path(full)
 
 
@@ -60,7 +63,11 @@ def read_file(
     try:
         read = Noted(with_index(read_parquet(path))) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
     except (ValueError, OSError, csv.Error, MemoryError, KeyError, NotImplementedError, OverflowError) as e:  # pandas' and pyarrow's errors derive from these
-        raise UserError(f"'{path}' cannot be read as a table ({one_line((str(e).strip().splitlines() or [type(e).__name__])[0])[:300]}); open it, correct it and save it again.") from e
+        raise UserError(
+            f"'{path}' cannot be read as a table "
+            f"({one_line((str(e).strip().splitlines() or [type(e).__name__])[0])[:300]}); open it, correct it "
+            "and save it again."
+        ) from e
     if read.table.empty:
         raise UserError(f"'{path}' is empty; it needs one row for each photo.")
     return read
@@ -88,9 +95,15 @@ def read_csv(
         names = _add_name(names, rows, separator)
     names, said = _name_apart(names, path.name)
     notes, issues = [note, said], []
-    short, n = short_lines(rows, separator, columns=len(names), first=skip + 1) if widths and min(widths) < len(names) >= max(widths) else ([], 0)
+    short, n = (
+        short_lines(rows, separator, columns=len(names), first=skip + 1) if widths and min(widths) < len(names) >= max(widths) else ([], 0)
+    )
     if len(short) * 2 > n:
-        notes.append(f"{f'all {n:,} rows' if len(short) == n else f'{len(short):,} of {n:,} rows'} of '{path.name}' have fewer than the {len(names)} columns of the first line (line {some(short)}), and what they lack was taken to be their end; fill it in, or check that nothing is missing before.")
+        notes.append(
+            f"{f'all {n:,} rows' if len(short) == n else f'{len(short):,} of {n:,} rows'} of '{path.name}' "
+            f"have fewer than the {len(names)} columns of the first line (line {some(short)}), and what they "
+            "lack was taken to be their end; fill it in, or check that nothing is missing before."
+        )
     if widths is None or max(widths, default=0) > len(names) or 0 < len(short) * 2 <= n:
         table, issues, said = _repair(rows, separator, names, place, first=skip + 1, path=path)
         notes += said
@@ -107,7 +120,10 @@ def with_index(
     table: pd.DataFrame,  # of pandas
 ) -> pd.DataFrame:  # with its index as columns where it has a name or is text, and no other one
     "Keep what stands in the index of a DataFrame, such as the paths."
-    names = [name or ("index" if pd.api.types.is_string_dtype(table.index.get_level_values(level).dtype) else None) for level, name in enumerate(table.index.names)]
+    names = [
+        name or ("index" if pd.api.types.is_string_dtype(table.index.get_level_values(level).dtype) else None)
+        for level, name in enumerate(table.index.names)
+    ]
     kept = [level for level, name in enumerate(names) if name is not None and name not in table.columns]
     index = {names[level]: table.index.get_level_values(level) for level in kept}
     result = table.reset_index(drop=True)
@@ -133,7 +149,9 @@ def as_numbers(
             return column
         except pa.ArrowInvalid:
             numbers = pd.to_numeric(known, errors="coerce")
-            same = numbers.notna().all() and not (numbers % 1 == 0).all() and list(map(repr, numbers.astype(float).tolist())) == known.tolist()
+            same = (
+                numbers.notna().all() and not (numbers % 1 == 0).all() and list(map(repr, numbers.astype(float).tolist())) == known.tolist()
+            )
             return column.astype(float) if same else column
     return column.eq("True") if len(known) == len(column) and known.isin(["True", "False"]).all() else column
 
@@ -152,7 +170,13 @@ def _name_apart(names: list[str], file: str) -> tuple[list[str], str]:
         number = seen[name] = seen.get(name, -1) + 1
         apart.append(f"{name}.{number}" if number and name else name if name else f"Unnamed: {len(apart)}")
     twice = [name for name, number in seen.items() if number and name]
-    return apart, f"'{file}' has several columns called {some(twice)}; the first keeps its name, the others were read as {some(f'{name}.{n}' for name in twice for n in range(1, seen[name] + 1))}." if twice else ""
+    return (
+        apart,
+        f"'{file}' has several columns called {some(twice)}; the first keeps its name, the others were read as "
+        f"{some(f'{name}.{n}' for name in twice for n in range(1, seen[name] + 1))}."
+        if twice
+        else "",
+    )
 
 
 def _read_rows(rows: bytes, separator: str, names: list[str], *, even: bool) -> pd.DataFrame:
@@ -162,14 +186,26 @@ def _read_rows(rows: bytes, separator: str, names: list[str], *, even: bool) -> 
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, text), strings_can_be_null=True, null_values=[""])
         parse = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         try:
-            return pa.csv.read_csv(pa.py_buffer(rows), pa.csv.ReadOptions(column_names=names, block_size=min(len(rows) + 1, 2**30)), parse, convert).to_pandas()
+            return pa.csv.read_csv(
+                pa.py_buffer(rows), pa.csv.ReadOptions(column_names=names, block_size=min(len(rows) + 1, 2**30)), parse, convert
+            ).to_pandas()
         except pa.ArrowInvalid:
             pass
-    options = {"header": None, "names": names, "index_col": False, "dtype": str, "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
+    options = {
+        "header": None,
+        "names": names,
+        "index_col": False,
+        "dtype": str,
+        "keep_default_na": False,
+        "na_values": [""],
+        "skipinitialspace": True,
+    }
     return pd.read_csv(io.BytesIO(rows), sep=separator, encoding="utf-8", **options)
 
 
-def _repair(rows: bytes, separator: str, names: list[str], place: int | None, *, first: int, path: Path) -> tuple[pd.DataFrame, list[dict[str, str]], list[str]]:
+def _repair(
+    rows: bytes, separator: str, names: list[str], place: int | None, *, first: int, path: Path
+) -> tuple[pd.DataFrame, list[dict[str, str]], list[str]]:
     "Read rows with stray quotes or separators line by line; what cannot be read becomes issues."
     known = [find_column(names, columns) for columns in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)]
     free = names[-1] not in known
@@ -177,11 +213,28 @@ def _repair(rows: bytes, separator: str, names: list[str], place: int | None, *,
     table = pd.DataFrame(found, columns=names, dtype=pd.Series(["text"]).dtype)
     table = table.mask(table.eq(""))
     left = f"; what was left over was read as '{names[-1]}'" if free else ""
-    notes = [f"{count(len(repaired), 'line')} of '{path.name}' had stray quotes or separators (line {some(repaired)}){left}."] if repaired else []
+    notes = (
+        [f"{count(len(repaired), 'line')} of '{path.name}' had stray quotes or separators (line {some(repaired)}){left}."]
+        if repaired
+        else []
+    )
     if lost:
-        notes.append(f"left out {count(len(lost), 'line')} of '{path.name}' that cannot be read (line {some(number for number, _ in lost)}): line {lost[0][0]} {lost[0][1]}; correct them to use them.")
-    issues = [{"path": f"{with_slashes(str(path))}:{number}", "issue": "unreadable line", "reason": f"line {number} {reason}"} for number, reason in lost]
-    issues += [{"path": f"{with_slashes(str(path))}:{number}", "issue": "unsure line", "reason": f"line {number} had stray quotes or separators, and was read as it can be meant{left}"} for number in repaired]
+        notes.append(
+            f"left out {count(len(lost), 'line')} of '{path.name}' that cannot be read (line "
+            f"{some(number for number, _ in lost)}): line {lost[0][0]} {lost[0][1]}; correct them to use them."
+        )
+    issues = [
+        {"path": f"{with_slashes(str(path))}:{number}", "issue": "unreadable line", "reason": f"line {number} {reason}"}
+        for number, reason in lost
+    ]
+    issues += [
+        {
+            "path": f"{with_slashes(str(path))}:{number}",
+            "issue": "unsure line",
+            "reason": f"line {number} had stray quotes or separators, and was read as it can be meant{left}",
+        }
+        for number in repaired
+    ]
     return table, issues, notes
 
 # %% ../../nbs/data/09_sources.ipynb #ea29bf18
@@ -211,7 +264,9 @@ def find_files(
     found = [path in known for path in written]
     if not all(found):
         seen: dict[str, str] = {}
-        for given in [given for given in folders if not names[given]]:  # a folder may be written in another case or Unicode form on the disk
+        for given in [
+            given for given in folders if not names[given]
+        ]:  # a folder may be written in another case or Unicode form on the disk
             if folder := _on_disk(given, seen):
                 known |= {f"{folder}/{name}" for name in _names(folder)}
         similar = _unique_spellings(known) if known else {}
@@ -272,21 +327,39 @@ def choose_path(
         return find_column(raw.columns, (), given=given, what="path_column"), []
     known = all_columns(raw.columns, PATH_COLUMNS)
     shown = [column for column in raw.columns if _holds_photo_names(raw[column])]
-    found = [*(column for column in known if column in shown), *(column for column in shown if column not in known), *(column for column in known if column not in shown)]
+    found = [
+        *(column for column in known if column in shown),
+        *(column for column in shown if column not in known),
+        *(column for column in known if column not in shown),
+    ]
     if not found:
-        raise UserError(f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}.")
+        raise UserError(
+            f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}."
+        )
     heads = {column: raw[column].dropna().head(100).astype(str).str.strip() for column in found}
     found = [column for place, column in enumerate(found) if not any(heads[column].equals(heads[before]) for before in found[:place])]
     there = _there({column: heads[column] for column in found}, root) if len(found) > 1 and root is not None else []
     usual = found[0]
     found = sorted(found, key=lambda column: bool(there) and column not in there)  # the order is kept among those that are there
     best, first = found[0], known[0] if known else None
-    rivals = [column for column in found[1:] if column in (first, usual) or (column in shown and (column in known or best not in known)) or (column in there and best not in shown)]
+    rivals = [
+        column
+        for column in found[1:]
+        if column in (first, usual)
+        or (column in shown and (column in known or best not in known))
+        or (column in there and best not in shown)
+    ]
     if first is None and len(rivals) > 0 and (not there or rivals[0] in there):
-        raise UserError(f"{where} has several columns of photos ({some([best, *rivals])}); say which one is meant with {option('path_column')}.")
+        raise UserError(
+            f"{where} has several columns of photos ({some([best, *rivals])}); say which one is meant with {option('path_column')}."
+        )
     if not rivals and first is not None:
         return best, []
-    return best, [f"the paths of {where} were read from the column '{best}' (such as {some(heads[best].head(1))}){f', and {some(rivals)} could be meant as well' if rivals else ''}; choose with {option('path_column')}."]
+    return best, [
+        f"the paths of {where} were read from the column '{best}' (such as "
+        f"{some(heads[best].head(1))}){f', and {some(rivals)} could be meant as well' if rivals else ''}; "
+        f"choose with {option('path_column')}."
+    ]
 
 
 def _holds_photo_names(values: pd.Series) -> bool:
@@ -303,5 +376,7 @@ def _there(heads: dict[str, pd.Series], root: str | Path) -> list[str]:
     there = [column for column, head in heads.items() if find_files(join_root(head, root))[1].mean() > 0.5]
     if there or not root.is_dir():
         return there
-    names = {name for path in list_photos(root)[0] for file in [path.rpartition("/")[2].lower()] for name in (file, file[: file.rfind(".")])}
+    names = {
+        name for path in list_photos(root)[0] for file in [path.rpartition("/")[2].lower()] for name in (file, file[: file.rfind(".")])
+    }
     return [column for column, head in heads.items() if head.map(lambda path: re.split(r"[/\\]", path)[-1].lower() in names).mean() > 0.5]

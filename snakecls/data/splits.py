@@ -132,7 +132,10 @@ def divide_table(
     check_table(table)
     given = set(table["split"].unique()) if "split" in table else {"train"}
     if "train" not in given:
-        raise UserError(f"no row of the table is in the split train (there is {', '.join(map(str, sorted(given)))}); give photos to learn from, or rename a split with {option('splits')}.")
+        raise UserError(
+            f"no row of the table is in the split train (there is {', '.join(map(str, sorted(given)))}); give "
+            f"photos to learn from, or rename a split with {option('splits')}."
+        )
     shares = {"valid": 0.0 if "valid" in given else valid, "test": 0.0 if "test" in given else test}
     result = table.copy()
     if "split" not in table:
@@ -181,7 +184,10 @@ def _say_small(table: pd.DataFrame, pool: np.ndarray, shares: Mapping[str, float
     for split in [split for split, share in shares.items() if share]:
         without = sorted(set(pool[stratify].unique()) - set(pool.loc[pool["split"] == split, stratify].unique()))
         if without:
-            notes.append(f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be divided ({some(without)}); add photos, or leave them out with {option('min_per_class')}.")
+            notes.append(
+                f"the split {split} has no photo of {count(len(without), 'class', 'classes')}, too small to be "
+                f"divided ({some(without)}); add photos, or leave them out with {option('min_per_class')}."
+            )
     return notes
 
 
@@ -189,7 +195,11 @@ def _say_torn(table: pd.DataFrame, group: str) -> str:
     "Say when a given split tears groups apart."
     torn = table["split"].groupby(as_label(table[group])).nunique()
     torn = torn.index[torn > 1]
-    return f"the given splits tear apart {count(len(torn), 'value')} of {group} ({some(torn)}); drop the column split to have them drawn anew." if len(torn) else ""
+    return (
+        f"the given splits tear apart {count(len(torn), 'value')} of {group} ({some(torn)}); drop the column split to have them drawn anew."
+        if len(torn)
+        else ""
+    )
 
 
 _UNKNOWN = ["nan", "na", "n/a", "null", "none", "<na>", "#n/a", "-", "unknown"]
@@ -201,7 +211,10 @@ def _say_empty(table: pd.DataFrame, group: str) -> str:
     words = words[words.str.lower().isin(_UNKNOWN)]
     if words.empty or words.value_counts().max() < 2:
         return ""
-    return f"the {count(words.eq(words.iloc[0]).sum(), 'photo')} whose {group} is '{words.iloc[0]}' stay together as one group; leave these cells empty if the word means that nothing is known."
+    return (
+        f"the {count(words.eq(words.iloc[0]).sum(), 'photo')} whose {group} is '{words.iloc[0]}' stay together "
+        "as one group; leave these cells empty if the word means that nothing is known."
+    )
 
 # %% ../../nbs/data/21_splits.ipynb #913db240
 def take_sample(
@@ -217,7 +230,9 @@ def take_sample(
         raise UserError(f"{option('sample')} is {n}; give 2 photos or more.")
     pool = (table["split"] != "test").to_numpy()
     if n >= pool.sum():
-        return Noted(table.copy()).tell(f"{option('sample')} is {n:,}, and there are {pool.sum():,} photos for training and validation, which are all used.")
+        return Noted(table.copy()).tell(
+            f"{option('sample')} is {n:,}, and there are {pool.sum():,} photos for training and validation, which are all used."
+        )
     stratify, kept = _stratum(table, stratify), ~pool
     for split in ("train", "valid"):
         rows = np.flatnonzero((table["split"] == split).to_numpy())
@@ -226,7 +241,10 @@ def take_sample(
     left = table[kept].reset_index(drop=True)
     counts = left["split"].value_counts()
     parts = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "valid") if split in counts)
-    return Noted(left).tell(f"a sample for a quick try, as asked: {count(kept[pool].sum(), 'photo')} of {pool.sum():,} ({parts}); a score of it says little about all photos.")
+    return Noted(left).tell(
+        f"a sample for a quick try, as asked: {count(kept[pool].sum(), 'photo')} of {pool.sum():,} ({parts}); "
+        "a score of it says little about all photos."
+    )
 
 
 @delegates(take_sample)
@@ -299,7 +317,10 @@ def _check_folds(counts: pd.Series, folds: int, group: str | None) -> None:
     "Refuse more folds than the rarest class has photos or groups."
     if counts.min() < folds:
         what = "photos" if group is None else f"values of {group}"
-        raise UserError(f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, or leave such classes out with min_per_class={folds} (data.min_per_class in an experiment file).")
+        raise UserError(
+            f"folds={folds} is more than the {counts.min()} {what} of '{counts.idxmin()}'; take fewer folds, "
+            f"or leave such classes out with min_per_class={folds} (data.min_per_class in an experiment file)."
+        )
 
 
 def use_fold(

@@ -17,7 +17,21 @@ from fastcore.meta import delegates
 from ..core import UserError, unknown_name
 from .archives import refuse_archive, unpack_zip, unpacked_issues
 from .cells import unguard_read
-from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLITS, FoundColumns, as_label, check_split_names, count, find_column, match_column, option, some, split_name, to_columns
+from snakecls.data.columns import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLITS,
+    FoundColumns,
+    as_label,
+    check_split_names,
+    count,
+    find_column,
+    match_column,
+    option,
+    some,
+    split_name,
+    to_columns,
+)
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
@@ -34,28 +48,51 @@ def _drop_incomplete(table: pd.DataFrame, where: str) -> Noted:
             note = f"left out {missing.sum():,} of {count(len(missing), 'row')} in {where} without a {column}; fill it in to use them."
             noted = noted.then(leave_out, missing, f"no {column}", f"the {column} is empty", note)
     if noted.table.empty:
-        raise UserError(f"{where} has no row with both a path and a label; fill them in." if "label" in table else f"{where} has no row with a path; fill them in.")
+        raise UserError(
+            f"{where} has no row with both a path and a label; fill them in."
+            if "label" in table
+            else f"{where} has no row with a path; fill them in."
+        )
     return noted
 
 
-def _drop_missing(table: pd.DataFrame, where: str, root: str | Path, split: str | None = None, names: dict[str, str] | None = None) -> Noted:
+def _drop_missing(
+    table: pd.DataFrame, where: str, root: str | Path, split: str | None = None, names: dict[str, str] | None = None
+) -> Noted:
     "Replace the paths by those of existing files and leave out what does not exist."
-    paths, found, reasons, note = locate(table["path"], root, split=split, labels=table.get("label", table.get("labels")), splits=table.get("split"), names=names)
+    paths, found, reasons, note = locate(
+        table["path"], root, split=split, labels=table.get("label", table.get("labels")), splits=table.get("split"), names=names
+    )
     missing = paths[~found]
     if not found.any():
         if table["path"].str.match(r"(?i)https?://").all():
-            raise UserError(f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the photos and give their folder with {option('root')}.")
+            raise UserError(
+                f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the "
+                f"photos and give their folder with {option('root')}."
+            )
         if reasons.str.endswith("may not be read").any():
-            raise UserError(f"none of the {count(len(table), 'photo')} in {where} was found, for {reasons[reasons.str.endswith('may not be read')].iloc[0]}; change its permissions.")
-        raise UserError(f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing)}); give the folder of the photos with {option('root')}.")
+            raise UserError(
+                f"none of the {count(len(table), 'photo')} in {where} was found, for "
+                f"{reasons[reasons.str.endswith('may not be read')].iloc[0]}; change its permissions."
+            )
+        raise UserError(
+            f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing)}); give "
+            f"the folder of the photos with {option('root')}."
+        )
     photo = found & paths.str.lower().str.endswith(IMAGE_SUFFIXES)
     others = paths[found & ~photo]
     noted = Noted(table.assign(path=paths)[photo]).tell(note)
     if len(missing):
-        rows = [{"path": str(path), "issue": _kind(reason), "reason": reason} for path, reason in zip(missing.tolist(), reasons[~found].tolist())]
+        rows = [
+            {"path": str(path), "issue": _kind(reason), "reason": reason}
+            for path, reason in zip(missing.tolist(), reasons[~found].tolist())
+        ]
         noted = noted.tell(_describe_missing(rows, len(table), where), issues=rows)
     if len(others):
-        note = f"left out {count(len(others), 'file')} in {where} of no image format that can be read ({some(others)}); convert them to JPEG or PNG."
+        note = (
+            f"left out {count(len(others), 'file')} in {where} of no image format that can be read "
+            f"({some(others)}); convert them to JPEG or PNG."
+        )
         noted = noted.tell(note, issues=as_issues(others, "not a photo", "no image format that can be read"))
     return noted
 
@@ -77,9 +114,24 @@ def _describe_missing(rows: list[dict[str, str]], n: int, where: str) -> str:
     elif left == len(rows):
         why = "there is no such file"
     else:
-        parts = [(twice, "for several files"), (other, "only for files in folders of another label or split"), (closed, "for files in folders that may not be read"), (rows[:left], "for none")]
-        why = " and ".join(f"{count(len(some_rows), 'name')} {'stands' if len(some_rows) == 1 else 'stand'} {what}" for some_rows, what in parts if some_rows)
-    remedy = "write their folders into the table" if twice else "change the permissions" if len(closed) == len(rows) else "put them in place, or correct the paths"
+        parts = [
+            (twice, "for several files"),
+            (other, "only for files in folders of another label or split"),
+            (closed, "for files in folders that may not be read"),
+            (rows[:left], "for none"),
+        ]
+        why = " and ".join(
+            f"{count(len(some_rows), 'name')} {'stands' if len(some_rows) == 1 else 'stand'} {what}"
+            for some_rows, what in parts
+            if some_rows
+        )
+    remedy = (
+        "write their folders into the table"
+        if twice
+        else "change the permissions"
+        if len(closed) == len(rows)
+        else "put them in place, or correct the paths"
+    )
     return f"left out {len(rows):,} of {count(n, 'photo')} in {where}, for {why} ({some(row['path'] for row in rows)}); {remedy}."
 
 
@@ -96,7 +148,10 @@ def _drop_repeated(table: pd.DataFrame, where: str) -> Noted:
     if extra.any() and "labels" in table:
         return _join_repeated(table, extra, where)
     if extra.any():
-        note = f"left out {count(extra.sum(), 'row')} in {where} repeating an earlier one ({some(table.loc[extra, 'path'])}); remove them from the table."
+        note = (
+            f"left out {count(extra.sum(), 'row')} in {where} repeating an earlier one "
+            f"({some(table.loc[extra, 'path'])}); remove them from the table."
+        )
         return leave_out(table, extra, "repeated", "the same photo with the same label stands in an earlier row", note)
     return Noted(table)
 
@@ -104,8 +159,17 @@ def _drop_repeated(table: pd.DataFrame, where: str) -> Noted:
 def _join_repeated(table: pd.DataFrame, extra: pd.Series, where: str) -> Noted:
     "Join the labels of a photo's rows into its first."
     joined = table.groupby("path")["labels"].agg(lambda rows: natural_order(label for labels in rows for label in labels))
-    note = f"joined {count(extra.sum(), 'row')} in {where} with an earlier row of the same photo ({some(table.loc[extra, 'path'])}); its labels are those of all its rows."
-    return leave_out(table.assign(labels=table["path"].map(joined)), extra, "repeated", "its labels were added to those of an earlier row of the same photo", note)
+    note = (
+        f"joined {count(extra.sum(), 'row')} in {where} with an earlier row of the same photo "
+        f"({some(table.loc[extra, 'path'])}); its labels are those of all its rows."
+    )
+    return leave_out(
+        table.assign(labels=table["path"].map(joined)),
+        extra,
+        "repeated",
+        "its labels were added to those of an earlier row of the same photo",
+        note,
+    )
 
 # %% ../../nbs/data/18_tables.ipynb #842ebb2e
 def check_table(
@@ -125,11 +189,19 @@ def check_table(
         if table["label"].isna().any():
             raise UserError(f"{where} has {count(table['label'].isna().sum(), 'row')} without a label; fill them in or remove them.")
         if len(labels) < min_classes:
-            raise UserError(f"{where} holds one class only ('{labels[0]}', {count(len(table), 'photo')}); a classifier needs photos of at least two.")
+            raise UserError(
+                f"{where} holds one class only ('{labels[0]}', {count(len(table), 'photo')}); a classifier needs photos of at least two."
+            )
     elif not table["labels"].map(lambda labels: isinstance(labels, (list, tuple))).all():
-        raise UserError(f"the column 'labels' of {where} holds something else than lists; give lists of labels in each cell, or read it with data.multi_label (in Python load_table(..., multi_label=True)).")
+        raise UserError(
+            f"the column 'labels' of {where} holds something else than lists; give lists of labels in each "
+            "cell, or read it with data.multi_label (in Python load_table(..., multi_label=True))."
+        )
     elif min_classes > 1 and (not (names := label_names(table)) or table["labels"].map(len).eq(len(names)).all()):
-        raise UserError(f"every photo of {where} has the same labels ({some(names) or 'none'}); there is nothing to tell apart, so add photos with others.")
+        raise UserError(
+            f"every photo of {where} has the same labels ({some(names) or 'none'}); there is nothing to tell "
+            "apart, so add photos with others."
+        )
     if "split" in table:
         unknown = [split for split in table["split"].unique() if split not in SPLITS]
         if unknown:
@@ -148,7 +220,10 @@ def set_target(
     if column is None and target in TAXONOMY:
         table = add_taxonomy(table)
         if target not in table:
-            raise UserError(f"target '{target}' cannot be found in names such as {some(table['label'].unique())}; choose another target or add such a column.")
+            raise UserError(
+                f"target '{target}' cannot be found in names such as {some(table['label'].unique())}; choose "
+                "another target or add such a column."
+            )
         column = target
     if column is None:
         raise unknown_name("target", target, [*table.columns.drop("path"), *TAXONOMY])
@@ -185,11 +260,21 @@ def read_table(
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
         if source.is_dir():
-            found = _read_classes(source, {**columns, "root": root, "multi_label": multi_label or None}, splits=splits, target=target, label_level=label_level, min_classes=min_classes)
+            found = _read_classes(
+                source,
+                {**columns, "root": root, "multi_label": multi_label or None},
+                splits=splits,
+                target=target,
+                label_level=label_level,
+                min_classes=min_classes,
+            )
             return found.tell(note, issues=unpacked_issues(source))
     where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
     if label_level != "auto":
-        raise UserError(f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a table; leave it out, or name the column with label_column.")
+        raise UserError(
+            f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a "
+            "table; leave it out, or name the column with label_column."
+        )
     raw, columns["path_column"] = _read_raw(source, where, path_column, _root_of(source, root) if check_files else None)
     if multi_label:
         found = _read_labels(raw.table, where, {**columns, "splits": splits}, several)
@@ -229,10 +314,20 @@ def _drop_ignored(table: pd.DataFrame, where: str) -> Noted:
         return Noted(table)
     if ignored.all():
         raise UserError(f"{option('splits')} leaves out every photo of {where}; ignore fewer splits.")
-    return Noted(table[~ignored]).tell(f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored.")
+    return Noted(table[~ignored]).tell(
+        f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored."
+    )
 
 # %% ../../nbs/data/18_tables.ipynb #57103750
-def _find_photos(table: pd.DataFrame, source: Path | pd.DataFrame, where: str, *, root: str | Path | None, check_files: bool, names: dict[str, str] | None = None) -> Noted:
+def _find_photos(
+    table: pd.DataFrame,
+    source: Path | pd.DataFrame,
+    where: str,
+    *,
+    root: str | Path | None,
+    check_files: bool,
+    names: dict[str, str] | None = None,
+) -> Noted:
     "Make the paths absolute and leave out what does not exist."
     root = _root_of(source, root)
     if not check_files:
@@ -270,7 +365,10 @@ def _say_unlabelled(table: pd.DataFrame, source: Path | pd.DataFrame) -> Noted:
                 noted = noted.tell(f"'{other.name}' beside it was not looked into: {e}")
                 continue
             if find_column(raw.columns, PATH_COLUMNS) and not find_column(raw.columns, LABEL_COLUMNS):
-                noted = noted.tell(f"'{other.name}' beside it lists {count(len(raw), 'photo')} without labels; they take no part in training, and load_unlabelled reads them to be predicted.")
+                noted = noted.tell(
+                    f"'{other.name}' beside it lists {count(len(raw), 'photo')} without labels; they take no "
+                    "part in training, and load_unlabelled reads them to be predicted."
+                )
     return noted
 
 
@@ -281,15 +379,27 @@ def _check_options(multi_label: bool, label_column: str | list[str] | None, targ
     if given and not multi_label:
         raise UserError(f"{given[0]} is for photos with several labels; set {option('multi_label')}, or leave {given[0]} out.")
     if isinstance(label_column, (list, tuple)) and not multi_label:
-        raise UserError(f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set {option('multi_label')}.")
+        raise UserError(
+            f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set {option('multi_label')}."
+        )
     if multi_label and target not in (None, "label", "labels"):
-        raise UserError(f"target '{target}' is one label for each photo, and multi_label is set (data.multi_label in an experiment file); leave one of them out, or name the column with label_column.")
+        raise UserError(
+            f"target '{target}' is one label for each photo, and multi_label is set (data.multi_label in an "
+            "experiment file); leave one of them out, or name the column with label_column."
+        )
 
 
 def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) -> FoundColumns:
     "Read a table whose photos have several labels."
     labels, used, note = to_labels(raw, where, label_column=columns["label_column"], separator=several["separator"])
-    table, _, notes = to_columns(raw.drop(columns=used), where, path_column=columns["path_column"], split_column=columns["split_column"], splits=columns["splits"], with_label=False)
+    table, _, notes = to_columns(
+        raw.drop(columns=used),
+        where,
+        path_column=columns["path_column"],
+        split_column=columns["split_column"],
+        splits=columns["splits"],
+        with_label=False,
+    )
     table.insert(1, "labels", labels)
     return FoundColumns(table, None, [*notes, note])
 
@@ -300,7 +410,9 @@ def _answer_unlabelled(table: pd.DataFrame, unlabelled: str | None, where: str, 
     return leave_out(table, out, "no label", "there is no label in the table", note)
 
 # %% ../../nbs/data/18_tables.ipynb #4e4d87ff
-def _read_classes(folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto", min_classes: int = 2) -> Noted:
+def _read_classes(
+    folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto", min_classes: int = 2
+) -> Noted:
     "Read a folder of class folders; columns and root are for tables."
     given = [name for name, value in unused.items() if value is not None]
     if given:
@@ -364,7 +476,13 @@ def keep_classes(
     label = "labels" if label == "label" and "label" not in table and "labels" in table else label
     if label not in table:
         raise unknown_name("label", label, table.columns)
-    counts = (table[label].explode().dropna() if label == "labels" else table[label]).value_counts().rename_axis("name").reset_index(name="n").sort_values(["n", "name"], ascending=[False, True])
+    counts = (
+        (table[label].explode().dropna() if label == "labels" else table[label])
+        .value_counts()
+        .rename_axis("name")
+        .reset_index(name="n")
+        .sort_values(["n", "name"], ascending=[False, True])
+    )
     kept = counts
     if labels is not None:
         known = set(counts["name"])
@@ -380,14 +498,19 @@ def keep_classes(
     if len(kept) < 2:
         asked = {"labels": labels, "min_per_class": min_per_class, "top_classes": top_classes}
         asked = ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
-        raise UserError(f"{asked} leaves {len(kept)} of {len(counts)} classes (the most frequent has {counts['n'].iloc[0]:,} photos); a classifier needs at least two.")
+        raise UserError(
+            f"{asked} leaves {len(kept)} of {len(counts)} classes (the most frequent has "
+            f"{counts['n'].iloc[0]:,} photos); a classifier needs at least two."
+        )
     gone = counts[~counts["name"].isin(kept["name"])]
     if gone.empty:
         return Noted(table)
     if label == "labels":
         return _keep_labels(table, set(kept["name"]), gone, unlabelled)
     shown = some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
-    note = f"left out, as asked, {len(gone):,} of {len(counts):,} classes with {gone['n'].sum():,} of {count(len(table), 'photo')}: {shown}."
+    note = (
+        f"left out, as asked, {len(gone):,} of {len(counts):,} classes with {gone['n'].sum():,} of {count(len(table), 'photo')}: {shown}."
+    )
     return Noted(table[table[label].isin(kept["name"])].reset_index(drop=True)).tell(note)
 
 

@@ -12,7 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 from ..core import UserError
-from .label_facts import DANGERS, danger_name, danger_state, denied_dangers, named_danger, read_danger, target_danger, with_unknown
+from snakecls.data.label_facts import (
+    DANGERS,
+    danger_name,
+    danger_state,
+    denied_dangers,
+    named_danger,
+    read_danger,
+    target_danger,
+    with_unknown,
+)
 
 # %% ../../nbs/data/17_target_dangers.ipynb #96c58518
 def target_state(
@@ -28,7 +37,11 @@ def target_state(
     if first and not plain and danger_state(facts, key) is False:  # 'venomous_snake': 'Natrix natrix', of which a table says no
         return False
     if named is not None:  # against it, an empty cell is no word
-        return danger_state({name: value for name, value in facts.items() if name not in DANGERS or danger_state({name: value}, name) is not None} | {named: True}, key)
+        return danger_state(
+            {name: value for name, value in facts.items() if name not in DANGERS or danger_state({name: value}, name) is not None}
+            | {named: True},
+            key,
+        )
     state = danger_state(facts, key)
     if state is not None or first or any(danger_state(facts, known) is not False for known in {*DANGERS, key} & facts.keys()):
         return state
@@ -94,9 +107,17 @@ def shared_facts(
 ) -> dict[str, Any]:  # for programs
     "Give what is known about a label wherever it stands: of the targets that have it, the one that says the worst."
     facts, targets = (info.label_facts or {}).get(label, {}), getattr(info, "targets", None) or {}
-    each = [target_facts(target, label, facts, dangers, first=target == first_target(info)) for target, labels in targets.items() if label in labels]
+    each = [
+        target_facts(target, label, facts, dangers, first=target == first_target(info))
+        for target, labels in targets.items()
+        if label in labels
+    ]
     states = {key: [one[key] for one in each] for key in dangers}
-    return {**facts, **{key: True if True in found else None if None in found else False for key, found in states.items()}} if each else with_unknown(facts, dangers)
+    return (
+        {**facts, **{key: True if True in found else None if None in found else False for key, found in states.items()}}
+        if each
+        else with_unknown(facts, dangers)
+    )
 
 # %% ../../nbs/data/17_target_dangers.ipynb #5616980c
 def other_labels(
@@ -112,8 +133,14 @@ def blind_targets(
 ) -> dict[str, tuple[str, ...]]:  # target -> dangers; empty with a single target
     "Find the targets of which no label is known to have one of these dangers, or not to have it."
     facts, first = getattr(info, "label_facts", None) or {}, first_target(info)
-    found = {target: tuple(key for key in dangers if all(target_state(target, label, facts.get(label, {}), key, first=target == first) is None for label in labels))
-             for target, labels in (getattr(info, "targets", None) or {}).items()}
+    found = {
+        target: tuple(
+            key
+            for key in dangers
+            if all(target_state(target, label, facts.get(label, {}), key, first=target == first) is None for label in labels)
+        )
+        for target, labels in (getattr(info, "targets", None) or {}).items()
+    }
     return {target: keys for target, keys in found.items() if keys}
 
 
@@ -131,4 +158,8 @@ def say_blind(
     blind: Mapping[str, Sequence[str]],  # from `blind_targets`
 ) -> str:  # empty where there is nothing to say
     "Say plainly of which targets a model does not know what is dangerous."
-    return " ".join(f"It is not known which labels of the target{'s' if len(targets) > 1 else ''} {' and '.join(map(repr, targets))} are {' or '.join(map(danger_name, keys))}." for keys, targets in by_dangers(blind).items())
+    return " ".join(
+        f"It is not known which labels of the target{'s' if len(targets) > 1 else ''} "
+        f"{' and '.join(map(repr, targets))} are {' or '.join(map(danger_name, keys))}."
+        for keys, targets in by_dangers(blind).items()
+    )

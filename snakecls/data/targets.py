@@ -45,7 +45,11 @@ def add_targets(
     first, *others = check_names(targets)
     for target in targets:
         if target in OUR_COLUMNS and target != "label":
-            raise UserError(f"data.target {list(targets)}: '{target}' is a column of the program's, and beside other targets the table's own of that name is called 'original_{target}'; name it so, or call it otherwise in the table.")
+            raise UserError(
+                f"data.target {list(targets)}: '{target}' is a column of the program's, and beside other "
+                f"targets the table's own of that name is called 'original_{target}'; name it so, or call it "
+                "otherwise in the table."
+            )
     if "original_label" not in table:
         noted = add_targets(table.assign(original_label=table["label"]), targets)  # else the first further target would be taken for it
         return replace(noted, table=noted.table.drop(columns="original_label"))
@@ -76,7 +80,9 @@ def find_targets(
             found[target] = table["path"].map(dict(zip(known["path"], known["label"])))
             continue
         with suppress(UserError):  # nothing says it, and whoever counts tells that
-            found[target] = set_target(table if "original_label" in table else table.assign(original_label=table["label"]), target).table["label"]
+            found[target] = set_target(table if "original_label" in table else table.assign(original_label=table["label"]), target).table[
+                "label"
+            ]
     return table.assign(**found)
 
 # %% ../../nbs/data/22_targets.ipynb #26bfb951
@@ -102,7 +108,13 @@ def target_labels(
         others = table[~table[target].isin(labels[target])]
         if len(others):
             row = others.iloc[0]
-            raise UserError(f"{others[target].nunique()} labels of the target '{target}' have no training photo, such as '{row[target]}' in split {row['split']}; add training photos, remove these, or leave the split out with data.splits: {{{row['split']}: ignore}}.")
+            raise UserError(
+                f"{others[target].nunique()} labels of the target '{target}' have no training photo, such as "
+                f"'{row[target]}' in split {row['split']}; add training photos, remove these, or leave the "
+                f"split out with data.splits: {{{row['split']}: ignore}}."
+            )
         if len(labels[target]) < 2:
-            raise UserError(f"the photos have only one '{target}' ({labels[target][0]}), so there is nothing to learn; leave the target '{target}' out.")
+            raise UserError(
+                f"the photos have only one '{target}' ({labels[target][0]}), so there is nothing to learn; leave the target '{target}' out."
+            )
     return labels

@@ -59,12 +59,16 @@ def add_taxonomy(
 ) -> pd.DataFrame:  # with those of `common_name, binomial, genus, species` that could be filled
     "Add common name, binomial, genus and species epithet from the names in a column."
     if column is None:
-        by_name = {re.sub(r"[^a-z]+", "_", str(name).lower()): name for name in reversed(table.columns)} | {name: name for name in table.columns}
+        by_name = {re.sub(r"[^a-z]+", "_", str(name).lower()): name for name in reversed(table.columns)} | {
+            name: name for name in table.columns
+        }
         column = next((by_name[name] for name in (*_LATIN_COLUMNS, "label") if name in by_name), None)
         if column is None or (column == "label" and not table["label"].map(lambda name: parse_name(name).genus).any()):
             table, column = _join_epithets(table, column)
         if column is None:
-            raise UserError(f"the table has no column of Latin names; name it with column, or call one of its columns {', '.join(_LATIN_COLUMNS)}.")
+            raise UserError(
+                f"the table has no column of Latin names; name it with column, or call one of its columns {', '.join(_LATIN_COLUMNS)}."
+            )
     elif column not in table:
         raise unknown_name("column", column, table.columns)
     names = table[column].dropna().unique()
@@ -101,7 +105,9 @@ def snakeclef_facts(
     names = names if isinstance(names, pd.DataFrame) else read_file(names).table
     column = find_column(names.columns, _LATIN_COLUMNS)
     if column is None:
-        raise UserError(f"the metadata have no column of Latin names among {some(names.columns, 8)}; call one of them {', '.join(_LATIN_COLUMNS)}.")
+        raise UserError(
+            f"the metadata have no column of Latin names among {some(names.columns, 8)}; call one of them {', '.join(_LATIN_COLUMNS)}."
+        )
     facts = add_taxonomy(names.assign(binomial=None).drop(columns="binomial").assign(**{column: names[column]}), column=column)
     facts = facts.assign(binomial=facts.get("binomial", names[column])).dropna(subset=["binomial"])
     warnings = []
@@ -122,8 +128,18 @@ def _say_unknown(species: pd.DataFrame, column: str, where: str) -> list[str]:
     "Say which species a list does not know."
     unknown = species.loc[species[column].isna(), "binomial"]
     if len(unknown) == len(species):
-        raise UserError(f"none of the {count(len(species), 'species', 'species')} is {where} ({some(unknown)}); give the list that belongs to these metadata.")
-    return [f"{len(unknown):,} of {count(len(species), 'species', 'species')} are not {where} ({some(unknown)}), so '{column}' is not known for them."] if len(unknown) else []
+        raise UserError(
+            f"none of the {count(len(species), 'species', 'species')} is {where} ({some(unknown)}); give the "
+            "list that belongs to these metadata."
+        )
+    return (
+        [
+            f"{len(unknown):,} of {count(len(species), 'species', 'species')} are not {where} ({some(unknown)}), "
+            f"so '{column}' is not known for them."
+        ]
+        if len(unknown)
+        else []
+    )
 
 # %% ../../nbs/data/15_taxonomy.ipynb #8d71e5bd
 def _medically_important(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) -> dict[str, bool]:
@@ -138,14 +154,24 @@ def _medically_important(facts: pd.DataFrame, venom: str | Path | pd.DataFrame) 
     pairs = facts[[ids[1], "binomial"]].drop_duplicates()
     twice = pairs[pairs[ids[1]].duplicated(keep=False)]
     if len(twice):
-        raise UserError(f"class_id {twice.iloc[0, 0]} of the metadata stands for {some(twice.loc[twice.iloc[:, 0] == twice.iloc[0, 0], 'binomial'])}; give the metadata of one year only.")
+        raise UserError(
+            f"class_id {twice.iloc[0, 0]} of the metadata stands for "
+            f"{some(twice.loc[twice.iloc[:, 0] == twice.iloc[0, 0], 'binomial'])}; give the metadata of one "
+            "year only."
+        )
     values = pd.to_numeric(venom[flag], errors="coerce")
     if (odd := ~values.isin([0, 1]) & venom[flag].notna()).any():
-        raise UserError(f"the column '{flag}' of the venom list holds {some(venom.loc[odd, flag].unique())} where 0 or 1 is expected; correct it.")
+        raise UserError(
+            f"the column '{flag}' of the venom list holds {some(venom.loc[odd, flag].unique())} where 0 or 1 is expected; correct it."
+        )
     known = pairs[ids[1]].map(dict(zip(venom[ids[0]], values)))
     dangerous = known[pairs["binomial"].str.split(" ").str[0].isin(_DANGEROUS)].dropna()
     if len(dangerous) >= 5 and dangerous.mean() < 0.5:
-        raise UserError(f"the venom list calls {(dangerous == 0).sum()} of {len(dangerous)} cobras, vipers and rattlesnakes harmless, so its class ids are probably those of another year; give the metadata of the same year.")
+        raise UserError(
+            f"the venom list calls {(dangerous == 0).sum()} of {len(dangerous)} cobras, vipers and "
+            "rattlesnakes harmless, so its class ids are probably those of another year; give the metadata of "
+            "the same year."
+        )
     known = pd.Series(known.to_numpy(), index=pairs["binomial"]).dropna().groupby(level=0).max()
     return known.astype(bool).to_dict()
 
@@ -159,7 +185,10 @@ def _countries(matrix: str | Path | pd.DataFrame) -> dict[str, str]:
     flags = matrix.iloc[:, 1:].astype(str)
     odd = [name for name in flags if not flags[name].isin(["0", "1"]).all()]
     if odd or flags.empty:
-        raise UserError(f"the matrix of countries holds something else than 0 and 1 in {some(odd or ['no column'])}; its first column are Latin names, all others countries.")
+        raise UserError(
+            f"the matrix of countries holds something else than 0 and 1 in {some(odd or ['no column'])}; its "
+            "first column are Latin names, all others countries."
+        )
     lived = flags.eq("1").to_numpy()
     names = pd.Index([_country_name(str(name)) for name in flags.columns])
     return {species: "; ".join(names[row]) for species, row in zip(matrix.iloc[:, 0], lived) if row.any()}
@@ -179,5 +208,7 @@ def _by_genus(species: pd.DataFrame) -> pd.DataFrame:
         same = groups[name].agg(lambda known: known.notna().all() and known.nunique() == 1)
         genera[name] = groups[name].first().where(same)
     if "countries" in species:
-        genera["countries"] = groups["countries"].agg(lambda lists: "; ".join(sorted({name for text in lists.dropna() for name in text.split("; ")})) or None)
+        genera["countries"] = groups["countries"].agg(
+            lambda lists: "; ".join(sorted({name for text in lists.dropna() for name in text.split("; ")})) or None
+        )
     return genera.reset_index()
