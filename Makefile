@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test app lab lint check docs-check notebooks-test pytest slow hooks clean
+.PHONY: demo test app lab lint check docs-check notebooks-test pytest slow hooks pages clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/snakecls demo
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/python tools/check_generated.py
+
+pages: $(VENV)/.dev
+	$(BIN)/python tools/make_pages.py
+	$(BIN)/python tools/make_readme.py
 
 hooks: $(VENV)/.dev
 	$(BIN)/pre-commit install

@@ -37,7 +37,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={"dev": lines("dev_requirements") + lines("test_requirements"), "test": lines("test_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,
 )

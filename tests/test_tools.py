@@ -4,9 +4,11 @@ import sys
 import venv
 
 import pytest
-from conftest import REPO
+from conftest import REPO, need_sources
 from install_hooks import install_hooks
 from make_env import copy_sources, has_pip, link_pytorch, make_venv
+
+need_sources()
 
 
 def test_the_wheel_is_built_from_sources_alone(tmp_path):

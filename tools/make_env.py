@@ -56,8 +56,10 @@ def copy_sources(folder: Path, *, root: Path = ROOT) -> Path:  # `folder`
     return folder
 
 
-def install(python: Path, *, dev: bool, wheel: bool) -> None:
-    "Install the project: editable, or as the wheel that a user would get."
+def install(python: Path, *, extra: str, wheel: bool) -> None:
+    "Install the project with an extra: editable, or as the wheel that a user would get."
+    wanted = f"[{extra}]" if extra else ""
+
     def pip(*command: str) -> None:
         if subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *command, "--quiet", "--quiet"]).returncode:
             sys.exit(f"pip {command[0]} failed (see above); is a package index in reach?")
@@ -65,19 +67,20 @@ def install(python: Path, *, dev: bool, wheel: bool) -> None:
     pip("install", "--upgrade", "pip", "setuptools", "wheel")
     print("Installing snakecls and what it needs (PyTorch is large: a few minutes the first time) …", flush=True)
     if not wheel:
-        return pip("install", "--no-build-isolation", "--editable", f"{ROOT}[dev]" if dev else str(ROOT))
+        return pip("install", "--no-build-isolation", "--editable", f"{ROOT}{wanted}")
     with tempfile.TemporaryDirectory() as temporary:
         sources = copy_sources(Path(temporary) / "sources")
         pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", temporary, str(sources))
         (built,) = Path(temporary).glob("snakecls-*.whl")
         pip("install", "--force-reinstall", "--no-deps", str(built))
-        pip("install", str(built))
+        pip("install", f"{built}{wanted}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the environment's folder")
-    parser.add_argument("--dev", action="store_true", help="with the `dev` extra")
+    parser.add_argument("--dev", dest="extra", action="store_const", const="dev", default="", help="with the `dev` extra")
+    parser.add_argument("--test", dest="extra", action="store_const", const="test", help="with the `test` extra: what the tests need beside the project, and no nbdev")
     parser.add_argument("--wheel", action="store_true", help="install a built wheel instead of this folder, as a user would")
     parser.add_argument("--pytorch-of", type=Path, metavar="ENV", help="hard-link PyTorch from this environment instead of installing it again")
     args = parser.parse_args()
@@ -89,7 +92,7 @@ def main() -> None:
             link_pytorch(python, args.pytorch_of)
         except OSError as e:  # another file system, or there already
             print(f"PyTorch cannot be linked from {args.pytorch_of} ({e.strerror}); pip installs what is missing", flush=True)
-    install(python, dev=args.dev, wheel=args.wheel)
+    install(python, extra=args.extra, wheel=args.wheel)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Write README.md from nbs/index.ipynb by nbconvert (nbdev_readme needs Quarto)."""
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def make_readme() -> str:
             cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     body = re.sub(r"\n{3,}", "\n\n", body)
+    body = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", lambda link: f"]({os.path.normpath(f'nbs/{link[1]}')})", body)  # the README lies one folder up
     return "<!-- Written from nbs/index.ipynb by tools/make_readme.py; edit the notebook. -->\n\n" + body.strip() + "\n"
 
 
