@@ -85,11 +85,11 @@ def test_pos_weight_with_smoothing_and_focal(weighed, amount, gamma):
     "Two labels on 1 and on 30 of a hundred photos; each is judged by itself."
     if amount and gamma:
         with pytest.raises(UserError, match="focal has none"):
-            make_loss("focal", multi_label=True, label_smoothing=amount)
+            make_loss("focal", problem="multi_label", label_smoothing=amount)
         return
     photos = torch.zeros(1000, 2)
     photos[:10, 0], photos[:300, 1] = 1, 1
-    loss = make_loss("focal" if gamma else "bce", multi_label=True, counts=[10, 300], n_photos=1000, pos_weight="balanced" if weighed else "none", label_smoothing=amount, focal_gamma=gamma or 2.0)
+    loss = make_loss("focal" if gamma else "bce", problem="multi_label", counts=[10, 300], n_photos=1000, pos_weight="balanced" if weighed else "none", label_smoothing=amount, focal_gamma=gamma or 2.0)
 
     def wanted(share: float) -> float:
         positive, negative = share * ((1 - share) / share if weighed else 1), 1 - share

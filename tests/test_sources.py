@@ -356,13 +356,13 @@ def test_several_labels_and_several_targets_in_loaders(tmp_path):
         rows.append((str(tmp_path / f"{i}.png"), [["b"], ["a", "b"], []][i % 3], ["Naja", "Boa"][i % 2], ["IN", "NA", "PE"][i % 3], "valid" if i < 4 else "train"))
     table = pd.DataFrame(rows, columns=["path", "labels", "genus", "country", "split"])
     dls = photo_dls(table, 16, target="labels", labels=["b", "a"], bs=4, num_workers=0)
-    assert dls.labels == ["b", "a"] == list(dls.vocab) and dls.multi_label
+    assert dls.labels == ["b", "a"] == list(dls.vocab) and dls.problem.word == "multi_label"
     for loaders in (dls, dls.rebuild(size=24)):
         assert loaders.valid.one_batch()[1].tolist() == [[1, 0], [1, 1], [0, 0], [1, 0]]
         assert loaders.valid.one_batch()[1].dtype == torch.float32
     dls = photo_dls(table, 16, target=["genus", "country"], bs=4, num_workers=0).rebuild(size=24)
     x, genus, country = dls.valid.one_batch()
-    assert x.shape[-1] == 24 and dls.targets == ["genus", "country"]
+    assert x.shape[-1] == 24 and dls.problem.columns == ["genus", "country"]
     assert [dls.labels["genus"][i] for i in genus] == ["Naja", "Boa", "Naja", "Boa"] and [dls.labels["country"][i] for i in country] == ["IN", "NA", "PE", "IN"]
 
 

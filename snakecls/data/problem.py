@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'Problem', 'OneLabel', 'MultiLabel', 'MultiTarget', 'find_problem', 'asked_problem', 'check_names',
-           'as_problem', 'bundle_problem', 'table_problem']
+           'as_problem', 'as_part', 'bundle_problem', 'table_problem']
 
 # %% ../../nbs/data/14_problem.ipynb #7ec342cc
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +96,10 @@ class _Part(Problem):
     def filled(self, labels: Sequence[str], target: str, targets: Mapping[str, Sequence[str]] | None) -> "Problem":  # as a bundle has them
         "Give the problem with the labels that were written down."
         return replace(self, labels=labels, target=target)
+
+    def each(self, named: Any) -> list:
+        "Give the values of the parts, from the form that users know."
+        return [named]
 
     def learn(self, table: "pd.DataFrame") -> "Problem":  # path, the column, split
         "Give the problem with the labels of the training photos; raises `UserError` where validation or test has others."
@@ -270,6 +274,10 @@ class MultiTarget(Problem):
         "Give the problem with the labels that were written down."
         return MultiTarget([OneLabel(names, column=name, target=name) for name, names in targets.items()])
 
+    def each(self, named: Mapping[str, Any]) -> list:
+        "Give the values of the parts, from the form that users know."
+        return [named[target] for target in self.by_target]
+
     def learn(self, table: "pd.DataFrame") -> "MultiTarget":  # path, a column for each target, split
         "Give the problem with the labels of the training photos; raises `UserError` where a target has a single one, or validation or test has others."
         return replace(self, parts=[_learn_target(part, table) for part in self.parts])
@@ -385,6 +393,16 @@ def as_problem(
     if problem not in PROBLEMS:
         raise unknown_name("problem", problem, list(PROBLEMS))
     return PROBLEMS[problem]()
+
+
+def as_part(
+    problem: Problem | str,
+) -> "OneLabel | MultiLabel":
+    "Give a problem of one target; raises `UserError` where there are several."
+    problem = as_problem(problem)
+    if len(problem.parts) != 1:
+        raise UserError(f"this is for one target, and there are several ({', '.join(problem.by_target) or problem.word}); take one of the problem's parts.")
+    return problem.parts[0]
 
 
 def bundle_problem(

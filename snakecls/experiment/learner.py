@@ -29,6 +29,7 @@ from ..data.files import why_unreadable
 from ..data.labels import label_names
 from ..data.photos import PhotoError, PhotoSpec
 from ..data.notes import Noted
+from ..data.problem import asked_problem
 from ..data.splits import divide_table, kfold_table, take_sample, use_fold
 from ..data.tables import keep_classes, read_table
 from ..data.targets import add_targets, check_names, split_targets, target_labels
@@ -43,7 +44,6 @@ from ..train.averaging import ExponentialMovingAverage
 from ..train.callbacks import FlipAverage, SaveBestF1
 from ..train.gradients import AccumulateGradients, ClipGradients
 from ..train.losses import PhotoLoss, make_loss
-from ..train.metrics import epoch_metrics
 from ..train.optimisers import make_optimiser
 from .options import check_options, check_stages, choose_batch_norm, train_counts
 from ..train.precision import PrecisionCallback, check_mode
@@ -51,7 +51,7 @@ from ..train.schedules import Stage, scaled_bs
 from .schema import DataConfig, Experiment, StageConfig
 from ..train.unfreezing import smoothable
 from ..train.stopping import EarlyStopping, ValidateEvery
-from ..train.multi_target import TargetsLoss, targets_metrics
+from ..train.multi_target import TargetsLoss, problem_metrics
 
 # %% ../../nbs/experiment/06_learner.ipynb #229e935a
 def several_targets(
@@ -232,16 +232,14 @@ def make_photo_loss(experiment: Experiment, counts: Sequence[int], n_photos: int
     train = experiment.train
     return make_loss(
         train.loss, counts=counts, n_photos=n_photos, label_smoothing=train.label_smoothing, class_weights=train.class_weights,
-        focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, multi_label=experiment.data.multi_label,
+        focal_gamma=train.focal_gamma, pos_weight=train.pos_weight, problem="multi_label" if experiment.data.multi_label else "single_label",
     )
 
 
 def build_metrics(experiment: Experiment, labels: Sequence[str] | dict[str, Sequence[str]]) -> list:
     "Make the metrics of every epoch; raises `UserError` for a top_k where photos have several labels."
-    targets = several_targets(experiment.data)
-    if targets:
-        return targets_metrics(targets, experiment.top_k, n_classes=[len(names) for names in labels.values()])
-    return epoch_metrics(experiment.data.multi_label, top_k=experiment.top_k, n_classes=len(labels))
+    asked = asked_problem(experiment.data.target, multi_label=experiment.data.multi_label)
+    return problem_metrics(asked.filled(next(iter(labels.values())) if isinstance(labels, dict) else labels, asked.target, labels), experiment.top_k)
 
 
 def check_monitor_k(experiment: Experiment, labels: dict[str, Sequence[str]]) -> None:  # labels by target
@@ -290,7 +288,7 @@ def build_learner(
     learn = Learner(
         dls, model.to(memory_format=torch.channels_last), loss_func=build_loss(experiment, counts=dls.counts, n_photos=len(dls.train_ds)),
         opt_func=build_optimiser(experiment), splitter=stage_groups, metrics=build_metrics(experiment, labels), wd=experiment.train.wd, train_bn=False,
-        path=Path(path), model_dir="checkpoints", cbs=[FlipAverage(multi_label=multi)] if experiment.predict.flip else None,
+        path=Path(path), model_dir="checkpoints", cbs=[FlipAverage(dls.problem)] if experiment.predict.flip else None,
     )
     learn.model.to(dls.device)
     return learn

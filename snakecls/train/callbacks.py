@@ -20,6 +20,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 
 from ..core import UserError, unknown_name
+from ..data.problem import Problem, as_problem
 from ..models.freezing import batch_norms
 from .mixing import CutMix, Mixing, MixUp  # noqa: F401  at home there, known here
 
@@ -400,8 +401,13 @@ class FlipAverage(Callback):
 
     order, for_inference = 5, True  # export keeps it
 
-    def __init__(self, *, multi_label: bool = False):  # each label has a probability of its own
-        self.multi_label = multi_label
+    def __init__(self, problem: Problem | str = "single_label"):  # what is asked: `dls.problem`, or 'multi_label', where each label has a probability of its own
+        self.problem = as_problem(problem)
+
+    def __setstate__(self, state: dict) -> None:
+        "Load an export of before there were problems, too."
+        old = state.pop("multi_label", False)
+        super().__setstate__({"problem": as_problem("multi_label" if old else "single_label")} | state)
 
     def after_pred(self):
         "Replace the prediction by what gives the mean probability: its log for a softmax, its logit for a sigmoid."
@@ -411,9 +417,7 @@ class FlipAverage(Callback):
 
     def average(self, *views: torch.Tensor) -> torch.Tensor:  # logits
         "Give the logits of the views' mean probability."
-        if self.multi_label:
-            return torch.logit(sum(logits.float().sigmoid() for logits in views) / 2, eps=1e-7)
-        return torch.log(sum(logits.float().softmax(-1) for logits in views) / 2)
+        return self.problem.to_logits(sum(self.problem.to_probs(logits.float()) for logits in views) / len(views))
 
 # %% ../../nbs/train/07_callbacks.ipynb #1cda3080
 class EpochRows(Callback):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LOSSES', 'cross_entropy_losses', 'focal_losses', 'focus', 'seesaw_losses', 'binary_losses', 'PhotoLoss',
            'plain_tensor', 'as_buffer', 'on', 'SingleLabelLoss', 'CrossEntropy', 'Focal', 'Seesaw', 'MultiLabelLoss',
-           'make_loss', 'make_pos_weight', 'check_name', 'check_options']
+           'make_loss']
 
 # %% ../../nbs/train/02_losses.ipynb #be301625
 import weakref
 from collections.abc import Sequence
+from functools import singledispatch
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import UserError, unknown_name
 from ..data.balance import CLASS_WEIGHTS, POS_WEIGHTS, balanced_weights, effective_weights, positive_weights
+from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 
 # %% ../../nbs/train/02_losses.ipynb #1ad84751
 def cross_entropy_losses(
@@ -85,6 +87,7 @@ def binary_losses(
     for_yes, for_no = ((1 - label_smoothing / 2) * a + label_smoothing / 2 * b for a, b in ((positive, 1 - targets), (1 - targets, positive)))
     yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)  # logs of p and 1 - p
     return -(for_yes * focus(no.exp(), gamma) * yes + for_no * focus(yes.exp(), gamma) * no)
+
 
 
 # %% ../../nbs/train/02_losses.ipynb #906211b5
@@ -217,65 +220,73 @@ LOSSES = ("auto", "cross_entropy", "focal", "seesaw", "bce")
 def make_loss(
     name: str = "auto",  # 'cross_entropy', 'focal', 'seesaw' or 'bce'; 'auto' is bce for several labels and cross_entropy else
     *,
+    problem: Problem | str = "single_label",  # what is asked, of one target: `dls.problem`, or 'multi_label'
     counts: Sequence[int] | pd.Series | None = None,  # training photos of each class, in the order of the outputs; `dls.counts`
     n_photos: int | None = None,  # training photos in all; `len(dls.train_ds)`; for pos_weight
     label_smoothing: float = 0.0,  # in [0, 1)
     class_weights: str = "none",  # 'none', 'balanced', or 'effective' (Cui et al. 2019)
     focal_gamma: float = 2.0,  # above 0
     pos_weight: str = "none",  # 'none' or 'balanced'
-    multi_label: bool = False,  # several labels per photo; `dls.multi_label`
 ) -> PhotoLoss:
     "Make a loss by name; raises `UserError` for what makes no sense."
-    name = check_name(name, multi_label=multi_label)
-    check_options(name, multi_label=multi_label, label_smoothing=label_smoothing, class_weights=class_weights, focal_gamma=focal_gamma, pos_weight=pos_weight)
-    if counts is None and (name == "seesaw" or class_weights != "none" or pos_weight != "none"):
-        raise UserError(f"the loss {name} with class_weights '{class_weights}' and pos_weight '{pos_weight}' needs the training photos of each class; give counts=dls.counts.")
+    for what, value, allowed in (("loss", name, LOSSES), ("class_weights", class_weights, CLASS_WEIGHTS), ("pos_weight", pos_weight, POS_WEIGHTS)):
+        if value not in allowed:
+            raise unknown_name(what, value, allowed)
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing is {label_smoothing}; give at least 0 and less than 1.")
+    return _part_loss(as_part(problem), name, counts=counts, n_photos=n_photos, label_smoothing=label_smoothing, class_weights=class_weights, focal_gamma=focal_gamma, pos_weight=pos_weight)
+
+# %% ../../nbs/train/02_losses.ipynb #8f9f43f5
+@singledispatch
+def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, class_weights, focal_gamma, pos_weight) -> PhotoLoss:
+    "Make the loss of one target."
+    if name == "bce":
+        raise UserError("the loss bce is for several labels per photo, but these photos have one; use cross_entropy, focal or seesaw.")
+    name = "cross_entropy" if name == "auto" else name
+    _check_options(name, label_smoothing, focal_gamma, plain="cross_entropy")
+    if class_weights != "none" and name == "seesaw":
+        raise UserError(f"class_weights '{class_weights}' would correct the long tail twice, as seesaw already does; use one of them.")
+    if pos_weight != "none":
+        raise UserError(f"pos_weight '{pos_weight}' is for several labels per photo, but these photos have one; use class_weights.")
+    _check_counts(name, counts, class_weights, pos_weight)
     weights = {"none": lambda _: None, "balanced": balanced_weights, "effective": effective_weights}[class_weights](counts)
     if name == "seesaw":
         return Seesaw(len(counts))
-    if multi_label:
-        return MultiLabelLoss(pos_weight=make_pos_weight(pos_weight, counts, n_photos), label_smoothing=label_smoothing, gamma=focal_gamma if name == "focal" else 0.0)
     return Focal(gamma=focal_gamma, weights=weights) if name == "focal" else CrossEntropy(weights=weights, label_smoothing=label_smoothing)
 
 
-def make_pos_weight(pos_weight: str, counts: Sequence[int] | pd.Series | None, n_photos: int | None) -> np.ndarray | None:
+@_part_loss.register
+def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_weights, focal_gamma, pos_weight) -> PhotoLoss:
+    if name in ("cross_entropy", "seesaw"):
+        raise UserError(f"the loss {name} chooses one label per photo, but these photos have several; use bce or focal.")
+    name = "bce" if name == "auto" else name
+    _check_options(name, label_smoothing, focal_gamma, plain="bce")
+    if class_weights != "none":
+        raise UserError(f"class_weights '{class_weights}' are for one label per photo, but these photos have several; use pos_weight.")
+    _check_counts(name, counts, class_weights, pos_weight)
+    return MultiLabelLoss(pos_weight=_make_pos_weight(pos_weight, counts, n_photos), label_smoothing=label_smoothing, gamma=focal_gamma if name == "focal" else 0.0)
+
+# %% ../../nbs/train/02_losses.ipynb #9cf9d741
+def _check_options(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing
+    "Refuse options that the loss does not have."
+    if label_smoothing and name in ("focal", "seesaw"):
+        raise UserError(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
+    if focal_gamma <= 0:
+        raise UserError(f"focal_gamma is {focal_gamma}; give a number above 0, such as 2 (0 would be {plain}).")
+    if focal_gamma != 2.0 and name != "focal":
+        raise UserError(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
+
+
+def _check_counts(name: str, counts: Sequence[int] | pd.Series | None, class_weights: str, pos_weight: str) -> None:
+    "Refuse weights without anything to reckon them by."
+    if counts is None and (name == "seesaw" or class_weights != "none" or pos_weight != "none"):
+        raise UserError(f"the loss {name} with class_weights '{class_weights}' and pos_weight '{pos_weight}' needs the training photos of each class; give counts=dls.counts.")
+
+
+def _make_pos_weight(pos_weight: str, counts: Sequence[int] | pd.Series | None, n_photos: int | None) -> np.ndarray | None:
     "Compute the weights of the positives."
     if pos_weight == "none":
         return None
     if n_photos is None:
         raise UserError("pos_weight 'balanced' needs the number of training photos; give n_photos=len(dls.train_ds).")
     return positive_weights(counts, n_photos=n_photos)
-
-# %% ../../nbs/train/02_losses.ipynb #8f9f43f5
-def check_name(name: str, *, multi_label: bool) -> str:  # never 'auto'
-    "Refuse a loss that does not exist, or not for this number of labels per photo."
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
-    if name == "auto":
-        return "bce" if multi_label else "cross_entropy"
-    if multi_label and name in ("cross_entropy", "seesaw"):
-        raise UserError(f"the loss {name} chooses one label per photo, but these photos have several; use bce or focal.")
-    if not multi_label and name == "bce":
-        raise UserError("the loss bce is for several labels per photo, but these photos have one; use cross_entropy, focal or seesaw.")
-    return name
-
-
-def check_options(name: str, *, multi_label: bool, label_smoothing: float, class_weights: str, focal_gamma: float, pos_weight: str) -> None:
-    "Refuse options that the loss does not have."
-    for option, value, allowed in (("class_weights", class_weights, CLASS_WEIGHTS), ("pos_weight", pos_weight, POS_WEIGHTS)):
-        if value not in allowed:
-            raise unknown_name(option, value, allowed)
-    if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing is {label_smoothing}; give at least 0 and less than 1.")
-    if label_smoothing and name in ("focal", "seesaw"):
-        raise UserError(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {'bce' if multi_label else 'cross_entropy'}.")
-    if focal_gamma <= 0:
-        raise UserError(f"focal_gamma is {focal_gamma}; give a number above 0, such as 2 (0 would be {'bce' if multi_label else 'cross_entropy'}).")
-    if focal_gamma != 2.0 and name != "focal":
-        raise UserError(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
-    if class_weights != "none" and multi_label:
-        raise UserError(f"class_weights '{class_weights}' are for one label per photo, but these photos have several; use pos_weight.")
-    if class_weights != "none" and name == "seesaw":
-        raise UserError(f"class_weights '{class_weights}' would correct the long tail twice, as seesaw already does; use one of them.")
-    if pos_weight != "none" and not multi_label:
-        raise UserError(f"pos_weight '{pos_weight}' is for several labels per photo, but these photos have one; use class_weights.")

@@ -6,16 +6,17 @@
 __all__ = ['f1_macro_score', 'top_k_score', 'log_loss', 'classification_metrics', 'check_top_k', 'useful_top_k', 'predict_labels',
            'multi_f1_score', 'mean_average_precision_score', 'subset_accuracy_score', 'hamming_error',
            'binary_log_loss', 'multi_label_metrics', 'f1_of_predicted', 'accuracy_of_predicted', 'top_k_of_probs',
-           'multi_of_probs', 'epoch_metrics']
+           'multi_of_probs', 'epoch_metrics', 'score_answers']
 
 # %% ../../nbs/train/03_metrics.ipynb #9d07cdbf
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, singledispatch
 
 import numpy as np
 from fastai.metrics import AccumMetric, ActivationType
 
 from ..core import UserError
+from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 from ..stats import in_top_k
 
 # %% ../../nbs/train/03_metrics.ipynb #4613ad88
@@ -169,23 +170,46 @@ def multi_of_probs(targets, probs, *, name: str, thresholds: float | Sequence[fl
 
 
 def epoch_metrics(
-    multi_label: bool = False,  # several labels per photo
+    problem: Problem | str = "single_label",  # what is asked, of one target: `dls.problem`, or 'multi_label'; with its labels known, no top k is made that is always 1
     top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
     *,
     thresholds: float | Sequence[float] = 0.5,  # for several labels: one, or one for each class
-    n_classes: int | None = None,  # leaves out the k that are not below it; None: not known
 ) -> list[AccumMetric]:
     "Make the metrics of every epoch: accuracy, top3_accuracy, f1_macro; for several labels accuracy, f1_micro, f1_macro."
-    top_k = check_top_k(top_k)
-    if multi_label:
-        if top_k != [3]:
-            raise UserError(f"top_k is {top_k}, but photos with several labels have no single right answer; leave it out.")
-        return [
-            AccumMetric(partial(multi_of_probs, name=name, thresholds=thresholds), activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name)
-            for name in ("accuracy", "f1_micro", "f1_macro")
-        ]
+    return _part_metrics(as_part(problem), check_top_k(top_k), thresholds)
+
+
+@singledispatch
+def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
+    "Make the metrics of one target."
     return [
         AccumMetric(accuracy_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="accuracy"),
-        *(AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy") for k in useful_top_k(top_k, n_classes)),
+        *(AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy") for k in useful_top_k(top_k, len(part.labels) or None)),
         AccumMetric(f1_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="f1_macro"),
     ]
+
+
+@_part_metrics.register
+def _(part: MultiLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
+    if top_k != [3]:
+        raise UserError(f"top_k is {top_k}, but photos with several labels have no single right answer; leave it out.")
+    return [
+        AccumMetric(partial(multi_of_probs, name=name, thresholds=thresholds), activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name)
+        for name in ("accuracy", "f1_micro", "f1_macro")
+    ]
+
+# %% ../../nbs/train/03_metrics.ipynb #d8430f6a
+@singledispatch
+def score_answers(
+    part: OneLabel,  # or `MultiLabel`
+    targets: np.ndarray,  # (n,) class numbers, or (n, n_classes) zeros and ones
+    probs: np.ndarray,  # (n, n_classes)
+    top_k: Sequence[int] = (3,),  # for one label
+) -> dict[str, float]:
+    "Compute the metrics of the answers to one target."
+    return classification_metrics(targets, probs, top_k=top_k)
+
+
+@score_answers.register
+def _(part: MultiLabel, targets: np.ndarray, probs: np.ndarray, top_k: Sequence[int] = (3,)) -> dict[str, float]:
+    return multi_label_metrics(targets > 0.5, probs)

@@ -30,7 +30,7 @@ from ..models.freezing import count_parameters
 from ..models.heads import find_heads
 from ..stats import find_top_k
 from ..train.callbacks import FlipAverage, SaveBestF1, epoch_values
-from ..train.learner_probe import has_several, known_targets
+from ..train.learner_probe import known_targets, learner_problem
 from .logbook import LogbookTracker
 from .results import load_examples, predictions_name
 from .trackers import Trackers
@@ -264,7 +264,7 @@ def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.Dat
     if hasattr(dls, "spec") and isinstance(dls.labels, dict):
         return {target: (predictions, dls.labels[target]) for target, predictions in predict_targets(learn.model, photos, dls.spec, dls.labels, flip=flips(learn), on_lost=lose).items()}
     if hasattr(dls, "spec"):
-        problem = "multi_label" if has_several(learn) else "single_label"
+        problem = learner_problem(learn).word
         return {dls.target: (predict_table(learn.model, photos, dls.spec, dls.labels, target=dls.target, flip=flips(learn), problem=problem, on_lost=lose), list(dls.labels))}
     with learn.no_bar(), learn.no_logging():
         probs, targets = learn.get_preds(dl=dls.valid)
