@@ -26,7 +26,7 @@ from snakecls.data.tables import load_table, load_unlabelled, read_table, read_u
 from snakecls.deploy.review import answer
 from snakecls.clean.cases import Review, make_cases
 from snakecls.experiment.file import load_experiment, make_experiment
-from snakecls.experiment.messages import inner_type, is_part
+from snakecls.settings import _inner_type as inner_type, _is_part as is_part
 from snakecls.experiment.schema import Experiment
 from snakecls.workflow.run_folder import RunFolder, find_run
 

@@ -13,7 +13,7 @@ from conftest import need_sources
 need_sources()
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "snakecls"
-LAYERS = ["strict", "core", "stats", "page", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]
+LAYERS = ["strict", "core", "stats", "page", "settings", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]
 
 
 def module_name(path: Path) -> str:
@@ -77,7 +77,7 @@ def test_numbers_of_notebooks_start_at_one_and_leave_none_out():
 
 
 def test_the_check_would_notice():
-    assert "snakecls.train.schedules" in imported("snakecls.experiment.learner")
+    assert "snakecls.train.stages" in imported("snakecls.experiment.learner")
     assert "snakecls.workflow.run" in imported("snakecls.cli")  # inside a function
 
 
@@ -98,3 +98,9 @@ def test_slow_imports_wait():
     assert not heavy & set(loaded)
     loaded = run_python("import sys, snakecls.deploy.predict, snakecls.models.bundle, snakecls.data.photos; print(*sys.modules)").split()
     assert not [name for name in loaded if name.split(".")[0] == "fastai" or name.startswith("snakecls.train")]
+
+
+def test_settings_are_declared_without_torch():
+    "A file is checked, and a key explained, before anything slow is loaded."
+    loaded = run_python("import sys, snakecls.experiment.schema, snakecls.train.stages, snakecls.data.augmentation; print(*sys.modules)").split()
+    assert not {"torch", "fastai", "pandas", "numpy", "timm"} & set(loaded)

@@ -45,8 +45,8 @@ def learner(photos: Path, *overrides: str):
     return build_learner(made, build_table(made)), made
 
 
-def run(photos: Path, tmp_path: Path, *overrides: str, **values):
-    return run_experiment(experiment(photos, *overrides, **values), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+def run(photos: Path, tmp_path: Path, *overrides: str, say=lambda text: None, **values):
+    return run_experiment(experiment(photos, *overrides, **values), root=tmp_path / "runs", logbook=None, say=say)
 
 
 def test_losses_optimisers_metrics_and_sampling_are_the_experiments(photos):
@@ -155,8 +155,6 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
     (["schedule.0.gradual=true"], "at least 2 epochs"),
     (["schedule.0.lr_schedule=plateau"], "plateau"),
-    (["schedule.0.mix_p=0.5"], "nothing is mixed"),
-    (["augment.mix_p=0.5"], "no stage mixes"),
     (["train.min_delta=0.1"], "without train.patience"),
     (["train.patience=4", "schedule.0.epochs=5"], "give at most 3"),
     (["train.patience=1", "train.validate_every=3", "schedule.0.epochs=6"], "2 validation"),
@@ -193,6 +191,13 @@ def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path,
     with pytest.raises(UserError, match=sentence):
         run(photos, tmp_path, *overrides)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("override", ["schedule.0.mix_p=0.5", "augment.mix_p=0.5"])
+def test_a_share_of_batches_that_nothing_mixes_is_told_and_runs(photos, tmp_path, override):
+    said = []
+    run(photos, tmp_path, override, say=said.append)
+    assert f"Note: {override.replace('=', ' is ')}, but nothing is mixed; give mixup or cutmix, or leave mix_p out." in said
 
 
 def test_weights_that_no_photo_allows_are_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import numpy as np
 from fastai.learner import Learner
 
 from ..core import UserError, derive_seed, seed_everything, unknown_name
+from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
 from .callbacks import Answers, EpochRows, KeepAnswers, SaveBestF1, answered_places, loader_photos
@@ -56,7 +57,8 @@ def progressive_fit(
     keep_answers: bool = False,  # also keep how the probe and the last epoch answer the validation photos, where other weights are kept; costs one more validation at most
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
-    stages = [stages] if isinstance(stages, Stage) else list(stages)
+    augment = getattr(learn.dls, "augment", None) or Augment()
+    stages = [stage.fill(augment=augment) for stage in ([stages] if isinstance(stages, Stage) else stages)]
     loaders = loaders or getattr(learn.dls, "rebuild", None)
     saver = saver or SaveBestF1()
     check_schedule(learn, stages, loaders, saver)

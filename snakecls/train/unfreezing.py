@@ -139,6 +139,7 @@ def stage_callbacks(
     seed: int = 42,
 ) -> list[Callback]:
     "Make the callbacks that a stage asks for."
+    stage = stage.fill()
     cbs = [] if batch_norm == "train" else [FrozenBatchNorm(batch_norm)]
     if stage.gradual:
         cbs.append(GradualUnfreezing(stage.freeze))

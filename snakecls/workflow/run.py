@@ -31,7 +31,7 @@ from ..stats import top_names
 from ..experiment.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, divide_photos, find_device, precision_callback, several_targets, train_labels
 from ..experiment.doubts import find_doubts
 from ..experiment.duration import estimate_seconds, say_duration
-from ..experiment.options import accumulate_note, choose_batch_norm, idle_note, planned_batches, untracked_note
+from ..experiment.options import accumulate_note, choose_batch_norm, idle_note, planned_batches, unmixed_note, untracked_note
 from ..train.precision_choice import choose_precision
 from ..train.precision import compile_model, compile_seconds, is_compiled
 from ..train.schedules import ScheduleResult, check_schedule, progressive_fit, stage_loaders
@@ -88,7 +88,7 @@ def run_experiment(
     lost = learn.dls.lost
     lost.say = say
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
-    for note in filter(None, (idle_note(experiment), untracked_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)), *find_doubts(experiment, build_stages(experiment), table, model=model), workers_note(learn, build_stages(experiment)))):
+    for note in filter(None, (idle_note(experiment), unmixed_note(experiment, build_stages(experiment)), untracked_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)), *find_doubts(experiment, build_stages(experiment), table, model=model), workers_note(learn, build_stages(experiment)))):
         say(f"Note: {note}")
     experiment, choice = choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command, say)
