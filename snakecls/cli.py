@@ -260,7 +260,7 @@ def review(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
 ):
     "Decide on a check's issues, photo by photo: keep, relabel or drop. The photos themselves are never touched."
-    from snakecls.workflow.check import accept_suggestions, find_check, undecided
+    from snakecls.workflow.check import accept_suggestions, find_check, said_problem, undecided
 
     folder = find_check(checked)
     file = corrections or folder / "corrections.csv"
@@ -271,7 +271,7 @@ def review(
         check_writable(file.parent, "the folder of --corrections")
     use = f"An experiment uses the decisions with: --set data.corrections={shlex.quote(str(file))}"
     if accept:
-        n = accept_suggestions(issues, accept, file, multi=about["multi_label"])
+        n = accept_suggestions(issues, accept, file, problem=said_problem(about))
         print(f"Decided on {n} photos as suggested; {issues['path'].nunique() - n} are left. {use}", flush=True)
     elif issues.empty:
         print(f"Nothing is left to decide in {folder}." + (f" {use}" if file.exists() else ""), flush=True)
@@ -279,7 +279,7 @@ def review(
         from snakecls.deploy.review import launch_review
         from snakecls.deploy.service import end_at_once
 
-        launch_review(issues, about["labels"], file, table=photos if {"label", "labels"} & set(photos) else None, multi=about["multi_label"], port=port, browser=browser)
+        launch_review(issues, about["labels"], file, table=photos if {"label", "labels"} & set(photos) else None, problem=said_problem(about), port=port, browser=browser)
         end_at_once()
 
 # %% ../nbs/90_cli.ipynb #73b31b42

@@ -12,11 +12,11 @@ COLUMNS = ["path", "issue", "verdict", "score", "reason", "label", "suggested"]
 SCRIPT = """
 import pandas as pd
 from snakecls.deploy.review import launch_review
-launch_review(pd.read_pickle("issues.pkl"), {labels}, "corrections.csv", multi={multi})
+launch_review(pd.read_pickle("issues.pkl"), {labels}, "corrections.csv", problem={problem!r})
 """
 
 
-def write_folder(folder, rows: list[tuple], labels: list[str], *, multi: bool = False):
+def write_folder(folder, rows: list[tuple], labels: list[str], *, problem: str = "single_label"):
     "Draw a photo for each path of the issues, and write the issues and the program that asks about them."
     import pandas as pd
 
@@ -25,7 +25,7 @@ def write_folder(folder, rows: list[tuple], labels: list[str], *, multi: bool = 
         draw_snake(number).save(folder / name)
     issues["path"] = [str(folder / name) for name in issues["path"]]
     issues.to_pickle(folder / "issues.pkl")
-    (folder / "review.py").write_text(SCRIPT.format(labels=labels, multi=multi))
+    (folder / "review.py").write_text(SCRIPT.format(labels=labels, problem=problem))
     return folder
 
 
@@ -45,7 +45,7 @@ def started(start_app, tmp_path_factory):
         ("0.png", "label", "relabel", 0.99, "probably lacks sea (98%)", ["sunset"], ["sea", "sunset"]),
         ("1.png", "label", "relabel", 0.97, "probably should not have trees (1%)", ["trees"], []),
         ("2.png", "near duplicate", "look", 0.95, "it shows the same picture as 0.png (sunset, similarity 0.95)", ["sea"], []),
-    ], ["sea", "sunset", "trees"], multi=True)
+    ], ["sea", "sunset", "trees"], problem="multi_label")
     apps = {"single": (single, start_app(single / "review.py", single)), "several": (several, start_app(several / "review.py", several))}
     return {kind: (folder, app.wait()) for kind, (folder, app) in apps.items()}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..data.corrections import add_correction, decision_mark, find_rows, read_corrections, read_label_cell
+from ..data.corrections import add_correction, decision_mark, find_rows, read_corrections
+from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 from .issues import PAIRED, group_rows, make_kinds, path_finder, shorten_reason, waiting
 
 # %% ../../nbs/clean/05_cases.ipynb #0b2c8c7f
@@ -33,10 +34,11 @@ def make_cases(
     issues: pd.DataFrame,  # path, issue, verdict, score, reason; perhaps label, suggested
     *,
     table: pd.DataFrame | None = None,  # path, label or labels: to show the labels where the issues have none
-    multi: bool = False,  # photos with several labels
+    problem: Problem | str = "single_label",  # or 'multi_label'
 ) -> list[Case]:  # one per photo that waits for a decision
     "Gather the issues by photo."
-    known = {} if table is None else dict(zip(table["path"], table["labels" if multi else "label"]))
+    part = as_part(problem)
+    known = {} if table is None else dict(zip(table["path"], table[part.answers]))
     if "label" in issues:
         known |= {path: label for path, label in zip(issues["path"], issues["label"]) if filled(label)}
     asked, find, rows = set(issues["path"][waiting(issues)]), path_finder({*issues["path"], *known}), {}
@@ -44,31 +46,29 @@ def make_cases(
         for group in group_rows(kind, most=len(issues)):
             for row in group:
                 rows.setdefault(row.path, []).append(row)
-    return [make_case(path, found, known, find, multi) for path, found in rows.items() if path in asked]
+    return [make_case(path, found, known, find, part) for path, found in rows.items() if path in asked]
 
 
-def make_case(path: str, rows: list[Any], known: dict[str, Any], find: Any, multi: bool) -> Case:  # rows: a photo's issues; find: from `path_finder`
+def make_case(path: str, rows: list[Any], known: dict[str, Any], find: Any, part: OneLabel | MultiLabel) -> Case:  # rows: a photo's issues; find: from `path_finder`
     "Make one photo's case."
-    empty = [] if multi else ""
-    suggested, new_label = next(filter(None, (propose(row, multi) for row in rows)), ("keep", empty))
+    suggested, new_label = next(filter(None, (propose(row, part) for row in rows)), ("keep", part.cell([])))
     named = {row.issue: [other for other in find(str(row.reason)) if other != path] for row in rows}
     others = dict.fromkeys(other for issue, found in named.items() if issue in PAIRED for other in found)
     reasons = tuple((str(row.issue), shorten_reason(str(row.reason), path, named[row.issue])) for row in rows)
-    label = known.get(path, empty)
-    differ = any(filled(known.get(other)) and (set(known[other]) != set(label) if multi else known[other] != label) for other in others)
+    label = known.get(path, part.cell([]))
+    differ = any(filled(known.get(other)) and not part.same(known[other], label) for other in others)
     if suggested == "keep" and filled(label) and differ:  # one of the two labels is wrong, and nothing says which
         suggested = ""
-    return Case(path, list(label) if multi else label, suggested, new_label, reasons, tuple((other, shown_labels(known.get(other, ""))) for other in others))
+    return Case(path, part.cell(part.names(label)), suggested, new_label, reasons, tuple((other, shown_labels(known.get(other, ""))) for other in others))
 
 
-def propose(row: Any, multi: bool) -> tuple[str, str | list[str]] | None:  # action and new label; None where nothing is proposed
+def propose(row: Any, part: OneLabel | MultiLabel) -> tuple[str, str | list[str]] | None:  # action and new label; None where nothing is proposed
     "Read a suggestion out of an issue."
     new_label = getattr(row, "suggested", None)
     if row.verdict == "drop":
-        return "drop", [] if multi else ""
-    if filled(new_label):
-        return "relabel", list(new_label) if multi else new_label
-    return ("relabel", []) if multi and row.verdict == "relabel" else None
+        return "drop", part.cell([])
+    chosen = part.chosen(new_label if filled(new_label) else None)
+    return ("relabel", chosen) if filled(chosen) or (row.verdict == "relabel" and chosen is not None) else None
 
 
 def filled(value: Any) -> bool:
@@ -84,8 +84,8 @@ def shown_labels(label: str | Iterable[str]) -> str:
 class Review:
     "Cases to decide on, and the file that holds the decisions."
 
-    def __init__(self, cases: Sequence[Case], file: str | Path, *, multi: bool = False):
-        self.cases, self.file, self.multi, self.decisions = list(cases), Path(file), multi, {}
+    def __init__(self, cases: Sequence[Case], file: str | Path, *, problem: Problem | str = "single_label"):
+        self.cases, self.file, self.part, self.decisions = list(cases), Path(file), as_part(problem), {}
         self.numbers = {case.path: number for number, case in enumerate(self.cases)}
         self.makers: dict[int, str | None] = {}  # which page made a decision since the start; None: another program
         self.alone = threading.RLock()
@@ -100,7 +100,7 @@ class Review:
                 rows = find_rows(pd.DataFrame({"path": list(self.numbers)}), corrections)
                 for row, action, cell in zip(rows, corrections["action"], corrections["label"]):
                     if row is not None:
-                        decisions[row] = {"action": action, "label": read_label_cell(cell, multi=self.multi and action == "relabel")}
+                        decisions[row] = {"action": action, "label": self.part.read(cell) if action == "relabel" else cell}
             if not first:
                 self.makers |= {row: None for row in decisions if decisions[row] != self.decisions.get(row)}
             self.decisions = decisions

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core import UserError
+from ..data.problem import Problem, as_part
 from ..data.corrections import StaleDecision
 from .service import Served, prepare_gradio, serve
 from ..clean.cases import Review, make_cases, shown_labels
@@ -29,17 +30,18 @@ def build_review(
     corrections_path: str | Path,  # corrections.csv, made at the first decision
     *,
     table: pd.DataFrame | None = None,  # path, label or labels: to show the labels where the issues have none
-    multi: bool = False,  # photos with several labels
+    problem: Problem | str = "single_label",  # or 'multi_label'
 ) -> "gr.Blocks":  # not yet started; `launch_review` does, with theme, CSS and keys
     "Build the review page. Raises `UserError` where there is nothing to review."
     prepare_gradio()
     import gradio as gr
 
-    cases = make_cases(issues, table=table, multi=multi)
+    part = as_part(problem)
+    cases = make_cases(issues, table=table, problem=part)
     if not cases:
         raise UserError("there is nothing to review: no photo waits for a decision.")
-    review = Review(cases, corrections_path, multi=multi)
-    choices = sorted({*labels, *(name for case in cases for names in (case.new_label, case.label) for name in (names if multi else [names]) if name)})
+    review = Review(cases, corrections_path, problem=part)
+    choices = sorted({*labels, *(name for case in cases for names in (case.new_label, case.label) for name in part.names(names) if name)})
     with gr.Blocks(title="Review of labels", analytics_enabled=False) as page:
         path = gr.Textbox(visible="hidden", elem_id="path")  # of the photo that is seen, so that an answer is never taken for another
         seen = gr.Textbox(visible="hidden", elem_id="seen")  # what was decided on it when it was shown, so that nothing is written over that nobody saw
@@ -50,7 +52,7 @@ def build_review(
                 photo = gr.HTML(elem_id="photo-shown")
             with gr.Column(min_width=300, scale=2):
                 case = gr.HTML(elem_id="case")
-                label = gr.Dropdown(choices, label="New label" + ("s" if multi else ""), multiselect=multi, elem_id="label")
+                label = gr.Dropdown(choices, label=f"New {part.answers}", multiselect=part.many, elem_id="label")
                 with gr.Row(elem_id="actions") as actions:
                     buttons = {action: gr.Button(action.capitalize(), elem_id=action) for action in ("relabel", "keep", "drop")}
                 with gr.Row(elem_id="moves"):
@@ -97,7 +99,7 @@ def connect(page: "gr.Blocks", review: Review, shown: list, buttons: dict[str, "
     for action, button in buttons.items():
         button.click(press(action), [path, label, seen, maker], shown, **private)
     label.change(lambda path, new_label: relabel_button(review, path, new_label), [path, label], buttons["relabel"], **private)
-    if not review.multi:
+    if not review.part.many:
         label.select(None, js="() => { document.activeElement.blur() }")  # so that the keys work again
 
 
@@ -126,9 +128,10 @@ def answer(
         elif i in review.decisions:
             raise UserError(f"{short_path(path)} was decided on another page, and undo takes back what was decided on this one; decide anew to change it.")
         return i if target is None else target
-    if i == n or (action == "relabel" and not new_label and not review.multi):
+    chosen = review.part.chosen(new_label)
+    if i == n or (action == "relabel" and chosen is None):
         raise UserError("there is no photo to decide on; go back." if i == n else "Choose the new label first.")
-    review.decide(i, action, (new_label or []) if review.multi else new_label or "", seen=seen, maker=maker)
+    review.decide(i, action, "" if chosen is None else chosen, seen=seen, maker=maker)
     return review.next_open(i + 1)
 
 
@@ -137,9 +140,9 @@ def relabel_button(review: Review, path: str, label: str | list[str] | None) -> 
     import gradio as gr
 
     case = review.cases[review.numbers[path]] if path in review.numbers else None
-    label = label or ([] if review.multi else "")
-    same = case is None or (set(label) == set(case.label) if review.multi else label in ("", case.label))
-    return gr.update(value="Relabel" if same else f"Relabel: {button_text(label) or 'no label'}", interactive=not same)
+    chosen = review.part.chosen(label)
+    same = case is None or chosen is None or review.part.same(chosen, case.label)
+    return gr.update(value="Relabel" if same else f"Relabel: {button_text(chosen) or 'no label'}", interactive=not same)
 
 
 def button_text(label: str | list[str]) -> str:
@@ -160,11 +163,11 @@ def view(review: Review, i: int, *, maker: str = "") -> list:
         return ["", progress, end_html(review.decisions.values(), n_open, review.file), "", *[hidden] * 5, *moves, hidden, ""]
     case, decision, seen = review.cases[i], review.decisions.get(i), review.mark(i)
     value = decision["label"] if decision and decision["action"] == "relabel" else case.new_label
-    if review.multi and not decision and case.suggested != "relabel":
-        value = case.label  # to be changed
+    if not decision and case.suggested != "relabel":
+        value = review.part.to_change(case.label)
     buttons = {"relabel": relabel_button(review, case.path, value), "keep": gr.update(value=f"Keep: {button_text(case.label)}" if case.label else "Keep"), "drop": gr.update(value="Drop")}
     first = [{**update, "visible": True, "elem_classes": ["suggested"] if case.suggested == action else []} for action, update in buttons.items()]
-    value = value if review.multi else value or None
+    value = review.part.chosen(value)
     return [case.path, progress, photo_html(case), case_html(case, decision, own=review.is_own(i, maker)), gr.update(visible=True, value=value), gr.update(visible=True), *first, *moves, gr.update(visible=True), seen]
 
 # %% ../../nbs/deploy/11_review.ipynb #189889d5
@@ -174,11 +177,11 @@ def launch_review(
     corrections_path: str | Path = "corrections.csv",
     *,
     table: pd.DataFrame | None = None,  # path, label or labels
-    multi: bool = False,  # photos with several labels
+    problem: Problem | str = "single_label",  # or 'multi_label'
     port: int | None = None,  # by default the environment's
     block: bool = True,  # wait until the page is stopped
     browser: bool = False,  # open a browser window
 ) -> Served:  # the address; its `close()` ends the page
     "Build and start the review page. Raises `UserError` when there is nothing to review or the port is taken."
-    page = build_review(issues, labels, corrections_path, table=table, multi=multi)
+    page = build_review(issues, labels, corrections_path, table=table, problem=problem)
     return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=REVIEW_CSS, script=REVIEW_JS)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.problem import table_problem
 from ..data.label_facts import danger_name, danger_state, known_dangers
 from ..data.target_dangers import target_state, untold_danger
 from ..stats import share_interval
@@ -30,12 +31,12 @@ def count_dangers(
     keys: Sequence[str] | None = None,  # the dangers; None: those that the facts know
 ) -> list[dict[str, Any]]:  # for each danger, as `count_danger` makes it
     "Count for each danger how often it was called harmless."
-    several = "labels" in predictions
+    part = table_problem(predictions)
     probs = predictions[[f"p_{i}" for i in range(len(labels))]].to_numpy(float)
     ranked = [[labels[i] for i in np.argsort(-row, kind="stable")[:top]] for row in probs]
-    true, given = ([list(names) if several else [names] for names in predictions[column]] for column in ("labels" if several else "label", "predicted"))
+    true, given = ([part.names(cell) for cell in predictions[column]] for column in (part.answers, "predicted"))
     found = known_dangers(label_facts, danger_columns) if keys is None else keys
-    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=several, target=target, first=first) for key in found]
+    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=part.can_be_empty, target=target, first=first) for key in found]
 
 
 def count_target_dangers(
@@ -134,11 +135,18 @@ def joined(
     return found
 
 
+_GOT = {  # by whether a photo can have several labels: what an answer is called, and what a harmless one is
+    False: ("an answer", "got a first answer that is listed as not"),
+    True: ("labels", "got no label at all, or only such as are listed as not"),
+}
+
+
 def say_danger(
     danger: dict[str, Any],  # from `count_danger`
 ) -> str:  # some sentences
     "Say how often something dangerous was called harmless."
-    name, several, target = danger.get("names") or danger_name(danger["danger"]), danger.get("several", False), danger.get("target", "")
+    name, target = danger.get("names") or danger_name(danger["danger"]), danger.get("target", "")
+    an_answer, got = _GOT[danger.get("several", False)]
     if target and not danger["known"]:
         return f"Target '{target}': of none of its labels is it known whether it is {name}, so that nothing is counted."
     if target and not danger["counted"]:
@@ -149,9 +157,8 @@ def say_danger(
     apart = f" {danger['unknown']} photo{'s' if danger['unknown'] > 1 else ''} of labels of which this is not known {'are' if danger['unknown'] > 1 else 'is'} not counted." if danger["unknown"] else ""
     if not danger["n"]:
         return f"No photo is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
-    unsure = f" {danger['as_unknown']} more got {'labels' if several else 'an answer'} of which it is not known." if danger["as_unknown"] else ""
-    got = f"got no label at all, or only such as are listed as not {name}" if several else f"got a first answer that is listed as not {name}"
-    return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got}: {danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%}).{unsure} "
+    unsure = f" {danger['as_unknown']} more got {an_answer} of which it is not known." if danger["as_unknown"] else ""
+    return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%}).{unsure} "
             f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} ({danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}).{apart}")
 
 

@@ -8,6 +8,7 @@ __all__ = ['check_columns', 'align_tables', 'same_truth', 'check_weights', 'ense
 
 # %% ../../nbs/evaluate/03_ensembles.ipynb #a62671de
 from collections.abc import Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError
-from .predictions import probs_table, score_table, table_lists, table_probs, table_problem
+from ..data.problem import MultiLabel, OneLabel, table_problem
+from .predictions import compare_answers, probs_table, score_table, table_lists, table_probs
 from ..models.bundle import read_bundle, read_weights
-from ..stats import mean_sd, paired_bootstrap
-from ..train.metrics import multi_f1_score
+from ..stats import mean_sd
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +30,21 @@ def check_columns(table: pd.DataFrame, labels: Sequence[str], *, name: str) -> N
     probs = table_probs(table)
     if probs.shape[1] != len(labels):
         raise UserError(f"{name} has probabilities of {probs.shape[1]} labels, but {len(labels)} labels are given; use runs that were trained on the same labels.")
-    if table_problem(table) == "multi_label":
-        table_lists(table, labels)
-        return
+    _check_predicted(table_problem(table), table, probs, labels, name)
+
+
+@singledispatch
+def _check_predicted(part: OneLabel, table: pd.DataFrame, probs: np.ndarray, labels: Sequence[str], name: str) -> None:
+    "Refuse a table that predicts other labels than its probabilities say."
     differs = table["predicted"].to_numpy(object) != np.asarray(labels, object)[probs.argmax(1)]
     if differs.any():
         first = int(np.flatnonzero(differs)[0])
         raise UserError(f"{name} says '{table['predicted'].iloc[first]}' where its highest probability is that of '{labels[probs[first].argmax()]}'; give the labels in the order of the run, and use runs with the same order.")
+
+
+@_check_predicted.register
+def _(part: MultiLabel, table: pd.DataFrame, probs: np.ndarray, labels: Sequence[str], name: str) -> None:
+    table_lists(table, labels)
 
 
 def align_tables(
@@ -54,7 +63,7 @@ def align_tables(
         if not table["path"].is_unique or set(table["path"]) != set(first["path"]):
             raise UserError(f"{name} has {len(table)} photos and {names[0]} {len(first)}, and they are not the same ones, each once; predict the same split with all models.")
         table = table.set_index("path").loc[first["path"]].reset_index()
-        truth = "labels" if table_problem(first) == "multi_label" else "label"
+        truth = table_problem(first).answers
         if truth not in table or not all(same_truth(a, b) for a, b in zip(table[truth], first[truth])):
             raise UserError(f"{name} and {names[0]} do not have the same true labels in '{truth}'; predict the same table with all models.")
         aligned.append(table)
@@ -89,9 +98,8 @@ def ensemble_probs(
     "Average the probabilities of several models; raises `UserError` where photos or labels differ."
     aligned, shares = align_tables(tables, labels, names=names), check_weights(weights, len(tables))
     probs = sum(share * table_probs(table).astype(float) for share, table in zip(shares, aligned))
-    problem = table_problem(tables[0])
-    true = aligned[0]["labels" if problem == "multi_label" else "label"]
-    return probs_table(aligned[0]["path"], true, probs, labels, problem=problem, thresholds=thresholds)
+    part = table_problem(tables[0])
+    return probs_table(aligned[0]["path"], aligned[0][part.answers], probs, labels, problem=part, thresholds=thresholds)
 
 # %% ../../nbs/evaluate/03_ensembles.ipynb #6e163860
 def evaluate_ensemble(
@@ -109,12 +117,7 @@ def evaluate_ensemble(
     together = ensemble_probs(aligned, labels, weights=weights, thresholds=thresholds, names=names)
     members = {name: score_table(table, labels, seed=seed) for name, table in zip(names, aligned)}
     best = max(names, key=lambda name: members[name]["f1_macro"])
-    a, b = together, aligned[names.index(best)]
-    if table_problem(together) == "multi_label":
-        (truth, of_a), (_, of_b) = table_lists(a, labels), table_lists(b, labels)
-        compared = paired_bootstrap(multi_f1_score, truth, of_a, of_b, seed=seed)
-    else:
-        compared = paired_bootstrap("f1_macro", a["label"], a["predicted"], b["predicted"], seed=seed)
+    compared = compare_answers(table_problem(together), together, aligned[names.index(best)], seed=seed)
     return {"scores": score_table(together, labels, seed=seed), "members": members, "best": best, "comparison": compared._asdict()}
 
 # %% ../../nbs/evaluate/03_ensembles.ipynb #f491f992

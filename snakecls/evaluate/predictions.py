@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'tta_views', 'crop_canvas', 'five_crops', 'scaled', 'check_sizes', 'predict_table',
-           'LostRows', 'predict_targets', 'probs_table', 'decide_labels', 'table_probs', 'table_problem', 'score_table',
-           'score_lists', 'table_lists', 'compare_tables', 'ranked_table', 'lost_note', 'evaluate_bundle',
-           'evaluate_targets']
+           'LostRows', 'predict_problem', 'predict_targets', 'probs_table', 'decide_labels', 'table_probs',
+           'score_table', 'table_lists', 'compare_tables', 'compare_answers', 'ranked_table', 'lost_note',
+           'evaluate_bundle', 'evaluate_targets']
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import torch
 from ..core import UserError, unknown_name
 from ..data.labels import decode_labels, encode_labels, natural_order
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array
+from ..data.problem import MultiLabel, MultiTarget, OneLabel, Problem, as_part, bundle_problem, table_problem
 from ..models.bundle import load_model, read_bundle
-from ..models.features import photo_probs, target_probs
+from ..models.features import target_probs
 from ..stats import Comparison, bootstrap_interval, find_top_k, paired_bootstrap
 from ..train.metrics import classification_metrics, multi_f1_score, multi_label_metrics, predict_labels
 
@@ -91,25 +93,13 @@ def predict_table(
     spec: PhotoSpec,
     labels: Sequence[str],  # in the order of the model's outputs
     *,
-    target: str | None = None,  # None: 'label', or 'labels' where there are several
-    flip: bool = False,  # average with the mirrored photos
-    temperature: float = 1.0,
-    bs: int = 16,  # photos at a time
-    problem: str = "single_label",  # or 'multi_label'
-    thresholds: float | Sequence[float] | None = None,  # of each label, with 'multi_label'; None: 0.5
-    tta: str = "none",  # one of `TTA`
-    on_lost: Callable[[str, str], None] | None = None,  # told the path and the reason of a photo that cannot be read, which is then left out; None: it is an error
+    target: str | None = None,  # the column; None: 'label', or 'labels' where there are several
+    problem: Problem | str = "single_label",  # or 'multi_label'
+    **options,  # of `predict_problem`
 ) -> pd.DataFrame:  # as `probs_table` makes it
-    "Predict every photo of a table, in float32, as the served model does; raises `UserError` for what the network cannot do."
-    views = tta_views(tta, spec)
-    if tta == "scales":
-        check_sizes(model, spec)
-    more = {"prepare": views} if tta in ("five_crop", "scales") else {}
-    lost = LostRows(table, on_lost)
-    probs = photo_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem, bs=bs, description="Predicting", on_lost=lost.note, **more)
-    table = lost.others()
-    target = target or ("labels" if problem == "multi_label" else "label")
-    return probs_table(table["path"], table[target] if target in table else None, probs, labels, problem=problem, thresholds=thresholds)
+    "Predict every photo of a table for one target, of several the first; raises `UserError` for what the network cannot do."
+    part = replace(as_part(problem), labels=list(labels), column=target or "")
+    return predict_problem(model, table, spec, part, **options)[part.target]
 
 
 class LostRows:
@@ -128,27 +118,40 @@ class LostRows:
         return self.table.drop(self.table.index[self.positions]) if self.positions else self.table
 
 
-def predict_targets(
-    model: torch.nn.Module,  # with a head for each target
-    table: pd.DataFrame,  # path, and a column for each target whose labels are known
+def predict_problem(
+    model: torch.nn.Module,  # timm network, with a head for each target
+    table: pd.DataFrame,  # path, and the problem's columns, as far as something is known
     spec: PhotoSpec,
-    targets: dict[str, Sequence[str]],  # target -> labels, in the order of the model's outputs
+    problem: Problem,  # what is asked, with its labels in the order of the model's outputs
     *,
+    thresholds: float | Sequence[float] | None = None,  # of each label, where a photo can have several; None: 0.5
     flip: bool = False,  # average with the mirrored photos
     temperature: float = 1.0,
     bs: int = 16,  # photos at a time
     tta: str = "none",  # one of `TTA`
-    on_lost: Callable[[str, str], None] | None = None,  # as in `predict_table`
+    on_lost: Callable[[str, str], None] | None = None,  # told the path and the reason of a photo that cannot be read, which is then left out; None: it is an error
 ) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
-    "Predict every target of every photo of a table, each photo once; raises `UserError` for what the network cannot do."
+    "Predict every target of every photo of a table, each photo once, in float32, as the served model does; raises `UserError` for what the network cannot do."
     views = tta_views(tta, spec)
     if tta == "scales":
         check_sizes(model, spec)
     more = {"prepare": views} if tta in ("five_crop", "scales") else {}
     lost = LostRows(table, on_lost)
-    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem="several_targets", bs=bs, description="Predicting", on_lost=lost.note, **more)
+    probs = target_probs(model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem, bs=bs, description="Predicting", on_lost=lost.note, **more)
     table = lost.others()
-    return {target: probs_table(table["path"], table[target] if target in table else None, values, labels) for (target, labels), values in zip(targets.items(), probs, strict=True)}
+    return {part.target: probs_table(table["path"], table[part.column] if part.column in table else None, values, part.labels, problem=part, thresholds=thresholds)
+            for part, values in zip(problem.parts, probs)}
+
+
+def predict_targets(
+    model: torch.nn.Module,  # with a head for each target
+    table: pd.DataFrame,  # path, and a column for each target whose labels are known
+    spec: PhotoSpec,
+    targets: dict[str, Sequence[str]],  # target -> labels, in the order of the model's outputs
+    **options,  # of `predict_problem`
+) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
+    "Predict every target of every photo of a table, by their labels alone."
+    return predict_problem(model, table, spec, MultiTarget([OneLabel(labels, column=target, target=target) for target, labels in targets.items()]), **options)
 
 
 def probs_table(
@@ -157,22 +160,29 @@ def probs_table(
     probs: np.ndarray,  # (n, n_classes)
     labels: Sequence[str],
     *,
-    problem: str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # of one target; or 'multi_label'
     thresholds: float | Sequence[float] | None = None,  # of each label, with 'multi_label'; None: 0.5
 ) -> pd.DataFrame:  # path, label (or labels), predicted, p_0 … p_{n-1}
     "Put probabilities into the table's form; raises `UserError` for thresholds that do not fit."
-    several = problem == "multi_label"
-    if thresholds is not None and not several:
-        raise UserError("thresholds are for photos with several labels; leave them out, or give problem='multi_label'.")
-    if several:
-        predicted = decide_labels(probs, labels, thresholds)
-        true = None if true is None else [None if names is None else list(names) for names in true]
-    else:
-        predicted = np.array(labels, dtype=object)[probs.argmax(1)] if len(probs) else []
-        true = None if true is None else list(true)
+    part = replace(as_part(problem), labels=list(labels))
+    predicted = _decide(part, np.asarray(probs), thresholds)
+    true = None if true is None else [None if cell is None else part.cell(part.names(cell)) for cell in true]
     columns = pd.DataFrame(np.asarray(probs, np.float32), columns=[f"p_{i}" for i in range(len(labels))])
-    first = pd.DataFrame({"path": [str(path) for path in paths], "labels" if several else "label": true, "predicted": predicted})
+    first = pd.DataFrame({"path": [str(path) for path in paths], part.answers: true, "predicted": predicted})
     return pd.concat([first, columns], axis=1)
+
+
+@singledispatch
+def _decide(part: OneLabel, probs: np.ndarray, thresholds: float | Sequence[float] | None) -> Sequence:  # a cell for each photo
+    "Choose the likeliest label of each photo."
+    if thresholds is not None:
+        raise UserError("thresholds are for photos with several labels; leave them out, or give problem='multi_label'.")
+    return np.array(part.labels, dtype=object)[probs.argmax(1)] if len(probs) else []
+
+
+@_decide.register
+def _(part: MultiLabel, probs: np.ndarray, thresholds: float | Sequence[float] | None) -> Sequence:
+    return decide_labels(probs, part.labels, thresholds)
 
 
 def decide_labels(
@@ -190,10 +200,6 @@ def table_probs(predictions: pd.DataFrame) -> np.ndarray:  # (n, n_classes)
     return predictions[[name for name in predictions.columns if name.startswith("p_")]].to_numpy()
 
 
-def table_problem(predictions: pd.DataFrame) -> str:  # 'single_label' or 'multi_label'
-    "Tell whether a table of predictions holds one label for each photo or several."
-    return "multi_label" if "labels" in predictions else "single_label"
-
 # %% ../../nbs/evaluate/01_predictions.ipynb #82d99dec
 def score_table(
     predictions: pd.DataFrame,
@@ -203,8 +209,12 @@ def score_table(
     top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
 ) -> dict:  # n, f1_macro, accuracy, top3_accuracy, loss, f1_macro_interval; with several labels those of `multi_label_metrics`
     "Score a table of predictions; raises `UserError` where the true labels are missing or not among `labels`."
-    if table_problem(predictions) == "multi_label":
-        return score_lists(predictions, labels, seed=seed)
+    return _score(table_problem(predictions), predictions, labels, seed, top_k)
+
+
+@singledispatch
+def _score(part: OneLabel, predictions: pd.DataFrame, labels: Sequence[str], seed: int, top_k: Sequence[int]) -> dict:
+    "Score a table with one label per photo."
     number = {label: i for i, label in enumerate(labels)}
     targets = predictions["label"].map(number)
     if targets.isna().any():
@@ -217,7 +227,8 @@ def score_table(
 LISTS_BY_PROBS = ("mean_average_precision", "loss")  # what does not depend on thresholds
 
 
-def score_lists(predictions: pd.DataFrame, labels: Sequence[str], *, seed: int = 0) -> dict:
+@_score.register
+def _(part: MultiLabel, predictions: pd.DataFrame, labels: Sequence[str], seed: int, top_k: Sequence[int]) -> dict:
     "Score a table of predictions with several labels per photo; `accuracy` asks for all labels of a photo."
     if (missing := int(predictions["labels"].isna().sum())):
         raise UserError(f"{missing} of {len(predictions)} photos have no true labels; score only those that have.")
@@ -245,15 +256,28 @@ def compare_tables(
     seed: int = 0,
 ) -> Comparison | None:  # macro F1 of one minus that of two; None where they are not of the same photos with the same labels
     "Compare two tables of predictions by a paired bootstrap over their photos."
-    column = "labels" if table_problem(one) == "multi_label" else "label"
-    if table_problem(one) != table_problem(two) or len(one) != len(two) or column not in one or column not in two or not len(one):
+    part = table_problem(one)
+    if part != table_problem(two) or len(one) != len(two) or part.answers not in one or part.answers not in two or not len(one):
         return None
     one, two = (table.sort_values("path", ignore_index=True) for table in (one, two))
-    if one["path"].tolist() != two["path"].tolist():
-        return None
-    if column == "label":
-        same = one["label"].tolist() == two["label"].tolist()
-        return paired_bootstrap("f1_macro", one["label"], one["predicted"], two["predicted"], seed=seed) if same else None
+    return compare_answers(part, one, two, seed=seed) if one["path"].tolist() == two["path"].tolist() else None
+
+
+@singledispatch
+def compare_answers(
+    part: OneLabel,  # or `MultiLabel`
+    one: pd.DataFrame,  # predictions with true labels
+    two: pd.DataFrame,  # of the same photos in the same order
+    *,
+    seed: int = 0,
+) -> Comparison | None:  # None where the true labels differ
+    "Compare two tables of the same photos by a paired bootstrap over them."
+    same = one["label"].tolist() == two["label"].tolist()
+    return paired_bootstrap("f1_macro", one["label"], one["predicted"], two["predicted"], seed=seed) if same else None
+
+
+@compare_answers.register
+def _(part: MultiLabel, one: pd.DataFrame, two: pd.DataFrame, *, seed: int = 0) -> Comparison | None:
     names = natural_order({label for table in (one, two) for name in ("labels", "predicted") for labels in table[name] for label in labels})
     (truth, of_one), (other, of_two) = (table_lists(table, names) for table in (one, two))
     return paired_bootstrap(multi_f1_score, truth, of_one, of_two, seed=seed) if (truth == other).all() else None
@@ -307,22 +331,19 @@ def evaluate_targets(
     "Predict a table's photos as to every target, and score the first; raises `UserError` for labels that the bundle does not know."
     opened = read_bundle(bundle)
     info = opened.info
-    column = "labels" if info.problem == "multi_label" else "label"
+    problem = bundle_problem(info)
+    column = problem.parts[0].answers
     if column not in table:
-        raise UserError(f"the model gives a photo {'several labels' if column == 'labels' else 'one label'}, and the table has no column '{column}'; "
-                        f"{'give one whose labels are lists, words such as sea,boat, or columns of 0 and 1' if column == 'labels' else 'give one with a label for each photo'}.")
+        raise UserError(f"the model gives a photo {problem.parts[0].gives}, and the table has no column '{column}'; give {problem.parts[0].wants}.")
     unknown = sorted(set(table[column].explode().dropna()) - set(info.labels))
     if unknown:
         raise UserError(f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as '{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the target that the model was trained on ('{info.target}').")
     model = load_model(opened)
     lost = {}
-    options = {"flip": info.flip, "temperature": info.temperature, "tta": tta, "on_lost": lost.__setitem__}
-    if info.targets:
-        answered = predict_targets(model, table.assign(**{info.target: table["label"]}), info.photo, info.targets, **options)
-        others = {target: answered[target].dropna(subset="label") for target in list(info.targets)[1:] if target in table}
-        tables = {info.target: answered[info.target]} | {target: one for target, one in others.items() if len(one)}
-    else:
-        tables = {info.target: predict_table(model, table, info.photo, info.labels, problem=info.problem, thresholds=info.thresholds, **options)}
+    table = table.assign(**{problem.columns[0]: table[column]})
+    answered = predict_problem(model, table, info.photo, problem, thresholds=info.thresholds, flip=info.flip, temperature=info.temperature, tta=tta, on_lost=lost.__setitem__)
+    told = {target: answered[target].dropna(subset="label") for target in problem.others if target in table}
+    tables = {info.target: answered[info.target]} | {target: one for target, one in told.items() if len(one)}
     predictions = next(iter(tables.values()))
     measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
     return tables, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,)), lost  # the k that its run was asked for

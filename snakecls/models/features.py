@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import track, unknown_name, worker_threads
+from ..core import track, worker_threads
 from ..data.photos import PhotoError, PhotoSpec, prepare_photo
-from .bundle_files import PROBLEMS
+from ..data.problem import Problem, as_problem
 from .freezing import head_module
 from .heads import find_heads
 
@@ -136,19 +136,16 @@ def model_probs(
     *,
     temperature: float = 1.0,  # > 0
     flip: bool = False,  # average with the mirrored photos
-    problem: str = "single_label",  # or 'multi_label': each label has a probability of its own; or 'several_targets'
+    problem: Problem | str = "single_label",  # or 'multi_label': each label has a probability of its own; or 'several_targets'
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:  # (n, n_classes), rows sum to 1 for a single label; a tuple where the network gives one
     "Turn a network's logits into probabilities; raises `UserError` for another problem."
-    if problem not in PROBLEMS:
-        raise unknown_name("problem", problem, PROBLEMS)
-    views, several = [], False
+    problem, views = as_problem(problem), []
     for view in two_views(batch, flip):
         answer = model(view)
-        several = isinstance(answer, (tuple, list))
-        scaled = [logits.float() / temperature for logits in (answer if several else [answer])]
-        views.append([logits.sigmoid() if problem == "multi_label" else logits.softmax(-1) for logits in scaled])
+        answers = answer if isinstance(answer, (tuple, list)) else (answer,)
+        views.append([problem.to_probs(logits.float() / temperature) for logits in answers])
     means = tuple(sum(same) / len(views) for same in zip(*views))
-    return means if several else means[0]
+    return means if isinstance(answer, (tuple, list)) else means[0]
 
 
 def target_probs(
@@ -158,7 +155,7 @@ def target_probs(
     *,
     temperature: float = 1.0,
     flip: bool = False,
-    problem: str = "single_label",  # 'multi_label' or 'several_targets'
+    problem: Problem | str = "single_label",  # 'multi_label' or 'several_targets'
     bs: int = 32,
     description: str | None = "Predicting",  # of the progress bar; None: no bar
     prepare: Callable = prepare_photo,  # as in `PhotoBatches`; the probabilities of several views are averaged

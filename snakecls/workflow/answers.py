@@ -41,7 +41,7 @@ def predict_given(
             rows.append({"path": path, "error": str(e)})
     spoken = tuple(dict.fromkeys([*dangers, *(key for row in rows for key in row.get("dangers", ()))]))  # an answer for a further target may name others
     if csv is not None:
-        write_csv(answers_table(rows, spoken, several=predictor.info.problem == "multi_label"), csv)
+        write_csv(answers_table(rows, spoken, problem=predictor.info.problem), csv)
     for note in [*predictor.notes, *unknown_notes(predictor.info)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):

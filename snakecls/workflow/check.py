@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'READ', 'photo_groups', 'load_photos', 'left_out', 'with_labels', 'find_issues', 'CheckResult',
-           'check_source', 'claim_folder', 'write_check', 'check_sum', 'read_said', 'find_check', 'undecided',
-           'accept_suggestions', 'describe_check']
+           'check_source', 'claim_folder', 'write_check', 'check_sum', 'read_said', 'said_problem', 'find_check',
+           'undecided', 'accept_suggestions', 'describe_check']
 
 # %% ../../nbs/workflow/16_check.ipynb #5b89a0f9
 import datetime
@@ -27,8 +27,8 @@ from ..data.corrections import add_correction, open_issues
 from ..clean.duplicates import find_duplicates, near_pairs
 from ..data.files import MIN_SIZE, check_files
 from ..data.folders import OUTSIDE, PERHAPS
-from ..data.labels import label_names
 from ..data.notes import Noted
+from ..data.problem import Problem, asked_problem, table_problem
 from ..data.scan import FactsCache, scan_files
 from ..data.tables import read_unlabelled
 from ..clean.cases import make_cases
@@ -189,10 +189,11 @@ def write_check(result: CheckResult, data: DataConfig, *, name: str) -> None:
     write_check_page(
         result.folder / "report.html", result.table, result.issues, title=name, root=root if root.is_dir() else root.parent, notes=[("Note", note) for note in result.notes],
         review=f"snakecls review {result.folder}", corrections=str(result.folder / "corrections.csv"), footer=f"snakecls check of {data.source}, {now:%Y-%m-%d %H:%M} UTC")
-    labels = label_names(result.table) if "labels" in result.table else sorted(result.table["label"].unique()) if "label" in result.table else []
+    part = table_problem(result.table)
+    labels = part.list_labels(result.table) if part.answers in result.table else []
     said = {
         "source": str(Path(data.source).absolute()), "created": now.isoformat(timespec="seconds"), "photos": len(result.table), "labels": labels,
-        "multi_label": "labels" in result.table, "issues": result.counts.to_dict("records"), "notes": result.notes,
+        "multi_label": part.many, "issues": result.counts.to_dict("records"), "notes": result.notes,
         "files": {file: file_hash(result.folder / file) for file in ("photos.parquet", "issues.parquet")}}
     write_json(result.folder / "check.json", {**said, "sum": check_sum(said)})
 
@@ -209,6 +210,10 @@ def read_said(folder: Path) -> dict:
     if not sound or not all(isinstance(label, str) for label in said["labels"]) or ("files" in said and said.get("sum") != check_sum(said)):
         raise UserError(f"{folder / 'check.json'} is damaged; make the check again with: snakecls check SOURCE --output {folder}.")
     return said
+
+def said_problem(said: dict) -> Problem:  # said: from `read_said`
+    "Tell what a check was about: one label or several on a photo."
+    return asked_problem(multi_label=said["multi_label"])
 
 # %% ../../nbs/workflow/16_check.ipynb #0e1a9a54
 def find_check(
@@ -246,11 +251,11 @@ def undecided(
             tables[file] = pd.read_parquet(io.BytesIO(parquet_bytes(folder / file)))
         except (OSError, ValueError, pa.ArrowException) as e:  # missing, a folder, cut short
             raise UserError(f"{folder / file} is damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__}); make the check again with: snakecls check {shlex.quote(said['source'])} --output {shlex.quote(str(folder))}.") from e
-    issues, photos = tables.values()
+    (issues, photos), part = tables.values(), said_problem(said)
     for table in (issues, photos):
         for name in ("label", "labels", "suggested"):
-            if name in table and said["multi_label"]:
-                table[name] = [list(cell) if cell is not None else [] for cell in table[name]]
+            if name in table:
+                table[name] = [part.restore(cell) for cell in table[name]]
     readable = set(photos.loc[photos["unreadable"] == "", "path"])
     issues = issues[issues["verdict"].isin(("drop", "relabel", "look")) & issues["path"].isin(readable)]
     return (issues if everything else open_issues(issues, corrections)).reset_index(drop=True), photos, said
@@ -261,7 +266,7 @@ def accept_suggestions(
     kinds: Sequence[str],  # names of issues
     corrections: str | Path,
     *,
-    multi: bool = False,
+    problem: Problem | str = "single_label",  # or 'multi_label'
 ) -> int:  # photos that were decided on
     "Take the suggestion for every photo whose first issue is of one of these kinds and has the verdict drop or relabel."
     allowed = sorted(issues.loc[issues["verdict"].isin(("drop", "relabel")), "issue"].unique())
@@ -269,7 +274,7 @@ def accept_suggestions(
         if kind not in allowed:
             raise unknown_name("--accept", kind, allowed) if allowed else UserError(f"--accept '{kind}': no open issue comes with a suggestion that can be taken unseen.")
     firm = set(issues.drop_duplicates("path").query("issue in @kinds and verdict in ('drop', 'relabel')")["path"])
-    chosen = [case for case in make_cases(issues[issues["issue"].isin(kinds)], multi=multi) if case.path in firm]
+    chosen = [case for case in make_cases(issues[issues["issue"].isin(kinds)], problem=problem) if case.path in firm]
     for case in chosen:
         add_correction(corrections, case.path, action=case.suggested, label=case.new_label if case.suggested == "relabel" else "", note="; ".join(issue for issue, _ in case.reasons))
     return len(chosen)
