@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..data.files import MIN_CONTRAST, VERDICT_COLUMNS
 from ..data.fingerprints import SIDE, close_pairs, similarity
+from ..data.problem import table_problem
 from ..data.scan import scan_files
 
 # %% ../../nbs/clean/01_duplicates.ipynb #94a5c600
@@ -54,7 +55,7 @@ def find_duplicates(
     scanned = isinstance(photos, pd.DataFrame) and "thumb" in photos
     facts = photos if scanned else scan_files(photos, cache=cache, n_workers=n_workers)
     facts = facts[facts["issue"] == ""]
-    for name, column in (("label", "labels" if "labels" in facts and "label" not in facts else "label"), ("split", "split")):
+    for name, column in (("label", table_problem(facts).answers), ("split", "split")):
         values = facts[column] if column in facts else [None] * len(facts)
         facts = facts.assign(**{name: pd.Series([plain_label(value) for value in values], index=facts.index, dtype=object)})
     near = near_pairs(facts, max_distance=max_distance, min_similarity=min_similarity) if near is None else near

@@ -10,7 +10,9 @@ __all__ = ['C_GRID', 'LABEL_THRESHOLD', 'SURE', 'make_folds', 'out_of_fold_probs
 # %% ../../nbs/clean/03_label_issues.ipynb #bdb51883
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ import pandas as pd
 from ..core import UserError, track
 from ..data.columns import count, some
 from ..data.photos import PhotoSpec
+from ..data.problem import MultiLabel, OneLabel, cell_problem, table_problem
 from .outliers import ISSUE_COLUMNS, OUTLIER_THRESHOLD, find_outliers
 from ..models.features import PhotoBatches, autocast, feature_precision, pooled_features, two_views
 from ..models.probe import LogisticFit
@@ -217,8 +220,7 @@ def check_labels(
     "Find wrong labels and photos of something else. Raises `UserError` where there is no column of labels or one class only."
     from snakecls.models.backbones import create_backbone
 
-    multi = "labels" in table
-    column = "labels" if multi else "label"
+    column = table_problem(table).answers
     if column not in table or (groups is not None and groups not in table):
         raise UserError(f"the table has no column '{groups if column in table else column}' (it has {some(table.columns, 8)}); make it with load_table.")
     groups = groups or ("observation_id" if "observation_id" in table else None)
@@ -242,27 +244,44 @@ def judge(
     seed: int = 42,
 ) -> pd.DataFrame:
     "Do what `check_labels` does, on features."
-    multi = not isinstance(labels[0], str)
-    counts = pd.Series([label for row in labels for label in (row if multi else [row])]).value_counts()
-    classes, inner = sorted(counts.index), {"groups": groups, "seed": seed}
-    if multi:
-        probs = multi_probs(features, np.array([[label in row for label in classes] for row in labels]), **inner)
-        wrong = find_multi_label_issues(probs, labels, classes=classes, paths=paths, threshold=label_threshold)
-        rarest, sure = [min(row, key=lambda label: counts[label], default="") for row in labels], np.zeros(len(labels), bool)  # the rarest says most
-    else:
-        probs = out_of_fold_probs(features, np.array([classes.index(label) for label in labels]), n_classes=len(classes), **inner)
-        wrong = find_label_issues(probs, labels, classes=classes, paths=paths, threshold=label_threshold)
-        rarest, sure = list(labels), probs.max(1) >= SURE
-    levels = [*stages, features.mean(0)]
-    strange = find_outliers(levels, rarest, paths=paths, probs=None if multi else probs, threshold=outlier_threshold, seed=seed)
-    issues = join_findings(wrong, strange, set(np.asarray(paths, dtype=object)[sure]))
-    if multi:
-        given = dict(zip(paths, labels))
-        other = issues["issue"] == "something else"
-        issues["label"], issues["suggested"] = [list(given[path]) for path in issues["path"]], [[] if odd else row for odd, row in zip(other, issues["suggested"])]
+    part = cell_problem(labels[0])
+    counts = pd.Series([label for row in labels for label in part.names(row)]).value_counts()
+    part = replace(part, labels=sorted(counts.index))
+    wrong, rarest, probs = _find_wrong(part, features, labels, counts, paths=paths, threshold=label_threshold, groups=groups, seed=seed)
+    sure = np.zeros(len(labels), bool) if probs is None else probs.max(1) >= SURE
+    strange = find_outliers([*stages, features.mean(0)], rarest, paths=paths, probs=probs, threshold=outlier_threshold, seed=seed)
+    issues = _own_cells(part, join_findings(wrong, strange, set(np.asarray(paths, dtype=object)[sure])), dict(zip(paths, labels)))
     rare = counts[counts < 5]
     issues.attrs["warnings"] = [f"{count(len(rare), 'class', 'classes')} with fewer than 5 photos ({some(rare.index)}) cannot be judged well; look at their photos yourself."] if len(rare) else []
     return issues
+
+
+@singledispatch
+def _find_wrong(
+    part: OneLabel, features: np.ndarray, labels: Sequence, counts: pd.Series, *, paths: Sequence[str], threshold: float, groups: Sequence | None, seed: int,
+) -> tuple[pd.DataFrame, list[str], np.ndarray | None]:  # wrong labels; the label by which each photo is compared with others; probabilities of unseen photos, where they are of one label
+    "Find the wrong labels of photos with one label each."
+    probs = out_of_fold_probs(features, part.encode(labels), n_classes=len(part.labels), groups=groups, seed=seed)
+    return find_label_issues(probs, labels, classes=part.labels, paths=paths, threshold=threshold), list(labels), probs
+
+
+@_find_wrong.register
+def _(part: MultiLabel, features: np.ndarray, labels: Sequence, counts: pd.Series, *, paths: Sequence[str], threshold: float, groups: Sequence | None, seed: int) -> tuple:
+    probs = multi_probs(features, part.encode(labels), groups=groups, seed=seed)
+    rarest = [min(row, key=lambda label: counts[label], default="") for row in labels]  # the rarest says most
+    return find_multi_label_issues(probs, labels, classes=part.labels, paths=paths, threshold=threshold), rarest, None
+
+
+@singledispatch
+def _own_cells(part: OneLabel, issues: pd.DataFrame, given: dict[str, Any]) -> pd.DataFrame:  # given: path -> labels
+    "Give the issues the cells that their photos have."
+    return issues
+
+
+@_own_cells.register
+def _(part: MultiLabel, issues: pd.DataFrame, given: dict[str, Any]) -> pd.DataFrame:
+    other = issues["issue"] == "something else"
+    return issues.assign(label=[list(given[path]) for path in issues["path"]], suggested=[[] if odd else row for odd, row in zip(other, issues["suggested"])])
 
 
 def join_findings(

@@ -19,6 +19,7 @@ from ..core import UserError, atomic_write, derive_seed, file_hash, read_parquet
 from .columns import as_label, count, option, some
 from .folders import list_photos
 from .notes import Noted
+from .problem import table_problem
 from .stratify import assign_groups, count_labels
 from .tables import check_table
 
@@ -115,7 +116,7 @@ def _by_labels(
 
 def _stratum(table: pd.DataFrame, stratify: str | None) -> str | None:
     "Spread `labels` where a table has them and no `label`."
-    return "labels" if stratify == "label" and "label" not in table and "labels" in table else stratify
+    return table_problem(table).answers if stratify == "label" else stratify
 
 # %% ../../nbs/data/21_splits.ipynb #7eca9a70
 def divide_table(

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core import UserError, read_json, read_parquet, write_json
+from ..data.problem import table_problem
 from ..stats import encode_arrays, resample, score_draws, Comparison
 from ..experiment.schema import Experiment
 from .run_folder import RunFolder, list_statuses, read_status, trained_score
@@ -124,8 +125,8 @@ def match_answers(
     other = (hashed & (one["hash"] != two["hash"])) | (sized & (one["size_bytes"] != two["size_bytes"]))
     if other.any():
         return one, two, f"{int(other.sum())} of the {len(one)} validation photos have another content"
-    truth = "labels" if "labels" in one else "label"
-    if truth not in two or any(set(a) != set(b) if truth == "labels" else a != b for a, b in zip(one[truth], two[truth])):
+    part = table_problem(one)
+    if part.answers not in two or not all(map(part.same, one[part.answers], two[part.answers])):
         return one, two, "other true labels of the same photos"
     return one, two, ""
 

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..data.columns import some
 from ..data.files import keep_readable
 from ..data.notes import Noted
 from ..data.tables import read_table
+from ..data.problem import MultiLabel, OneLabel, bundle_problem, table_problem
 from ..data.targets import find_targets
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..evaluate.verdicts import say_chosen
@@ -82,8 +84,8 @@ def photo_group(path: Path) -> dict:  # photos, validated_on; empty without answ
         answers = read_answers(path)
         if answers is None:
             return {}
-        truth = "labels" if "labels" in answers else "label"
-        said = sorted(zip(from_common_folder(answers["path"]), (str(sorted(labels)) if truth == "labels" else str(labels) for labels in answers[truth]), map(str, answers["size_bytes"])))
+        part = table_problem(answers)
+        said = sorted(zip(from_common_folder(answers["path"]), map(part.as_text, answers[part.answers]), map(str, answers["size_bytes"])))
         source = Path(str((run.experiment().get("data") or {}).get("source") or "")).name
         labels = run.metrics().get("labels") or []
         text = f"{len(said)} validation photos of {len(labels)} classes{': ' + source if source else ''}"
@@ -189,6 +191,21 @@ def run_bundle(run: RunFolder, say: Callable[[str], None]) -> Path:
     return run / "best"
 
 # %% ../../nbs/workflow/15_models.ipynb #8d4ae8d5
+@singledispatch
+def _known_photos(part: OneLabel, data: str | Path | pd.DataFrame) -> Noted:
+    "Read photos with the labels that a model knows."
+    return load_known(data, part.labels, min_classes=1, target=None if part.target == "label" else part.target)
+
+
+@_known_photos.register
+def _(part: MultiLabel, data: str | Path | pd.DataFrame) -> Noted:
+    if isinstance(data, pd.DataFrame):
+        raise UserError("the model gives a photo several labels, and photos of a pattern have one, that of their folder; give a table with a column of labels, such as photos.csv.")
+    if Path(data).is_dir() or Path(data).suffix.lower() == ".zip":
+        raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
+    return load_known(data, part.labels, min_classes=1, multi_label=True, unlabelled="negative")
+
+
 def evaluation_table(
     bundle: str | Path,
     *,
@@ -199,12 +216,7 @@ def evaluation_table(
     info = read_bundle(bundle).info
     others = list(info.targets or {})[1:]
     if data is not None:
-        if isinstance(data, pd.DataFrame) and info.problem == "multi_label":
-            raise UserError("the model gives a photo several labels, and photos of a pattern have one, that of their folder; give a table with a column of labels, such as photos.csv.")
-        if info.problem == "multi_label" and (Path(data).is_dir() or Path(data).suffix.lower() == ".zip"):
-            raise UserError(f"the model gives a photo several labels, and {data} is {'a folder' if Path(data).is_dir() else 'a zip'} of class folders, one label for each photo; give a table with a column of labels, such as photos.csv.")
-        several = {"multi_label": True, "unlabelled": "negative"} if info.problem == "multi_label" else {"target": None if info.target == "label" else info.target}
-        noted = load_known(data, info.labels, min_classes=1, **several)
+        noted = _known_photos(bundle_problem(info).parts[0], data)
         noted = replace(noted, table=find_targets(noted.table, others))
     else:
         manifest = Path(bundle).parent / "manifest.parquet"

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError, read_parquet, write_json, write_table
+from ..data.problem import bundle_problem
 from ..data.label_facts import join_infos
 from ..evaluate.ensembles import average_weights, ensemble_probs, evaluate_ensemble, join_folds, summarise_folds
 from ..evaluate.predictions import score_table
@@ -320,17 +321,17 @@ def ensemble_runs(
     infos = [read_bundle(bundle).info for bundle in bundles]
     if any((info.labels, info.targets) != (infos[0].labels, infos[0].targets) for info in infos):
         raise UserError(f"the {len(runs)} runs have not learned the same labels; an ensemble needs runs on the same ones.")
-    thresholds = mean_thresholds([{"values": info.thresholds or [0.5] * len(info.labels)} for info in infos]) if infos[0].problem == "multi_label" else None
+    problem = bundle_problem(infos[0])
+    thresholds = problem.mean_cuts([info.thresholds for info in infos])
 
-    others = list(infos[0].targets or {})[1:]
-
-    def together(labels: Sequence[str], target: str | None = None) -> dict:
-        tables = [read_parquet(run / predictions_name(split, target, run=run, others=others), needs=["path", "predicted"]) for run in runs]
+    def together(labels: Sequence[str], target: str | None) -> dict:
+        tables = [read_parquet(run / predictions_name(split, target, run=run, others=problem.others), needs=["path", "predicted"]) for run in runs]
         return evaluate_ensemble(tables, labels, names=[run.name for run in runs], thresholds=thresholds)
 
-    first = together(infos[0].labels)
-    targets = {target: together(labels, target) if place else first for place, (target, labels) in enumerate((infos[0].targets or {}).items())}
-    return first | {"split": split} | ({"targets": targets} if targets else {})
+    first, *others = problem.by_target
+    found = together(problem.labels, None)
+    targets = {first: found} | {target: together(problem.others[target], target) for target in others}
+    return found | {"split": split} | ({"targets": targets} if others else {})
 
 
 def soup_runs(
