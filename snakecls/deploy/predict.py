@@ -18,7 +18,7 @@ import numpy as np
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown
-from ..data.problem import MultiLabel, OneLabel, Problem, as_problem, bundle_problem
+from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
 from ..models.bundle import BundleInfo, load_model, read_bundle
 
 # %% ../../nbs/deploy/01_predict.ipynb #c1204266
@@ -239,7 +239,7 @@ def answers_table(
     rows: Sequence[dict[str, Any]],  # path, and top (label, prob, facts, perhaps above) or error; perhaps caution and dangers (of all labels), and targets (of the further ones)
     dangers: Sequence[str] = (),  # from `data.dangers.model_dangers`
     *,
-    problem: Problem | str = "single_label",  # what is asked; where no label can be an answer, `predicted` are those above their threshold
+    problem: Problem | str = "single_label",  # what the first target asks: of several labels on a photo, `predicted` are those above their threshold
 ) -> Any:  # DataFrame: path, predicted (of several labels, joined by ';'), rank1, prob1, …, two columns for each danger (yes, no, not known; and the probability of all labels that have it or may), caution, those of further targets, with a column for each danger of the labels in the row (yes, no, not known), error
     "Write answers as a table, with every photo that was asked about."
     import pandas as pd
@@ -247,7 +247,7 @@ def answers_table(
     table = []
     for row in rows:
         guesses = row.get("top", [])
-        values = {"path": row["path"]} | ({"predicted": ";".join(guess["label"] for guess in guesses if guess.get("above", True))} if as_problem(problem).can_be_empty else {})
+        values = {"path": row["path"]} | as_part(problem).above(guess["label"] for guess in guesses if guess.get("above", True))
         for rank, guess in enumerate(guesses, start=1):
             values |= {f"rank{rank}": guess["label"], f"prob{rank}": round(guess["prob"], 6)}
         for key in dangers if guesses else ():

@@ -36,7 +36,7 @@ def count_dangers(
     ranked = [[labels[i] for i in np.argsort(-row, kind="stable")[:top]] for row in probs]
     true, given = ([part.names(cell) for cell in predictions[column]] for column in (part.answers, "predicted"))
     found = known_dangers(label_facts, danger_columns) if keys is None else keys
-    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=part.can_be_empty, target=target, first=first) for key in found]
+    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=part.many, target=target, first=first) for key in found]
 
 
 def count_target_dangers(

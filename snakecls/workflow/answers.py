@@ -25,6 +25,7 @@ def predict_given(
     from snakecls.data.label_facts import model_dangers
     from snakecls.data.cells import write_csv
     from snakecls.data.photos import PlainPhotoError
+    from snakecls.data.problem import bundle_problem
     from snakecls.deploy.answer import no_all_clear, no_promise
     from snakecls.deploy.predict import Predictor, answers_table
 
@@ -41,7 +42,7 @@ def predict_given(
             rows.append({"path": path, "error": str(e)})
     spoken = tuple(dict.fromkeys([*dangers, *(key for row in rows for key in row.get("dangers", ()))]))  # an answer for a further target may name others
     if csv is not None:
-        write_csv(answers_table(rows, spoken, problem=predictor.info.problem), csv)
+        write_csv(answers_table(rows, spoken, problem=bundle_problem(predictor.info).parts[0]), csv)
     for note in [*predictor.notes, *unknown_notes(predictor.info)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
