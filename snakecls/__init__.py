@@ -1,1 +1,58 @@
+"""From a table of photos to a classifier you can trust and serve.
+
+`from snakecls import *` gives the names below. `import snakecls` loads none of them: each comes when it is first used.
+"""
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+FRONT = {  # name -> its module
+    "load_table": "data.tables",
+    "split_table": "data.splits",
+    "make_demo": "data.demo.draw",
+    "Augment": "data.augmentation",
+    "photo_dls": "data.datablocks",
+    "create_backbone": "models.backbones",
+    "photo_learner": "train.learner",
+    "Stage": "train.stages",
+    "progressive_stages": "train.stages",
+    "progressive_fit": "train.schedules",
+    "SaveBestF1": "train.callbacks",
+    "Predictor": "deploy.predict",
+    "check_source": "workflow.check",
+    "run_experiment": "workflow.run",
+    "record_run": "workflow.record",
+    "save_bundle": "workflow.saving",
+}
+__all__ = [*FRONT]
+
+if TYPE_CHECKING:  # the same once more, for editors and type checkers
+    # ruff: noqa: F401
+    from .data.augmentation import Augment
+    from .data.datablocks import photo_dls
+    from .data.demo.draw import make_demo
+    from .data.splits import split_table
+    from .data.tables import load_table
+    from .deploy.predict import Predictor
+    from .models.backbones import create_backbone
+    from .train.callbacks import SaveBestF1
+    from .train.learner import photo_learner
+    from .train.schedules import progressive_fit
+    from .train.stages import Stage, progressive_stages
+    from .workflow.check import check_source
+    from .workflow.record import record_run
+    from .workflow.run import run_experiment
+    from .workflow.saving import save_bundle
+
+
+def __getattr__(name: str) -> Any:
+    "Load a name of the front door (PEP 562)."
+    if name not in FRONT:
+        raise AttributeError(f"module 'snakecls' has no attribute '{name}'; at its front door are {', '.join(FRONT)}.")
+    found = globals()[name] = getattr(import_module(f"snakecls.{FRONT[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *FRONT})

@@ -36,6 +36,16 @@ def imported(name: str) -> set[str]:
     return found & MODULES.keys()
 
 
+def test_every_import_names_a_module_that_is_there():
+    "Those within functions too, which no other test may reach."
+    known = {*MODULES, *(module_name(path.parent) for path in PACKAGE.rglob("__init__.py"))}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("snakecls")):
+                base = name.split(".")[: -node.level] if node.level else []
+                assert ".".join([*base, *([node.module] if node.module else [])]) in known, f"{name}, line {node.lineno}"
+
+
 def layer(name: str) -> int:
     return LAYERS.index(name.split(".")[1])
 

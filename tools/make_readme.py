@@ -16,7 +16,7 @@ def make_readme() -> str:
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if "text/html" not in output.get("data", {})]  # progress bars
+            cell.outputs = [output for output in cell.outputs if not {"text/html", "image/png"} & {*output.get("data", {})}]  # progress bars, and pictures, which would need files beside
             cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     body = re.sub(r"\n{3,}", "\n\n", body)
