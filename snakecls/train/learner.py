@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['with_splits', 'make_network', 'photo_learner']
 
-# %% ../../nbs/train/19_learner.ipynb #fe764254
+# %% ../../nbs/train/19_learner.ipynb #4f45ef62
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from ..core import UserError, seed_everything
-from ..data.augment import Augment
+from ..data.augmentation import Augment
 from ..data.datablocks import photo_dls, training_rows
 from ..data.photos import PhotoSpec
 from ..data.problem import Problem, find_problem
@@ -30,9 +30,7 @@ from ..models.freezing import stage_groups
 from ..models.heads import add_heads
 from ..models.info import measure_normalisation, with_normalisation
 from .callbacks import FlipAverage
-from .losses import make_loss
-from .metrics import epoch_metrics
-from .multi_target import TargetsLoss, targets_metrics
+from .multi_target import problem_loss, problem_metrics
 from .optimisers import make_optimiser
 
 # %% ../../nbs/train/19_learner.ipynb #4a19b9cc
@@ -73,22 +71,7 @@ def make_network(
         with_normalisation(model, mean, std)
     return model, replace(spec, mean=mean, std=std)
 
-# %% ../../nbs/train/19_learner.ipynb #2c923c11
-def _named_loss(problem: Problem, name: str, dls) -> Callable:
-    "Make a loss by its name, one for each of several targets."
-    n_photos, counts = len(dls.train_ds), dls.counts
-    if len(problem.parts) > 1:
-        return TargetsLoss({target: make_loss(name, counts=counts[target], n_photos=n_photos) for target in problem.by_target})
-    return make_loss(name, counts=counts, n_photos=n_photos, multi_label=dls.multi_label)
-
-
-def _usual_metrics(problem: Problem) -> list:
-    "Make the metrics that suit the labels."
-    if len(problem.parts) > 1:
-        return targets_metrics(list(problem.by_target), n_classes=[len(part.labels) for part in problem.parts])
-    return epoch_metrics(problem.parts[0].can_be_empty, n_classes=len(problem.labels))
-
-# %% ../../nbs/train/19_learner.ipynb #9a5e5fc6
+# %% ../../nbs/train/19_learner.ipynb #a054e523
 def photo_learner(
     table: pd.DataFrame,  # path, and the column of the class; without `split` a fifth of the photos is kept for validation
     arch: str | nn.Module = "tf_efficientnet_lite0",  # a name of timm, torchvision or `models.scratch`; or a network of your own, with an output for each label
@@ -116,7 +99,7 @@ def photo_learner(
     dls = photo_dls(table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device)
     return Learner(
         dls, model.to(dls.device, memory_format=torch.channels_last), splitter=stage_groups, train_bn=False, path=Path(path), model_dir="checkpoints",
-        loss_func=_named_loss(problem, loss, dls) if isinstance(loss, str) else loss,
+        loss_func=problem_loss(problem, loss, counts=problem.each(dls.counts), n_photos=len(dls.train_ds)) if isinstance(loss, str) else loss,
         opt_func=make_optimiser(optimiser) if isinstance(optimiser, str) else optimiser,
-        metrics=_usual_metrics(problem) if metrics is None else metrics, cbs=[FlipAverage(multi_label=dls.multi_label)] if flip else None,
+        metrics=problem_metrics(problem) if metrics is None else metrics, cbs=[FlipAverage(problem)] if flip else None,
     )
