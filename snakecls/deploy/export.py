@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOOKS', 'inference_copy', 'without_hooks', 'hook_owner', 'careful_pickler', 'class_of_method', 'stores_code',
-           'export_learner', 'ValidPhotos', 'learns_several', 'loader_probs', 'learner_labels', 'learner_info',
+           'export_learner', 'ValidPhotos', 'transforms_problem', 'loader_probs', 'learner_labels', 'learner_info',
            'learn_photo', 'pickled_info', 'load_trusted', 'LearnerPredictor']
 
 # %% ../../nbs/deploy/02_export.ipynb #7090f7c4
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core import UserError, atomic_path
+from ..data.problem import MultiLabel, OneLabel, as_problem
 from ..data.photos import PhotoSpec, open_photo, open_shown
 from .predict import PhotoPredictor
 from ..models.bundle import BundleInfo, info_from_dict
@@ -150,12 +151,12 @@ class ValidPhotos(list):
     split_idx = 1
 
 
-def learns_several(learn: "Learner") -> bool:
-    "Tell whether a learner's target is several labels per photo."
+def transforms_problem(learn: "Learner") -> OneLabel | MultiLabel:
+    "Tell what a learner is asked by the transforms of its target, as any fastai learner has them."
     from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize
 
     tfms = getattr(learn.dls.valid_ds.tls[-1], "tfms", None) or []
-    return any(isinstance(tfm, (MultiCategorize, EncodedMultiCategorize)) for tfm in tfms)
+    return MultiLabel() if any(isinstance(tfm, (MultiCategorize, EncodedMultiCategorize)) for tfm in tfms) else OneLabel()
 
 
 def loader_probs(
@@ -170,8 +171,7 @@ def loader_probs(
 
     kinds = [kind for kind in getattr(learn.dls.valid_ds.tls[0], "types", []) if isinstance(kind, type) and issubclass(kind, PILBase)]
     create = (kinds[-1] if kinds else PILImage).create
-    usual = torch.nn.Sigmoid() if learns_several(learn) else torch.nn.Softmax(-1)
-    model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", usual)
+    model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", transforms_problem(learn).to_probs)
     parts = [np.zeros((0, len(learn.dls.vocab)), np.float32)]
     photos = list(photos)
     for chunk in (photos[start : start + bs] for start in range(0, len(photos), bs)):
@@ -204,8 +204,8 @@ def learner_info(learn: "Learner") -> BundleInfo:  # of a bare learner, `photo` 
         items = ValidPhotos([(learn_photo(learn),)])
         batch = next(iter(learn.dls.valid.new(items, bs=1, shuffle=False, drop_last=False, num_workers=0)))
         given["photo"] = PhotoSpec(tuple(batch[0].shape[-2:]))
-    given.setdefault("problem", "multi_label" if learns_several(learn) else "single_label")
-    if given["problem"] == "multi_label" and given.get("thresholds") is None and hasattr(learn.loss_func, "thresh"):  # where fastai's own `predict` cuts
+    given.setdefault("problem", transforms_problem(learn).word)
+    if as_problem(given["problem"]).many and given.get("thresholds") is None and hasattr(learn.loss_func, "thresh"):  # where fastai's own `predict` cuts
         given["thresholds"] = [float(learn.loss_func.thresh)] * len(labels)
     model = {"library": "fastai", "arch": type(learn.model).__name__, "kwargs": {"num_classes": len(labels)}}
     return info_from_dict({"model": model} | given | {"labels": labels}, strict=False)

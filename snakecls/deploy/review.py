@@ -30,7 +30,7 @@ def build_review(
     corrections_path: str | Path,  # corrections.csv, made at the first decision
     *,
     table: pd.DataFrame | None = None,  # path, label or labels: to show the labels where the issues have none
-    problem: Problem | str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
 ) -> "gr.Blocks":  # not yet started; `launch_review` does, with theme, CSS and keys
     "Build the review page. Raises `UserError` where there is nothing to review."
     prepare_gradio()
@@ -177,7 +177,7 @@ def launch_review(
     corrections_path: str | Path = "corrections.csv",
     *,
     table: pd.DataFrame | None = None,  # path, label or labels
-    problem: Problem | str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
     port: int | None = None,  # by default the environment's
     block: bool = True,  # wait until the page is stopped
     browser: bool = False,  # open a browser window

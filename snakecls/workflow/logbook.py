@@ -202,9 +202,9 @@ def describe_scores(split: str, scores: dict | None) -> str:
         return ""
     low, high = scores.get("f1_macro_interval") or (None, None)
     interval = "" if low is None else f" (95 % {low:.3f} to {high:.3f})"
-    several = "f1_micro" in scores
-    others = {"f1_micro": "micro F1"} if several else top_names(scores)
-    rest = [f"{name} {scores[key]:.3f}" for key, name in (others | {"accuracy": "all labels right" if several else "accuracy"}).items() if scores.get(key) is not None]
+    accuracy = "all labels right" if "f1_micro" in scores else "accuracy"
+    names = {"f1_micro": "micro F1", **top_names(scores), "accuracy": accuracy}  # one label has no micro F1, several have no top k
+    rest = [f"{name} {scores[key]:.3f}" for key, name in names.items() if scores.get(key) is not None]
     return ", ".join([f"{split}: macro F1 {scores['f1_macro']:.3f}{interval}", *rest, f"n={scores.get('n', '?')}"])
 
 # %% ../../nbs/workflow/05_logbook.ipynb #1a9a2b02
