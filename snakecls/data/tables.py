@@ -39,7 +39,7 @@ from .notes import Noted, as_issues, leave_out
 from .places import NO_FILE, locate
 from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, refuse_empty, with_index
 
-# %% ../../nbs/data/18_tables.ipynb #9a8f7225
+# %% ../../nbs/data/18_tables.ipynb #5542e096
 def _drop_incomplete(table: pd.DataFrame, where: str) -> Noted:
     "Leave out rows without a path or a label."
     noted = Noted(table)
@@ -55,7 +55,7 @@ def _drop_incomplete(table: pd.DataFrame, where: str) -> Noted:
         )
     return noted
 
-
+# %% ../../nbs/data/18_tables.ipynb #a89601a7
 def _drop_missing(
     table: pd.DataFrame, where: str, root: str | Path, split: str | None = None, names: dict[str, str] | None = None
 ) -> Noted:
@@ -96,7 +96,7 @@ def _drop_missing(
         noted = noted.tell(note, issues=as_issues(others, "not a photo", "no image format that can be read"))
     return noted
 
-
+# %% ../../nbs/data/18_tables.ipynb #dae03576
 def _kind(reason: str) -> str:
     "Name the kind of issue that a reason of `locate` is."
     return "missing" if reason.startswith(NO_FILE) else NOT_PERMITTED if "may not be read" in reason else "ambiguous"
@@ -134,7 +134,7 @@ def _describe_missing(rows: list[dict[str, str]], n: int, where: str) -> str:
     )
     return f"left out {len(rows):,} of {count(n, 'photo')} in {where}, for {why} ({some(row['path'] for row in rows)}); {remedy}."
 
-
+# %% ../../nbs/data/18_tables.ipynb #cf72fdb4
 def _drop_repeated(table: pd.DataFrame, where: str) -> Noted:
     "Leave out repeated rows; refuse a photo with two labels or in two splits."
     repeated = table[table["path"].duplicated(keep=False)]
@@ -234,7 +234,7 @@ def set_target(
         table = table.assign(original_label=table["label"])
     return _drop_incomplete(table.assign(label=labels), f"the column '{column}'")
 
-# %% ../../nbs/data/18_tables.ipynb #e1d1c8cf
+# %% ../../nbs/data/18_tables.ipynb #860117af
 def read_table(
     source: str | Path | pd.DataFrame,  # folder of class folders (perhaps within train, valid, test), a zip of it, CSV, Parquet, DataFrame
     *,
@@ -244,7 +244,7 @@ def read_table(
     root: str | Path | None = None,  # folder of a table's relative paths; None: the folder the table lies in
     target: str | None = None,  # a column to be the label, or binomial, genus, species, common_name
     splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}; {'test': 'ignore'} leaves one out
-    label_level: int | str = "auto",  # of a folder: which level of its sub-folders names the class, from 1 below the splits; 'path' joins all
+    label_level: int | str = "auto",  # of a folder: which level of sub-folders names the class, from 1 below the splits; 'path' joins all
     check_files: bool = True,  # False: do not look whether the photos exist
     multi_label: bool = False,  # a photo may have several labels: `labels` in place of `label`
     separator: str | None = None,  # between labels in a cell; None: guessed
@@ -260,42 +260,45 @@ def read_table(
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
         if source.is_dir():
-            found = _read_classes(
-                source,
-                {**columns, "root": root, "multi_label": multi_label or None},
-                splits=splits,
-                target=target,
-                label_level=label_level,
-                min_classes=min_classes,
-            )
+            _refuse_columns(source, {**columns, "root": root, "multi_label": multi_label or None})
+            found = _read_classes(source, splits=splits, target=target, label_level=label_level, min_classes=min_classes)
             return found.tell(note, issues=unpacked_issues(source))
-    where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
-    if label_level != "auto":
-        raise UserError(
-            f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a "
-            "table; leave it out, or name the column with label_column."
-        )
+    where = _name_source(source)
+    _refuse_level(label_level, where)
     raw, columns["path_column"] = _read_raw(source, where, path_column, _root_of(source, root) if check_files else None)
     if multi_label:
         found = _read_labels(raw.table, where, {**columns, "splits": splits}, several)
     else:
         found = to_columns(raw.table, where, **columns, target=target, splits=splits, known=known)
-    noted = Noted(found.table, raw.issues, raw.notes).tell(*found.notes).then(_drop_incomplete, where).then(_drop_ignored, where)
+    noted = replace(raw, table=found.table).tell(*found.notes).then(_drop_incomplete, where).then(_drop_ignored, where)
     noted = noted.then(_find_photos, source, where, root=root, check_files=check_files, names=splits).then(_drop_repeated, where)
     if multi_label:
         noted = noted.then(_answer_unlabelled, unlabelled, where)
     return noted.then(_finish, where, found.target, min_classes).then(_say_unlabelled, source)
 
-
-@delegates(read_table)
-def load_table(
-    source: str | Path | pd.DataFrame,  # folder of class folders (perhaps within train, valid, test), a zip of it, CSV, Parquet, DataFrame
-    **kwargs,  # of `read_table`
-) -> pd.DataFrame:  # path, label (or labels), metadata, perhaps split
-    "Read any source into the tidy table, and tell as warnings what was guessed or left out. Raises `UserError` with the remedy where the source cannot be used."
-    return read_table(source, **kwargs).warn()
+# %% ../../nbs/data/18_tables.ipynb #1dcc5f3d
+def _name_source(source: Path | pd.DataFrame) -> str:
+    "Say how messages call a table."
+    return "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
 
 
+def _refuse_level(label_level: int | str, where: str) -> None:
+    "Refuse a level of folders for a table."
+    if label_level != "auto":
+        raise UserError(
+            f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a "
+            "table; leave it out, or name the column with label_column."
+        )
+
+
+def _open_source(source: str | Path) -> tuple[Path, str]:
+    "Unpack a zip; a sentence says where. Raises `UserError` for an archive of another kind."
+    refuse_empty(source)
+    source = Path(source).expanduser()
+    refuse_archive(source)
+    return unpack_zip(source) if source.suffix.lower() == ".zip" and not source.is_dir() else (source, "")
+
+# %% ../../nbs/data/18_tables.ipynb #0462c6b0
 def _read_raw(source: Path | pd.DataFrame, where: str, path_column: str | None, root: Path | None) -> tuple[Noted, str]:
     "Read a table as it is written, and find the column of its paths; what a spreadsheet must not calculate is read without its apostrophe."
     raw = Noted(with_index(source)) if isinstance(source, pd.DataFrame) else read_file(source)
@@ -305,20 +308,9 @@ def _read_raw(source: Path | pd.DataFrame, where: str, path_column: str | None, 
     if isinstance(source, pd.DataFrame) or source.suffix.lower() in (".parquet", ".pq"):
         return raw.tell(*notes), path_column
     table, note = unguard_read(raw.table, where, besides=path_column)
-    return Noted(table, raw.issues, raw.notes).tell(*notes, note), path_column
+    return replace(raw, table=table).tell(*notes, note), path_column
 
-# %% ../../nbs/data/18_tables.ipynb #848725c5
-def _drop_ignored(table: pd.DataFrame, where: str) -> Noted:
-    "Leave out the splits that the user wants ignored."
-    if "split" not in table or not (ignored := table["split"].eq("ignore")).any():
-        return Noted(table)
-    if ignored.all():
-        raise UserError(f"{option('splits')} leaves out every photo of {where}; ignore fewer splits.")
-    return Noted(table[~ignored]).tell(
-        f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored."
-    )
-
-# %% ../../nbs/data/18_tables.ipynb #57103750
+# %% ../../nbs/data/18_tables.ipynb #9fadad7f
 def _find_photos(
     table: pd.DataFrame,
     source: Path | pd.DataFrame,
@@ -343,35 +335,41 @@ def _root_of(source: Path | pd.DataFrame, root: str | Path | None) -> Path:
         raise UserError(f"root '{root}' is not a folder; give the folder that the photos' paths start from.")
     return Path(root).expanduser()
 
-
-def _open_source(source: str | Path) -> tuple[Path, str]:
-    "Unpack a zip; a sentence says where. Raises `UserError` for an archive of another kind."
-    refuse_empty(source)
-    source = Path(source).expanduser()
-    refuse_archive(source)
-    return unpack_zip(source) if source.suffix.lower() == ".zip" and not source.is_dir() else (source, "")
-
-
-def _say_unlabelled(table: pd.DataFrame, source: Path | pd.DataFrame) -> Noted:
-    "Say that a table of photos without labels lies beside the one for training."
-    noted = Noted(table)
-    if isinstance(source, pd.DataFrame) or split_name(source.stem) != "train":
-        return noted
-    for other in sorted(source.parent.iterdir()):
-        if other.name.lower().endswith(TABLE_SUFFIXES) and split_name(other.stem) == "test":
-            try:
-                raw = read_file(other).table
-            except UserError as e:
-                noted = noted.tell(f"'{other.name}' beside it was not looked into: {e}")
-                continue
-            if find_column(raw.columns, PATH_COLUMNS) and not find_column(raw.columns, LABEL_COLUMNS):
-                noted = noted.tell(
-                    f"'{other.name}' beside it lists {count(len(raw), 'photo')} without labels; they take no "
-                    "part in training, and load_unlabelled reads them to be predicted."
-                )
-    return noted
+# %% ../../nbs/data/18_tables.ipynb #ede09e81
+def _drop_ignored(table: pd.DataFrame, where: str) -> Noted:
+    "Leave out the splits that the user wants ignored."
+    if "split" not in table or not (ignored := table["split"].eq("ignore")).any():
+        return Noted(table)
+    if ignored.all():
+        raise UserError(f"{option('splits')} leaves out every photo of {where}; ignore fewer splits.")
+    return Noted(table[~ignored]).tell(
+        f"left out, as asked, {ignored.sum():,} of {count(len(table), 'photo')} in {where}, whose split is to be ignored."
+    )
 
 
+def _finish(table: pd.DataFrame, where: str, target: str | None, min_classes: int = 2) -> Noted:
+    "Set the target, check the table, and say which labels look alike."
+    noted = set_target(table, target) if target is not None and "label" in table else Noted(table)
+    table = check_table(noted.table, where=where, min_classes=min_classes).reset_index(drop=True)
+    labels = label_names(table) if "labels" in table else table["label"].unique()
+    return replace(noted, table=table).tell(describe_alike(labels, where))
+
+# %% ../../nbs/data/18_tables.ipynb #b2bd4ae4
+def _read_classes(
+    folder: Path, *, splits: dict[str, str] | None, target: str | None, label_level: int | str, min_classes: int
+) -> Noted:
+    "Read a folder of class folders."
+    read = read_folder(folder, splits=splits, label_level=label_level, min_classes=min_classes)
+    return read.tell(*describe_left_out(read.issues, folder)).then(_finish, f"'{folder.name}'", target, min_classes)
+
+
+def _refuse_columns(folder: Path, options: dict) -> None:
+    "Refuse what belongs to a table for a folder."
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} belongs to a table, and '{folder}' is a folder; give the table's file or leave {given[0]} out.")
+
+# %% ../../nbs/data/18_tables.ipynb #f8298e61
 def _check_options(multi_label: bool, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
     "Refuse options that belong to the other kind of table."
     check_unlabelled(several["unlabelled"])
@@ -388,7 +386,7 @@ def _check_options(multi_label: bool, label_column: str | list[str] | None, targ
             "experiment file); leave one of them out, or name the column with label_column."
         )
 
-
+# %% ../../nbs/data/18_tables.ipynb #f981c244
 def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) -> FoundColumns:
     "Read a table whose photos have several labels."
     labels, used, note = to_labels(raw, where, label_column=columns["label_column"], separator=several["separator"])
@@ -409,26 +407,36 @@ def _answer_unlabelled(table: pd.DataFrame, unlabelled: str | None, where: str, 
     out, note = ask_unlabelled(table, unlabelled, where=where, why=why)
     return leave_out(table, out, "no label", "there is no label in the table", note)
 
-# %% ../../nbs/data/18_tables.ipynb #4e4d87ff
-def _read_classes(
-    folder: Path, unused: dict, *, splits: dict[str, str] | None, target: str | None, label_level: int | str = "auto", min_classes: int = 2
-) -> Noted:
-    "Read a folder of class folders; columns and root are for tables."
-    given = [name for name, value in unused.items() if value is not None]
-    if given:
-        raise UserError(f"{given[0]} belongs to a table, and '{folder}' is a folder; give the table's file or leave {given[0]} out.")
-    read = read_folder(folder, splits=splits, label_level=label_level, min_classes=min_classes)
-    return read.tell(*describe_left_out(read.issues, folder)).then(_finish, f"'{folder.name}'", target, min_classes)
+# %% ../../nbs/data/18_tables.ipynb #069aa94f
+def _say_unlabelled(table: pd.DataFrame, source: Path | pd.DataFrame) -> Noted:
+    "Say that a table of photos without labels lies beside the one for training."
+    noted = Noted(table)
+    if isinstance(source, pd.DataFrame) or split_name(source.stem) != "train":
+        return noted
+    for other in sorted(source.parent.iterdir()):
+        if other.name.lower().endswith(TABLE_SUFFIXES) and split_name(other.stem) == "test":
+            try:
+                raw = read_file(other).table
+            except UserError as e:
+                noted = noted.tell(f"'{other.name}' beside it was not looked into: {e}")
+                continue
+            if find_column(raw.columns, PATH_COLUMNS) and not find_column(raw.columns, LABEL_COLUMNS):
+                noted = noted.tell(
+                    f"'{other.name}' beside it lists {count(len(raw), 'photo')} without labels; they take no "
+                    "part in training, and load_unlabelled reads them to be predicted."
+                )
+    return noted
 
+# %% ../../nbs/data/18_tables.ipynb #7ac85f36
+@delegates(read_table)
+def load_table(
+    source: str | Path | pd.DataFrame,  # folder of class folders (perhaps within train, valid, test), a zip of it, CSV, Parquet, DataFrame
+    **kwargs,  # of `read_table`
+) -> pd.DataFrame:  # path, label (or labels), metadata, perhaps split
+    "Read any source into the tidy table, and tell as warnings what was guessed or left out; raises `UserError` with the remedy."
+    return read_table(source, **kwargs).warn()
 
-def _finish(table: pd.DataFrame, where: str, target: str | None, min_classes: int = 2) -> Noted:
-    "Set the target, check the table, and say which labels look alike."
-    noted = set_target(table, target) if target is not None and "label" in table else Noted(table)
-    table = check_table(noted.table, where=where, min_classes=min_classes).reset_index(drop=True)
-    labels = label_names(table) if "labels" in table else table["label"].unique()
-    return Noted(table, noted.issues, noted.notes).tell(describe_alike(labels, where))
-
-# %% ../../nbs/data/18_tables.ipynb #abde9f50
+# %% ../../nbs/data/18_tables.ipynb #d1d24ed3
 def read_unlabelled(
     source: str | Path | pd.DataFrame,  # folder, zip, CSV, Parquet, DataFrame
     *,
@@ -445,15 +453,15 @@ def read_unlabelled(
             if not photos:
                 raise UserError(f"the folder '{source}' holds no photos; give the folder that holds them.")
             return Noted(pd.DataFrame({"path": photos}), [*issues, *unpacked_issues(source)]).tell(note, *describe_left_out(issues, source))
-    where = "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
+    where = _name_source(source)
     raw = Noted(with_index(source)) if isinstance(source, pd.DataFrame) else read_file(source)
     path_column, said = choose_path(raw.table, where, given=path_column, root=_root_of(source, root) if check_files else None)
     found = to_columns(raw.table, where, path_column=path_column, with_label=False, with_split=False)
-    noted = Noted(found.table, raw.issues, raw.notes).tell(*said, *found.notes).then(_drop_incomplete, where)
+    noted = replace(raw, table=found.table).tell(*said, *found.notes).then(_drop_incomplete, where)
     noted = noted.then(_find_photos, source, where, root=root, check_files=check_files).then(_drop_repeated, where)
     return replace(noted, table=noted.table.reset_index(drop=True))
 
-
+# %% ../../nbs/data/18_tables.ipynb #8d3411e0
 @delegates(read_unlabelled)
 def load_unlabelled(
     source: str | Path | pd.DataFrame,  # folder, zip, CSV, Parquet, DataFrame
@@ -462,7 +470,7 @@ def load_unlabelled(
     "List the photos of a source whose labels are not known, and tell as warnings what was guessed or left out."
     return read_unlabelled(source, **kwargs).warn()
 
-# %% ../../nbs/data/18_tables.ipynb #a0621de6
+# %% ../../nbs/data/18_tables.ipynb #9802a5e0
 def keep_classes(
     table: pd.DataFrame,  # tidy
     *,
@@ -476,21 +484,9 @@ def keep_classes(
     label = "labels" if label == "label" and "label" not in table and "labels" in table else label
     if label not in table:
         raise unknown_name("label", label, table.columns)
-    counts = (
-        (table[label].explode().dropna() if label == "labels" else table[label])
-        .value_counts()
-        .rename_axis("name")
-        .reset_index(name="n")
-        .sort_values(["n", "name"], ascending=[False, True])
-    )
-    kept = counts
-    if labels is not None:
-        known = set(counts["name"])
-        labels = list(labels)
-        for name in labels:
-            if name not in known:
-                raise unknown_name("label", name, counts["name"])
-        kept = kept[kept["name"].isin(labels)]
+    counts = _count_classes(table[label].explode().dropna() if label == "labels" else table[label])
+    labels = None if labels is None else _known_labels(labels, counts["name"])
+    kept = counts if labels is None else counts[counts["name"].isin(labels)]
     if min_per_class is not None:
         kept = kept[kept["n"] >= min_per_class]
     if top_classes is not None:
@@ -507,13 +503,26 @@ def keep_classes(
         return Noted(table)
     if label == "labels":
         return _keep_labels(table, set(kept["name"]), gone, unlabelled)
-    shown = some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
-    note = (
-        f"left out, as asked, {len(gone):,} of {len(counts):,} classes with {gone['n'].sum():,} of {count(len(table), 'photo')}: {shown}."
-    )
+    photos, shown = count(len(table), "photo"), some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
+    note = f"left out, as asked, {len(gone):,} of {len(counts):,} classes with {gone['n'].sum():,} of {photos}: {shown}."
     return Noted(table[table[label].isin(kept["name"])].reset_index(drop=True)).tell(note)
 
+# %% ../../nbs/data/18_tables.ipynb #7721f955
+def _count_classes(labels: pd.Series) -> pd.DataFrame:  # name, n; the most frequent first, ties by name
+    "Count the photos of each class."
+    counts = labels.value_counts().rename_axis("name").reset_index(name="n")
+    return counts.sort_values(["n", "name"], ascending=[False, True])
 
+
+def _known_labels(labels: Iterable[str], known: pd.Series) -> list[str]:
+    "Refuse a label that no photo has; raises `UserError` with the nearest."
+    labels = list(labels)
+    for name in labels:
+        if name not in set(known):
+            raise unknown_name("label", name, known)
+    return labels
+
+# %% ../../nbs/data/18_tables.ipynb #a9199c3b
 @delegates(keep_classes)
 def filter_classes(
     table: pd.DataFrame,  # tidy
