@@ -88,7 +88,7 @@ def test_what_its_decoder_unfolds_is_refused_before(format, options, monkeypatch
     image.save(stream, format, **options)
     assert open_photo(stream.getvalue()).size == (4_000, 3_000)  # 12 megapixels, as telephones take them
     with monkeypatch.context() as patch:
-        patch.setattr(module, "peak_bytes", lambda n: 4.5 * 12e6)  # as much as the image itself takes
+        patch.setattr(module, "_peak_bytes", lambda n: 4.5 * 12e6)  # as much as the image itself takes
         patch.setattr(Image.core, "new", lambda *args: (_ for _ in ()).throw(AssertionError("it was decoded")))
         with pytest.raises(PhotoError, match=rf"decoding its 4000 x 3000 pixels \({format}, .*\) takes \d+ MB, and 54 MB are allowed"):
             open_photo(stream.getvalue())
@@ -115,7 +115,7 @@ def test_a_photo_in_strips_is_the_photo_as_a_whole(mode, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("snakecls.data.pixels.STRIP_PIXELS", 200)
             assert open_photo(stream.getvalue()) == whole
-            patch.setattr(module, "peak_bytes", lambda n: 10**9 if n > 10**6 else 0)  # too large to stand in memory twice
+            patch.setattr(module, "_peak_bytes", lambda n: 10**9 if n > 10**6 else 0)  # too large to stand in memory twice
             assert open_photo(stream.getvalue()) == whole
             patch.setattr(module.tempfile, "TemporaryFile", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
             assert open_photo(stream.getvalue()) == whole
@@ -285,11 +285,11 @@ def test_a_photo_that_uses_few_of_its_16_bits_is_told(tmp_path, tiny_bundle):
 def test_no_real_photo_is_called_plain():
     from test_files import real
 
-    from snakecls.data.photos import why_plain
+    from snakecls.data.photos import _why_plain
 
     for name in ("snakes_ph/val", "butterflies/valid", "checkboxes"):
         files = [path for path in sorted(real(name).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-        assert files and not [path for path in files if why_plain(open_photo(path))]
+        assert files and not [path for path in files if _why_plain(open_photo(path))]
 
 
 # Damage
@@ -315,7 +315,7 @@ for place, (name, data) in enumerate(whole.items()):
             photo = open_photo(changed, max_pixels=10**6)
             assert photo.mode == "RGB" and 0 < photo.width * photo.height <= 10**6
         except PhotoError as e:
-            assert str(e).endswith(".") and "\\n" not in str(e) and "decoding_bytes" not in str(e), str(e)
+            assert str(e).endswith(".") and "\\n" not in str(e) and "_decoding_bytes" not in str(e), str(e)
             refused += 1
         signal.alarm(0)
     done[name] = refused

@@ -41,7 +41,7 @@ TEXTS = {
     "header": (dangers.danger_key, ["a ", "a  ,  ", "snake ", "? ", "is ", " status", "1 = no "]),
     "sound": (lambda text: dangers.sounds_dangerous(text) or dangers.has_odd_coding(text), ["a ", "is ", "? ", "ly "]),
     "cell": (lambda text: dangers.speaks_of_danger("x", [text]), ["a ", "1 ", "non "]),
-    "list": (labels.read_list, ['\\"', "'\\", "[", "'a' ", "-", "0 "]),
+    "list": (labels._read_list, ['\\"', "'\\", "[", "'a' ", "-", "0 "]),
     "rows": (read_rows, ["a  ,  ", '",', '"a",', ' ,"', " ", '"', '""', '", "', 'a "b", ', '"\n', 'a,"b\n']),
     "row": (lambda text: messy_csv.read_messy(['"' + text], ",", columns=3), ['",', '"a",', " ", '"']),
     "grid": (lambda text: parse_grid(["a=" + text]), [",", "],", "a,b ", "[,", '",']),

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'OUR_COLUMNS', 'some', 'count', 'option', 'clean_label',
            'split_name', 'check_split_names', 'find_column', 'match_column', 'all_columns', 'FoundColumns',
-           'to_columns', 'set_aside', 'as_text', 'foreign_bytes', 'as_label', 'choose_label', 'own_column',
-           'read_splits', 'find_splits', 'split_columns']
+           'to_columns', 'set_aside', 'as_text', 'as_label', 'split_columns']
 
 # %% ../../nbs/data/01_columns.ipynb #e8394d29
 import re
@@ -263,9 +262,9 @@ def to_columns(
         raise UserError(
             f"{where} has no column that looks like paths of photos among {some(raw.columns, 8)}; name it with {option('path_column')}."
         )
-    label, notes = choose_label(raw, where, given=label_column, target=target, besides=path, known=known) if with_label else (None, [])
+    label, notes = _choose_label(raw, where, given=label_column, target=target, besides=path, known=known) if with_label else (None, [])
     names, split, said = (
-        find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
+        _find_splits(raw, where, given=split_column, names=splits, besides=(path, label), bare=with_label) if with_split else ([], None, [])
     )
     used = {path, *names} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
@@ -273,9 +272,9 @@ def to_columns(
     named = [as_text(raw[path]).rename("path"), *([as_label(raw[label]).rename("label")] if with_label else [])]
     table = pd.concat([*named, rest], axis=1)
     table = table if split is None else table.assign(split=split)
-    own = own_column(raw.columns, target) if target and with_label else None
+    own = _own_column(raw.columns, target) if target and with_label else None
     called = {**dict(zip(kept, rest)), label: "label"}.get(own, target)
-    return FoundColumns(table, called, [*foreign_bytes(raw, where), *notes, *said])
+    return FoundColumns(table, called, [*_foreign_bytes(raw, where), *notes, *said])
 
 # %% ../../nbs/data/01_columns.ipynb #b66a24e8
 def set_aside(
@@ -326,7 +325,7 @@ def _decode(cell: bytes) -> str:
     return cell.decode("latin-1")
 
 
-def foreign_bytes(
+def _foreign_bytes(
     raw: pd.DataFrame,
     where: str,  # how messages call it
 ) -> list[str]:  # a sentence for each column
@@ -385,7 +384,7 @@ _RANKS = (
 _SPECIES = ("binomial", "binomial_name", "scientific_name", "latin_name", "species", "species_name")
 
 
-def choose_label(
+def _choose_label(
     raw: pd.DataFrame,  # as read
     where: str,  # how messages call it
     *,
@@ -395,7 +394,7 @@ def choose_label(
     known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
 ) -> tuple[str, list[str]]:  # the column; sentences for the user where there was a choice
     "Find the column of the labels: the one called so, else the finest whose values look like labels."
-    own = own_column(raw.columns, target) if target and given is None else None
+    own = _own_column(raw.columns, target) if target and given is None else None
     if own is not None or given is not None:
         return own or find_column(raw.columns, (), given=given, what="label_column"), []
     found = _candidates([column for column in raw.columns if column != besides])
@@ -435,7 +434,7 @@ def choose_label(
     return best, [] if target else notes + _clashing_epithets(raw, best, where)
 
 
-def own_column(
+def _own_column(
     columns: Iterable[str],  # of a table as it is read
     target: str,
 ) -> str | None:  # None where there is no such column
@@ -534,7 +533,7 @@ _FLAGS = {
 }
 
 
-def read_splits(
+def _read_splits(
     values: pd.Series,  # the column, named as in the table
     where: str,  # how messages call the table
     *,
@@ -592,7 +591,7 @@ def _flag_split(name: object) -> tuple[str, str] | None:
     return {"train": ("train", "test"), "valid": ("valid", "train"), "test": ("test", "train")}.get(word)
 
 # %% ../../nbs/data/01_columns.ipynb #75937e51
-def find_splits(
+def _find_splits(
     raw: pd.DataFrame,  # as read
     where: str,  # how messages call it
     *,
@@ -604,12 +603,12 @@ def find_splits(
     "Find and read the splits of a table."
     if given is not None:
         column = find_column(raw.columns, (), given=given, what="split_column")
-        split, note = read_splits(raw[column], where, given=True, names=names)
+        split, note = _read_splits(raw[column], where, given=True, names=names)
         return [column], split, [*([note] if note else []), *_unmatched(raw, [column], names)]
     found = split_columns([column for column in raw.columns if column not in set(besides)], bare=bare)
     notes, read, said = [], {}, {}
     for column in found:
-        split, note = read_splits(raw[column], where, names=names)
+        split, note = _read_splits(raw[column], where, names=names)
         if split is not None:
             read[column], said[column] = split, note
         elif note:

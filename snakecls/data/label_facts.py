@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['YES', 'NO', 'NOT_KNOWN', 'DANGERS', 'ALIASES', 'MOST_HEADER', 'SUBJECTS', 'PLAIN_NO', 'plain_words', 'read_danger',
-           'hints_at_danger', 'danger_key', 'has_odd_coding', 'says_harmless', 'is_negated', 'sounds_dangerous',
-           'speaks_of_danger', 'clean_facts', 'readable_facts', 'which', 'clean_name', 'danger_state', 'known_dangers',
-           'join_facts', 'join_infos', 'subject_noun', 'subject_name', 'guess_subject', 'named_danger', 'target_danger',
-           'denied_dangers', 'model_dangers', 'with_unknown', 'danger_name', 'danger_noun', 'say_unknown']
+           'hints_at_danger', 'danger_key', 'has_odd_coding', 'says_harmless', 'sounds_dangerous', 'speaks_of_danger',
+           'clean_facts', 'readable_facts', 'which', 'clean_name', 'danger_state', 'known_dangers', 'join_infos',
+           'named_danger', 'target_danger', 'denied_dangers', 'model_dangers', 'with_unknown', 'danger_name',
+           'danger_noun', 'say_unknown']
 
 # %% ../../nbs/data/16_label_facts.ipynb #b42c4d72
 import re
@@ -259,7 +259,7 @@ _NEGATED = re.compile(
 )
 
 
-def is_negated(
+def _is_negated(
     text: object,  # a label or a target
 ) -> bool:
     "Tell whether a text takes back a word for harmless, such as 'not harmless', 'nicht essbar' or 'not entirely harmless'."
@@ -365,14 +365,14 @@ def _is_doubt(name: object, value: Any, also: Sequence[str]) -> bool:
         return state is not None
     if says_harmless(name):
         return (
-            (state is not None and is_negated(name))
+            (state is not None and _is_negated(name))
             or state is False
             or (state is True and not isinstance(value, (bool, int)) and bool(_SAID.search(plain_words(value))))
         )
     if (
         hints_at_danger(name)
         and isinstance(value, str)
-        and (plain_words(value) in _LOW or (says_harmless(value) and not is_negated(value)))
+        and (plain_words(value) in _LOW or (says_harmless(value) and not _is_negated(value)))
     ):
         return False
     return (bool(speaks_of_danger(name, [value], also)) or hints_at_danger(name)) and state is True
@@ -417,7 +417,7 @@ def known_dangers(
     return tuple(key for key in dict.fromkeys([*DANGERS, *own]) if any(key in facts for facts in label_facts.values()))
 
 
-def join_facts(
+def _join_facts(
     several: Sequence[Mapping[str, Mapping[str, Any]]],  # the facts of several models, each from `clean_facts`
     also: Iterable[str] = (),  # as in `danger_key`
 ) -> dict[str, dict[str, Any]]:  # the first one's, with every danger of all
@@ -437,7 +437,7 @@ def join_infos(
     "Join what several models know about danger and what they are about."
     columns = list(dict.fromkeys(name for info in infos for name in info.danger_columns))
     return {
-        "label_facts": join_facts([info.label_facts for info in infos], columns),
+        "label_facts": _join_facts([info.label_facts for info in infos], columns),
         "danger_columns": columns,
         "subject": next((info.subject for info in infos if info.subject), ""),
     }
@@ -509,7 +509,7 @@ _CARS = re.compile(
 _WEAK = {"snake": r"pythons?|boas?"}  # with another word, or two of them in more than half of the labels
 
 
-def subject_noun(
+def _subject_noun(
     subject: str,  # as a person wrote it: 'Sea snakes ', 'Schlange'
 ) -> str:  # one of `SUBJECTS`; empty for what is none of them
     "Find the dangerous kind of thing that a subject names."
@@ -522,12 +522,12 @@ def subject_noun(
     return ""
 
 
-def subject_name(subject: str) -> str:
+def _subject_name(subject: str) -> str:
     "Write a subject for people, in the singular and without a danger before it: 'Venomous sea snakes ' is 'sea snake'."
     words = [word for word in " ".join(str(subject).split()).split(" ") if word]
     while len(words) > 1 and danger_key(words[0]):
         words = words[1:]
-    noun = subject_noun(words[-1]) if words else ""
+    noun = _subject_noun(words[-1]) if words else ""
     if noun and plain_words(words[-1]) in (noun, f"{noun}s", f"{noun}es", f"{noun.removesuffix('y')}ies", "fungi"):
         words[-1] = noun
     elif noun and plain_words(words[-1]).removesuffix("s") in _SAME.get(noun, "").split():
@@ -544,7 +544,7 @@ def _genera(label: str) -> set[str]:
     }
 
 
-def guess_subject(
+def _guess_subject(
     labels: Sequence[str],
     name: str = "",  # of the model, with whatever else is said about it
 ) -> str:  # one of `SUBJECTS`; empty where nothing points to one
@@ -595,8 +595,8 @@ def target_danger(
     label: object,  # one of its labels, such as 'venomous' or 'yes'
 ) -> str | None:  # a danger; None where the label names none, or says that there is none
     "Find the danger that the label of a further target says a photo has."
-    against = is_negated(label)
-    asked = named_danger(target) or ("dangerous" if says_harmless(target) or is_negated(target) else None)  # such as 'safe_to_eat'
+    against = _is_negated(label)
+    asked = named_danger(target) or ("dangerous" if says_harmless(target) or _is_negated(target) else None)  # such as 'safe_to_eat'
     if asked is not None and has_odd_coding(target):  # whether '1' is its yes or its no is not known
         return asked
     if asked is not None:
@@ -605,7 +605,7 @@ def target_danger(
         except UserError:  # such as 'high', or 'neurotoxic'
             return _named_besides(label) if says_harmless(label) and not against else None if plain_words(label) in _LOW else asked
         if state is not None and danger_key(label) is None and not says_harmless(label):  # 'venomous': 'yes', or 'edible': 'no'
-            return asked if state is not (says_harmless(target) and not is_negated(target)) else None
+            return asked if state is not (says_harmless(target) and not _is_negated(target)) else None
     if says_harmless(label) and not against:
         return _named_besides(label)
     return None if plain_words(label) in NO else named_danger(label) or ("dangerous" if against else None)
@@ -678,8 +678,8 @@ def model_dangers(
     targets = getattr(info, "targets", None) or {}
     labels = list(dict.fromkeys(str(label) for names in (getattr(info, "labels", None) or (), *targets.values()) for label in names))
     keys = list(known_dangers(facts, also))
-    given = subject_name(getattr(info, "subject", "") or "")
-    noun = subject_noun(given) or guess_subject(labels, " ".join(str(getattr(info, part, "")) for part in ("name", "title")))
+    given = _subject_name(getattr(info, "subject", "") or "")
+    noun = _subject_noun(given) or _guess_subject(labels, " ".join(str(getattr(info, part, "")) for part in ("name", "title")))
     named = [key for text in (getattr(info, "target", ""), *targets, *labels) if (key := named_danger(text))]
     own = SUBJECTS.get(noun) or ("venomous" if "medically_important" in keys else None)
     if not own and not keys and named:

@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'TURNS', 'INTERPOLATIONS', 'RESIZES', 'MIN_SPREAD', 'MIN_SHOWN', 'PhotoError', 'exif_turn',
-           'describe_source', 'is_heif', 'explain_failure', 'open_photo', 'open_stream', 'known_formats', 'decode',
-           'check_size', 'peak_bytes', 'through_file', 'decoding_bytes', 'pixel_bytes', 'PhotoSpec', 'keep_box',
-           'resize_photo', 'pad_box', 'to_array', 'prepare_photo', 'PlainPhotoError', 'why_plain', 'is_plain',
-           'check_seen', 'open_shown', 'prepare_shown']
+           'is_heif', 'explain_failure', 'open_photo', 'open_stream', 'known_formats', 'decode', 'PhotoSpec',
+           'resize_photo', 'to_array', 'prepare_photo', 'PlainPhotoError', 'open_shown', 'prepare_shown']
 
 # %% ../../nbs/data/04_photos.ipynb #74a6b7ad
 import io
@@ -58,7 +56,7 @@ def exif_turn(
         return None
 
 # %% ../../nbs/data/04_photos.ipynb #3881f5e1
-def describe_source(source: Any) -> str:
+def _describe_source(source: Any) -> str:
     "Name a source for a message: its path, or what kind of thing it is."
     if isinstance(source, (str, Path)):
         return printable(source)
@@ -103,10 +101,10 @@ def open_photo(
     max_pixels: int = MAX_PIXELS,  # refuse what is larger, before decoding; Pillow itself stops at 179 million
 ) -> Image.Image:  # mode RGB, upright, at its own size; the first frame of an animation
     "Open a photo. Raises `PhotoError` with the source and the reason when it cannot be read as a whole."
-    name, head = describe_source(source), b""
+    name, head = _describe_source(source), b""
     try:
         if isinstance(source, np.ndarray):
-            check_size(source.shape[1::-1], max_pixels)
+            _check_size(source.shape[1::-1], max_pixels)
             return decode(array_to_image(source), max_pixels, ours=True)
         if isinstance(source, Image.Image):
             return decode(source, max_pixels)
@@ -158,21 +156,21 @@ def decode(
     ours: bool = False,  # nobody else needs its pixels: they may be handed on, or given back early
 ) -> Image.Image:  # mode RGB, upright; it shares nothing with `image`, unless that is ours
     "Check the size, decode the first frame, convert to RGB and set upright."
-    check_size(image.size, max_pixels)
-    if ours and (needed := decoding_bytes(image)) > (allowed := peak_bytes(max_pixels)):
+    _check_size(image.size, max_pixels)
+    if ours and (needed := _decoding_bytes(image)) > (allowed := _peak_bytes(max_pixels)):
         raise ValueError(
             f"decoding its {image.width} x {image.height} pixels ({image.format}, {image.mode}) takes "
             f"{needed / 1e6:,.0f} MB, and {allowed / 1e6:,.0f} MB are allowed "
             f"(max_pixels={max_pixels:,}); save it smaller, or as a plain JPEG or PNG"
         )
     image.load()
-    check_size(image.size, max_pixels)  # a HEIC can turn out larger than it said
+    _check_size(image.size, max_pixels)  # a HEIC can turn out larger than it said
     turn = exif_turn(image)
     plain = is_plain_rgb(image)
     if plain and turn is None:
         photo = image._new(image.im) if ours else image.copy()
-    elif ours and image.width * image.height * (pixel_bytes(image) + 4) > peak_bytes(image.width * image.height) - _RESERVE:
-        photo = through_file(image, turn)
+    elif ours and image.width * image.height * (_pixel_bytes(image) + 4) > _peak_bytes(image.width * image.height) - _RESERVE:
+        photo = _through_file(image, turn)
     elif plain:
         photo = image.transpose(turn)
     else:
@@ -181,7 +179,7 @@ def decode(
     return photo
 
 
-def check_size(size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     "Refuse a photo without pixels or with too many; raises `ValueError`."
     width, height = size
     if width * height == 0:
@@ -190,7 +188,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ValueError(f"its {width} x {height} pixels are more than the {max_pixels:,} allowed (max_pixels)")
 
 
-def peak_bytes(
+def _peak_bytes(
     n_pixels: int,
 ) -> float:
     "Tell how much memory opening a photo may take at its peak."
@@ -200,7 +198,7 @@ def peak_bytes(
 _RESERVE = 50e6  # for strips, and for what else is under way
 
 
-def through_file(
+def _through_file(
     image: Image.Image,  # loaded; its pixels are given back
     turn: Image.Transpose | None,
 ) -> Image.Image:  # mode RGB
@@ -221,15 +219,15 @@ def through_file(
         return join_strips(rgb_strips(image, turn), size)  # no room on the disk: in memory, if it is there
 
 # %% ../../nbs/data/04_photos.ipynb #d39cbc94
-def decoding_bytes(
+def _decoding_bytes(
     image: Image.Image,  # opened, not yet loaded
 ) -> float:
     "Estimate how much memory decoding an image takes at its peak, itself included."
-    n_pixels, own = image.width * image.height, pixel_bytes(image)
+    n_pixels, own = image.width * image.height, _pixel_bytes(image)
     return n_pixels * own + _DECODERS.get(image.format, lambda image, n_pixels: 0)(image, n_pixels)
 
 
-def pixel_bytes(image: Image.Image) -> int:
+def _pixel_bytes(image: Image.Image) -> int:
     "Tell how many bytes Pillow keeps for a pixel."
     return 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;") else 4
 
@@ -256,7 +254,7 @@ def _of_tiff(image: Image.Image, n_pixels: int) -> float:
         if any(tile[0] == "libtiff" for tile in image.tile)
         else 0
     )
-    return max(packed * tags.get(277, 1) * deep / 8, n_pixels * pixel_bytes(image) if exif_turn(image) else 0)
+    return max(packed * tags.get(277, 1) * deep / 8, n_pixels * _pixel_bytes(image) if exif_turn(image) else 0)
 
 
 def _of_jpeg2000(image: Image.Image, n_pixels: int) -> float:
@@ -345,7 +343,7 @@ class PhotoSpec:
         return cls(**values)
 
 # %% ../../nbs/data/04_photos.ipynb #a809b54b
-def keep_box(
+def _keep_box(
     size: tuple[int, int],  # (width, height) of the photo
     spec: PhotoSpec,
 ) -> tuple[float, float, float, float]:  # left, top, right, bottom in pixels of the photo
@@ -366,15 +364,15 @@ def resize_photo(
     "Resize a photo as `spec` says: crop the middle, squash the whole, or pad it."
     method, size = INTERPOLATIONS[spec.interpolation], (spec.width, spec.height)
     if spec.resize != "pad":
-        box = keep_box(photo.size, spec)
+        box = _keep_box(photo.size, spec)
         return photo.copy() if photo.size == size and box == (0, 0, *size) else photo.resize(size, method, box=box)
-    box = pad_box(photo.size, spec)
+    box = _pad_box(photo.size, spec)
     canvas = Image.new("RGB", size, tuple(round(255 * value) for value in spec.mean))
     canvas.paste(photo.resize((box[2] - box[0], box[3] - box[1]), method), box[:2])
     return canvas
 
 
-def pad_box(
+def _pad_box(
     size: tuple[int, int],  # (width, height) of the photo
     spec: PhotoSpec,
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels of what the model sees
@@ -407,7 +405,7 @@ def prepare_photo(
     try:
         return to_array(resize_photo(photo, spec), spec)
     except MemoryError as e:
-        raise PhotoError(describe_source(source), explain_failure(e, b"")) from e
+        raise PhotoError(_describe_source(source), explain_failure(e, b"")) from e
 
 # %% ../../nbs/data/04_photos.ipynb #7e6a2dbd
 MIN_SPREAD = 1.5  # of the 255 steps of a colour: the standard deviation over 32 x 32 means, below which there is nothing to see
@@ -426,16 +424,16 @@ class PlainPhotoError(PhotoError):
         self.args = (f"there is nothing to see on {source}: {reason}; take another photo.",)
 
 
-def why_plain(
+def _why_plain(
     photo: Image.Image,  # mode RGB
 ) -> str:  # part of a sentence; empty where there is something to see
     "Say why there is nothing to see on a photo."
     if min(photo.size) < MIN_SHOWN:
         return f"it has {photo.width} x {photo.height} pixels"
-    return "it is of one colour" if is_plain(photo) else ""
+    return "it is of one colour" if _is_plain(photo) else ""
 
 
-def is_plain(
+def _is_plain(
     photo: Image.Image,  # mode RGB
 ) -> bool:
     "Tell whether a picture is of one colour, but for noise."
@@ -443,17 +441,17 @@ def is_plain(
     return bool(means.std((0, 1)).max() < MIN_SPREAD)
 
 
-def check_seen(
+def _check_seen(
     photo: Image.Image,  # mode RGB
     resized: Image.Image,  # what the model sees of it, from `resize_photo`
     spec: PhotoSpec,
     name: str,  # of the photo, for the message
 ) -> None:
     "Raise `PlainPhotoError` where there is nothing to see on a photo, or on the part of it that a model sees."
-    seen = resized.crop(pad_box(photo.size, spec)) if spec.resize == "pad" else resized  # the border that is added is of another colour
-    if min(photo.size) >= MIN_SHOWN and not is_plain(seen):
+    seen = resized.crop(_pad_box(photo.size, spec)) if spec.resize == "pad" else resized  # the border that is added is of another colour
+    if min(photo.size) >= MIN_SHOWN and not _is_plain(seen):
         return
-    if reason := why_plain(photo):  # the whole is looked at only where the part is plain
+    if reason := _why_plain(photo):  # the whole is looked at only where the part is plain
         raise PlainPhotoError(name, reason)
     if spec.resize == "crop" or spec.crop_pct < 1:
         raise PlainPhotoError(
@@ -492,8 +490,8 @@ def open_shown(
 ) -> Image.Image:  # as `open_photo` gives it
     "Open a photo that is to be named; raises `PlainPhotoError` where there is nothing to see on it."
     photo = open_photo(source)
-    if reason := why_plain(photo):
-        raise PlainPhotoError(describe_source(source), reason + _say_dark(source))
+    if reason := _why_plain(photo):
+        raise PlainPhotoError(_describe_source(source), reason + _say_dark(source))
     return photo
 
 
@@ -506,9 +504,9 @@ def prepare_shown(
     try:
         resized = resize_photo(photo, spec)
         try:
-            check_seen(photo, resized, spec, describe_source(source))
+            _check_seen(photo, resized, spec, _describe_source(source))
         except PlainPhotoError as e:
             raise PlainPhotoError(e.source, e.reason + _say_dark(source)) from None
         return to_array(resized, spec)
     except MemoryError as e:
-        raise PhotoError(describe_source(source), explain_failure(e, b"")) from e
+        raise PhotoError(_describe_source(source), explain_failure(e, b"")) from e
