@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'OUR_COLUMNS', 'some', 'count', 'option', 'clean_label',
-           'split_name', 'check_split_names', 'find_column', 'match_column', 'all_columns', 'FoundColumns',
-           'to_columns', 'set_aside', 'as_text', 'as_label', 'split_columns']
+           'split_name', 'check_split_names', 'all_columns', 'match_column', 'find_column', 'as_text', 'as_label',
+           'split_columns', 'FoundColumns', 'to_columns', 'set_aside']
 
 # %% ../../nbs/data/01_columns.ipynb #e8394d29
 import re
@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core import UserError, unknown_name
 
-# %% ../../nbs/data/01_columns.ipynb #dae9749d
+# %% ../../nbs/data/01_columns.ipynb #1ec47204
 def some(
     values: Iterable,  # anything that prints
     count: int = 3,  # show this many
@@ -32,8 +32,7 @@ def some(
     ]
     return ", ".join(f"'{value}'" for value in values[:count]) + (f" and {len(values) - count:,} more" if len(values) > count else "")
 
-
-
+# %% ../../nbs/data/01_columns.ipynb #0d264f48
 def count(
     number: int,
     noun: str,  # in the singular
@@ -49,7 +48,7 @@ def option(
     "Name a setting as its readers know it, in Python and in an experiment file."
     return f"{name} (data.{name} in an experiment file)"
 
-
+# %% ../../nbs/data/01_columns.ipynb #a9191b0b
 _JOINERS = "\u200c\u200d"  # between letters of some scripts and in emoji they mean something
 _UNSEEN = dict.fromkeys([0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF])
 
@@ -64,7 +63,7 @@ def clean_label(
     text = "".join(char for char in text if ord(char) not in _UNSEEN or (joined and char in _JOINERS))
     return unicodedata.normalize("NFC", text).strip().strip(_JOINERS).strip()
 
-# %% ../../nbs/data/01_columns.ipynb #ee5dccee
+# %% ../../nbs/data/01_columns.ipynb #a365a51b
 SPLITS = ("train", "valid", "test")
 _SPLIT_CHOICES = (*SPLITS, "ignore")  # what a user may call a part; what is ignored takes no part in anything
 _SPLIT_WORDS = {
@@ -73,7 +72,7 @@ _SPLIT_WORDS = {
     "test": "test|testing|tst|holdout|hold-out|hold out|public ?test|private ?test",
 }
 
-
+# %% ../../nbs/data/01_columns.ipynb #b0ac5474
 def split_name(
     name: object,  # a folder's name or a cell of a table
     names: dict[str, str] | None = None,  # the user's own, such as {'val': 'test'} or {'test': 'ignore'}; these come first
@@ -91,7 +90,12 @@ def split_name(
             return "ignore" if own.get(split) == "ignore" else split  # {'test': 'ignore'} is meant for Testing, too
     return None
 
+# %% ../../nbs/data/01_columns.ipynb #d2f30cb2
+def _truth(text: str) -> str | None:
+    "Give 'true' for yes and on, 'false' for no and off."
+    return "true" if text in ("yes", "on", "y", "true") else "false" if text in ("no", "off", "n", "false") else None
 
+# %% ../../nbs/data/01_columns.ipynb #17c0c620
 def check_split_names(
     names: dict[str, str] | None,  # the user's own
 ) -> None:
@@ -107,12 +111,7 @@ def check_split_names(
                 "are read as one name; leave one of them out."
             )
 
-
-def _truth(text: str) -> str | None:
-    "Give 'true' for yes and on, 'false' for no and off."
-    return "true" if text in ("yes", "on", "y", "true") else "false" if text in ("no", "off", "n", "false") else None
-
-# %% ../../nbs/data/01_columns.ipynb #c9eb5b52
+# %% ../../nbs/data/01_columns.ipynb #b69dd54a
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "img_path", "photo_path", "image_file", "file", "filename", "file_name",
                 "image", "image_name", "img", "photo", "image_id", "imageid", "photo_id", "uuid", "id")  # fmt: skip
 LABEL_COLUMNS = (
@@ -161,11 +160,61 @@ SPLIT_COLUMNS = (
     "test",
     "holdout",
 )
-
-
 OUR_COLUMNS = ("path", "label", "labels", "split")  # what the tidy table calls its own
 
+# %% ../../nbs/data/01_columns.ipynb #32587e4b
+def _plain(column: object) -> str:
+    "A column's name in lower case, with underscores for all that is no letter or digit of any script; empty where nothing is left."
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean_label(str(column))).casefold())
+    if text.isascii():
+        return re.sub(r"[^a-z0-9]+", "_", text).strip("_")
+    kept = (
+        char if unicodedata.category(char)[0] in "LMN" or (unicodedata.category(char)[0] == "S" and not char.isascii()) else " "
+        for char in text
+    )
+    return "_".join("".join(kept).split())
 
+# %% ../../nbs/data/01_columns.ipynb #114dd1b3
+def all_columns(
+    columns: Iterable[str],  # the table's
+    known: Iterable[str],  # names to recognise, the most telling first
+) -> list[str]:
+    "List all columns that are called by one of the names that people use, the most telling first."
+    plain = _spellings(columns)
+    words = (word + ending for word in map(_plain, known) for ending in ("", "s", "es"))
+    return list(dict.fromkeys(column for word in words for column in plain.get(word, ())))
+
+# %% ../../nbs/data/01_columns.ipynb #52b301c2
+def _spellings(columns: Iterable[str]) -> dict[str, list]:
+    "Map the plain form of a name to the columns that have it, the one that is written so first; a name without a letter is like no other."
+    plain: dict[str, list] = {}
+    for column in columns:
+        if form := _plain(column):
+            plain.setdefault(form, []).append(column)
+    return {form: sorted(alike, key=lambda column: column != form) for form, alike in plain.items()}
+
+# %% ../../nbs/data/01_columns.ipynb #2b3f946b
+def match_column(
+    columns: Iterable[str],  # the table's
+    name: str,  # the user's
+    *,
+    what: str = "column",  # for the message, such as 'label_column'
+    endings: Iterable[str] = ("",),  # ('', 's', 'es'): a name in the singular means a column in the plural, too
+) -> str | None:  # the column's name in the table; None where there is none
+    "Find the column called so, else the only one called so but for case, blanks and dashes; raises `UserError` where there are several."
+    columns = list(columns)
+    if name in columns:
+        return name
+    for ending in endings:
+        wanted = _plain(f"{name}{ending}") if _plain(name) else None
+        alike = list(dict.fromkeys(column for column in columns if _plain(column) == wanted))
+        if len(alike) > 1:
+            raise UserError(f"{what} '{name}' could mean the columns {some(alike, 8)}; write the name as it stands in the table.")
+        if alike:
+            return alike[0]
+    return None
+
+# %% ../../nbs/data/01_columns.ipynb #9dfee3a9
 def find_column(
     columns: Iterable[str],  # the table's
     known: Iterable[str],  # names to recognise, the most telling first
@@ -182,59 +231,441 @@ def find_column(
         raise unknown_name(what, given, columns)
     return found
 
+# %% ../../nbs/data/01_columns.ipynb #ecb964cf
+_TEXT = pd.Series(["text"]).dtype  # 'str' from pandas 3 on, 'object' before
 
-def match_column(
-    columns: Iterable[str],  # the table's
-    name: str,  # the user's
+
+def as_text(
+    values: pd.Series,  # of any kind
+) -> pd.Series:  # text or missing
+    "Turn a column into text as it is written, without blanks around it; whole numbers lose their '.0', an empty text counts as missing."
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    if pd.api.types.is_object_dtype(values.dtype):
+        values = values.infer_objects()
+        kind = pd.api.types.infer_dtype(values)
+        if kind == "bytes":
+            values = values.map(_decode, na_action="ignore")
+        elif kind.startswith("mixed"):  # 1 and 1.0 in one column are one number
+            values = values.map(lambda cell: int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        _refuse_lost_digits(values.dropna())
+        values = values.astype("Int64")
+    text = values.astype("string").str.strip()
+    return text.mask(text.eq("").fillna(False)).astype(_TEXT)
+
+# %% ../../nbs/data/01_columns.ipynb #8a135f3f
+def _decode(cell: bytes) -> str:
+    "Read bytes as UTF-8, else as older Windows programs write, so that two texts are never one."
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return cell.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return cell.decode("latin-1")
+
+
+def _refuse_lost_digits(numbers: pd.Series) -> None:
+    "Refuse whole numbers that are too large to be exact as floats, such as ids of 19 digits beside an empty cell."
+    dtype = getattr(numbers.dtype, "numpy_dtype", numbers.dtype)
+    exact = 2 ** ((np.finfo(dtype).nmant if isinstance(dtype, np.dtype) else 52) + 1)
+    if (numbers.abs() > exact).any():
+        raise UserError(
+            f"the column '{numbers.name}' holds whole numbers as floats, such as {numbers.abs().max():.0f}, "
+            "whose last digits are lost; save it anew as text or as whole numbers."
+        )
+
+# %% ../../nbs/data/01_columns.ipynb #07fb046c
+def as_label(
+    values: pd.Series,  # of any kind
+) -> pd.Series:  # text or missing
+    "Turn a column into labels: text in one form, see `clean_label`."
+    text = as_text(values)
+    forms = {label: clean_label(label) for label in text.dropna().unique()}
+    if all(label == form for label, form in forms.items()):
+        return text
+    return as_text(text.map(forms))
+
+# %% ../../nbs/data/01_columns.ipynb #bb03e72e
+def _foreign_bytes(
+    raw: pd.DataFrame,
+    where: str,  # how messages call it
+) -> list[str]:  # a sentence for each column
+    "Say which columns hold bytes that are not UTF-8, for their encoding is a guess."
+    notes = []
+    for name in raw.columns[[pd.api.types.is_object_dtype(dtype) for dtype in raw.dtypes]]:
+        if pd.api.types.infer_dtype(raw[name]) == "bytes" and len(
+            odd := [cell for cell in raw[name].dropna().unique() if b"\xef\xbf\xbd" in cell.decode("utf-8", errors="replace").encode()]
+        ):
+            notes.append(
+                f"the column '{name}' of {where} holds bytes that are not UTF-8, and was read in the encoding "
+                f"of older Windows programs (such as {some(map(_decode, odd), 2)}); save it as text if that "
+                "looks wrong."
+            )
+    return notes
+
+# %% ../../nbs/data/01_columns.ipynb #98e5f710
+_RANKS = (
+    "domain",
+    "kingdom",
+    "phylum",
+    "division",
+    "class",
+    "subclass",
+    "order",
+    "suborder",
+    "superfamily",
+    "family",
+    "subfamily",
+    "tribe",
+    "genus",
+    "species",
+)
+_SPECIES = ("binomial", "binomial_name", "scientific_name", "latin_name", "species", "species_name")
+_SIDE = ("subspecies", "infraspecies", "variety", "form")  # finer than what a table of species is about: told, and not taken
+
+# %% ../../nbs/data/01_columns.ipynb #d1b41e88
+def _choose_label(
+    raw: pd.DataFrame,  # as read
+    where: str,  # how messages call it
     *,
-    what: str = "column",  # for the message, such as 'label_column'
-    endings: Iterable[str] = ("",),  # ('', 's', 'es'): a name in the singular means a column in the plural, too
-) -> str | None:  # the column's name in the table; None where there is none
-    "Find the column that a name means: the one called exactly so, else the only one whose name is the same but for case, blanks and dashes. Raises `UserError` where that could be several."
-    columns = list(columns)
-    if name in columns:
-        return name
-    for ending in endings:
-        wanted = _plain(f"{name}{ending}") if _plain(name) else None
-        alike = list(dict.fromkeys(column for column in columns if _plain(column) == wanted))
-        if len(alike) > 1:
-            raise UserError(f"{what} '{name}' could mean the columns {some(alike, 8)}; write the name as it stands in the table.")
-        if alike:
-            return alike[0]
-    return None
+    given: str | None = None,  # the user's choice
+    target: str | None = None,  # what is to be the label, if there is such a column
+    besides: str | None = None,  # the column of the paths
+    known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
+) -> tuple[str, list[str]]:  # the column; sentences for the user where there was a choice
+    "Find the column of the labels: the one called so, else the finest whose values look like labels."
+    own = _own_column(raw.columns, target) if target and given is None else None
+    if own is not None or given is not None:
+        return own or find_column(raw.columns, (), given=given, what="label_column"), []
+    found = _candidates([column for column in raw.columns if column != besides])
+    if not found and target is not None and target not in (*_SPECIES, *_RANKS, "common_name"):
+        raise unknown_name("target", target, raw.columns)
+    if not found:
+        raise UserError(
+            f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with {option('label_column')}."
+        )
+    if len(found) == 1:
+        return found[0], [] if target else _clashing_epithets(raw, found[0], where)
+    texts = {column: as_label(raw[column]) for column in found}
+    codes = {column: pd.factorize(text)[0] for column, text in texts.items()}
+    if known is not None and (fitting := _knows(texts, set(known))):
+        others = some([column for column in found if column != fitting], 8)
+        return fitting, [] if fitting == found[0] else [
+            f"the column '{fitting}' of {where} was taken for the label, for it holds labels that the model "
+            f"knows, and {others} could be meant as well."
+        ]
+    best = _best_label(found, codes, raw)
+    return best, [] if target else [*_say_rivals(best, found, codes, raw, where), *_clashing_epithets(raw, best, where)]
+
+# %% ../../nbs/data/01_columns.ipynb #f68afeb8
+def _candidates(columns: list[str]) -> list[str]:
+    "List the columns that could be the label, the likeliest first; `class` and `order` among kingdom, family and genus are ranks."
+    plain = {form: alike[0] for form, alike in _spellings(columns).items()}
+    ranks = {"kingdom", "phylum", "order", "family", "genus"} & set(plain)
+    found = _known(columns)
+    side = [plain[name] for name in _SIDE if name in plain and "species" in plain]
+    names = [plain["name"]] if "name" in plain and found and all(_plain(column).endswith("_id") for column in found) else []
+    if not ranks:
+        return [*names, *found, *side]
+    finest = [plain[name] for name in (*_SPECIES, *reversed(_RANKS)) if name in plain]
+    if len(ranks) == 1:  # one alone may be something else, such as the order of the rows: only what is finer than the class counts
+        return list(dict.fromkeys([*names, *found, *finest, *side]))
+    first = [column for column in found if _plain(column) in ("label", "labels")]
+    return list(dict.fromkeys([*first, *finest, *found, *side]))
 
 
-def all_columns(
-    columns: Iterable[str],  # the table's
-    known: Iterable[str],  # names to recognise, the most telling first
-) -> list[str]:
-    "List all columns that are called by one of the names that people use, the most telling first."
-    plain = _spellings(columns)
-    words = (word + ending for word in map(_plain, known) for ending in ("", "s", "es"))
-    return list(dict.fromkeys(column for word in words for column in plain.get(word, ())))
+def _known(columns: Iterable[str]) -> list[str]:
+    "List the columns that are called like labels, the most telling first."
+    return all_columns(columns, LABEL_COLUMNS)
+
+# %% ../../nbs/data/01_columns.ipynb #c695d854
+def _best_label(found: list[str], codes: dict[str, np.ndarray], raw: pd.DataFrame) -> str:
+    "Take the column called label, else the finest whose values look like labels."
+    usable = [column for column in found if _looks_like_labels(codes[column]) and _plain(column) not in _SIDE] or found
+    return found[0] if _plain(found[0]) in ("label", "labels") else _finest(usable, codes, raw)
 
 
-def _spellings(columns: Iterable[str]) -> dict[str, list]:
-    "Map the plain form of a name to the columns that have it, the one that is written so first; a name without a letter is like no other."
-    plain: dict[str, list] = {}
-    for column in columns:
-        if form := _plain(column):
-            plain.setdefault(form, []).append(column)
-    return {form: sorted(alike, key=lambda column: column != form) for form, alike in plain.items()}
+def _say_rivals(best: str, found: list[str], codes: dict[str, np.ndarray], raw: pd.DataFrame, where: str) -> list[str]:
+    "Name the columns that could have been the label as well, and divide the rows otherwise."
+    same = [column for column in found if _divides(codes[best], codes[column]) and _divides(codes[column], codes[best])]
+    others = [column for column in found if column != best and codes[column].max() > 0 and column not in same]
+    if not set(others) & {*_known(raw.columns), *(column for column in found if _plain(column) in _SIDE)}:
+        return []
+    return [
+        f"the column '{best}' of {where} was taken for the label "
+        f"({count(codes[best].max() + 1, 'class', 'classes')}), and {some(others, 8)} could be meant as well; "
+        f"choose with {option('label_column')}, or with data.target."
+    ]
+
+# %% ../../nbs/data/01_columns.ipynb #732c0fb6
+def _finest(columns: list[str], codes: dict[str, np.ndarray], raw: pd.DataFrame) -> str:
+    "Choose the finest of several columns; of two that say the same, the one with words."
+    best = columns[0]
+    for column in columns[1:]:
+        finer, coarser = _divides(codes[column], codes[best]), _divides(codes[best], codes[column])
+        numbers = finer and coarser and as_text(raw[best]).dropna().str.fullmatch(r"[0-9]+").all()
+        if (finer and not coarser) or (numbers and not as_text(raw[column]).dropna().str.fullmatch(r"[0-9]+").all()):
+            best = column
+    return best
 
 
-def _plain(column: object) -> str:
-    "A column's name in lower case, with underscores for all that is no letter or digit of any script; empty where nothing is left."
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean_label(str(column))).casefold())
-    if text.isascii():
-        return re.sub(r"[^a-z0-9]+", "_", text).strip("_")
-    kept = (
-        char if unicodedata.category(char)[0] in "LMN" or (unicodedata.category(char)[0] == "S" and not char.isascii()) else " "
-        for char in text
+def _divides(fine: np.ndarray, coarse: np.ndarray) -> bool:
+    "Tell whether each value of one column always stands with the same value of another."
+    both = (fine >= 0) & (coarse >= 0)
+    first = np.full(fine.max(initial=0) + 1, -1)
+    first[fine[both][::-1]] = coarse[both][::-1]
+    return bool((first[fine[both]] == coarse[both]).all())
+
+
+def _looks_like_labels(codes: np.ndarray) -> bool:  # from pd.factorize
+    "Tell whether values repeat as labels do, and are there in most rows."
+    distinct, known = codes.max(initial=-1) + 1, int((codes >= 0).sum())
+    return 2 <= distinct < known and known * 2 > len(codes) and (known < 20 or distinct * 2 <= known)
+
+# %% ../../nbs/data/01_columns.ipynb #c1adf8aa
+def _own_column(
+    columns: Iterable[str],  # of a table as it is read
+    target: str,
+) -> str | None:  # None where there is no such column
+    "Find the column that is to be the label (`original_split`: the user's own `split`); raises `UserError` where it could be several."
+    found = match_column(columns, target, what="data.target", endings=("", "s", "es"))
+    own = target.removeprefix("original_")
+    return own if found is None and own != target and own in OUR_COLUMNS and own in columns else found
+
+
+def _knows(texts: dict[str, pd.Series], labels: set[str]) -> str:
+    "Find the column of which a model knows the most cells; empty where it knows none."
+    shares = {column: text.isin(labels).mean() for column, text in texts.items()}
+    best = max(shares, key=shares.get)
+    return best if shares[best] else ""
+
+# %% ../../nbs/data/01_columns.ipynb #6fdafd42
+def _clashing_epithets(raw: pd.DataFrame, label: str, where: str) -> list[str]:
+    "Tell where a species' second name alone is the label, and several genera have it."
+    genus = find_column(raw.columns, ("genus",))
+    if _plain(label) != "species" or genus is None:
+        return []
+    genera = as_label(raw[genus]).groupby(as_label(raw[label])).nunique()
+    clash = genera.index[(genera > 1) & ~genera.index.str.contains(" ")]
+    return (
+        [
+            f"{count(len(clash), 'label')} of {where} stand in several genera ({some(clash)}), for '{label}' holds "
+            f"the second part of the name alone; data.target: binomial joins it with '{genus}'."
+        ]
+        if len(clash)
+        else []
     )
-    return "_".join("".join(kept).split())
 
-# %% ../../nbs/data/01_columns.ipynb #621defe0
+# %% ../../nbs/data/01_columns.ipynb #25a6378f
+def _read_splits(
+    values: pd.Series,  # the column, named as in the table
+    where: str,  # how messages call the table
+    *,
+    given: bool = False,  # the user named the column
+    names: dict[str, str] | None = None,  # the user's own, such as {'val': 'test'}
+) -> tuple[pd.Series | None, str]:  # train, valid, test (or ignore); None where the column holds something else; a sentence for the user
+    "Translate a column of splits, or of yes and no such as `is_test`."
+    name, text = values.name, as_text(values)
+    cells = text.dropna().unique().tolist()
+    known = {cell: split_name(cell, names) for cell in cells}
+    flag, note = _flag_split(name), ""
+    if flag and not any(known.values()) and all(cell.lower() in _FLAGS for cell in cells):
+        known = {cell: flag[not _FLAGS[cell.lower()]] for cell in cells}
+        is_split, note = _say_flags(text.map(known), flag[0], known, name, where, given)
+        if not is_split:
+            return None, note
+    if not given and not any(known.values()):
+        sayable = f"; if it is one, say so with {option('splits')}, such as {{{cells[0]}: train}}" if cells and len(cells) <= 20 else ""
+        return None, f"the column '{name}' of {where} was not read as a split, for it holds {some(cells)}{sayable}." if cells else ""
+    unknown = [cell for cell, split in known.items() if split is None]
+    if unknown:
+        raise UserError(
+            f"the column '{name}' of {where} holds {some(unknown)}, which is no name of a split; say what it "
+            f"is with {option('splits')}, such as splits={{'{unknown[0]}': 'train'}}, or 'ignore' to leave "
+            "those photos out."
+        )
+    if text.isna().any():
+        raise UserError(
+            f"the column '{name}' of {where} is empty in {count(text.isna().sum(), 'row')}; fill it in, or "
+            "leave the column out to have all rows split."
+        )
+    return text.map(known).astype(_TEXT), note
+
+# %% ../../nbs/data/01_columns.ipynb #9435b332
+_FLAGS = {
+    "true": True,
+    "1": True,
+    "1.0": True,
+    "yes": True,
+    "y": True,
+    "t": True,
+    "false": False,
+    "0": False,
+    "0.0": False,
+    "no": False,
+    "n": False,
+    "f": False,
+}
+
+
+def _say_flags(
+    splits: pd.Series, hit: str, known: dict[str, str], name: str, where: str, given: bool
+) -> tuple[bool, str]:  # whether the column is one of splits; a sentence
+    "Say what was made of a column of yes and no; one that is true of most rows is hardly a split, where nobody says so."
+    n, rows = int(splits.eq(hit).sum()), len(splits)
+    most = hit != "train" and n * 2 > rows
+    if most and not given and not _plain(name).startswith("is_"):
+        return False, (
+            f"the column '{name}' of {where} is true of most rows, so it was not read as a split; if it is "
+            f"one, name it with {option('split_column')}."
+        )
+    if most:
+        return True, (
+            f"the column '{name}' of {where} is true of {n:,} of {count(rows, 'row')}, which leaves "
+            f"{rows - n:,} for training; correct it, or name another with {option('split_column')}."
+        )
+    if given or _plain(name) == "is_valid":
+        return True, ""
+    shown = ", ".join(f"{cell}: {split}" for cell, split in known.items())
+    return True, f"the splits of {where} were read from the column '{name}' ({shown}); say otherwise with {option('splits')}."
+
+
+def _flag_split(name: object) -> tuple[str, str] | None:
+    "Say which splits yes and no mean in a column of that name; None where it is no such name."
+    word = split_name(re.sub(r"^is_|_image$", "", _plain(name)))
+    return {"train": ("train", "test"), "valid": ("valid", "train"), "test": ("test", "train")}.get(word)
+
+# %% ../../nbs/data/01_columns.ipynb #1c3b9c65
+def _find_splits(
+    raw: pd.DataFrame,  # as read
+    where: str,  # how messages call it
+    *,
+    given: str | None = None,  # the user's choice
+    names: dict[str, str] | None = None,  # the user's own, such as {'val': 'test'}
+    besides: Iterable[str | None] = (),  # columns known to be something else
+    bare: bool = True,  # False: a column that is merely called test or train may be a label
+) -> tuple[list[str], pd.Series | None, list[str]]:  # the columns that were used; each row's split; sentences for the user
+    "Find and read the splits of a table."
+    if given is not None:
+        column = find_column(raw.columns, (), given=given, what="split_column")
+        split, note = _read_splits(raw[column], where, given=True, names=names)
+        return [column], split, [*([note] if note else []), *_unmatched(raw, [column], names)]
+    found = split_columns([column for column in raw.columns if column not in set(besides)], bare=bare)
+    notes, read, said = [], {}, {}
+    for column in found:
+        split, note = _read_splits(raw[column], where, names=names)
+        if split is not None:
+            read[column], said[column] = split, note
+        elif note:
+            notes.append(note)
+    flags = {column: split for column, split in read.items() if _flag_split(column)}
+    if len(read) > 1 and len(flags) == len(read):
+        split, joined = _join_flags(flags, where)
+        return list(flags), split, [*joined, *_unmatched(raw, list(flags), names)]
+    if not read and not found:
+        columns, split, guessed = _splits_by_value(raw, where, names, besides)
+        return columns, split, [*guessed, *_unmatched(raw, columns, names)]
+    if not read:
+        return [], None, [*notes, *_unmatched(raw, [], names)]
+    first = next(iter(read))
+    notes = [note for note in [*notes, said[first]] if note]
+    for column in list(read)[1:]:
+        notes += _compare_splits(first, read[first], column, read[column], where)
+    return [first], read[first], [*notes, *_unmatched(raw, [first], names)]
+
+# %% ../../nbs/data/01_columns.ipynb #ae162dd4
+def split_columns(
+    columns: Iterable[str],
+    *,
+    bare: bool = True,  # False: only those that cannot be a label
+) -> list[str]:
+    "List the columns that are called like a split, the most telling first."
+    flags = ("train", "training", "valid", "validation", "val", "test", "holdout")
+    return all_columns(columns, [word for word in SPLIT_COLUMNS if bare or word not in flags])
+
+# %% ../../nbs/data/01_columns.ipynb #c4ff0d81
+def _join_flags(flags: dict[str, pd.Series], where: str) -> tuple[pd.Series, list[str]]:
+    "Join columns such as is_train and is_test."
+    joined, named = None, {column: _flag_split(column)[0] for column in flags}
+    for column, split in flags.items():
+        hit = split.eq(named[column])
+        joined = pd.DataFrame(index=split.index) if joined is None else joined
+        joined[named[column]] = hit if named[column] not in joined else joined[named[column]] | hit
+    if (joined.sum(axis=1) > 1).any():
+        raise UserError(
+            f"the columns {some(flags)} of {where} put {count((joined.sum(axis=1) > 1).sum(), 'row')} into two "
+            f"splits; correct them, or name one with {option('split_column')}."
+        )
+    rest = "train" if "train" not in joined else next((split for split in ("test", "valid") if split not in joined), "ignore")
+    splits = joined.idxmax(axis=1).where(joined.any(axis=1), rest).astype(_TEXT)
+    return splits, [
+        f"the splits of {where} were read from the columns {some(flags)}, and rows that are none of them are "
+        f"'{rest}'; say otherwise with {option('split_column')}."
+    ]
+
+# %% ../../nbs/data/01_columns.ipynb #3bd3e458
+def _splits_by_value(
+    raw: pd.DataFrame, where: str, names: dict[str, str] | None, besides: Iterable[str | None]
+) -> tuple[list[str], pd.Series | None, list[str]]:
+    "Find a column that holds nothing but names of splits, whatever it is called."
+    for column in raw.columns:
+        if column in set(besides) or not (
+            pd.api.types.is_string_dtype(raw[column].dtype) or isinstance(raw[column].dtype, pd.CategoricalDtype)
+        ):
+            continue
+        if any(split_name(cell) is None for cell in as_text(raw[column].head(1000)).dropna().unique()[:20]):
+            continue
+        text = as_text(raw[column])
+        cells = text.dropna().unique()
+        known = {cell: split_name(cell, names) for cell in cells}
+        if text.notna().all() and len(cells) > 1 and all(known.values()) and "train" in known.values():
+            return (
+                [column],
+                text.map(known).astype(_TEXT),
+                [
+                    f"the splits of {where} were read from the column '{column}', which holds {some(cells)}; "
+                    f"choose another with {option('split_column')}."
+                ],
+            )
+    return [], None, []
+
+
+def _compare_splits(first: str, split: pd.Series, column: str, other: pd.Series, where: str) -> list[str]:
+    "Say where a second column puts rows into other splits; raises `UserError` where one such as `is_test` contradicts the first."
+    flag = _flag_split(column)
+    differ = split.ne(other) if flag is None else split.eq(flag[0]) != other.eq(flag[0])
+    if not differ.any():
+        return []
+    if flag is not None and _plain(column).startswith("is_"):
+        raise UserError(
+            f"the columns '{first}' and '{column}' of {where} contradict each other in "
+            f"{count(differ.sum(), 'row')} about the split {flag[0]}; correct them, or name one with "
+            f"{option('split_column')}."
+        )
+    return [
+        f"the splits of {where} were read from the column '{first}' and not from '{column}', which says "
+        f"otherwise in {count(differ.sum(), 'row')}; choose with {option('split_column')}."
+    ]
+
+# %% ../../nbs/data/01_columns.ipynb #329c70d7
+def _unmatched(raw: pd.DataFrame, columns: list[str], names: dict[str, str] | None) -> list[str]:
+    "Say which of the user's own names of splits stand nowhere."
+    if not names:
+        return []
+    cells = list(dict.fromkeys(cell for column in columns for cell in as_text(raw[column]).dropna().unique()))
+    texts = {form for cell in cells for form in (clean_label(cell).lower(), _truth(clean_label(cell).lower())) if form}
+    meant = {split_name(cell) for cell in cells}
+    lost = [
+        name
+        for name, split in names.items()
+        if not {clean_label(str(name)).lower(), _truth(clean_label(str(name)).lower())} & texts
+        and not (split == "ignore" and str(name) in meant)
+    ]
+    there = f"there {'is' if len(cells) == 1 else 'are'} {', '.join(cells[:8])}" if cells else "no column of splits is read"
+    return [f"{some(lost)} in data.splits {'matches' if len(lost) == 1 else 'match'} nothing; {there}."] if lost else []
+
+# %% ../../nbs/data/01_columns.ipynb #9a0b67e3
 class FoundColumns(NamedTuple):
     "A table with its standard names, and what was said while they were found."
 
@@ -242,7 +673,7 @@ class FoundColumns(NamedTuple):
     target: str | None  # what the target's column is called now
     notes: list[str]  # what was guessed
 
-
+# %% ../../nbs/data/01_columns.ipynb #38bc70cb
 def to_columns(
     raw: pd.DataFrame,  # as read
     where: str,  # how messages call it
@@ -276,7 +707,7 @@ def to_columns(
     called = {**dict(zip(kept, rest)), label: "label"}.get(own, target)
     return FoundColumns(table, called, [*_foreign_bytes(raw, where), *notes, *said])
 
-# %% ../../nbs/data/01_columns.ipynb #b66a24e8
+# %% ../../nbs/data/01_columns.ipynb #df1e686a
 def set_aside(
     table: pd.DataFrame,
     names: Iterable[str],  # columns that the program is about to write
@@ -290,431 +721,3 @@ def set_aside(
         if name in table:
             renamed[name] = free
     return table.rename(columns=renamed)
-
-
-_TEXT = pd.Series(["text"]).dtype  # 'str' from pandas 3 on, 'object' before
-
-
-def as_text(
-    values: pd.Series,  # of any kind
-) -> pd.Series:  # text or missing
-    "Turn a column into text as it is written, without blanks around it; whole numbers lose their '.0', an empty text counts as missing."
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    if pd.api.types.is_object_dtype(values.dtype):
-        values = values.infer_objects()
-        kind = pd.api.types.infer_dtype(values)
-        if kind == "bytes":
-            values = values.map(_decode, na_action="ignore")
-        elif kind.startswith("mixed"):  # 1 and 1.0 in one column are one number
-            values = values.map(lambda cell: int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        _refuse_lost_digits(values.dropna())
-        values = values.astype("Int64")
-    text = values.astype("string").str.strip()
-    return text.mask(text.eq("").fillna(False)).astype(_TEXT)
-
-
-def _decode(cell: bytes) -> str:
-    "Read bytes as UTF-8, else as older Windows programs write, so that two texts are never one."
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return cell.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return cell.decode("latin-1")
-
-
-def _foreign_bytes(
-    raw: pd.DataFrame,
-    where: str,  # how messages call it
-) -> list[str]:  # a sentence for each column
-    "Say which columns hold bytes that are not UTF-8, for their encoding is a guess."
-    notes = []
-    for name in raw.columns[[pd.api.types.is_object_dtype(dtype) for dtype in raw.dtypes]]:
-        if pd.api.types.infer_dtype(raw[name]) == "bytes" and len(
-            odd := [cell for cell in raw[name].dropna().unique() if b"\xef\xbf\xbd" in cell.decode("utf-8", errors="replace").encode()]
-        ):
-            notes.append(
-                f"the column '{name}' of {where} holds bytes that are not UTF-8, and was read in the encoding "
-                f"of older Windows programs (such as {some(map(_decode, odd), 2)}); save it as text if that "
-                "looks wrong."
-            )
-    return notes
-
-
-def as_label(
-    values: pd.Series,  # of any kind
-) -> pd.Series:  # text or missing
-    "Turn a column into labels: text in one form, see `clean_label`."
-    text = as_text(values)
-    forms = {label: clean_label(label) for label in text.dropna().unique()}
-    if all(label == form for label, form in forms.items()):
-        return text
-    return as_text(text.map(forms))
-
-
-def _refuse_lost_digits(numbers: pd.Series) -> None:
-    "Refuse whole numbers that are too large to be exact as floats, such as ids of 19 digits beside an empty cell."
-    dtype = getattr(numbers.dtype, "numpy_dtype", numbers.dtype)
-    exact = 2 ** ((np.finfo(dtype).nmant if isinstance(dtype, np.dtype) else 52) + 1)
-    if (numbers.abs() > exact).any():
-        raise UserError(
-            f"the column '{numbers.name}' holds whole numbers as floats, such as {numbers.abs().max():.0f}, "
-            "whose last digits are lost; save it anew as text or as whole numbers."
-        )
-
-# %% ../../nbs/data/01_columns.ipynb #f9a7a509
-_RANKS = (
-    "domain",
-    "kingdom",
-    "phylum",
-    "division",
-    "class",
-    "subclass",
-    "order",
-    "suborder",
-    "superfamily",
-    "family",
-    "subfamily",
-    "tribe",
-    "genus",
-    "species",
-)
-_SPECIES = ("binomial", "binomial_name", "scientific_name", "latin_name", "species", "species_name")
-
-
-def _choose_label(
-    raw: pd.DataFrame,  # as read
-    where: str,  # how messages call it
-    *,
-    given: str | None = None,  # the user's choice
-    target: str | None = None,  # what is to be the label, if there is such a column
-    besides: str | None = None,  # the column of the paths
-    known: Iterable[str] | None = None,  # labels of a model: the column that holds them is meant
-) -> tuple[str, list[str]]:  # the column; sentences for the user where there was a choice
-    "Find the column of the labels: the one called so, else the finest whose values look like labels."
-    own = _own_column(raw.columns, target) if target and given is None else None
-    if own is not None or given is not None:
-        return own or find_column(raw.columns, (), given=given, what="label_column"), []
-    found = _candidates([column for column in raw.columns if column != besides])
-    if not found and target is not None and target not in (*_SPECIES, *_RANKS, "common_name"):
-        raise unknown_name("target", target, raw.columns)
-    if not found:
-        raise UserError(
-            f"{where} has no column that looks like labels among {some(raw.columns, 8)}; name it with {option('label_column')}."
-        )
-    if len(found) == 1:
-        return found[0], [] if target else _clashing_epithets(raw, found[0], where)
-    texts = {column: as_label(raw[column]) for column in found}
-    codes = {column: pd.factorize(text)[0] for column, text in texts.items()}
-    if known is not None and (fitting := _knows(texts, set(known))):
-        return fitting, [] if fitting == found[0] else [
-            f"the column '{fitting}' of {where} was taken for the label, for it holds labels that the model "
-            f"knows, and {some([column for column in found if column != fitting], 8)} could be meant as well."
-        ]
-    usable = [column for column in found if _looks_like_labels(codes[column]) and _plain(column) not in _SIDE] or found
-    best = found[0] if _plain(found[0]) in ("label", "labels") else _finest(usable, codes, raw)
-    others = [
-        column
-        for column in found
-        if column != best
-        and codes[column].max() > 0
-        and not (_divides(codes[best], codes[column]) and _divides(codes[column], codes[best]))
-    ]
-    notes = (
-        []
-        if not set(others) & {*_known(raw.columns), *(column for column in found if _plain(column) in _SIDE)}
-        else [
-            f"the column '{best}' of {where} was taken for the label "
-            f"({count(codes[best].max() + 1, 'class', 'classes')}), and {some(others, 8)} could be meant as well; "
-            f"choose with {option('label_column')}, or with data.target."
-        ]
-    )
-    return best, [] if target else notes + _clashing_epithets(raw, best, where)
-
-
-def _own_column(
-    columns: Iterable[str],  # of a table as it is read
-    target: str,
-) -> str | None:  # None where there is no such column
-    "Find the column that is to be the label; `original_split` is a column `split` of the user's own. Raises `UserError` where that could be several."
-    found = match_column(columns, target, what="data.target", endings=("", "s", "es"))
-    own = target.removeprefix("original_")
-    return own if found is None and own != target and own in OUR_COLUMNS and own in columns else found
-
-
-_SIDE = ("subspecies", "infraspecies", "variety", "form")  # finer than what a table of species is about: told, and not taken
-
-
-def _knows(texts: dict[str, pd.Series], labels: set[str]) -> str:
-    "Find the column of which a model knows the most cells; empty where it knows none."
-    shares = {column: text.isin(labels).mean() for column, text in texts.items()}
-    best = max(shares, key=shares.get)
-    return best if shares[best] else ""
-
-
-def _candidates(columns: list[str]) -> list[str]:
-    "List the columns that could be the label, the likeliest first; `class` and `order` among kingdom, family and genus are ranks."
-    plain = {form: alike[0] for form, alike in _spellings(columns).items()}
-    ranks = {"kingdom", "phylum", "order", "family", "genus"} & set(plain)
-    found = _known(columns)
-    side = [plain[name] for name in _SIDE if name in plain and "species" in plain]
-    names = [plain["name"]] if "name" in plain and found and all(_plain(column).endswith("_id") for column in found) else []
-    if not ranks:
-        return [*names, *found, *side]
-    finest = [plain[name] for name in (*_SPECIES, *reversed(_RANKS)) if name in plain]
-    if len(ranks) == 1:  # one alone may be something else, such as the order of the rows: only what is finer than the class counts
-        return list(dict.fromkeys([*names, *found, *finest, *side]))
-    first = [column for column in found if _plain(column) in ("label", "labels")]
-    return list(dict.fromkeys([*first, *finest, *found, *side]))
-
-
-def _known(columns: Iterable[str]) -> list[str]:
-    "List the columns that are called like labels, the most telling first."
-    return all_columns(columns, LABEL_COLUMNS)
-
-
-def _looks_like_labels(codes: np.ndarray) -> bool:  # from pd.factorize
-    "Tell whether values repeat as labels do, and are there in most rows."
-    distinct, known = codes.max(initial=-1) + 1, int((codes >= 0).sum())
-    return 2 <= distinct < known and known * 2 > len(codes) and (known < 20 or distinct * 2 <= known)
-
-
-def _divides(fine: np.ndarray, coarse: np.ndarray) -> bool:
-    "Tell whether each value of one column always stands with the same value of another."
-    both = (fine >= 0) & (coarse >= 0)
-    first = np.full(fine.max(initial=0) + 1, -1)
-    first[fine[both][::-1]] = coarse[both][::-1]
-    return bool((first[fine[both]] == coarse[both]).all())
-
-
-def _finest(columns: list[str], codes: dict[str, np.ndarray], raw: pd.DataFrame) -> str:
-    "Choose the finest of several columns; of two that say the same, the one with words."
-    best = columns[0]
-    for column in columns[1:]:
-        finer, coarser = _divides(codes[column], codes[best]), _divides(codes[best], codes[column])
-        numbers = finer and coarser and as_text(raw[best]).dropna().str.fullmatch(r"[0-9]+").all()
-        if (finer and not coarser) or (numbers and not as_text(raw[column]).dropna().str.fullmatch(r"[0-9]+").all()):
-            best = column
-    return best
-
-
-def _clashing_epithets(raw: pd.DataFrame, label: str, where: str) -> list[str]:
-    "Tell where a species' second name alone is the label, and several genera have it."
-    genus = find_column(raw.columns, ("genus",))
-    if _plain(label) != "species" or genus is None:
-        return []
-    genera = as_label(raw[genus]).groupby(as_label(raw[label])).nunique()
-    clash = genera.index[(genera > 1) & ~genera.index.str.contains(" ")]
-    return (
-        [
-            f"{count(len(clash), 'label')} of {where} stand in several genera ({some(clash)}), for '{label}' holds "
-            f"the second part of the name alone; data.target: binomial joins it with '{genus}'."
-        ]
-        if len(clash)
-        else []
-    )
-
-# %% ../../nbs/data/01_columns.ipynb #472c1bd0
-_FLAGS = {
-    "true": True,
-    "1": True,
-    "1.0": True,
-    "yes": True,
-    "y": True,
-    "t": True,
-    "false": False,
-    "0": False,
-    "0.0": False,
-    "no": False,
-    "n": False,
-    "f": False,
-}
-
-
-def _read_splits(
-    values: pd.Series,  # the column, named as in the table
-    where: str,  # how messages call the table
-    *,
-    given: bool = False,  # the user named the column
-    names: dict[str, str] | None = None,  # the user's own, such as {'val': 'test'}
-) -> tuple[pd.Series | None, str]:  # train, valid, test (or ignore); None where the column holds something else; a sentence for the user
-    "Translate a column of splits, or of yes and no such as `is_test`."
-    name, text = values.name, as_text(values)
-    cells = text.dropna().unique().tolist()
-    known = {cell: split_name(cell, names) for cell in cells}
-    flag, note = _flag_split(name), ""
-    if flag and not any(known.values()) and all(cell.lower() in _FLAGS for cell in cells):
-        known = {cell: flag[not _FLAGS[cell.lower()]] for cell in cells}
-        if not given and not _plain(name).startswith("is_") and text.map(known).eq(flag[0]).mean() > 0.5 and flag[0] != "train":
-            return (
-                None,
-                f"the column '{name}' of {where} is true of most rows, so it was not read as a split; if it is "
-                f"one, name it with {option('split_column')}.",
-            )
-        hit = int(text.map(known).eq(flag[0]).sum())
-        few = (
-            f"the column '{name}' of {where} is true of {hit:,} of {count(len(text), 'row')}, which leaves "
-            f"{len(text) - hit:,} for training; correct it, or name another with {option('split_column')}."
-            if hit * 2 > len(text) and flag[0] != "train"
-            else ""
-        )
-        note = few or (
-            ""
-            if given or _plain(name) == "is_valid"
-            else f"the splits of {where} were read from the column '{name}' "
-            f"({', '.join(f'{cell}: {split}' for cell, split in known.items())}); say otherwise with "
-            f"{option('splits')}."
-        )
-    if not given and not any(known.values()):
-        sayable = f"; if it is one, say so with {option('splits')}, such as {{{cells[0]}: train}}" if cells and len(cells) <= 20 else ""
-        return None, f"the column '{name}' of {where} was not read as a split, for it holds {some(cells)}{sayable}." if cells else ""
-    unknown = [cell for cell, split in known.items() if split is None]
-    if unknown:
-        raise UserError(
-            f"the column '{name}' of {where} holds {some(unknown)}, which is no name of a split; say what it "
-            f"is with {option('splits')}, such as splits={{'{unknown[0]}': 'train'}}, or 'ignore' to leave "
-            "those photos out."
-        )
-    if text.isna().any():
-        raise UserError(
-            f"the column '{name}' of {where} is empty in {count(text.isna().sum(), 'row')}; fill it in, or "
-            "leave the column out to have all rows split."
-        )
-    return text.map(known).astype(_TEXT), note
-
-
-def _flag_split(name: object) -> tuple[str, str] | None:
-    "Say which splits yes and no mean in a column of that name; None where it is no such name."
-    word = split_name(re.sub(r"^is_|_image$", "", _plain(name)))
-    return {"train": ("train", "test"), "valid": ("valid", "train"), "test": ("test", "train")}.get(word)
-
-# %% ../../nbs/data/01_columns.ipynb #75937e51
-def _find_splits(
-    raw: pd.DataFrame,  # as read
-    where: str,  # how messages call it
-    *,
-    given: str | None = None,  # the user's choice
-    names: dict[str, str] | None = None,  # the user's own, such as {'val': 'test'}
-    besides: Iterable[str | None] = (),  # columns known to be something else
-    bare: bool = True,  # False: a column that is merely called test or train may be a label
-) -> tuple[list[str], pd.Series | None, list[str]]:  # the columns that were used; train, valid, test (or ignore) of each row; sentences for the user
-    "Find and read the splits of a table."
-    if given is not None:
-        column = find_column(raw.columns, (), given=given, what="split_column")
-        split, note = _read_splits(raw[column], where, given=True, names=names)
-        return [column], split, [*([note] if note else []), *_unmatched(raw, [column], names)]
-    found = split_columns([column for column in raw.columns if column not in set(besides)], bare=bare)
-    notes, read, said = [], {}, {}
-    for column in found:
-        split, note = _read_splits(raw[column], where, names=names)
-        if split is not None:
-            read[column], said[column] = split, note
-        elif note:
-            notes.append(note)
-    flags = {column: split for column, split in read.items() if _flag_split(column)}
-    if len(read) > 1 and len(flags) == len(read):
-        split, joined = _join_flags(flags, where)
-        return list(flags), split, [*joined, *_unmatched(raw, list(flags), names)]
-    if not read and not found:
-        columns, split, guessed = _splits_by_value(raw, where, names, besides)
-        return columns, split, [*guessed, *_unmatched(raw, columns, names)]
-    if not read:
-        return [], None, [*notes, *_unmatched(raw, [], names)]
-    first = next(iter(read))
-    notes = [note for note in [*notes, said[first]] if note]
-    for column in list(read)[1:]:
-        notes += _compare_splits(first, read[first], column, read[column], where)
-    return [first], read[first], [*notes, *_unmatched(raw, [first], names)]
-
-
-def _compare_splits(first: str, split: pd.Series, column: str, other: pd.Series, where: str) -> list[str]:
-    "Say where a second column puts rows into other splits; raises `UserError` where one such as `is_test` contradicts the first."
-    flag = _flag_split(column)
-    differ = split.ne(other) if flag is None else split.eq(flag[0]) != other.eq(flag[0])
-    if not differ.any():
-        return []
-    if flag is not None and _plain(column).startswith("is_"):
-        raise UserError(
-            f"the columns '{first}' and '{column}' of {where} contradict each other in "
-            f"{count(differ.sum(), 'row')} about the split {flag[0]}; correct them, or name one with "
-            f"{option('split_column')}."
-        )
-    return [
-        f"the splits of {where} were read from the column '{first}' and not from '{column}', which says "
-        f"otherwise in {count(differ.sum(), 'row')}; choose with {option('split_column')}."
-    ]
-
-
-def _unmatched(raw: pd.DataFrame, columns: list[str], names: dict[str, str] | None) -> list[str]:
-    "Say which of the user's own names of splits stand nowhere."
-    if not names:
-        return []
-    cells = list(dict.fromkeys(cell for column in columns for cell in as_text(raw[column]).dropna().unique()))
-    texts = {form for cell in cells for form in (clean_label(cell).lower(), _truth(clean_label(cell).lower())) if form}
-    meant = {split_name(cell) for cell in cells}
-    lost = [
-        name
-        for name, split in names.items()
-        if not {clean_label(str(name)).lower(), _truth(clean_label(str(name)).lower())} & texts
-        and not (split == "ignore" and str(name) in meant)
-    ]
-    there = f"there {'is' if len(cells) == 1 else 'are'} {', '.join(cells[:8])}" if cells else "no column of splits is read"
-    return [f"{some(lost)} in data.splits {'matches' if len(lost) == 1 else 'match'} nothing; {there}."] if lost else []
-
-
-def split_columns(
-    columns: Iterable[str],
-    *,
-    bare: bool = True,  # False: only those that cannot be a label
-) -> list[str]:
-    "List the columns that are called like a split, the most telling first."
-    flags = ("train", "training", "valid", "validation", "val", "test", "holdout")
-    return all_columns(columns, [word for word in SPLIT_COLUMNS if bare or word not in flags])
-
-
-def _join_flags(flags: dict[str, pd.Series], where: str) -> tuple[pd.Series, list[str]]:
-    "Join columns such as is_train and is_test."
-    joined, named = None, {column: _flag_split(column)[0] for column in flags}
-    for column, split in flags.items():
-        hit = split.eq(named[column])
-        joined = pd.DataFrame(index=split.index) if joined is None else joined
-        joined[named[column]] = hit if named[column] not in joined else joined[named[column]] | hit
-    if (joined.sum(axis=1) > 1).any():
-        raise UserError(
-            f"the columns {some(flags)} of {where} put {count((joined.sum(axis=1) > 1).sum(), 'row')} into two "
-            f"splits; correct them, or name one with {option('split_column')}."
-        )
-    rest = "train" if "train" not in joined else next((split for split in ("test", "valid") if split not in joined), "ignore")
-    splits = joined.idxmax(axis=1).where(joined.any(axis=1), rest).astype(_TEXT)
-    return splits, [
-        f"the splits of {where} were read from the columns {some(flags)}, and rows that are none of them are "
-        f"'{rest}'; say otherwise with {option('split_column')}."
-    ]
-
-
-def _splits_by_value(
-    raw: pd.DataFrame, where: str, names: dict[str, str] | None, besides: Iterable[str | None]
-) -> tuple[list[str], pd.Series | None, list[str]]:
-    "Find a column that holds nothing but names of splits, whatever it is called."
-    for column in raw.columns:
-        if column in set(besides) or not (
-            pd.api.types.is_string_dtype(raw[column].dtype) or isinstance(raw[column].dtype, pd.CategoricalDtype)
-        ):
-            continue
-        if any(split_name(cell) is None for cell in as_text(raw[column].head(1000)).dropna().unique()[:20]):
-            continue
-        text = as_text(raw[column])
-        cells = text.dropna().unique()
-        known = {cell: split_name(cell, names) for cell in cells}
-        if text.notna().all() and len(cells) > 1 and all(known.values()) and "train" in known.values():
-            return (
-                [column],
-                text.map(known).astype(_TEXT),
-                [
-                    f"the splits of {where} were read from the column '{column}', which holds {some(cells)}; "
-                    f"choose another with {option('split_column')}."
-                ],
-            )
-    return [], None, []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'SYSTEM_FOLDERS', 'UNPACKED', 'COPIES', 'LEFT_OUT', 'NOT_PERMITTED', 'BAD_NAME', 'LINK', 'PERHAPS',
-           'OUTSIDE', 'is_photo_name', 'foreign_folder', 'list_photos', 'leave_copies', 'list_entries', 'with_slashes',
-           'tell_outside', 'bad_name', 'one_line', 'describe_left_out']
+           'OUTSIDE', 'is_photo_name', 'foreign_folder', 'list_photos', 'list_entries', 'with_slashes', 'bad_name',
+           'one_line', 'leave_copies', 'tell_outside', 'describe_left_out']
 
 # %% ../../nbs/data/06_folders.ipynb #3d7c9cb0
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 from ..core import UserError, printable
 from .columns import count, some
 
-# %% ../../nbs/data/06_folders.ipynb #10aa0c58
+# %% ../../nbs/data/06_folders.ipynb #2202db10
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
@@ -38,14 +38,14 @@ IMAGE_SUFFIXES = (
     ".pgm",
 )
 
-
+# %% ../../nbs/data/06_folders.ipynb #dcbb0196
 def is_photo_name(
     name: str,  # file name or path
 ) -> bool:
     "Tell whether a file's suffix is that of an image."
     return name.lower().endswith(IMAGE_SUFFIXES)
 
-# %% ../../nbs/data/06_folders.ipynb #c3d451f3
+# %% ../../nbs/data/06_folders.ipynb #0f26b4b7
 SYSTEM_FOLDERS = {
     "@eadir": "thumbnails of a NAS",
     "@__thumb": "thumbnails of a NAS",
@@ -81,6 +81,8 @@ SYSTEM_FOLDERS = {
     "network trash folder": "a recycle bin",
     "temporary items": "a Mac's own files",
 }
+
+# %% ../../nbs/data/06_folders.ipynb #97b8288c
 UNPACKED = "what was unpacked from a zip"
 _BUILT, _ENVIRONMENT = (
     re.compile(r"lib(\..+)?|bdist\..+|temp\..+|egg-info"),
@@ -101,6 +103,8 @@ COPIES = {
     ),
     **dict.fromkeys(("picasa", "originals"), "what the photos beside them were before they were edited"),
 }  # where they are; else they may be a class
+
+# %% ../../nbs/data/06_folders.ipynb #397b87d2
 _TELLING = (
     ({"status.json", "experiment.yaml"}, "a run of snakecls"),
     ({"status.json", "run.log"}, "a run of snakecls"),
@@ -119,7 +123,7 @@ def foreign_folder(
     path: str | Path,  # of a folder
     names: Iterable[str] = (),  # of what lies in it; none where it was not looked into
 ) -> str:  # what it is; empty where its photos count
-    "Recognise a folder that holds pictures, but no photos to learn from: the system's by its name, a program's and our own by the files in it."
+    "Recognise a folder of pictures that are no photos to learn from: the system's by its name, a program's and our own by its files."
     name, names = os.path.basename(path).lower(), set(names)
     if name in SYSTEM_FOLDERS or name.startswith(".trash-"):
         return SYSTEM_FOLDERS.get(name, "a recycle bin")
@@ -135,16 +139,16 @@ def foreign_folder(
         return "a demonstration of snakecls"
     return next((kind for files, kind in _TELLING if files <= names), "")
 
-# %% ../../nbs/data/06_folders.ipynb #657b2126
+# %% ../../nbs/data/06_folders.ipynb #66ddaf3b
 LEFT_OUT, NOT_PERMITTED, BAD_NAME = "left out", "not permitted", "unusable name"  # kinds of issues that are about folders, or about names
 LINK, PERHAPS = "a link", "perhaps no photos"  # to what is read anyway; a folder that was read, and is called like one of a program
 OUTSIDE = "a link out of the folder"  # followed, as people link their data; told once
 
-
+# %% ../../nbs/data/06_folders.ipynb #56dfe84f
 def list_photos(
     folder: str | Path,  # looked through with all its sub-folders, also behind links
 ) -> tuple[list[str], list[dict[str, str]]]:  # sorted paths of the photos; what was left out
-    "List the photos below a folder, each once: what is there itself comes before links to it; raises `UserError` where the folder itself cannot be read."
+    "List the photos below a folder, each once, files before links to them; raises `UserError` where the folder cannot be read."
     top = os.fspath(folder)
     if problem := bad_name(os.path.abspath(top)):
         raise UserError(f"the path of the folder '{printable(os.path.abspath(top))}' {problem}; rename the folder.")
@@ -181,12 +185,88 @@ def list_photos(
     photos, notes = leave_copies(sorted(map(with_slashes, photos)), with_slashes(top))
     return photos, sorted([*issues, *notes], key=lambda issue: issue["path"])
 
+# %% ../../nbs/data/06_folders.ipynb #9a268084
+def list_entries(
+    folder: str | Path,
+) -> list[os.DirEntry]:  # backwards, so that a stack gives them forwards
+    "List what a folder holds; raises `UserError` where it may not or cannot be read."
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except PermissionError as e:
+        raise UserError(f"the folder '{printable(folder)}' may not be read; change its permissions.") from e
+    except OSError as e:
+        raise UserError(f"the folder '{printable(folder)}' cannot be read ({e.strerror or e}); give a folder that can.") from e
 
+
+def with_slashes(path: str) -> str:
+    "Write a path with forward slashes, which every system reads."
+    return path.replace("\\", "/") if os.sep == "\\" else path
+
+# %% ../../nbs/data/06_folders.ipynb #ec4ae305
+def _look_into(folder: str, read: dict[str, str], top: str) -> tuple[list[os.DirEntry], dict[str, str] | None]:
+    "List what a sub-folder holds; or say why it is not looked into."
+    real = os.path.realpath(folder)
+    if real in read:
+        return [], {"issue": LINK, "reason": f"a link to '{one_line(os.path.basename(read[real]))}', which was read already"}
+    if top.startswith(real.rstrip(os.sep) + os.sep):
+        return [], {"issue": LINK, "reason": "a link to a folder that holds this one"}
+    if kind := foreign_folder(folder):  # by its name first, as not everybody may read some of them
+        return [], {"issue": LEFT_OUT, "reason": kind}
+    try:
+        entries = list_entries(folder)
+    except UserError as e:
+        return [], {"issue": NOT_PERMITTED, "reason": str(e).partition(";")[0]}
+    kind = foreign_folder(folder, [entry.name for entry in entries])
+    return ([], {"issue": LEFT_OUT, "reason": kind}) if kind else (entries, None)
+
+# %% ../../nbs/data/06_folders.ipynb #8b89fcbc
+def _judge(entry: os.DirEntry) -> tuple[str, dict[str, str] | None]:  # 'folder' or 'photo'; the issue
+    "Say whether an entry is a folder to look into or a photo, or why it is neither."
+    if entry.name.startswith(".") and not (foreign_folder(entry.path) and os.path.isdir(entry.path)):
+        return "", {"issue": "not a photo", "reason": "hidden"}
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+        there = is_folder or is_file or os.path.exists(entry.path)
+    except OSError:  # a link to itself
+        is_folder = is_file = there = False
+    if (is_folder or is_photo_name(entry.name)) and (problem := bad_name(entry.name)):
+        return "", {"issue": BAD_NAME, "reason": f"its name {problem}"}
+    if is_folder:
+        return "folder", None
+    if not is_file:
+        return "", {"issue": "not a photo", "reason": "a pipe, a socket or a device, and no file" if there else "a link to nothing"}
+    if not is_photo_name(entry.name):
+        return "", {
+            "issue": "not a photo",
+            "reason": f"{Path(printable(entry.name)).suffix or 'no suffix'} is no image format that can be read",
+        }
+    return "photo", None
+
+# %% ../../nbs/data/06_folders.ipynb #820284ce
+def bad_name(name: str) -> str:
+    "Say what is wrong with a name that no table can keep, or that no line can show; empty where nothing is."
+    if printable(name) != name:
+        return "holds a byte that is not UTF-8"
+    if one_line(name) != name:
+        return "holds a line break, or another character that is none to see"
+    return "holds a backslash, which other systems take for the end of a folder's name" if "\\" in name and os.sep != "\\" else ""
+
+
+def one_line(path: str) -> str:
+    "Write a path so that it can be printed on one line: line breaks and other control characters become \\n and the like."
+    if path.isascii() and path.isprintable():
+        return path
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in printable(path)
+    )
+
+# %% ../../nbs/data/06_folders.ipynb #317679d2
 def leave_copies(
     photos: list[str],  # paths
     top: str = "",  # whose own name does not matter
 ) -> tuple[list[str], list[dict[str, str]]]:  # without copies; which folders were left out, or may hold something else
-    "Leave out folders called like thumbnails or originals where each photo in them has one of its name beside the folder; what is merely called so is told."
+    "Leave out folders called like thumbnails or originals where each photo in them has its like beside the folder; others are told."
     root = top.rstrip("/") + "/" if top else ""
     marked: dict[str, str] = {}  # a photo's folder: the one around it that is called so
     for folder in {photo.rpartition("/")[0] for photo in photos}:
@@ -215,7 +295,7 @@ def leave_copies(
             issues.append({"path": folder, "issue": PERHAPS, "reason": "a program calls its folders so, and its photos were read"})
     return [photo for photo in photos if photo not in out], issues
 
-
+# %% ../../nbs/data/06_folders.ipynb #55bff88e
 def _is_smaller(photo: str, other: str) -> bool:
     "Tell whether a file holds fewer bytes than another."
     try:
@@ -224,41 +304,13 @@ def _is_smaller(photo: str, other: str) -> bool:
         return False
 
 
-def list_entries(
-    folder: str | Path,
-) -> list[os.DirEntry]:  # backwards, so that a stack gives them forwards
-    "List what a folder holds; raises `UserError` where it may not or cannot be read."
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name, reverse=True)
-    except PermissionError as e:
-        raise UserError(f"the folder '{printable(folder)}' may not be read; change its permissions.") from e
-    except OSError as e:
-        raise UserError(f"the folder '{printable(folder)}' cannot be read ({e.strerror or e}); give a folder that can.") from e
+def _plain_name(path: str) -> str:
+    "Write a photo's path without what programs change in the names of copies: the suffix, and 'thumb' before or behind."
+    folder, _, name = path.lower().rpartition("/")
+    stem = name.rpartition(".")[0]
+    return f"{folder}/{re.sub(r'^(tn|thumb|thumbnail)[-_. ]|[-_. ](tn|thumb|thumbnail|orig|original)$', '', stem)}"
 
-
-def with_slashes(path: str) -> str:
-    "Write a path with forward slashes, which every system reads."
-    return path.replace("\\", "/") if os.sep == "\\" else path
-
-# %% ../../nbs/data/06_folders.ipynb #94c36685
-def _look_into(folder: str, read: dict[str, str], top: str) -> tuple[list[os.DirEntry], dict[str, str] | None]:
-    "List what a sub-folder holds; or say why it is not looked into."
-    real = os.path.realpath(folder)
-    if real in read:
-        return [], {"issue": LINK, "reason": f"a link to '{one_line(os.path.basename(read[real]))}', which was read already"}
-    if top.startswith(real.rstrip(os.sep) + os.sep):
-        return [], {"issue": LINK, "reason": "a link to a folder that holds this one"}
-    if kind := foreign_folder(folder):  # by its name first, as not everybody may read some of them
-        return [], {"issue": LEFT_OUT, "reason": kind}
-    try:
-        entries = list_entries(folder)
-    except UserError as e:
-        return [], {"issue": NOT_PERMITTED, "reason": str(e).partition(";")[0]}
-    kind = foreign_folder(folder, [entry.name for entry in entries])
-    return ([], {"issue": LEFT_OUT, "reason": kind}) if kind else (entries, None)
-
-
+# %% ../../nbs/data/06_folders.ipynb #fbd87aef
 def _leave_links(photos: list[str], links: list[str]) -> tuple[list[str], list[dict[str, str]]]:
     "Leave out links to photos that are read themselves, or that an earlier link shows."
     if not links:
@@ -284,7 +336,7 @@ def _leave_links(photos: list[str], links: list[str]) -> tuple[list[str], list[d
             kept.append(link)
     return photos + kept, issues
 
-
+# %% ../../nbs/data/06_folders.ipynb #7b7bbbfc
 def tell_outside(
     links: list[str],  # that are followed
     top: str,  # the folder in which they were found
@@ -300,55 +352,7 @@ def tell_outside(
     )
     return [{"path": with_slashes(link), "issue": OUTSIDE, "reason": f"{several} to '{one_line(real)}'"}]
 
-
-def _plain_name(path: str) -> str:
-    "Write a photo's path without what programs change in the names of copies: the suffix, and 'thumb' before or behind."
-    folder, _, name = path.lower().rpartition("/")
-    stem = name.rpartition(".")[0]
-    return f"{folder}/{re.sub(r'^(tn|thumb|thumbnail)[-_. ]|[-_. ](tn|thumb|thumbnail|orig|original)$', '', stem)}"
-
-
-def _judge(entry: os.DirEntry) -> tuple[str, dict[str, str] | None]:  # 'folder' or 'photo'; the issue
-    "Say whether an entry is a folder to look into or a photo, or why it is neither."
-    if entry.name.startswith(".") and not (foreign_folder(entry.path) and os.path.isdir(entry.path)):
-        return "", {"issue": "not a photo", "reason": "hidden"}
-    try:
-        is_folder, is_file = entry.is_dir(), entry.is_file()
-        there = is_folder or is_file or os.path.exists(entry.path)
-    except OSError:  # a link to itself
-        is_folder = is_file = there = False
-    if (is_folder or is_photo_name(entry.name)) and (problem := bad_name(entry.name)):
-        return "", {"issue": BAD_NAME, "reason": f"its name {problem}"}
-    if is_folder:
-        return "folder", None
-    if not is_file:
-        return "", {"issue": "not a photo", "reason": "a pipe, a socket or a device, and no file" if there else "a link to nothing"}
-    if not is_photo_name(entry.name):
-        return "", {
-            "issue": "not a photo",
-            "reason": f"{Path(printable(entry.name)).suffix or 'no suffix'} is no image format that can be read",
-        }
-    return "photo", None
-
-
-def bad_name(name: str) -> str:
-    "Say what is wrong with a name that no table can keep, or that no line can show; empty where nothing is."
-    if printable(name) != name:
-        return "holds a byte that is not UTF-8"
-    if one_line(name) != name:
-        return "holds a line break, or another character that is none to see"
-    return "holds a backslash, which other systems take for the end of a folder's name" if "\\" in name and os.sep != "\\" else ""
-
-
-def one_line(path: str) -> str:
-    "Write a path so that it can be printed on one line: line breaks and other control characters become \\n and the like."
-    if path.isascii() and path.isprintable():
-        return path
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in printable(path)
-    )
-
-# %% ../../nbs/data/06_folders.ipynb #6f81f08d
+# %% ../../nbs/data/06_folders.ipynb #1c7f8c03
 def describe_left_out(
     issues: list[dict[str, str]],  # from `list_photos` or `read_folder`
     folder: str | Path,  # that was looked through
@@ -357,51 +361,78 @@ def describe_left_out(
     name, root = Path(os.path.abspath(folder)).name, with_slashes(os.path.abspath(folder)) + "/"
     by_kind: dict[str, list[dict[str, str]]] = {}
     for issue in issues:
-        kind = (
-            ""
-            if issue["reason"] == "hidden"
-            else issue["issue"]
-            if issue["issue"] in (LEFT_OUT, NOT_PERMITTED, BAD_NAME, LINK, OUTSIDE, PERHAPS)
-            else "file"
-        )
-        by_kind.setdefault(kind, []).append(issue)
-    notes, short = [], lambda rows: [with_slashes(os.path.abspath(row["path"])).removeprefix(root) for row in rows]
+        if issue["reason"] != "hidden":
+            by_kind.setdefault(issue["issue"] if issue["issue"] in _TOLD else "file", []).append(issue)
+    return [note for kind, tell in _TOLD.items() if kind in by_kind for note in tell(by_kind[kind], name, root)]
 
-    def by_reason(rows: list[dict[str, str]], write: Callable[[str], str]) -> str:
-        return "; ".join(
-            f"{write(reason)} ({some(short(row for row in rows if row['reason'] == reason), 2)})"
-            for reason in dict.fromkeys(row["reason"] for row in rows)
-        )
+# %% ../../nbs/data/06_folders.ipynb #b5503705
+def _short(rows: Iterable[dict[str, str]], root: str) -> list[str]:
+    "Write the paths of issues without the folder that was looked through."
+    return [with_slashes(os.path.abspath(row["path"])).removeprefix(root) for row in rows]
 
-    if rows := by_kind.get("file"):
-        notes.append(
-            f"left out {count(len(rows), 'file')} in '{name}' "
-            f"{'outside the classes or no photos' if any(row['issue'] == 'no label' for row in rows) else 'that can be no photos'} "
-            f"({some(os.path.basename(row['path']) for row in rows)})."
-        )
-    if rows := by_kind.get(LINK):
-        shown = "; ".join(f"'{path}' is {row['reason']}" for path, row in zip(short(rows[:3]), rows)) + (
-            f"; and {len(rows) - 3:,} more" if len(rows) > 3 else ""
-        )
-        notes.append(f"left out {count(len(rows), 'link')} in '{name}' to what is read once: {shown}.")
-    for path, row in zip(short(rows := by_kind.get(OUTSIDE, [])), rows):
-        notes.append(f"read what lies outside '{name}', as '{path}' is {row['reason']}; remove such links if that is not meant.")
-    if rows := by_kind.get(LEFT_OUT):
-        notes.append(f"left out {count(len(rows), 'folder')} in '{name}' whose pictures are no photos of yours: {by_reason(rows, str)}.")
-    if rows := by_kind.get(PERHAPS):
-        notes.append(
-            f"read {count(len(rows), 'folder')} in '{name}' called as programs call theirs "
-            f"({some(short(rows))}); move {'it' if len(rows) == 1 else 'them'} elsewhere if what lies there is "
-            "no photo of yours."
-        )
-    if rows := by_kind.get(NOT_PERMITTED):
-        notes.append(
-            f"could not look into {count(len(rows), 'folder')} in '{name}' ({some(short(rows))}); change the "
-            "permissions to use what lies there."
-        )
-    if rows := by_kind.get(BAD_NAME):
-        notes.append(
-            f"left out {count(len(rows), 'file or folder', 'files and folders')} in '{name}' whose name "
-            f"{by_reason(rows, lambda reason: reason.removeprefix('its name '))}; rename what you want to use."
-        )
-    return notes
+
+def _by_reason(rows: list[dict[str, str]], root: str, write: Callable[[str], str] = str) -> str:
+    "Name each reason once, with some of its paths."
+    reasons = dict.fromkeys(row["reason"] for row in rows)
+    return "; ".join(f"{write(reason)} ({some(_short((row for row in rows if row['reason'] == reason), root), 2)})" for reason in reasons)
+
+# %% ../../nbs/data/06_folders.ipynb #63f848a2
+def _tell_files(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which files are no photos, or lie outside the classes."
+    what = "outside the classes or no photos" if any(row["issue"] == "no label" for row in rows) else "that can be no photos"
+    return [f"left out {count(len(rows), 'file')} in '{name}' {what} ({some(os.path.basename(row['path']) for row in rows)})."]
+
+
+def _tell_links(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which links lead to what is read once."
+    shown = "; ".join(f"'{path}' is {row['reason']}" for path, row in zip(_short(rows[:3], root), rows))
+    more = f"; and {len(rows) - 3:,} more" if len(rows) > 3 else ""
+    return [f"left out {count(len(rows), 'link')} in '{name}' to what is read once: {shown}{more}."]
+
+# %% ../../nbs/data/06_folders.ipynb #c695c148
+def _tell_far(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which links lead out of the folder."
+    return [
+        f"read what lies outside '{name}', as '{path}' is {row['reason']}; remove such links if that is not meant."
+        for path, row in zip(_short(rows, root), rows)
+    ]
+
+
+def _tell_foreign(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which folders hold other pictures."
+    return [f"left out {count(len(rows), 'folder')} in '{name}' whose pictures are no photos of yours: {_by_reason(rows, root)}."]
+
+# %% ../../nbs/data/06_folders.ipynb #0e3448c9
+def _tell_doubtful(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which folders were read although they are called as programs call theirs."
+    return [
+        f"read {count(len(rows), 'folder')} in '{name}' called as programs call theirs ({some(_short(rows, root))}); "
+        f"move {'it' if len(rows) == 1 else 'them'} elsewhere if what lies there is no photo of yours."
+    ]
+
+
+def _tell_closed(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say which folders may not be looked into."
+    return [
+        f"could not look into {count(len(rows), 'folder')} in '{name}' ({some(_short(rows, root))}); change the "
+        "permissions to use what lies there."
+    ]
+
+
+def _tell_names(rows: list[dict[str, str]], name: str, root: str) -> list[str]:
+    "Say what has a name that nobody can write down."
+    return [
+        f"left out {count(len(rows), 'file or folder', 'files and folders')} in '{name}' whose name "
+        f"{_by_reason(rows, root, lambda reason: reason.removeprefix('its name '))}; rename what you want to use."
+    ]
+
+# %% ../../nbs/data/06_folders.ipynb #b0a8ae18
+_TOLD = {
+    "file": _tell_files,
+    LINK: _tell_links,
+    OUTSIDE: _tell_far,
+    LEFT_OUT: _tell_foreign,
+    PERHAPS: _tell_doubtful,
+    NOT_PERMITTED: _tell_closed,
+    BAD_NAME: _tell_names,
+}  # the order in which it is told

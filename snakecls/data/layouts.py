@@ -33,7 +33,18 @@ def _count_wrappers(
             return depth
         depth += 1
 
-# %% ../../nbs/data/12_layouts.ipynb #94393261
+# %% ../../nbs/data/12_layouts.ipynb #71751233
+def _without_twins(
+    dirs: list[list[str]],  # of each photo
+) -> list[list[str]]:
+    "Step through a folder that is alone in another one of its name, as archives of splits have it: `seg_train/seg_train`."
+    inner: dict[str, set[str]] = {}
+    for names in dirs:
+        if names:
+            inner.setdefault(names[0], set()).add(names[1] if len(names) > 1 else "")
+    return [names[:1] + names[2:] if names and inner[names[0]] == {names[0]} else names for names in dirs]
+
+# %% ../../nbs/data/12_layouts.ipynb #a6201e67
 def _has_split_folders(
     dirs: list[list[str]],  # of each photo
     splits: dict[str, str] | None = None,  # own names; whoever gives them means splits
@@ -67,7 +78,7 @@ def _has_split_folders(
         f"data.splits: {{{word}: train}} for the first, data.label_level: 1 for the second."
     )
 
-
+# %% ../../nbs/data/12_layouts.ipynb #794aa3ea
 def _loose_splits(
     dirs: list[list[str]],  # of each photo
 ) -> dict[str, str]:  # {uppermost folder: split}; empty where they are not all splits
@@ -86,18 +97,7 @@ def _loose_splits(
     sure = set(whole) <= set(splits) and train and others and all(len(found & train) > len(found) / 2 for found in others)
     return {name: split for name, split in splits.items() if name in whole} if sure else {}
 
-
-def _without_twins(
-    dirs: list[list[str]],  # of each photo
-) -> list[list[str]]:
-    "Step through a folder that is alone in another one of its name, as archives of splits have it: `seg_train/seg_train`."
-    inner: dict[str, set[str]] = {}
-    for names in dirs:
-        if names:
-            inner.setdefault(names[0], set()).add(names[1] if len(names) > 1 else "")
-    return [names[:1] + names[2:] if names and inner[names[0]] == {names[0]} else names for names in dirs]
-
-
+# %% ../../nbs/data/12_layouts.ipynb #41c35614
 _TELLING_WORD = re.compile(r"(train|training|trn|valid|validation|val|test|testing|tst)(set|data|images|imgs|photos)?")
 
 
@@ -125,10 +125,7 @@ def _find_level(
             return 1
     return depth if 2 * len(paths) <= len(dirs) else 1
 
-# %% ../../nbs/data/12_layouts.ipynb #1f6043dc
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
-
+# %% ../../nbs/data/12_layouts.ipynb #e9799ffc
 def _describe_levels(
     dirs: list[list[str]],  # of each photo, below the splits
     level: int | str,  # the chosen one, or 'path'
@@ -155,7 +152,7 @@ def _describe_levels(
     )
     return f"{taken}; {', '.join(about.values())}; data.label_level chooses another: {', '.join(others)}."
 
-
+# %% ../../nbs/data/12_layouts.ipynb #fb40de47
 def _join_names(
     names: list[str],  # of folders, from the outside in
 ) -> str:
@@ -163,17 +160,20 @@ def _join_names(
     kept = [name for name, inner in pairwise(names) if not inner.lower().startswith(name.lower())]
     return " ".join([*kept, names[-1]])
 
+# %% ../../nbs/data/12_layouts.ipynb #5acf8cdf
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
 
 def _ordinal(level: int) -> str:
     "Write a level as a word."
     return _ORDINALS[level - 1] if level <= len(_ORDINALS) else f"{level}th"
 
-# %% ../../nbs/data/12_layouts.ipynb #30ad6719
+# %% ../../nbs/data/12_layouts.ipynb #56e7e340
 def read_folder(
     folder: str | Path,  # class folders, or split folders with class folders in them
     *,
     splits: dict[str, str] | None = None,  # own names of splits, such as {'val': 'test'}
-    label_level: int | str = "auto",  # which folder names the class, from 1 (below the splits); 'path' joins all; 'auto': see `find_level`
+    label_level: int | str = "auto",  # which folder names the class, from 1 below the splits; 'path' joins all; 'auto' guesses
     min_classes: int = 2,  # 1: one class folder will do
 ) -> Noted:  # path, label and perhaps split
     "Read a folder whose sub-folders name the classes, and perhaps the splits."
@@ -186,40 +186,12 @@ def read_folder(
             f"the folder '{folder}' holds no photos ({', '.join(IMAGE_SUFFIXES)}){_but(issues)}; give the "
             "folder that holds the class folders."
         )
-    root = with_slashes(str(folder)).rstrip("/") + "/"
-    raw = [photo.removeprefix(root).split("/")[:-1] for photo in photos]
-    dirs = [[clean_label(name) for name in names] for names in raw]
+    raw, dirs = _folders_of(photos, folder)
     spelt = _spellings(raw, dirs)
     dirs, found, notes = _take_splits(dirs, splits, ask=label_level == "auto")
     rest = [names for names, split in zip(dirs, found) if split not in ("", "ignore")]
-    if not any(rest):
-        raise UserError(
-            f"the folder '{folder}' holds photos but no class folders; put the photos of each class into a "
-            f"folder named after it, or give {_tables_in(folder)}."
-        )
-    deepest, level = max(map(len, rest)), _find_level(rest) if label_level == "auto" else label_level
-    if level != "path" and level > deepest:
-        raise UserError(
-            f"data.label_level is {level}, and the photos in '{folder}' lie {count(deepest, 'folder level')} "
-            f"deep{' below the splits' if any(found) else ''}; give a number from 1 to {deepest}."
-        )
-    rows = []
-    for photo, names, split in zip(photos, dirs, found):
-        if split == "ignore":
-            continue
-        if split == "" or len(names) < (1 if level == "path" else level):
-            issues.append(
-                {
-                    "path": photo,
-                    "issue": "no label",
-                    "reason": "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders",
-                }
-            )
-        else:
-            rows.append((photo, _join_names(names) if level == "path" else names[level - 1], split))
-            if not rows[-1][1]:
-                issues.append({"path": photo, "issue": "no label", "reason": "the name of its folder is blank"})
-                rows.pop()
+    level = _choose_level(rest, label_level, folder, any(found))
+    rows, beside = _label_rows(photos, dirs, found, level)
     if not rows:
         raise UserError(
             f"the folder '{folder}' holds no photo with a class folder at the level that data.label_level "
@@ -234,11 +206,19 @@ def read_folder(
     table = table if any(found) else table.drop(columns="split")
     if ignored := found.count("ignore"):
         notes.append(f"left out, as asked, {ignored:,} of {count(len(photos), 'photo')} in '{folder.name}', whose split is to be ignored.")
-    return Noted(table, issues).tell(*notes, _describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt))
+    said = (_describe_levels(rest, level), _merged(rest, level), _spelt_twice(set(table["label"]), spelt))
+    return Noted(table, [*issues, *beside]).tell(*notes, *said)
 
-# %% ../../nbs/data/12_layouts.ipynb #7548ba06
+# %% ../../nbs/data/12_layouts.ipynb #29d21077
+def _folders_of(photos: list[str], folder: Path) -> tuple[list[list[str]], list[list[str]]]:
+    "Give the folders of each photo below one, as they are written and as labels."
+    root = with_slashes(str(folder)).rstrip("/") + "/"
+    raw = [photo.removeprefix(root).split("/")[:-1] for photo in photos]
+    return raw, [[clean_label(name) for name in names] for names in raw]
+
+# %% ../../nbs/data/12_layouts.ipynb #c770e6ea
 def _take_splits(dirs: list[list[str]], splits: dict[str, str] | None, *, ask: bool) -> tuple[list[list[str]], list[str | None], list[str]]:
-    "Take wrappers and splits away: the folders below, each photo's split (None where there are none, '' where it lies beside them), sentences."
+    "Take wrappers and splits away: the folders below; each photo's split (None: there are none, '': it lies beside them); sentences."
     depth = _count_wrappers(dirs, splits)
     dirs, notes = [names[depth:] for names in dirs], []
     given = _has_split_folders(dirs, splits, ask=ask)
@@ -272,25 +252,43 @@ def _take_splits(dirs: list[list[str]], splits: dict[str, str] | None, *, ask: b
         )
     return dirs, [None] * len(dirs), notes
 
+# %% ../../nbs/data/12_layouts.ipynb #fe3b3859
+def _choose_level(rest: list[list[str]], label_level: int | str, folder: Path, has_splits: bool) -> int | str:
+    "Give the level of the label; raises `UserError` where there are no class folders, or not so many levels."
+    if not any(rest):
+        raise UserError(
+            f"the folder '{folder}' holds photos but no class folders; put the photos of each class into a "
+            f"folder named after it, or give {_tables_in(folder)}."
+        )
+    deepest, level = max(map(len, rest)), _find_level(rest) if label_level == "auto" else label_level
+    if level != "path" and level > deepest:
+        raise UserError(
+            f"data.label_level is {level}, and the photos in '{folder}' lie {count(deepest, 'folder level')} "
+            f"deep{' below the splits' if has_splits else ''}; give a number from 1 to {deepest}."
+        )
+    return level
 
-def _merged(dirs: list[list[str]], level: int | str) -> str:
-    "Say that names of the chosen level stand below several folders."
-    if level == "path" or level == 1:
-        return ""
-    above: dict[str, set] = {}
-    for names in dirs:
-        if len(names) >= level:
-            above.setdefault(names[level - 1], set()).add(tuple(names[: level - 1]))
-    twice = [name for name, parents in above.items() if len(parents) > 1]
-    return (
-        f"{count(len(twice), 'label')} ({some(twice)}) {'stands' if len(twice) == 1 else 'stand'} below "
-        f"several folders and {'is' if len(twice) == 1 else 'are'} one class each; data.label_level: path "
-        "keeps them apart."
-        if twice
-        else ""
-    )
+# %% ../../nbs/data/12_layouts.ipynb #d3b5ae2e
+def _label_rows(
+    photos: list[str], dirs: list[list[str]], found: list[str | None], level: int | str
+) -> tuple[list[tuple[str, str, str | None]], list[dict[str, str]]]:  # path, label, split; issues
+    "Read each photo's label from its folders."
+    rows, issues = [], []
+    for photo, names, split in zip(photos, dirs, found):
+        if split == "ignore":
+            continue
+        reason, label = "", ""
+        if split == "" or len(names) < (1 if level == "path" else level):
+            reason = "the photo lies beside the splits" if split == "" else "the photo lies outside the class folders"
+        elif not (label := _join_names(names) if level == "path" else names[level - 1]):
+            reason = "the name of its folder is blank"
+        if reason:
+            issues.append({"path": photo, "issue": "no label", "reason": reason})
+        else:
+            rows.append((photo, label, split))
+    return rows, issues
 
-
+# %% ../../nbs/data/12_layouts.ipynb #f1dfa60b
 def _spellings(raw: list[list[str]], dirs: list[list[str]]) -> dict[str, set[str]]:  # the cleaned name: as the folders write it
     "Collect how each folder's name is written."
     spelt: dict[str, set[str]] = {}
@@ -310,7 +308,25 @@ def _spelt_twice(labels: set[str], spelt: dict[str, set[str]]) -> str:
         else ""
     )
 
+# %% ../../nbs/data/12_layouts.ipynb #27772df0
+def _merged(dirs: list[list[str]], level: int | str) -> str:
+    "Say that names of the chosen level stand below several folders."
+    if level == "path" or level == 1:
+        return ""
+    above: dict[str, set] = {}
+    for names in dirs:
+        if len(names) >= level:
+            above.setdefault(names[level - 1], set()).add(tuple(names[: level - 1]))
+    twice = [name for name, parents in above.items() if len(parents) > 1]
+    return (
+        f"{count(len(twice), 'label')} ({some(twice)}) {'stands' if len(twice) == 1 else 'stand'} below "
+        f"several folders and {'is' if len(twice) == 1 else 'are'} one class each; data.label_level: path "
+        "keeps them apart."
+        if twice
+        else ""
+    )
 
+# %% ../../nbs/data/12_layouts.ipynb #cac380fd
 def _but(issues: list[dict[str, str]]) -> str:
     "Say what a folder without photos holds instead."
     kinds = dict.fromkeys(issue["reason"] for issue in issues if issue["issue"] not in ("not a photo",))

@@ -18,7 +18,7 @@ from .columns import clean_label, count, option, some, split_name
 from .folders import NOT_PERMITTED, list_photos, with_slashes
 from .sources import find_files, join_root, plain_path
 
-# %% ../../nbs/data/10_places.ipynb #62300542
+# %% ../../nbs/data/10_places.ipynb #2c23c33e
 NO_FILE = "no such file"  # why a photo is left out
 
 
@@ -31,7 +31,7 @@ def locate(
     splits: pd.Series | None = None,  # of the rows: they decide between split folders
     names: dict[str, str] | None = None,  # the user's own names of splits, such as {'val': 'test'}
 ) -> tuple[pd.Series, pd.Series, pd.Series, str]:  # paths; whether each exists; why not; a sentence where they were found elsewhere
-    "Find the photos of a table, also where its paths begin with somebody else's folders, or with none; never in the folder of another label or split."
+    "Find the photos of a table, also where its paths begin with somebody else's folders; never in those of another label or split."
     reasons = pd.Series(NO_FILE, index=paths.index)
     full, found = find_files(join_root(paths, root))
     if not found.all() and (plain := paths.map(unguard_cell)).ne(paths).any():  # as `write_csv` keeps them from spreadsheets
@@ -58,18 +58,7 @@ def locate(
     reasons[lost.index] = lost
     return full, found, reasons, note
 
-
-def _is_closed(folder: str) -> bool:
-    "Tell whether there is a folder that may not be read."
-    try:
-        os.scandir(folder or "/").close()
-        return False
-    except PermissionError:
-        return True
-    except (OSError, ValueError):
-        return False
-
-
+# %% ../../nbs/data/10_places.ipynb #a602057d
 def _shortened(paths: pd.Series, root: str | Path, *, at_least: int) -> tuple[pd.Series, pd.Series] | tuple[None, None]:
     "Look for paths without their first folders: as many folders less as gives the most photos, and more of them than a number."
     bare, best = paths.str.replace("\\", "/", regex=False), (None, None)
@@ -85,7 +74,18 @@ def _shortened(paths: pd.Series, root: str | Path, *, at_least: int) -> tuple[pd
             break
     return best
 
-# %% ../../nbs/data/10_places.ipynb #d38c0139
+# %% ../../nbs/data/10_places.ipynb #bec36c9d
+def _is_closed(folder: str) -> bool:
+    "Tell whether there is a folder that may not be read."
+    try:
+        os.scandir(folder or "/").close()
+        return False
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+# %% ../../nbs/data/10_places.ipynb #c63ad3f5
 class _Hints:
     "What the rows of a table say about the folders of their photos."
 
@@ -145,7 +145,12 @@ class _Hints:
                 candidates = [path for path in candidates if fits(path)] or candidates
         return candidates
 
+# %% ../../nbs/data/10_places.ipynb #a21da16f
+def _as_name(text: object) -> str:
+    "A label, or a folder's name, in the one form in which they are compared."
+    return re.sub(r"[\s_-]+", " ", plain_path(clean_label(str(text))))
 
+# %% ../../nbs/data/10_places.ipynb #04827488
 def _search(
     paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Series, root: str | Path, *, hints: _Hints, note: str
 ) -> tuple[pd.Series, pd.Series, pd.Series, str]:
@@ -157,6 +162,71 @@ def _search(
     files = _by_name([path.removeprefix(top) for path in photos], {plain_path(path.rpartition("/")[2]) for path in wanted.unique()})
     possible = _possible(wanted, files, whole=bool(found.any()))
     hints.listen(possible)
+    placed, doubtful, refused = _place_rows(possible, hints)
+    _ask_about_most(len(paths), doubtful, refused, top, hints)
+    if placed:
+        full, found = full.copy(), found.copy()
+        full.loc[list(placed)], found.loc[list(placed)] = [top + path for path in placed.values()], True
+        note = _say_placed(placed, len(wanted), note)
+    for row, candidates in doubtful.items():
+        reasons[row] = f"there are {len(candidates)} files of that name: {some(candidates, 2)}"
+    for row, candidates in refused.items():
+        reasons[row] = f"{NO_FILE} but '{candidates[0]}', which lies in the folder of another {hints.against(row, candidates[0])}"
+    if closed := [issue["path"].removeprefix(top) for issue in issues if issue["issue"] == NOT_PERMITTED]:
+        lost = ~found & reasons.eq(NO_FILE)
+        reasons[lost] = f"{NO_FILE}, but {some(closed, 2)} may not be looked into"
+        if lost.any():
+            note = f"{note} " * bool(note) + (
+                f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the "
+                "permissions to use what lies there."
+            )
+    return full, found, reasons, note
+
+# %% ../../nbs/data/10_places.ipynb #e8940713
+def _by_name(photos: list[str], names: set[str]) -> dict[str, list[str]]:
+    "Group the files below a folder by their plain name, with and without suffix; only those that are looked for."
+    files: dict[str, list[str]] = {}
+    for path in photos:
+        name = plain_path(path.rpartition("/")[2])
+        for spelling in (name, name[: name.rfind(".")]):
+            if spelling in names:
+                files.setdefault(spelling, []).append(path)
+    return files
+
+
+def _without_shared(paths: pd.Series) -> pd.Series:
+    "Take a folder away that is the same for all paths, for it is somebody else's; not one that says which split they are."
+    folders = paths.str.rpartition("/")[0].unique()
+    shared = folders[0] if len(folders) == 1 else ""
+    return paths.str.rpartition("/")[2] if shared and not any(split_name(part) for part in shared.split("/")) else paths
+
+# %% ../../nbs/data/10_places.ipynb #c6232ad4
+def _possible(wanted: pd.Series, files: dict[str, list[str]], *, whole: bool) -> dict:
+    "List the files that each path may mean: they end as it does, with as many folders as any path has in common with a file."
+    parts = {row: [part for part in plain_path(path).split("/") if part not in ("", ".")] for row, path in wanted.items()}
+    longest = max(map(len, parts.values()), default=1)
+    for length in (longest,) if whole else range(longest, 1 if longest > 1 else 0, -1):
+        possible = {row: _endings(names, files, length) for row, names in parts.items()}
+        if any(possible.values()):
+            return possible
+    return dict.fromkeys(parts, ())
+
+# %% ../../nbs/data/10_places.ipynb #2273e02c
+def _endings(parts: list[str], files: dict[str, list[str]], length: int) -> list[str]:
+    "List the files whose last folders and name are those of a path; a photo of the test is not looked for in another split."
+    candidates = files.get(parts[-1], []) if parts else []
+    ending, splits = "".join(f"/{part}" for part in parts[-length:-1]), {split_name(part) for part in parts[:-1]} - {None}
+    if ending:
+        candidates = [path for path in candidates if ("/" + plain_path(path.rpartition("/")[0])).endswith(ending)]
+    if splits:
+        candidates = [
+            path for path in candidates if not (other := {split_name(part) for part in path.split("/")[:-1]} - {None}) or other & splits
+        ]
+    return candidates
+
+# %% ../../nbs/data/10_places.ipynb #d34c6cb3
+def _place_rows(possible: dict, hints: _Hints) -> tuple[dict, dict, dict]:  # row: its file; row: files; row: files of others
+    "Choose the file of each row by what the row says, else by the one folder that holds all; what stays open, and what is another's."
     placed, doubtful, refused, open_rows = {}, {}, {}, {}
     for row, candidates in possible.items():
         if not candidates:
@@ -173,34 +243,20 @@ def _search(
         for row, candidates in open_rows.items():
             inside = [path for path in candidates if whole is not None and path.rpartition("/")[0] == whole]
             (placed if len(inside) == 1 else doubtful)[row] = inside[0] if len(inside) == 1 else candidates
-    _ask_about_most(len(paths), doubtful, refused, top, hints)
-    if placed:
-        full, found = full.copy(), found.copy()
-        full.loc[list(placed)], found.loc[list(placed)] = [top + path for path in placed.values()], True
-        folders = list(dict.fromkeys(path.rpartition("/")[0] or "." for path in placed.values()))
-        if folders != ["."]:
-            note = f"{note} " * bool(note) + (
-                f"the photos were found in the folder '{folders[0]}' beside the table."
-                if len(folders) == 1 and len(placed) == len(wanted)
-                else f"{count(len(placed), 'photo')} of the table {'was' if len(placed) == 1 else 'were'} found in "
-                f"folders below it ({some(folders)}), by their names."
-            )
-    for row, candidates in doubtful.items():
-        reasons[row] = f"there are {len(candidates)} files of that name: {some(candidates, 2)}"
-    for row, candidates in refused.items():
-        reasons[row] = f"{NO_FILE} but '{candidates[0]}', which lies in the folder of another {hints.against(row, candidates[0])}"
-    if closed := [issue["path"].removeprefix(top) for issue in issues if issue["issue"] == NOT_PERMITTED]:
-        lost = ~found & reasons.eq(NO_FILE)
-        reasons[lost] = f"{NO_FILE}, but {some(closed, 2)} may not be looked into"
-        note = (
-            f"{note} " * bool(note) + f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the "
-            "permissions to use what lies there."
-            if lost.any()
-            else note
-        )
-    return full, found, reasons, note
+    return placed, doubtful, refused
 
+# %% ../../nbs/data/10_places.ipynb #f260e500
+def _one_folder(open_rows: dict, placed: dict, refused: dict) -> str | None:
+    "Find the one folder that holds every photo that is looked for; none where another holds more than half, as one photo would decide."
+    holds: dict[str, int] = {}
+    for candidates in (*open_rows.values(), *([path] for path in placed.values()), *refused.values()):
+        for folder in {path.rpartition("/")[0] for path in candidates}:
+            holds[folder] = holds.get(folder, 0) + 1
+    n = len(open_rows) + len(placed) + len(refused)
+    whole = [folder for folder, number in holds.items() if number * 2 > n]
+    return whole[0] if len(whole) == 1 and holds[whole[0]] == n else None
 
+# %% ../../nbs/data/10_places.ipynb #519ac588
 def _ask_about_most(n: int, doubtful: dict, refused: dict, top: str, hints: _Hints) -> None:
     "Raise `UserError` where most photos of a table could be several files, or lie in folders of other labels and splits alone."
     if (len(doubtful) + len(refused)) * 2 <= n:
@@ -227,60 +283,15 @@ def _ask_about_most(n: int, doubtful: dict, refused: dict, top: str, hints: _Hin
         f"{option('root')}, or write the folders into the table."
     )
 
-
-def _as_name(text: object) -> str:
-    "A label, or a folder's name, in the one form in which they are compared."
-    return re.sub(r"[\s_-]+", " ", plain_path(clean_label(str(text))))
-
-
-def _without_shared(paths: pd.Series) -> pd.Series:
-    "Take a folder away that is the same for all paths, for it is somebody else's; not one that says which split they are."
-    folders = paths.str.rpartition("/")[0].unique()
-    shared = folders[0] if len(folders) == 1 else ""
-    return paths.str.rpartition("/")[2] if shared and not any(split_name(part) for part in shared.split("/")) else paths
-
-
-def _by_name(photos: list[str], names: set[str]) -> dict[str, list[str]]:
-    "Group the files below a folder by their plain name, with and without suffix; only those that are looked for."
-    files: dict[str, list[str]] = {}
-    for path in photos:
-        name = plain_path(path.rpartition("/")[2])
-        for spelling in (name, name[: name.rfind(".")]):
-            if spelling in names:
-                files.setdefault(spelling, []).append(path)
-    return files
-
-
-def _possible(wanted: pd.Series, files: dict[str, list[str]], *, whole: bool) -> dict:
-    "List the files that each path may mean: they end as it does, with all its folders, or else with as many as any path of the table has in common with a file."
-    parts = {row: [part for part in plain_path(path).split("/") if part not in ("", ".")] for row, path in wanted.items()}
-    longest = max(map(len, parts.values()), default=1)
-    for length in (longest,) if whole else range(longest, 1 if longest > 1 else 0, -1):
-        possible = {row: _endings(names, files, length) for row, names in parts.items()}
-        if any(possible.values()):
-            return possible
-    return dict.fromkeys(parts, ())
-
-
-def _endings(parts: list[str], files: dict[str, list[str]], length: int) -> list[str]:
-    "List the files whose last folders and name are those of a path; a photo of the test is not looked for in another split."
-    candidates = files.get(parts[-1], []) if parts else []
-    ending, splits = "".join(f"/{part}" for part in parts[-length:-1]), {split_name(part) for part in parts[:-1]} - {None}
-    if ending:
-        candidates = [path for path in candidates if ("/" + plain_path(path.rpartition("/")[0])).endswith(ending)]
-    if splits:
-        candidates = [
-            path for path in candidates if not (other := {split_name(part) for part in path.split("/")[:-1]} - {None}) or other & splits
-        ]
-    return candidates
-
-
-def _one_folder(open_rows: dict, placed: dict, refused: dict) -> str | None:
-    "Find the one folder that holds every photo that is looked for; none where another holds more than half of them, for one missing photo would change the choice."
-    holds: dict[str, int] = {}
-    for candidates in (*open_rows.values(), *([path] for path in placed.values()), *refused.values()):
-        for folder in {path.rpartition("/")[0] for path in candidates}:
-            holds[folder] = holds.get(folder, 0) + 1
-    n = len(open_rows) + len(placed) + len(refused)
-    whole = [folder for folder, number in holds.items() if number * 2 > n]
-    return whole[0] if len(whole) == 1 and holds[whole[0]] == n else None
+# %% ../../nbs/data/10_places.ipynb #36c859d3
+def _say_placed(placed: dict, n_wanted: int, note: str) -> str:
+    "Say in which folders the photos were found."
+    folders = list(dict.fromkeys(path.rpartition("/")[0] or "." for path in placed.values()))
+    if folders == ["."]:
+        return note
+    if len(folders) == 1 and len(placed) == n_wanted:
+        return f"{note} " * bool(note) + f"the photos were found in the folder '{folders[0]}' beside the table."
+    return f"{note} " * bool(note) + (
+        f"{count(len(placed), 'photo')} of the table {'was' if len(placed) == 1 else 'were'} found in "
+        f"folders below it ({some(folders)}), by their names."
+    )
