@@ -17,7 +17,7 @@ from fastai.callback.core import Callback
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from snakecls.core import keep_freed_memory
+from snakecls.workers import keep_freed_memory
 from snakecls.data.photos import open_photo
 from snakecls.evaluate.predictions import predict_table
 from snakecls.experiment.file import make_experiment

@@ -5,7 +5,7 @@ import sys
 
 WORK = """
 import json, sys, time, torch
-from snakecls.core import keep_freed_memory
+from snakecls.workers import keep_freed_memory
 if sys.argv[1] == "kept": keep_freed_memory()
 from snakecls.models.backbones import create_backbone
 model = create_backbone("tf_efficientnet_lite0", 14).to(memory_format=torch.channels_last)

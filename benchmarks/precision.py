@@ -10,7 +10,7 @@ def main() -> None:
     import torch
     from common import record
 
-    from snakecls.core import keep_freed_memory
+    from snakecls.workers import keep_freed_memory
     from snakecls.models.backbones import create_backbone
     from snakecls.train.precision_choice import choose_precision
 

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .core import UserError, check_name, check_writable, plain
+from .core import UserError
+from .disk import check_name, check_writable, plain
 from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
 
 # %% ../nbs/90_cli.ipynb #47b26968

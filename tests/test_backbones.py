@@ -11,7 +11,7 @@ from snakecls.core import UserError
 from snakecls.data.photos import PhotoSpec, prepare_photo
 from snakecls.models.backbones import create_backbone
 from snakecls.models.bundle import BundleInfo, build_model, load_model, write_bundle
-from snakecls.models.freezing import discriminative_lrs, freeze_groups, gradual_unfreezing, head_modules, n_frozen_groups, stage_groups
+from snakecls.models.freezing import discriminative_lrs, freeze_groups, gradual_unfreezing, _head_modules, n_frozen_groups, stage_groups
 
 LAST_BLOCK = {  # arch -> its blocks, and the modules that train with the head when all blocks but the last are frozen
     "resnet18": (4, ["layer4"]), "resnet50": (4, ["layer4"]), "resnext50_32x4d": (4, ["layer4"]), "convnext_atto": (4, ["stages.3", "head.norm"]), "regnetx_002": (4, ["s4"]),
@@ -32,11 +32,11 @@ def test_what_trains_is_what_freeze_says(arch):
     n_blocks, last = LAST_BLOCK[arch]
     with torch.device("meta"):
         model = create_backbone(arch, 12, weights="none")
-    total, head = count([model]), count(head_modules(model))
+    total, head = count([model]), count(_head_modules(model))
     assert freeze_groups(model, "none") == total
     assert freeze_groups(model, "body") == head < total
     for name, p in model.named_parameters():
-        assert p.requires_grad == any(p is own for module in head_modules(model) for own in module.parameters()), name
+        assert p.requires_grad == any(p is own for module in _head_modules(model) for own in module.parameters()), name
     groups = stage_groups(model)
     assert sorted(id(p) for group in groups for p in group) == sorted(id(p) for p in model.parameters())
     trainable = [freeze_groups(model, k) for k in range(len(groups) - 1)]

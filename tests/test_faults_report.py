@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 from snakecls.cli import app, scores_text
-from snakecls.core import write_json
+from snakecls.disk import write_json
 from snakecls.evaluate.predictions import compare_tables
 from snakecls.evaluate.report import write_report
 from snakecls.experiment.file import make_experiment

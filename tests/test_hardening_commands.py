@@ -11,7 +11,8 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
-from snakecls.core import UserError, check_writable
+from snakecls.core import UserError
+from snakecls.disk import check_writable
 from snakecls.workflow.run import check_places
 
 CODE = f"import sys; sys.path.insert(0, {str(REPO)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"

@@ -266,7 +266,7 @@ def test_a_group_that_sigterm_ends_says_what_is_done(tmp_path, monkeypatch, kind
 @pytest.mark.parametrize("kind", ["folds", "grid"])
 def test_a_disk_that_is_full_during_the_second_of_several_runs_names_the_finished_one(tmp_path, monkeypatch, kind):
     "From there on nothing can be written, the group's own records neither; the next command, with room again, completes them."
-    import snakecls.core as core
+    import snakecls.disk as disk
 
     make_photos(tmp_path / "photos", 24)
     real, full = os.replace, []
@@ -276,7 +276,7 @@ def test_a_disk_that_is_full_during_the_second_of_several_runs_names_the_finishe
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         return real(source, target, *more)
 
-    monkeypatch.setattr(core.os, "replace", replace)
+    monkeypatch.setattr(disk.os, "replace", replace)
     second_run(monkeypatch, lambda: full.append(True))
     done = snakecls("train", "--data", "photos", *SMALL, "--set", "schedule=[{size: 32, epochs: 1}]", *SEVERAL[kind], cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("snakecls: ") == 1 and "snakecls: the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -95,7 +95,7 @@ command()
 
 
 def test_a_pipe_that_takes_a_files_place_in_between_does_not_hang(tmp_path, monkeypatch):
-    from snakecls.core import NotAFileError, open_file
+    from snakecls.disk import NotAFileError, open_file
 
     os.mkfifo(tmp_path / "photo.jpg")
     (tmp_path / "whole.jpg").write_bytes(b"whole")

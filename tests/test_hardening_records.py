@@ -173,7 +173,7 @@ def test_a_killed_run_in_a_folder_that_cannot_be_written_is_told_and_listed(runs
 
 
 def test_a_disk_that_is_full_at_any_write_of_the_end_leaves_a_state_that_can_be_read(project, tmp_path, monkeypatch):
-    import snakecls.core as core
+    import snakecls.disk as disk
     import snakecls.workflow.run as module
 
     real, finish, writes = os.replace, module.finish_records, Counter()
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_at_any_write_of_the_end_leaves_a_state_that_can_be_
         writes["on"] = 1
         return finish(*given)
 
-    monkeypatch.setattr(core.os, "replace", replace)
+    monkeypatch.setattr(disk.os, "replace", replace)
     monkeypatch.setattr(module, "finish_records", counted)
     states = []
     for k in range(1, 40, 2):  # every second write

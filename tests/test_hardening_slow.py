@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from snakecls import core
-from snakecls.core import UserError, read_json, read_parquet
+from snakecls.core import UserError
+from snakecls.disk import read_json, read_parquet
 from snakecls.data import label_facts as dangers, labels, messy_csv
 from snakecls.data.given import find_photos
 from snakecls.data.tables import load_table, read_table, read_unlabelled
-from snakecls.models.bundle_files import read_strictly
+from snakecls.models.bundle_info import read_strictly
 from snakecls.experiment.file import override_key
 from snakecls.workflow.facts import read_facts
 from snakecls.workflow.several import parse_grid
@@ -270,7 +271,7 @@ def test_large_json_takes_no_time_that_grows_with_the_square(tmp_path):
 FOOTERS = """
 import io, random, struct, sys
 import pandas as pd
-from snakecls.core import read_parquet
+from snakecls.disk import read_parquet
 whole, file = io.BytesIO(), sys.argv[1]
 pd.DataFrame({"path": [f"{i}.jpg" for i in range(16)], "label": ["a", "b"] * 8, "n": range(16)}).to_parquet(whole)
 data, chance, told = whole.getvalue(), random.Random(7), 0

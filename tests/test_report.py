@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import REPO
-from snakecls.core import write_json
+from snakecls.disk import write_json
 from snakecls.evaluate.report import write_report
 from snakecls.workflow.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from conftest import draw_snake, need
-from snakecls.core import file_hash
+from snakecls.disk import file_hash
 from snakecls.data.corrections import apply_corrections, read_corrections
 
 COLUMNS = ["path", "issue", "verdict", "score", "reason", "label", "suggested"]

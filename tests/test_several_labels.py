@@ -60,7 +60,7 @@ def test_what_the_app_says(scenes):
 
 
 def test_the_report_of_a_run_with_several_labels(scenes, tmp_path, browser):
-    from snakecls.core import write_json
+    from snakecls.disk import write_json
     from snakecls.evaluate.predictions import evaluate_bundle
     from snakecls.evaluate.report import write_report
 

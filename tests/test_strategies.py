@@ -186,7 +186,7 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
 def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch, overrides, sentence):
     def refuse(*args, **kwargs):
         raise AssertionError("a photo was read")
-    for module in ("snakecls.workflow.run.keep_readable", "snakecls.models.info.photo_sums"):
+    for module in ("snakecls.workflow.run.keep_readable", "snakecls.models.info._photo_sums"):
         monkeypatch.setattr(module, refuse)
     with pytest.raises(UserError, match=sentence):
         run(photos, tmp_path, *overrides)

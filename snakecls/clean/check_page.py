@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, atomic_write
+from ..core import UserError
+from ..disk import atomic_write
 from ..data.columns import count
 from .issues import PAIRED, RANKED, VERDICTS, Kind, group_rows, make_kinds, path_finder, short_path, shorten_reason, waiting
 from ..data.thumbnails import make_thumbnail

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, file_hash, nearest, open_file, printable, unknown_name, usual_mode
+from ..core import UserError, nearest, printable, unknown_name
+from ..disk import file_hash, open_file, usual_mode
 from .cells import guard_cell, unguard_cell
 from .columns import clean_label, count, some
 from .label_facts import danger_key

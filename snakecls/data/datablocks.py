@@ -30,7 +30,8 @@ from fastai.vision.data import ImageBlock
 from fasttransform import Transform
 from PIL import Image
 
-from ..core import UserError, derive_seed, end_with_parent, unknown_name
+from ..core import UserError, derive_seed, unknown_name
+from ..workers import end_with_parent
 from .augmentation import Augment
 from .lost import LostPhotos
 from .problem import MultiLabel, OneLabel, Problem, find_problem

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, printable, track, worker_threads
+from ..core import UserError, printable, track
+from ..workers import worker_threads
 from .photos import MAX_PIXELS, PhotoError, open_photo
 from .scan import NOT_LOOKED_AT, scan_files
 from .folders import bad_name, describe_left_out, list_photos, one_line

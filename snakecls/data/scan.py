@@ -23,7 +23,9 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from ..core import NotAFileError, UserError, file_hash, open_file, printable, track, worker_processes
+from ..core import UserError, printable, track
+from ..disk import NotAFileError, file_hash, open_file
+from ..workers import worker_processes
 from .fingerprints import make_thumbnail, perceptual_hashes
 from .photos import MAX_PIXELS, decode, exif_turn, explain_failure, is_heif, known_formats, open_stream
 

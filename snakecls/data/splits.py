@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 
-from ..core import UserError, atomic_write, derive_seed, file_hash, read_parquet, track, unknown_name
+from ..core import UserError, derive_seed, track, unknown_name
+from ..disk import atomic_write, file_hash, read_parquet
 from .columns import as_label, count, option, some
 from .folders import list_photos
 from .notes import Noted

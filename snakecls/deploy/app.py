@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import UserError, open_file
+from ..core import UserError
+from ..disk import open_file
 from ..data.photos import PhotoError, PlainPhotoError, is_heif, open_photo
 from ..data.label_facts import model_dangers
 from ..data.target_dangers import first_facts, target_facts

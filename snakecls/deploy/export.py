@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import UserError, atomic_path
+from ..core import UserError
+from ..disk import atomic_path
 from ..data.problem import MultiLabel, OneLabel, as_problem
 from ..data.photos import PhotoSpec, open_photo, open_shown
 from .predict import PhotoPredictor

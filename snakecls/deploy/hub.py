@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 
 import snakecls
-from ..core import UserError, atomic_write
+from ..core import UserError
+from ..disk import atomic_write
 from ..data.label_facts import model_dangers, say_unknown
 from ..data.target_dangers import blind_targets, say_blind
 from ..evaluate.verdicts import say_chosen

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, atomic_write, read_json
+from ..core import UserError
+from ..disk import atomic_write, read_json
 from .report import GIVEN, judge_unknown, make_analysis, make_dangers, make_tiles
 from .report_danger import danger_photos, known_facts
 from .report_data import ListFacts, RunFacts, read_lists, read_split, target_part

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, atomic_write, unknown_name
+from ..core import UserError, unknown_name
+from ..disk import atomic_write
 from ..stats import top_names
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #91b79e7a

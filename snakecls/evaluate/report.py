@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, atomic_write, read_json, read_parquet
+from ..core import UserError
+from ..disk import atomic_write, read_json, read_parquet
 from ..data.label_facts import danger_noun, known_dangers, model_dangers, say_unknown
 from .danger import count_dangers, count_target_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, read_json, read_parquet
+from ..core import UserError
+from ..disk import read_json, read_parquet
 from ..data.cells import unguard_cells
 from ..data.labels import encode_labels
 from ..models.bundle import is_bundle

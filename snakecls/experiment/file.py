@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from ..core import UserError, open_file, printable
+from ..core import UserError, printable
+from ..disk import open_file
 from ..data.folders import one_line
 from .schema import DEFAULT_SCHEDULE, Experiment
 from ..settings import Settings, SettingsError, explain_error, shown

@@ -17,7 +17,8 @@ import torch
 from fastai.callback import schedule as _  # noqa: F401  gives Learner its lr_find
 from fastai.learner import Learner
 
-from ..core import UserError, atomic_path
+from ..core import UserError
+from ..disk import atomic_path
 
 # %% ../../nbs/train/14_lr_finder.ipynb #87fec6a4
 @contextmanager

@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..core import UserError, atomic_write, check_writable, file_hash, parquet_bytes, plain, read_json, unknown_name, write_json
+from ..core import UserError, unknown_name
+from ..disk import atomic_write, check_writable, file_hash, parquet_bytes, plain, read_json, write_json
 from ..data.columns import count, set_aside
 from ..data.corrections import add_correction, open_issues
 from ..clean.duplicates import find_duplicates, near_pairs

@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..core import UserError, read_json, read_parquet, write_json
+from ..core import UserError
+from ..disk import read_json, read_parquet, write_json
 from ..data.problem import table_problem
 from ..stats import encode_arrays, resample, score_draws, Comparison
 from ..experiment.schema import Experiment

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..core import atomic_write, read_parquet
+from ..disk import atomic_write, read_parquet
 from ..data.demo.draw import make_demo
 from ..deploy.predict import Predictor
 from ..experiment.file import load_experiment

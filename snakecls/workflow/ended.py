@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..core import UserError, is_disk_full, read_json, write_json
+from ..core import UserError
+from ..disk import is_disk_full, read_json, write_json
 from ..models.bundle import BundleInfo, build_model, info_from_dict, info_to_dict, is_bundle, write_bundle
 from .run_folder import RunFolder, open_lock, read_status
 

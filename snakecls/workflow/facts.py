@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, nearest, open_file, unknown_name
+from ..core import UserError, nearest, unknown_name
+from ..disk import open_file
 from ..data.cells import unguard_cell
 from ..data.label_facts import danger_key, danger_name, has_odd_coding, hints_at_danger, known_dangers, plain_words, read_danger, say_unknown, says_harmless, sounds_dangerous, speaks_of_danger, model_dangers, which, clean_name
 from ..data.target_dangers import first_target, target_state
-from ..models.bundle import BundleInfo, check_facts, edit_bundle, read_bundle
+from ..models.bundle import BundleInfo, edit_bundle, read_bundle
+from ..models.bundle_info import check_facts
 
 # %% ../../nbs/workflow/09_facts.ipynb #ab12ee14
 def read_facts(

@@ -18,7 +18,8 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, read_json, read_parquet, write_json, write_table
+from ..core import UserError
+from ..disk import read_json, read_parquet, write_json, write_table
 from ..stats import mean_sd
 from .compare import changed_places, compare_answers, fill_defaults, is_clear, judge_pair, match_answers, only_seed, only_training, parent_folder, read_answers
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, read_json, write_json
+from ..core import UserError
+from ..disk import read_json, write_json
 from ..models.bundle import is_bundle
 from .ended import CHECKPOINT, NO_MODEL, best_text, can_keep, scored, use
 from .logbook import LogbookEntry, add_entry, make_entry

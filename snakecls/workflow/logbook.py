@@ -16,7 +16,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core import atomic_write, open_file
+from ..disk import atomic_write, open_file
 from ..evaluate.verdicts import say_lost
 from ..stats import top_names
 from .compare import diff_experiments, parent_folder, read_verdict

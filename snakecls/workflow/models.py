@@ -21,7 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import UserError, atomic_path, check_name, file_hash, read_json, read_parquet, unknown_name
+from ..core import UserError, unknown_name
+from ..disk import atomic_path, check_name, file_hash, read_json, read_parquet
 from ..data.columns import some
 from ..data.files import keep_readable
 from ..data.notes import Noted
@@ -30,7 +31,8 @@ from ..data.problem import MultiLabel, OneLabel, bundle_problem, table_problem
 from ..data.targets import find_targets
 from ..deploy.app import RUN_ROOTS, newest_bundle
 from ..evaluate.verdicts import say_chosen
-from ..models.bundle import check_facts, copy_bundle, is_bundle, read_bundle
+from ..models.bundle import copy_bundle, is_bundle, read_bundle
+from ..models.bundle_info import check_facts
 from ..stats import mean_sd, top_names
 from .compare import from_common_folder, read_answers, read_verdict
 from .ended import CHECKPOINT, can_keep, revive

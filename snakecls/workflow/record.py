@@ -19,7 +19,8 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
-from ..core import UserError, write_table
+from ..core import UserError
+from ..disk import write_table
 from ..data.labels import decode_labels
 from ..data.splits import write_manifest
 from ..deploy.export import export_learner

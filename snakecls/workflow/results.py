@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import write_table
+from ..disk import write_table
 from ..data.columns import some
 from ..data.labels import encode_labels
 from ..data.lost import PhotosGone

@@ -19,7 +19,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core import UserError, atomic_write, check_writable, file_hash, keep_freed_memory, write_table
+from ..core import UserError
+from ..disk import atomic_write, check_writable, file_hash, write_table
+from ..workers import keep_freed_memory
 from ..data.cells import csv_text
 from ..data.columns import count
 from ..data.files import keep_readable

@@ -16,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, read_json, read_text
+from ..core import UserError
+from ..disk import read_json, read_text
 
 # %% ../../nbs/workflow/02_run_files.ipynb #30000007
 def read_history(

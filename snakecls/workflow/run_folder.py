@@ -27,7 +27,8 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core import UserError, atomic_write, is_disk_full, plain, read_json, unknown_name, write_json
+from ..core import UserError, unknown_name
+from ..disk import atomic_write, is_disk_full, plain, read_json, write_json
 from ..stats import top_names
 from .environment import describe_environment
 from .run_files import is_number, is_time, read_experiment, read_history, read_mapping, read_metrics

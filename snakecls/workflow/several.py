@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, read_parquet, write_json, write_table
+from ..core import UserError
+from ..disk import read_parquet, write_json, write_table
 from ..data.problem import bundle_problem
 from ..data.label_facts import join_infos
 from ..evaluate.ensembles import average_weights, ensemble_probs, evaluate_ensemble, join_folds, summarise_folds

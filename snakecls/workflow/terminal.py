@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 import typer
 from typer.core import TyperGroup
 
-from ..core import UserError, is_disk_full, printable
+from ..core import UserError, printable
+from ..disk import is_disk_full
 
 # %% ../../nbs/workflow/19_terminal.ipynb #ceca4233
 def prepare_streams() -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core import plain
+from ..disk import plain
 from .run_folder import RunFolder
 
 LOG = logging.getLogger("snakecls")

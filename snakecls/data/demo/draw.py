@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ...core import UserError, atomic_write, derive_seed, read_json, track, worker_processes, write_json
+from ...core import UserError, derive_seed, track
+from ...disk import atomic_write, read_json, write_json
+from ...workers import worker_processes
 from .drawing import draw_distractor, draw_snake
 from .species import DISTRACTORS, SPECIES, Species, find_species
 
