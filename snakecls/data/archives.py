@@ -20,7 +20,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..core import UserError, file_hash, is_disk_full, open_file, read_json, write_json
+from ..core import UserError
+from ..disk import file_hash, is_disk_full, open_file, read_json, write_json
 from .columns import count, some
 from .folders import bad_name, foreign_folder, is_photo_name, one_line, with_slashes
 from .sources import TABLE_SUFFIXES

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, atomic_write
+from ..core import UserError
+from ..disk import atomic_write
 
 # %% ../../nbs/data/02_cells.ipynb #100291ef
 _SIGNS = r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"

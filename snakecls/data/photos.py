@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..core import UserError, open_file, printable, unknown_name
+from ..core import UserError, printable, unknown_name
+from ..disk import open_file
 from .pixels import STRIP_PIXELS, array_to_image, is_plain_rgb, is_wide, join_strips, rgb_strips, turned_size
 
 # %% ../../nbs/data/04_photos.ipynb #90b31624

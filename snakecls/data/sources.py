@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from ..core import UserError, parquet_bytes, printable
+from ..core import UserError, printable
+from ..disk import parquet_bytes
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, all_columns, count, find_column, option, some
 from .folders import is_photo_name, list_photos, one_line, with_slashes
 from .messy_csv import count_columns, read_messy, read_text, short_lines, split_head
