@@ -18,7 +18,7 @@ FRONT = {  # name -> its module
     "Stage": "train.stages",
     "progressive_stages": "train.stages",
     "progressive_fit": "train.schedules",
-    "SaveBestF1": "train.callbacks",
+    "SaveBestF1": "train.monitoring",
     "Predictor": "deploy.predict",
     "check_source": "workflow.check",
     "run_experiment": "workflow.run",
@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # the same once more, for editors and type checkers
     from .data.tables import load_table
     from .deploy.predict import Predictor
     from .models.backbones import create_backbone
-    from .train.callbacks import SaveBestF1
     from .train.learner import photo_learner
+    from .train.monitoring import SaveBestF1
     from .train.schedules import progressive_fit
     from .train.stages import Stage, progressive_stages
     from .workflow.check import check_source

@@ -35,7 +35,7 @@ def test_a_class_that_vanishes_ends_the_run_with_its_best_so_far(tmp_path, monke
 
 
 def test_epochs_are_compared_on_the_photos_that_both_saw(tmp_path, monkeypatch):
-    import snakecls.train.callbacks as module
+    import snakecls.train.comparison as module
 
     make_three(tmp_path / "photos")
     seen = []

@@ -21,7 +21,8 @@ from PIL import Image
 from test_faults_ends import SMALL, snakecls
 from test_hardening_runs import make_photos
 
-from snakecls.train.callbacks import KeepAnswers, SaveBestF1
+from snakecls.train.comparison import KeepAnswers
+from snakecls.train.monitoring import SaveBestF1
 from snakecls.train.learner_probe import answer_metrics
 from snakecls.train.stopping import EarlyStopping
 from snakecls.workflow.models import all_runs, leaderboard_text
@@ -404,7 +405,7 @@ def test_python_m_is_the_command(tmp_path, words):
 @pytest.mark.parametrize("state", [None, [], {}, {"items": 1}, {"best": 0.5, "other": 1}])
 def test_what_is_no_state_of_a_callback_is_refused(state):
     from snakecls.core import UserError
-    from snakecls.train.callbacks import SaveBestF1
+    from snakecls.train.monitoring import SaveBestF1
     from snakecls.train.stopping import EarlyStopping
 
     for callback in (SaveBestF1(), EarlyStopping(patience=2)):

@@ -17,7 +17,7 @@ from snakecls.models.probe import fit_probe, set_head
 from snakecls.models.freezing import count_parameters, freeze_groups, stage_groups
 from snakecls.models.scratch import SCRATCH_ARCHS, create_scratch
 from snakecls.train.auxiliary import AuxLoss
-from snakecls.train.callbacks import MixUp
+from snakecls.train.mixing import MixUp
 
 N_CLASSES, SIZE = 4, 64
 KWARGS = {"lenet5": {}, "alexnet_scratch": {"dense_neurons": 512}, "googlenet_scratch": {}, "cnn": {}}

@@ -42,7 +42,7 @@ from ..models.info import measure_normalisation, with_normalisation
 from ..models.pretrained import run_heads
 from ..train.auxiliary import AuxLoss, auxiliary_network
 from ..train.averaging import ExponentialMovingAverage
-from ..train.callbacks import FlipAverage, SaveBestF1
+from ..train.callbacks import FlipAverage, smoothable
 from ..train.gradients import AccumulateGradients, ClipGradients
 from ..train.losses import PhotoLoss, make_loss
 from ..train.optimisers import make_optimiser
@@ -50,7 +50,7 @@ from .options import check_options, check_stages, choose_batch_norm, train_count
 from ..train.precision import PrecisionCallback, check_mode
 from ..train.stages import Stage, scaled_bs
 from .schema import DataConfig, Experiment
-from ..train.unfreezing import smoothable
+from ..train.monitoring import SaveBestF1
 from ..train.stopping import EarlyStopping, ValidateEvery
 from ..train.multi_target import TargetsLoss, problem_metrics
 
