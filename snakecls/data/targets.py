@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, read_parquet
+from ..core import UserError
+from ..disk import read_parquet
 from .columns import OUR_COLUMNS
 from .notes import Noted
 from .problem import MultiTarget, Problem, asked_problem, check_names
