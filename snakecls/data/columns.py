@@ -111,54 +111,20 @@ def check_split_names(
                 "are read as one name; leave one of them out."
             )
 
-# %% ../../nbs/data/01_columns.ipynb #b69dd54a
-PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "img_path", "photo_path", "image_file", "file", "filename", "file_name",
-                "image", "image_name", "img", "photo", "image_id", "imageid", "photo_id", "uuid", "id")  # fmt: skip
+# %% ../../nbs/data/01_columns.ipynb #45d84748
+PATH_COLUMNS = (
+    "path", "filepath", "file_path", "image_path", "img_path", "photo_path", "image_file", "file", "filename",
+    "file_name", "image", "image_name", "img", "photo", "image_id", "imageid", "photo_id", "uuid", "id",
+)  # fmt: skip
 LABEL_COLUMNS = (
-    "label",
-    "class",
-    "class_name",
-    "category",
-    "category_name",
-    "target",
-    "binomial",
-    "binomial_name",
-    "scientific_name",
-    "latin_name",
-    "species",
-    "species_name",
-    "taxon",
-    "breed",
-    "label_name",
-    "class_id",
-    "category_id",
-    "label_id",
+    "label", "class", "class_name", "category", "category_name", "target", "binomial", "binomial_name",
+    "scientific_name", "latin_name", "species", "species_name", "taxon", "breed", "label_name", "class_id",
+    "category_id", "label_id",
 )
 SPLIT_COLUMNS = (
-    "split",
-    "subset",
-    "data_set",
-    "dataset",
-    "set",
-    "partition",
-    "phase",
-    "fold",
-    "usage",
-    "is_train",
-    "is_training",
-    "is_training_image",
-    "is_valid",
-    "is_validation",
-    "is_val",
-    "is_test",
-    "is_holdout",
-    "train",
-    "training",
-    "valid",
-    "validation",
-    "val",
-    "test",
-    "holdout",
+    "split", "subset", "data_set", "dataset", "set", "partition", "phase", "fold", "usage", "is_train",
+    "is_training", "is_training_image", "is_valid", "is_validation", "is_val", "is_test", "is_holdout", "train",
+    "training", "valid", "validation", "val", "test", "holdout",
 )
 OUR_COLUMNS = ("path", "label", "labels", "split")  # what the tidy table calls its own
 
@@ -304,22 +270,10 @@ def _foreign_bytes(
             )
     return notes
 
-# %% ../../nbs/data/01_columns.ipynb #98e5f710
+# %% ../../nbs/data/01_columns.ipynb #634fb3bd
 _RANKS = (
-    "domain",
-    "kingdom",
-    "phylum",
-    "division",
-    "class",
-    "subclass",
-    "order",
-    "suborder",
-    "superfamily",
-    "family",
-    "subfamily",
-    "tribe",
-    "genus",
-    "species",
+    "domain", "kingdom", "phylum", "division", "class", "subclass", "order", "suborder", "superfamily", "family",
+    "subfamily", "tribe", "genus", "species",
 )
 _SPECIES = ("binomial", "binomial_name", "scientific_name", "latin_name", "species", "species_name")
 _SIDE = ("subspecies", "infraspecies", "variety", "form")  # finer than what a table of species is about: told, and not taken
@@ -492,20 +446,10 @@ def _read_splits(
         )
     return text.map(known).astype(_TEXT), note
 
-# %% ../../nbs/data/01_columns.ipynb #9435b332
+# %% ../../nbs/data/01_columns.ipynb #087e6afa
 _FLAGS = {
-    "true": True,
-    "1": True,
-    "1.0": True,
-    "yes": True,
-    "y": True,
-    "t": True,
-    "false": False,
-    "0": False,
-    "0.0": False,
-    "no": False,
-    "n": False,
-    "f": False,
+    "true": True, "1": True, "1.0": True, "yes": True, "y": True, "t": True, "false": False, "0": False,
+    "0.0": False, "no": False, "n": False, "f": False,
 }
 
 
