@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['target_state', 'untold_danger', 'target_facts', 'first_target', 'first_facts', 'shared_facts', 'other_labels',
-           'blind_targets', 'by_dangers', 'say_blind']
+           'blind_targets', 'say_blind', 'by_dangers']
 
 # %% ../../nbs/data/17_target_dangers.ipynb #55e80046
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from snakecls.data.label_facts import (
     with_unknown,
 )
 
-# %% ../../nbs/data/17_target_dangers.ipynb #96c58518
+# %% ../../nbs/data/17_target_dangers.ipynb #2da50801
 def target_state(
     target: str,  # one of several
     label: str,  # of it
@@ -32,7 +32,7 @@ def target_state(
     *,
     first: bool = False,  # the first target, of which only a fact is a no
 ) -> bool | None:  # None: not known
-    "Say whether a label of one of several targets is dangerous: by its facts, or as it says itself ('effect': 'venomous', 'edible': 'yes')."
+    "Say whether a label of one of several targets is dangerous: by its facts, or as it says itself ('effect': 'venomous')."
     named, denied, plain = _says_itself(str(target), str(label))
     if first and not plain and danger_state(facts, key) is False:  # 'venomous_snake': 'Natrix natrix', of which a table says no
         return False
@@ -47,7 +47,19 @@ def target_state(
         return state
     return danger_state(denied, key)
 
+# %% ../../nbs/data/17_target_dangers.ipynb #9fe3ed4f
+@lru_cache(maxsize=100_000)
+def _says_itself(
+    target: str, label: str
+) -> tuple[str | None, dict[str, bool], bool]:  # the danger that it has; those that it denies; whether it speaks of danger at all
+    "Read what a label says of danger without any facts."
+    try:
+        plain = named_danger(label) is not None or read_danger(label) is not None
+    except UserError:  # any other word
+        plain = False
+    return target_danger(target, label), denied_dangers(target, label), plain
 
+# %% ../../nbs/data/17_target_dangers.ipynb #9c76d51e
 def untold_danger(
     target: str,  # one of several
     label: str,  # of it
@@ -59,17 +71,7 @@ def untold_danger(
     told = named is None or any(danger_state({named: True}, key) and target_state(target, label, facts, key) for key in dangers)
     return None if told else named
 
-
-@lru_cache(maxsize=100_000)
-def _says_itself(target: str, label: str) -> tuple[str | None, dict[str, bool], bool]:  # the danger that the label has, those that it denies, and whether the label speaks of danger, or is a yes or a no
-    "Read what a label says of danger without any facts."
-    try:
-        plain = named_danger(label) is not None or read_danger(label) is not None
-    except UserError:  # any other word
-        plain = False
-    return target_danger(target, label), denied_dangers(target, label), plain
-
-# %% ../../nbs/data/17_target_dangers.ipynb #1bd2454f
+# %% ../../nbs/data/17_target_dangers.ipynb #a9533845
 def target_facts(
     target: str,
     label: str,
@@ -81,7 +83,7 @@ def target_facts(
     "Give the facts about a label of one of several targets, with null for every danger of which nothing is known."
     return {**facts, **{key: target_state(target, label, facts, key, first=first) for key in dangers}}
 
-
+# %% ../../nbs/data/17_target_dangers.ipynb #52b63d81
 def first_target(
     info: Any,  # a `BundleInfo`
 ) -> str:  # empty where there is one target
@@ -99,7 +101,7 @@ def first_facts(
     target = first_target(info)
     return target_facts(target, label, facts, dangers, first=True) if target else with_unknown(facts, dangers)
 
-
+# %% ../../nbs/data/17_target_dangers.ipynb #3f50c0df
 def shared_facts(
     info: Any,  # a `BundleInfo`
     label: str,  # of any target
@@ -119,14 +121,14 @@ def shared_facts(
         else with_unknown(facts, dangers)
     )
 
-# %% ../../nbs/data/17_target_dangers.ipynb #5616980c
+# %% ../../nbs/data/17_target_dangers.ipynb #1bac9e99
 def other_labels(
     targets: Mapping[str, Sequence[str]] | None,  # target -> its labels; None: there is one target
 ) -> list[str]:  # each once
     "List the labels of the targets beside the first."
     return list(dict.fromkeys(label for names in list((targets or {}).values())[1:] for label in names))
 
-
+# %% ../../nbs/data/17_target_dangers.ipynb #1afcca49
 def blind_targets(
     info: Any,  # a `BundleInfo`
     dangers: Sequence[str],  # from `model_dangers`, or some of them
@@ -143,17 +145,7 @@ def blind_targets(
     }
     return {target: keys for target, keys in found.items() if keys}
 
-
-def by_dangers(
-    blind: Mapping[str, Sequence[str]],  # from `blind_targets`
-) -> dict[tuple[str, ...], list[str]]:  # dangers -> targets
-    "Put those targets together of which the same is not known."
-    found: dict[tuple[str, ...], list[str]] = {}
-    for target, keys in blind.items():
-        found.setdefault(tuple(keys), []).append(target)
-    return found
-
-
+# %% ../../nbs/data/17_target_dangers.ipynb #71f4dc15
 def say_blind(
     blind: Mapping[str, Sequence[str]],  # from `blind_targets`
 ) -> str:  # empty where there is nothing to say
@@ -163,3 +155,13 @@ def say_blind(
         f"{' and '.join(map(repr, targets))} are {' or '.join(map(danger_name, keys))}."
         for keys, targets in by_dangers(blind).items()
     )
+
+# %% ../../nbs/data/17_target_dangers.ipynb #32786a52
+def by_dangers(
+    blind: Mapping[str, Sequence[str]],  # from `blind_targets`
+) -> dict[tuple[str, ...], list[str]]:  # dangers -> targets
+    "Put those targets together of which the same is not known."
+    found: dict[tuple[str, ...], list[str]] = {}
+    for target, keys in blind.items():
+        found.setdefault(tuple(keys), []).append(target)
+    return found
