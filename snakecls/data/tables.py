@@ -9,6 +9,7 @@ __all__ = ['check_table', 'set_target', 'read_table', 'load_table', 'read_unlabe
 # %% ../../nbs/data/18_tables.ipynb #97f90f89
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial, singledispatch
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_phot
 from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
 from .notes import Noted, as_issues, leave_out
+from .problem import MultiLabel, OneLabel, asked_problem, table_problem
 from .places import NO_FILE, locate
 from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, refuse_empty, with_index
 
@@ -145,18 +147,21 @@ def _drop_repeated(table: pd.DataFrame, where: str) -> Noted:
             shown = "; ".join(f"'{path}': {some(found)}" for path, found in clash.head(3).items())
             raise UserError(f"{where} gives more than one {column} to {count(len(clash), 'photo')} ({shown}); keep one row for each photo.")
     extra = table["path"].duplicated()
-    if extra.any() and "labels" in table:
-        return _join_repeated(table, extra, where)
-    if extra.any():
-        note = (
-            f"left out {count(extra.sum(), 'row')} in {where} repeating an earlier one "
-            f"({some(table.loc[extra, 'path'])}); remove them from the table."
-        )
-        return leave_out(table, extra, "repeated", "the same photo with the same label stands in an earlier row", note)
-    return Noted(table)
+    return _take_repeated(table_problem(table), table, extra, where) if extra.any() else Noted(table)
 
 # %% ../../nbs/data/18_tables.ipynb #2fd6b710
-def _join_repeated(table: pd.DataFrame, extra: pd.Series, where: str) -> Noted:
+@singledispatch
+def _take_repeated(part: OneLabel, table: pd.DataFrame, extra: pd.Series, where: str) -> Noted:
+    "Leave out the rows of a photo behind its first."
+    note = (
+        f"left out {count(extra.sum(), 'row')} in {where} repeating an earlier one "
+        f"({some(table.loc[extra, 'path'])}); remove them from the table."
+    )
+    return leave_out(table, extra, "repeated", "the same photo with the same label stands in an earlier row", note)
+
+
+@_take_repeated.register
+def _(part: MultiLabel, table: pd.DataFrame, extra: pd.Series, where: str) -> Noted:
     "Join the labels of a photo's rows into its first."
     joined = table.groupby("path")["labels"].agg(lambda rows: natural_order(label for labels in rows for label in labels))
     note = (
@@ -179,34 +184,44 @@ def check_table(
     min_classes: int = 2,  # 1: to score a model, which photos of one class can do too
 ) -> pd.DataFrame:  # the same table
     "Refuse a table that cannot be trained on: missing columns, no rows, one class only, unknown splits."
-    for column in ("path", "label"):
-        if column not in table and not (column == "label" and "labels" in table):
+    part = table_problem(table)
+    for column in ("path", part.answers):
+        if column not in table:
             raise UserError(f"{where} has no column '{column}' (it has {some(table.columns, 8)}); make it with load_table.")
     if table.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
-    if "label" in table:
-        labels = table["label"].dropna().unique()
-        if table["label"].isna().any():
-            raise UserError(f"{where} has {count(table['label'].isna().sum(), 'row')} without a label; fill them in or remove them.")
-        if len(labels) < min_classes:
-            raise UserError(
-                f"{where} holds one class only ('{labels[0]}', {count(len(table), 'photo')}); a classifier needs photos of at least two."
-            )
-    elif not table["labels"].map(lambda labels: isinstance(labels, (list, tuple))).all():
-        raise UserError(
-            f"the column 'labels' of {where} holds something else than lists; give lists of labels in each "
-            "cell, or read it with data.multi_label (in Python load_table(..., multi_label=True))."
-        )
-    elif min_classes > 1 and (not (names := label_names(table)) or table["labels"].map(len).eq(len(names)).all()):
-        raise UserError(
-            f"every photo of {where} has the same labels ({some(names) or 'none'}); there is nothing to tell "
-            "apart, so add photos with others."
-        )
+    _check_labels(part, table, where, min_classes)
     if "split" in table:
         unknown = [split for split in table["split"].unique() if split not in SPLITS]
         if unknown:
             raise UserError(f"{where} has the split {some(unknown)}; choose one of: {', '.join(SPLITS)}.")
     return table
+
+# %% ../../nbs/data/18_tables.ipynb #bc2cf881
+@singledispatch
+def _check_labels(part: OneLabel, table: pd.DataFrame, where: str, min_classes: int) -> None:
+    "Refuse photos without a label, and one class alone."
+    labels = table["label"].dropna().unique()
+    if table["label"].isna().any():
+        raise UserError(f"{where} has {count(table['label'].isna().sum(), 'row')} without a label; fill them in or remove them.")
+    if len(labels) < min_classes:
+        raise UserError(
+            f"{where} holds one class only ('{labels[0]}', {count(len(table), 'photo')}); a classifier needs photos of at least two."
+        )
+
+
+@_check_labels.register
+def _(part: MultiLabel, table: pd.DataFrame, where: str, min_classes: int) -> None:
+    if not table["labels"].map(lambda cell: isinstance(cell, (list, tuple))).all():
+        raise UserError(
+            f"the column 'labels' of {where} holds something else than lists; give lists of labels in each "
+            "cell, or read it with data.multi_label (in Python load_table(..., multi_label=True))."
+        )
+    if min_classes > 1 and (not (names := label_names(table)) or table["labels"].map(len).eq(len(names)).all()):
+        raise UserError(
+            f"every photo of {where} has the same labels ({some(names) or 'none'}); there is nothing to tell "
+            "apart, so add photos with others."
+        )
 
 # %% ../../nbs/data/18_tables.ipynb #6765605f
 def set_target(
@@ -254,8 +269,9 @@ def read_table(
 ) -> Noted:  # path, label (or labels), metadata, perhaps split
     "Read any source into the tidy table. Raises `UserError` with the remedy where the source cannot be used."
     check_split_names(splits)
-    several = {"separator": separator, "unlabelled": unlabelled}
-    _check_options(multi_label, label_column, target, several)
+    check_unlabelled(unlabelled)
+    part, several = asked_problem(multi_label=multi_label), {"separator": separator, "unlabelled": unlabelled}
+    _check_options(part, label_column, target, several)
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
@@ -266,14 +282,10 @@ def read_table(
     where = _name_source(source)
     _refuse_level(label_level, where)
     raw, columns["path_column"] = _read_raw(source, where, path_column, _root_of(source, root) if check_files else None)
-    if multi_label:
-        found = _read_labels(raw.table, where, {**columns, "splits": splits}, several)
-    else:
-        found = to_columns(raw.table, where, **columns, target=target, splits=splits, known=known)
+    found = _find_columns(part, raw.table, where, **columns, splits=splits, target=target, known=known, separator=separator)
     noted = replace(raw, table=found.table).tell(*found.notes).then(_drop_incomplete, where).then(_drop_ignored, where)
     noted = noted.then(_find_photos, source, where, root=root, check_files=check_files, names=splits).then(_drop_repeated, where)
-    if multi_label:
-        noted = noted.then(_answer_unlabelled, unlabelled, where)
+    noted = noted.then(partial(_take_unlabelled, part), unlabelled, where)
     return noted.then(_finish, where, found.target, min_classes).then(_say_unlabelled, source)
 
 # %% ../../nbs/data/18_tables.ipynb #1dcc5f3d
@@ -370,41 +382,56 @@ def _refuse_columns(folder: Path, options: dict) -> None:
         raise UserError(f"{given[0]} belongs to a table, and '{folder}' is a folder; give the table's file or leave {given[0]} out.")
 
 # %% ../../nbs/data/18_tables.ipynb #f8298e61
-def _check_options(multi_label: bool, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
+@singledispatch
+def _check_options(part: OneLabel, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
     "Refuse options that belong to the other kind of table."
-    check_unlabelled(several["unlabelled"])
     given = [name for name, value in several.items() if value is not None]
-    if given and not multi_label:
+    if given:
         raise UserError(f"{given[0]} is for photos with several labels; set {option('multi_label')}, or leave {given[0]} out.")
-    if isinstance(label_column, (list, tuple)) and not multi_label:
+    if isinstance(label_column, (list, tuple)):
         raise UserError(
             f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set {option('multi_label')}."
         )
-    if multi_label and target not in (None, "label", "labels"):
+
+
+@_check_options.register
+def _(part: MultiLabel, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
+    if target not in (None, "label", "labels"):
         raise UserError(
             f"target '{target}' is one label for each photo, and multi_label is set (data.multi_label in an "
             "experiment file); leave one of them out, or name the column with label_column."
         )
 
 # %% ../../nbs/data/18_tables.ipynb #f981c244
-def _read_labels(raw: pd.DataFrame, where: str, columns: dict, several: dict) -> FoundColumns:
-    "Read a table whose photos have several labels."
-    labels, used, note = to_labels(raw, where, label_column=columns["label_column"], separator=several["separator"])
-    table, _, notes = to_columns(
-        raw.drop(columns=used),
-        where,
-        path_column=columns["path_column"],
-        split_column=columns["split_column"],
-        splits=columns["splits"],
-        with_label=False,
-    )
+@singledispatch
+def _find_columns(
+    part: OneLabel, raw: pd.DataFrame, where: str, *, target: str | None, known: Iterable[str] | None, separator: str | None, **columns
+) -> FoundColumns:
+    "Read a table whose photos have one label."
+    return to_columns(raw, where, **columns, target=target, known=known)
+
+
+@_find_columns.register
+def _(
+    part: MultiLabel, raw: pd.DataFrame, where: str, *, label_column: str | list[str] | None, separator: str | None, target: str | None,
+    known: Iterable[str] | None, **columns,
+) -> FoundColumns:
+    labels, used, note = to_labels(raw, where, label_column=label_column, separator=separator)
+    table, _, notes = to_columns(raw.drop(columns=used), where, **columns, with_label=False)
     table.insert(1, "labels", labels)
     return FoundColumns(table, None, [*notes, note])
 
 
-def _answer_unlabelled(table: pd.DataFrame, unlabelled: str | None, where: str, why: str = "") -> Noted:
+@singledispatch
+def _take_unlabelled(part: OneLabel, table: pd.DataFrame, unlabelled: str | None, where: str) -> Noted:
+    "Keep the rows: those without their one label are left out before."
+    return Noted(table)
+
+
+@_take_unlabelled.register
+def _(part: MultiLabel, table: pd.DataFrame, unlabelled: str | None, where: str) -> Noted:
     "Leave out or keep the photos without labels, as the user says."
-    out, note = ask_unlabelled(table, unlabelled, where=where, why=why)
+    out, note = ask_unlabelled(table, unlabelled, where=where, why="")
     return leave_out(table, out, "no label", "there is no label in the table", note)
 
 # %% ../../nbs/data/18_tables.ipynb #069aa94f
@@ -481,10 +508,10 @@ def keep_classes(
     labels: Iterable[str] | None = None,  # keep these
 ) -> Noted:  # the rows of the classes that are kept
     "Keep some classes: those named, those with enough photos, the most frequent."
-    label = "labels" if label == "label" and "label" not in table and "labels" in table else label
+    label = table_problem(table).answers if label == "label" else label
     if label not in table:
         raise unknown_name("label", label, table.columns)
-    counts = _count_classes(table[label].explode().dropna() if label == "labels" else table[label])
+    counts = _count_classes(table[label].explode().dropna())
     labels = None if labels is None else _known_labels(labels, counts["name"])
     kept = counts if labels is None else counts[counts["name"].isin(labels)]
     if min_per_class is not None:
@@ -501,11 +528,28 @@ def keep_classes(
     gone = counts[~counts["name"].isin(kept["name"])]
     if gone.empty:
         return Noted(table)
-    if label == "labels":
-        return _keep_labels(table, set(kept["name"]), gone, unlabelled)
+    return _keep(replace(table_problem(table[[label]]), column=label), table, kept, gone, unlabelled)
+
+# %% ../../nbs/data/18_tables.ipynb #f2429d69
+@singledispatch
+def _keep(part: OneLabel, table: pd.DataFrame, kept: pd.DataFrame, gone: pd.DataFrame, unlabelled: str | None) -> Noted:
+    "Keep the photos whose label is kept."
     photos, shown = count(len(table), "photo"), some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
-    note = f"left out, as asked, {len(gone):,} of {len(counts):,} classes with {gone['n'].sum():,} of {photos}: {shown}."
-    return Noted(table[table[label].isin(kept["name"])].reset_index(drop=True)).tell(note)
+    note = f"left out, as asked, {len(gone):,} of {len(gone) + len(kept):,} classes with {gone['n'].sum():,} of {photos}: {shown}."
+    return Noted(table[table[part.column].isin(kept["name"])].reset_index(drop=True)).tell(note)
+
+
+@_keep.register
+def _(part: MultiLabel, table: pd.DataFrame, kept: pd.DataFrame, gone: pd.DataFrame, unlabelled: str | None) -> Noted:
+    "Take labels away from photos that have several."
+    names = set(kept["name"])
+    shown = some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
+    empty = table["labels"].map(len).eq(0)
+    fewer = table.assign(labels=[[label for label in labels if label in names] for labels in table["labels"]])
+    out, note = ask_unlabelled(fewer[~empty], unlabelled, where="the table", why=" left, now that fewer are kept,")
+    noted = Noted(fewer).tell(f"left out, as asked, {len(gone):,} of {len(gone) + len(kept):,} labels: {shown}.")
+    noted = noted.then(leave_out, out.reindex(fewer.index, fill_value=False), "no label", "its labels were all left out", note)
+    return replace(noted, table=noted.table.reset_index(drop=True))
 
 # %% ../../nbs/data/18_tables.ipynb #7721f955
 def _count_classes(labels: pd.Series) -> pd.DataFrame:  # name, n; the most frequent first, ties by name
@@ -531,24 +575,13 @@ def filter_classes(
     "Keep some classes, and tell as a warning which are left out."
     return keep_classes(table, **kwargs).warn()
 
-# %% ../../nbs/data/18_tables.ipynb #f2429d69
-def _keep_labels(table: pd.DataFrame, kept: set[str], gone: pd.DataFrame, unlabelled: str | None) -> Noted:
-    "Take labels away from photos that have several."
-    shown = some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
-    empty = table["labels"].map(len).eq(0)
-    fewer = table.assign(labels=[[label for label in labels if label in kept] for labels in table["labels"]])
-    out, note = ask_unlabelled(fewer[~empty], unlabelled, where="the table", why=" left, now that fewer are kept,")
-    noted = Noted(fewer).tell(f"left out, as asked, {len(gone):,} of {len(gone) + len(kept):,} labels: {shown}.")
-    noted = noted.then(leave_out, out.reindex(fewer.index, fill_value=False), "no label", "its labels were all left out", note)
-    return replace(noted, table=noted.table.reset_index(drop=True))
-
 # %% ../../nbs/data/18_tables.ipynb #4757213e
 def summary(
     table: pd.DataFrame,  # tidy
 ) -> pd.DataFrame:  # one row per label, most frequent first; one column per split and `total`
     "Count the photos of each class, by split where there is one; a photo with several labels counts for each."
-    if "label" not in table and "labels" in table:
-        table = table.explode("labels").rename(columns={"labels": "label"})
+    column = table_problem(table).answers
+    table = table.explode(column).rename(columns={column: "label"})
     total = table["label"].value_counts().rename("total").to_frame()
     if "split" in table:
         counts = pd.crosstab(table["label"], table["split"])
