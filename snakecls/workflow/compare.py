@@ -215,7 +215,7 @@ def compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[d
 
 def _target_end(run: RunFolder, name: str, target: str) -> str:
     "End the name of a file of predictions, by the target that it is about."
-    from ..evaluate.report_data import find_part  # here, as it brings torch
+    from snakecls.evaluate.report_data import find_part  # here, as it brings torch
 
     others = list(run.metrics().get("targets") or {})[1:]
     return f"-{find_part(target, others, lambda part: os.path.lexists(run.path / f'{name}-{part}.parquet'))}" if target else ""

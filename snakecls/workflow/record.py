@@ -30,7 +30,9 @@ from ..models.bundle import BundleInfo, info_to_dict, write_bundle
 from ..models.freezing import count_parameters
 from ..models.heads import find_heads
 from ..stats import find_top_k
-from ..train.callbacks import FlipAverage, SaveBestF1, epoch_values
+from ..train.callbacks import FlipAverage
+from ..train.epochs import epoch_values
+from ..train.monitoring import SaveBestF1
 from ..train.learner_probe import known_targets, learner_problem
 from .logbook import LogbookTracker
 from .results import load_examples, predictions_name
