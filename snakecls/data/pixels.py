@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-# %% ../../nbs/data/03_pixels.ipynb #8a679912
+# %% ../../nbs/data/03_pixels.ipynb #1a7a489d
 STRIP_PIXELS = 1 << 19  # converted at a time, so that wide numbers are never there for a whole photo
 
 
@@ -31,7 +31,7 @@ def _to_bytes(
         values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(np.round(values.astype(np.float64) * (255 / top)), 0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/data/03_pixels.ipynb #4d747466
 def _full_scale(
     parts: Iterable[np.ndarray],  # of one photo, all of the same type
 ) -> float:  # the value that stands for white
@@ -47,7 +47,7 @@ def _full_scale(
         largest = max(largest, float(known.max()))
     return (1 if floating and largest <= 1 else 255) if largest <= 255 else max(65535, largest)
 
-
+# %% ../../nbs/data/03_pixels.ipynb #7551b02a
 def _row_parts(values: np.ndarray) -> list[np.ndarray]:  # views
     "Divide an array by its rows into parts of at most `STRIP_PIXELS` numbers, where one row has no more."
     if values.ndim == 0 or values.size <= STRIP_PIXELS:
@@ -69,19 +69,24 @@ def array_to_image(
     mode = ("L", "LA", "RGB", "RGBA")[array.shape[2] - 1]
     return Image.frombytes(mode, (array.shape[1], array.shape[0]), np.ascontiguousarray(_to_bytes(array)))
 
-# %% ../../nbs/data/03_pixels.ipynb #7e638e8f
+# %% ../../nbs/data/03_pixels.ipynb #81d5be04
 def _to_rgb(
     image: Image.Image,  # any mode
 ) -> Image.Image:  # mode RGB
     "Convert an image to RGB: transparency onto white, 16 and 32 bits scaled to 8."
     return image if is_plain_rgb(image) else join_strips(rgb_strips(image), image.size)
 
-
+# %% ../../nbs/data/03_pixels.ipynb #0a688add
 def is_plain_rgb(image: Image.Image) -> bool:
     "Tell whether an image needs no conversion."
     return image.mode == "RGB" and "transparency" not in image.info
 
 
+def is_wide(image: Image.Image) -> bool:
+    "Tell whether an image has more than 8 bits for a grey value."
+    return image.mode == "F" or image.mode.startswith("I")
+
+# %% ../../nbs/data/03_pixels.ipynb #a4cd69f9
 def _convert_strip(
     image: Image.Image,  # any mode; a whole image, or a part of one
     top: float | None = None,  # for 16 and 32 bits: what becomes 255, over the whole image
@@ -98,26 +103,7 @@ def _convert_strip(
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
-
-def is_wide(image: Image.Image) -> bool:
-    "Tell whether an image has more than 8 bits for a grey value."
-    return image.mode == "F" or image.mode.startswith("I")
-
-# %% ../../nbs/data/03_pixels.ipynb #7cc36f2a
-_SWAPS = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)  # rows become columns
-_BACKWARDS = (
-    Image.Transpose.ROTATE_180,
-    Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)  # the last comes first
-
-
+# %% ../../nbs/data/03_pixels.ipynb #aa82e019
 def rgb_strips(
     image: Image.Image,  # any mode, loaded
     turn: Image.Transpose | None = None,
@@ -135,7 +121,21 @@ def rgb_strips(
         strip = _convert_strip(image.crop(box), top)
         yield strip if turn is None else strip.transpose(turn)
 
+# %% ../../nbs/data/03_pixels.ipynb #667d5591
+_SWAPS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)  # rows become columns
+_BACKWARDS = (
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)  # the last comes first
 
+# %% ../../nbs/data/03_pixels.ipynb #687318a1
 def turned_size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
     "Give the size of an image once it is upright."
     return image.size[::-1] if turn in _SWAPS else image.size
