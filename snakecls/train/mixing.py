@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 
 from ..core import UserError, derive_seed
 
-# %% ../../nbs/train/06_mixing.ipynb #b58f2f8c
+# %% ../../nbs/train/06_mixing.ipynb #561bb465
 def mix_photos(
     x: torch.Tensor,  # (n, …)
     shuffle: torch.Tensor,  # (n,) which photo is blended into each
@@ -21,7 +21,7 @@ def mix_photos(
     "Blend every photo with another one."
     return x * weight + x[shuffle] * (1 - weight)
 
-
+# %% ../../nbs/train/06_mixing.ipynb #2c5bdbd9
 def draw_box(
     size: tuple[int, int],  # px, (height, width)
     weight: float,  # in [0, 1], the share of the area that is to stay
@@ -34,7 +34,7 @@ def draw_box(
         ends += [max(0, centre - cut // 2), min(length, centre + (cut + 1) // 2)]
     return tuple(ends)
 
-
+# %% ../../nbs/train/06_mixing.ipynb #f9a9c288
 def paste_box(
     x: torch.Tensor,  # (n, channels, height, width)
     shuffle: torch.Tensor,  # (n,)
