@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'Problem', 'OneLabel', 'MultiLabel', 'MultiTarget', 'find_problem', 'cell_problem', 'asked_problem',
-           'check_names', 'as_problem', 'as_part', 'bundle_problem', 'table_problem']
+           'check_names', 'as_problem', 'as_part', 'bundle_problem', 'array_problem', 'table_problem']
 
 # %% ../../nbs/data/14_problem.ipynb #7ec342cc
 from collections.abc import Iterable, Mapping, Sequence
@@ -471,6 +471,13 @@ def bundle_problem(
 ) -> Problem:
     "Read what a model was asked."
     return as_problem(info.problem).filled(getattr(info, "labels", ()), getattr(info, "target", "label"), getattr(info, "targets", None))
+
+
+def array_problem(
+    targets: np.ndarray,  # (n,) class numbers, or (n, n_labels) yes and no
+) -> "OneLabel | MultiLabel":
+    "Tell by encoded answers what was asked."
+    return MultiLabel() if targets.ndim > 1 else OneLabel()
 
 
 def table_problem(

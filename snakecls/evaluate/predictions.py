@@ -94,7 +94,7 @@ def predict_table(
     labels: Sequence[str],  # in the order of the model's outputs
     *,
     target: str | None = None,  # the column; None: 'label', or 'labels' where there are several
-    problem: Problem | str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
     **options,  # of `predict_problem`
 ) -> pd.DataFrame:  # as `probs_table` makes it
     "Predict every photo of a table for one target, of several the first; raises `UserError` for what the network cannot do."
@@ -160,7 +160,7 @@ def probs_table(
     probs: np.ndarray,  # (n, n_classes)
     labels: Sequence[str],
     *,
-    problem: Problem | str = "single_label",  # of one target; or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
     thresholds: float | Sequence[float] | None = None,  # of each label, with 'multi_label'; None: 0.5
 ) -> pd.DataFrame:  # path, label (or labels), predicted, p_0 … p_{n-1}
     "Put probabilities into the table's form; raises `UserError` for thresholds that do not fit."

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 import snakecls
@@ -21,7 +22,7 @@ from ..disk import NotAFileError, open_file
 from ..data.label_facts import DANGERS, clean_facts, danger_key
 from ..data.target_dangers import other_labels
 from ..data.photos import PhotoSpec
-from .bundle_files import PROBLEMS
+from ..data.problem import PROBLEMS, MultiLabel, MultiTarget, Problem, as_problem
 from ..strict import UnsoundError, parse_json
 
 # %% ../../nbs/models/11_bundle_info.ipynb #87a738f1
@@ -163,7 +164,7 @@ class BundleInfo:
     title: str = ""  # above the app; a question about the target where there is none
     subject: str = ""  # what the photos show, in the singular: 'snake', 'piece of clothing'; guessed from the labels where it is not said
     danger_columns: list[str] = field(default_factory=list)  # facts that speak of a danger beside those of `data.dangers`
-    problem: str = "single_label"  # 'single_label', 'multi_label': each label is there or not, or 'several_targets': one label of each
+    problem: str = "single_label"  # the word of a `data.problem`: 'single_label', 'multi_label', 'several_targets'
     thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: above it a label counts as there; multi-label only, None: 0.5
     targets: dict[str, list[str]] | None = None  # several targets: target -> labels, in the answers' order; the first one's are `labels`
     extra: dict[str, Any] = field(default_factory=dict)  # decision tables and what later versions add
@@ -180,13 +181,12 @@ class BundleInfo:
         _check_texts(title=self.title, subject=self.subject)
         settle("danger_columns", _as_names(self.danger_columns))
         _check_temperature(self.temperature)
-        if self.problem not in PROBLEMS:
-            raise unknown_name("The bundle's problem", self.problem, PROBLEMS)
-        if self.targets is not None or self.problem == "several_targets" or self.model.get("heads") is not None:
-            settle("targets", _check_targets(self.targets, self.labels, self.model, self.problem))
+        if self.problem not in list(PROBLEMS):
+            raise unknown_name("The bundle's problem", self.problem, list(PROBLEMS))
+        problem = as_problem(self.problem)
+        settle("targets", _check_targets(problem, self.targets, self.labels, self.model))
         settle("label_facts", check_facts(self.label_facts, self.labels, also=self.danger_columns, others=other_labels(self.targets)))
-        if self.thresholds is not None:
-            settle("thresholds", _check_thresholds(self.thresholds, self.labels, self.problem))
+        settle("thresholds", _check_thresholds(problem, self.thresholds, self.labels))
 
 # %% ../../nbs/models/11_bundle_info.ipynb #2f590b17
 def _check_labels(labels: list[str], model: dict[str, Any]) -> list[str]:  # `labels`
@@ -256,12 +256,19 @@ def check_facts(
     return facts
 
 # %% ../../nbs/models/11_bundle_info.ipynb #e8c87496
-def _check_thresholds(thresholds: Sequence[float], labels: list[str], problem: str) -> list[float]:
-    "Give the thresholds as plain numbers; raises `UserError` unless there is one in [0, 1] for each label of a multi-label model."
-    if problem != "multi_label":
+@singledispatch
+def _check_thresholds(problem: Problem, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
+    "Refuse thresholds where the most likely label is the answer; raises `UserError`."
+    if thresholds is not None:
         raise UserError(
-            f"The bundle has thresholds, but its problem is '{problem}', where the most likely label is the answer; "
+            f"The bundle has thresholds, but its problem is '{problem.word}', where the most likely label is the answer; "
             "leave them out, or give problem 'multi_label'.")
+
+@_check_thresholds.register
+def _(problem: MultiLabel, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
+    "Give the thresholds as plain numbers; raises `UserError` unless there is one in [0, 1] for each label."
+    if thresholds is None:
+        return None
     needed = f"one number from 0 to 1 for each of the {len(labels)} labels"
     try:
         thresholds = [float(value) for value in thresholds]
@@ -272,15 +279,24 @@ def _check_thresholds(thresholds: Sequence[float], labels: list[str], problem: s
     return thresholds
 
 # %% ../../nbs/models/11_bundle_info.ipynb #397efb51
-def _check_targets(
-    targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any], problem: str
-) -> dict[str, list[str]]:
+@singledispatch
+def _check_targets(problem: Problem, targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any]) -> dict[str, list[str]] | None:
+    "Refuse several targets where there is one; raises `UserError`."
+    if targets is not None or model.get("heads") is not None:
+        _refuse_targets(problem, targets, model.get("heads"))
+
+def _refuse_targets(problem: Problem, targets: dict[str, list[str]] | None, heads: dict[str, int] | None) -> None:
+    "Say what goes with several targets."
+    raise UserError(
+        f"The bundle has problem '{problem.word}', targets {list(targets or [])} and model.heads {list(heads or [])}; "
+        "with several targets give problem 'several_targets' and both, else none of them.")
+
+@_check_targets.register
+def _(problem: MultiTarget, targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any]) -> dict[str, list[str]] | None:
     "Give the labels of each target as plain texts; raises `UserError` unless problem, heads and labels say the same."
     heads = model.get("heads")
-    if problem != "several_targets" or not targets or not heads:
-        raise UserError(
-            f"The bundle has problem '{problem}', targets {list(targets or [])} and model.heads {list(heads or [])}; "
-            "with several targets give problem 'several_targets' and both, else none of them.")
+    if not targets or not heads:
+        _refuse_targets(problem, targets, heads)
     targets = {str(target): [str(label) for label in names] for target, names in targets.items()}
     sizes = {target: len(names) for target, names in targets.items()}
     if list(heads.items()) != list(sizes.items()):

@@ -134,7 +134,7 @@ def model_probs(
     *,
     temperature: float = 1.0,  # > 0
     flip: bool = False,  # average with the mirrored photos
-    problem: Problem | str = "single_label",  # or 'multi_label': each label has a probability of its own; or 'several_targets'
+    problem: Problem | str = "single_label",  # as `as_problem` takes it: 'multi_label' gives each label a probability of its own
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:  # (n, n_classes), rows sum to 1 for a single label; a tuple where the network gives one
     "Turn a network's logits into probabilities; raises `UserError` for another problem."
     problem, views = as_problem(problem), []
@@ -153,7 +153,7 @@ def target_probs(
     *,
     temperature: float = 1.0,
     flip: bool = False,
-    problem: Problem | str = "single_label",  # 'multi_label' or 'several_targets'
+    problem: Problem | str = "single_label",  # as `as_problem` takes it
     bs: int = 32,
     description: str | None = "Predicting",  # of the progress bar; None: no bar
     prepare: Callable = prepare_photo,  # as in `PhotoBatches`; the probabilities of several views are averaged

@@ -7,12 +7,14 @@ __all__ = ['C_GRID', 'Probe', 'fit_probe', 'LogisticFit', 'set_head', 'check_pro
 
 # %% ../../nbs/models/15_probe.ipynb #131c4e10
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 import numpy as np
 import torch
 from torch import nn
 from ..core import UserError, track
+from ..data.problem import MultiLabel, OneLabel, array_problem
 from .freezing import head_module
 from .heads import TargetHeads, find_heads
 
@@ -44,7 +46,8 @@ def fit_probe(
 ) -> Probe:
     "Fit the linear probe; raises `UserError` where a class has no photo."
     features = features[None] if features.ndim == 2 else features
-    targets = _check_targets(np.asarray(targets), n_classes)
+    targets = np.asarray(targets)
+    targets = _check_targets(array_problem(targets), targets, n_classes)
     scores = {}
     features = np.asarray(features, np.float32)
     if C is None:
@@ -53,15 +56,21 @@ def fit_probe(
     weight, bias = LogisticFit(features, targets).weights(C)
     return Probe(weight=weight, bias=bias, C=float(C), scores=scores)
 
-def _check_targets(targets: np.ndarray, n_classes: int | None) -> np.ndarray:  # class numbers, or bool for several labels
+@singledispatch
+def _check_targets(part: OneLabel, targets: np.ndarray, n_classes: int | None) -> np.ndarray:  # class numbers, or bool for several labels
     "Check that every class has a photo; raises `UserError`."
-    if targets.ndim == 2:
-        missing, targets = np.flatnonzero(~(targets > 0.5).any(0)).tolist(), targets > 0.5
-    else:
-        missing = sorted(set(range(n_classes or int(targets.max()) + 1)) - set(targets.tolist()))
+    _refuse_missing(sorted(set(range(n_classes or int(targets.max()) + 1)) - set(targets.tolist())))
+    return targets
+
+@_check_targets.register
+def _(part: MultiLabel, targets: np.ndarray, n_classes: int | None) -> np.ndarray:
+    _refuse_missing(np.flatnonzero(~(targets > 0.5).any(0)).tolist())
+    return targets > 0.5
+
+def _refuse_missing(missing: list[int]) -> None:
+    "Refuse classes without a photo."
     if missing:
         raise UserError(f"the linear probe needs a training photo of every class; classes number {missing[:5]} have none.")
-    return targets
 
 # %% ../../nbs/models/15_probe.ipynb #068bae11
 class LogisticFit:
@@ -101,7 +110,7 @@ class LogisticFit:
 # %% ../../nbs/models/15_probe.ipynb #bb4d3663
 def _cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> dict[float, float]:
     "Give the mean log loss of each C; it ranks small sets with less noise than a score of right and wrong."
-    splits = _probe_folds(targets, folds, seed)
+    splits = _probe_folds(array_problem(targets), targets, folds, seed)
     if not splits:
         return {}
     fits = [LogisticFit(features[:, fit], targets[fit]) for fit, _ in splits]
@@ -111,38 +120,53 @@ def _cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[fl
         for fitted, (_, held) in zip(fits, splits):
             weight, bias = fitted.weights(C, tol=1e-3)
             logits = (features[:, held] @ weight.T + bias).mean(0)
-            fold_losses.append(_probe_loss(targets[held], logits, classes=np.unique(targets)))
+            fold_losses.append(_probe_loss(array_problem(targets), targets[held], logits, classes=np.unique(targets)))
         losses[float(C)] = float(np.mean(fold_losses))
         if losses[float(C)] > 1.01 * min(losses.values()):
             break  # the loss is convex in log C: past the minimum it only grows, and large C are the slow ones
     return losses
 
-def _probe_loss(targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
-    "Compute the cross-entropy that the probe's kind minimises, binary where photos have several labels."
+@singledispatch
+def _probe_loss(part: OneLabel, targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
+    "Compute the cross-entropy that the probe's kind minimises."
     from scipy.special import softmax
     from sklearn.metrics import log_loss
 
-    if targets.ndim == 2:
-        return float(np.logaddexp(0, np.where(targets, -logits, logits)).mean())
     return log_loss(targets, softmax(logits, axis=1), labels=classes)
 
+@_probe_loss.register
+def _(part: MultiLabel, targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
+    return float(np.logaddexp(0, np.where(targets, -logits, logits)).mean())
+
 # %% ../../nbs/models/15_probe.ipynb #82d73f2e
-def _probe_folds(targets: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:  # positions to fit on and held out
-    "Divide photos into folds; those of a class with fewer photos than folds are in every fit and in no held-out fold."
-    several = targets.ndim == 2
-    counts = targets.sum(0) if several else np.bincount(targets)
-    is_rare = targets[:, counts < folds].any(1) if several else counts[targets] < folds
+def _probe_folds(part: OneLabel | MultiLabel, targets: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Divide photos into folds (positions to fit on and held out); those of a class with fewer photos than folds are in every fit alone."
+    is_rare = _is_rare(part, targets, folds)
     common, rare = np.flatnonzero(~is_rare), np.flatnonzero(is_rare)
     if len(common) < folds:
         return []
-    if several:
-        fold = _spread_labels(targets[common], folds, seed)
-        pairs = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds) if (fold == i).any()]
-    else:
-        from sklearn.model_selection import StratifiedKFold
+    return [(np.concatenate([common[fit], rare]), common[held]) for fit, held in _divide(part, targets[common], folds, seed)]
 
-        pairs = StratifiedKFold(folds, shuffle=True, random_state=seed).split(common, targets[common])
-    return [(np.concatenate([common[fit], rare]), common[held]) for fit, held in pairs]
+@singledispatch
+def _is_rare(part: OneLabel, targets: np.ndarray, folds: int) -> np.ndarray:  # (n_photos,), bool
+    "Say which photos are of a class that cannot be in every fold."
+    return np.bincount(targets)[targets] < folds
+
+@_is_rare.register
+def _(part: MultiLabel, targets: np.ndarray, folds: int) -> np.ndarray:
+    return targets[:, targets.sum(0) < folds].any(1)
+
+@singledispatch
+def _divide(part: OneLabel, targets: np.ndarray, folds: int, seed: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    "Divide photos so that each fold has its share of each class."
+    from sklearn.model_selection import StratifiedKFold
+
+    return StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, targets)
+
+@_divide.register
+def _(part: MultiLabel, targets: np.ndarray, folds: int, seed: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    fold = _spread_labels(targets, folds, seed)
+    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds) if (fold == i).any()]
 
 def _spread_labels(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (n_photos,) fold
     "Divide photos with several labels so that each fold has its share of each label."

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 from ..core import UserError, unknown_name
-from ..data.problem import Problem, as_problem
+from ..data.problem import Problem, as_problem, asked_problem
 from ..models.freezing import batch_norms
 
 # %% ../../nbs/train/07_callbacks.ipynb #98a8ee44
@@ -101,13 +101,13 @@ class FlipAverage(Callback):
 
     order, for_inference = 5, True  # export keeps it
 
-    def __init__(self, problem: Problem | str = "single_label"):  # what is asked: `dls.problem`, or 'multi_label', where each label has a probability of its own
+    def __init__(self, problem: Problem | str = "single_label"):  # what is asked: `dls.problem`, its word 'multi_label' …
         self.problem = as_problem(problem)
 
     def __setstate__(self, state: dict) -> None:
         "Load an export of before there were problems, too."
         old = state.pop("multi_label", False)
-        super().__setstate__({"problem": as_problem("multi_label" if old else "single_label")} | state)
+        super().__setstate__({"problem": asked_problem(multi_label=old)} | state)
 
     def after_pred(self):
         "Replace the prediction by what gives the mean probability: its log for a softmax, its logit for a sigmoid."

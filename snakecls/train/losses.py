@@ -220,7 +220,7 @@ LOSSES = ("auto", "cross_entropy", "focal", "seesaw", "bce")
 def make_loss(
     name: str = "auto",  # 'cross_entropy', 'focal', 'seesaw' or 'bce'; 'auto' is bce for several labels and cross_entropy else
     *,
-    problem: Problem | str = "single_label",  # what is asked, of one target: `dls.problem`, or 'multi_label'
+    problem: Problem | str = "single_label",  # what is asked, of one target: `dls.problem`, its word 'multi_label' …
     counts: Sequence[int] | pd.Series | None = None,  # training photos of each class, in the order of the outputs; `dls.counts`
     n_photos: int | None = None,  # training photos in all; `len(dls.train_ds)`; for pos_weight
     label_smoothing: float = 0.0,  # in [0, 1)

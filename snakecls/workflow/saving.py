@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from ..core import UserError
 from ..evaluate.predictions import score_table
 from ..models.bundle import BundleInfo, write_bundle
+from ..train.learner_probe import learner_problem
 from .facts import read_facts
 from .record import describe_bundle, photo_table, predict_valid
 from .results import load_examples
@@ -25,8 +26,7 @@ def _describe(learn: Learner, name: str) -> tuple[BundleInfo, list[str]]:  # and
     tables = predict_valid(learn, photo_table(learn))
     scores = {target: score_table(predictions, labels) for target, (predictions, labels) in tables.items()}
     first = next(iter(tables))
-    problem = "several_targets" if len(tables) > 1 else "multi_label" if "labels" in tables[first][0] else "single_label"
-    info, notes = describe_bundle(learn, name, problem, tables[first][1], scores[first])
+    info, notes = describe_bundle(learn, name, learner_problem(learn).word, tables[first][1], scores[first])
     if info is None:
         raise UserError(notes[0])
     return info, notes
