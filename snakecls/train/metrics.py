@@ -160,7 +160,7 @@ def multi_of_probs(targets, probs, *, name: str, thresholds: float | Sequence[fl
 
 
 def epoch_metrics(
-    problem: Problem | str = "single_label",  # what is asked, of one target: `dls.problem`, or 'multi_label'; with its labels known, no top k is made that is always 1
+    problem: Problem | str = "single_label",  # `dls.problem`, its word 'multi_label' …; where its labels are known, no top k is made that is always 1
     top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
     *,
     thresholds: float | Sequence[float] = 0.5,  # for several labels: one, or one for each class
