@@ -66,8 +66,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*", help="those that setup.py promises, but for the running one, if none is given")
     args = parser.parse_args()
-    failed = []
-    for version in args.versions or [version for version in VERSIONS if version != "%d.%d" % sys.version_info[:2]]:
+    failed, running = [], ".".join(map(str, sys.version_info[:2]))
+    for version in args.versions or [version for version in VERSIONS if version != running]:
         if (python := find_python(version)) is None:
             print(f"Python {version} is not here: skipped", flush=True)
             continue

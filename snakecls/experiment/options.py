@@ -161,7 +161,7 @@ def unmixed_note(experiment: Experiment, stages: Sequence[Stage]) -> str | None:
     return f"{' and '.join(idle)}, but nothing is mixed; give mixup or cutmix, or leave mix_p out." if idle else None
 
 
-OF_EPOCHS = ("freeze", "gradual", "lr", "layer_decay", "mixup", "cutmix", "mix_p", "label_smoothing", "wd", "lr_schedule", "lr_options", "warmup")
+OF_EPOCHS = [name for name in Stage.model_fields if name not in ("size", "valid_size", "epochs", "bs", "head")]  # a probe uses these
 
 
 def idle_note(experiment: Experiment) -> str | None:  # one sentence

@@ -172,7 +172,7 @@ def progressive_stages(
     if list(sizes) != sorted(sizes):
         raise UserError(f"the sizes {list(sizes)} do not grow; progressive resizing goes from small to large.")
     heads, rates = ["probe" if probe else "keep", *["keep"] * len(sizes)], [lr * decay**i for i in range(len(sizes))]
-    return [Stage(size, epochs=n, lr=(rate / 10, rate), bs=scaled_bs(bs, sizes[0], size), mixup=mixup, head=head)
+    return [Stage(size=size, epochs=n, lr=(rate / 10, rate), bs=scaled_bs(bs, sizes[0], size), mixup=mixup, head=head)
             for size, n, rate, head in zip(sizes, epochs, rates, heads)]
 
 

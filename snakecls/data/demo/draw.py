@@ -252,7 +252,9 @@ def draw_files(tasks: list[tuple[Path, tuple, int]], n_workers: int | None) -> N
     for folder in {task[0].parent for task in tasks}:
         folder.mkdir(parents=True, exist_ok=True)
     if n_workers < 2:
-        return [write_photo(task) for task in track(tasks, "Drawing photos")] and None
+        for task in track(tasks, "Drawing photos"):
+            write_photo(task)
+        return
     with worker_processes(n_workers) as pool:
         for _ in track(pool.map(write_photo, tasks, chunksize=4), "Drawing photos", total=len(tasks)):
             pass
