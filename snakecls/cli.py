@@ -293,8 +293,8 @@ def train_several(experiment: Any, folds: int | None, grid: list[str] | None, as
         values = {"folder": result.folder, "runs": [run.id for run in result.runs], "summary": result.summary, "out_of_fold": result.scores, "test": result.test, "targets": result.targets}
         show(values, f"\n{folds_text(result)}\n\nPredictions of every photo:  {result.folder / 'predictions.parquet'}", as_json)
         return
-    table = run_grid(experiment, grid, **where) if grid else compare_modes(experiment, **where)
-    show(json_module.loads(table.to_json(orient="records")), f"\n{table_text(table)}", as_json)
+    compared = run_grid(experiment, grid, **where) if grid else compare_modes(experiment, **where)
+    show(json_module.loads(compared.table.to_json(orient="records")), f"\n{table_text(compared)}", as_json)
 
 # %% ../nbs/90_cli.ipynb #27e82a72
 @app.command()

@@ -288,7 +288,8 @@ def headings(folder: Path) -> list[str]:
 
 def test_a_grid_over_seeds_repeats_the_training_on_one_split_and_is_one_finding(photos, tmp_path):
     base = run_experiment(squares(photos), **where(tmp_path)).run
-    table = run_grid(squares(photos, f"parent={base.id}"), ["seed=1,2", "train.wd=0.01,0.1"], **where(tmp_path))
+    compared = run_grid(squares(photos, f"parent={base.id}"), ["seed=1,2", "train.wd=0.01,0.1"], **where(tmp_path))
+    table = compared.table
     valid = [set(pd.read_parquet(tmp_path / "runs" / run / "predictions-valid.parquet")["path"]) for run in table["run"]]
     assert len(table) == 4 and all(paths == valid[0] for paths in valid) and valid[0] == set(pd.read_parquet(base / "predictions-valid.parquet")["path"])
     assert {find_run(tmp_path / "runs", run).experiment()["seed"] for run in table["run"]} == {1, 2}
@@ -299,7 +300,7 @@ def test_a_grid_over_seeds_repeats_the_training_on_one_split_and_is_one_finding(
     assert text.count(f'<a id="{group.name}"></a>') == 1 and text.count(f"(#{group.name})") == 4
     entry = text.split("\n## ")[1]
     assert f"against {base.id}" in entry and "| wd=0.1 |" in entry and "± " in entry and "(n=2)" in entry and "split by 42" in entry
-    assert set(table.attrs["summary"]["settings"]) == {"wd=0.01", "wd=0.1"} and all(each["difference"]["seeds"] == 2 for each in table.attrs["summary"]["settings"].values())
+    assert set(compared.summary["settings"]) == {"wd=0.01", "wd=0.1"} and all(each["difference"]["seeds"] == 2 for each in compared.summary["settings"].values())
 
 
 def test_folds_are_one_entry_and_never_better_or_worse_than_each_other(photos, tmp_path):

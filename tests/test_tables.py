@@ -8,7 +8,10 @@ import pytest
 
 from snakecls.core import UserError
 from snakecls.data.taxonomy import add_taxonomy
-from snakecls.data.tables import check_table, keep_classes, load_table, read_table, set_target, summary
+from snakecls.data.splits import divide_table, sample_table, split_table, take_sample
+from snakecls.data.tables import (
+    check_table, filter_classes, keep_classes, load_table, load_unlabelled, read_table, read_unlabelled, set_target, summary,
+)
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -24,6 +27,29 @@ def real(name: str) -> Path:
     if not (REAL / name).exists():
         pytest.skip(f"the real photographs are not there ({REAL / name}); set SNAKECLS_REAL_DATA")
     return REAL / name
+
+
+def test_who_wants_a_table_gets_it_and_is_told_the_notes(tmp_path):
+    "load_table and its like give what their twin with notes gives, and warn of every note; nothing rides on the DataFrame."
+    make(tmp_path, *(f"{i}.jpg" for i in range(12)))
+    frame = pd.DataFrame({"file": [*(f"{i}.jpg" for i in range(12)), "gone.jpg"], "label": [*"aaaaabbbbbcd", "a"]})
+    read = read_table(frame, root=tmp_path)
+    divided = read.then(divide_table, test=0.2)
+    pairs = [
+        (load_table, read_table, frame, {"root": tmp_path}), (load_unlabelled, read_unlabelled, frame, {"root": tmp_path}),
+        (filter_classes, keep_classes, read.table, {"top_classes": 2}), (split_table, divide_table, read.table, {"test": 0.2}),
+    ]
+    for plain, noted, source, options in pairs:
+        wanted = noted(source, **options)
+        with pytest.warns(UserWarning) as told:
+            table = plain(source, **options)
+        pd.testing.assert_frame_equal(table, wanted.table)
+        assert [str(one.message) for one in told] == wanted.notes and wanted.notes and table.attrs == {}
+        assert all(one.filename == __file__ for one in told)  # whoever called is named
+    with pytest.warns(UserWarning, match="a sample for a quick try"):
+        assert sample_table(divided.table, 6).equals(take_sample(divided.table, 6).table)
+    assert len(divided.notes) > len(read.notes) > 0 and divided.issues == read.issues  # a step keeps what was told before it
+    assert [issue["issue"] for issue in read.issues] == ["missing"]
 
 
 def one_sentence(error: pytest.ExceptionInfo) -> str:

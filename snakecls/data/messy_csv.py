@@ -244,7 +244,7 @@ def _unquoted(field: str) -> str:
         field = field.strip('"')
     return field.replace('""', '"').replace('\\"', '"')
 
-# %% ../../nbs/data/07_messy_csv.ipynb #8cddb9c8
+# %% ../../nbs/data/07_messy_csv.ipynb #d2561a3b
 def read_messy(
     lines: list[str],  # below the header
     separator: str = ",",
@@ -271,14 +271,7 @@ def read_messy(
         if match is None:
             match = _loose(line, way, separator, free)
             if match is None:
-                lost.append(
-                    (
-                        first + start,
-                        f"has {'fewer' if line.count(separator) < columns - 1 else 'more'} than the {columns} columns of the first line"
-                        if line.count(separator) != columns - 1
-                        else "has quotes that are out of order",
-                    )
-                )
+                lost.append((first + start, _say_lost(line, separator, columns)))
                 continue
             repaired.append(first + start)
         rows.append([_unquoted(field) for field in match])
@@ -287,7 +280,7 @@ def read_messy(
         raise ValueError(f"line {lost[0][0]} {lost[0][1]}{more}")
     return rows, repaired, lost
 
-# %% ../../nbs/data/07_messy_csv.ipynb #0b54b3a7
+# %% ../../nbs/data/07_messy_csv.ipynb #9f51bc12
 def _loose(line: str, way: _Rows, separator: str, free: bool) -> list[str] | None:
     "Match a row with stray quotes where it can be meant in one way only; what is left over goes to a last column of free text."
     bare = line.rstrip()
@@ -297,6 +290,14 @@ def _loose(line: str, way: _Rows, separator: str, free: bool) -> list[str] | Non
     if shortest and shortest == way.fields(line, "longest"):
         return shortest
     return way.fields(line, "free") if free else None
+
+
+def _say_lost(line: str, separator: str, columns: int) -> str:
+    "Say why a line cannot be read."
+    n = line.count(separator) + 1
+    if n == columns:
+        return "has quotes that are out of order"
+    return f"has {'fewer' if n < columns else 'more'} than the {columns} columns of the first line"
 
 # %% ../../nbs/data/07_messy_csv.ipynb #5f0ce714
 def _find_end(lines: list[str], start: int, longest: int = 500) -> int | None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_COMBINATIONS', 'FoldsResult', 'run_folds', 'started_group', 'join_scores', 'change', 'mean_thresholds',
-           'folds_text', 'target_text', 'parse_grid', 'run_grid', 'short_setting', 'result_row', 'table_text',
-           'summary_text', 'compare_modes', 'ensemble_runs', 'soup_runs']
+           'folds_text', 'target_text', 'parse_grid', 'Compared', 'run_grid', 'short_setting', 'result_row',
+           'table_text', 'summary_text', 'compare_modes', 'ensemble_runs', 'soup_runs']
 
 # %% ../../nbs/workflow/13_several.ipynb #e2d5ade7
 import itertools
@@ -204,6 +204,14 @@ def _split_values(text: str) -> list[str]:
     return [text[start + 1 : end] for start, end in zip([*cuts[1:], -1], cuts)][::-1]
 
 
+@dataclass(frozen=True)
+class Compared:
+    "A table of runs, and what their group's entry says of them."
+
+    table: pd.DataFrame  # one row for each run
+    summary: dict  # of `write_settings`: mean, spread and comparison of each setting
+
+
 def run_grid(
     experiment: Experiment,
     axes: Sequence[str],  # 'key=value,value'
@@ -212,7 +220,7 @@ def run_grid(
     logbook: str | Path | None = "logbook.md",
     command: str = "",
     say: Callable[[str], None] = print,
-) -> pd.DataFrame:  # setting, run, scores, seconds, parameters, bundle_mb, note, best first; attrs['summary']: mean, spread and comparison of each setting
+) -> Compared:  # its table: setting, run, scores, seconds, parameters, bundle_mb, note, best first
     "Run every combination."
     combinations = parse_grid(axes)
     keys = {override.partition("=")[0] for combination in combinations for override in combination}
@@ -239,8 +247,8 @@ def run_grid(
         if all(row["note"] for row in rows):
             raise UserError(f"none of the {len(rows)} combinations could run; the first says: {rows[0]['note']}")
     table = pd.DataFrame(rows).sort_values("f1_macro", ascending=False, na_position="last", ignore_index=True)
-    table.attrs["summary"] = write_settings(folder, members, kind="grid", axes=axes, logbook=logbook if "logbook" in experiment.track else None, command=command)
-    return table
+    where = logbook if "logbook" in experiment.track else None
+    return Compared(table, write_settings(folder, members, kind="grid", axes=axes, logbook=where, command=command))
 
 
 def short_setting(override: str) -> str:
@@ -257,11 +265,12 @@ def result_row(result: RunResult) -> dict:
             "seconds": metrics["seconds"], "parameters": metrics["parameters"], "bundle_mb": metrics["bundle_mb"]}
 
 
-def table_text(table: pd.DataFrame) -> str:
+def table_text(compared: Compared) -> str:
     "Write a table of runs for a terminal."
+    table = compared.table
     empty = [name for name in table if table[name].isna().all() or (table[name] == "").all()]
     text = table.drop(columns=[*empty, "run"], errors="ignore").round(3).to_string(index=False)
-    return f"{text}\n\n{summary_text(table.attrs['summary'])}" if "summary" in table.attrs else text
+    return f"{text}\n\n{summary_text(compared.summary)}"
 
 
 def summary_text(summary: dict) -> str:  # of `write_settings`
@@ -282,7 +291,7 @@ def compare_modes(
     logbook: str | Path | None = "logbook.md",
     command: str = "",
     say: Callable[[str], None] = print,
-) -> pd.DataFrame:  # mode, seconds, speedup, f1_macro, difference, note
+) -> Compared:  # its table: mode, seconds, speedup, f1_macro, difference, note
     "Run an experiment once in each precision and compare time and score."
     experiment, members = resolve_parent(experiment, root), []
 
@@ -302,8 +311,8 @@ def compare_modes(
             raise UserError(f"no precision could train: {table['note'].iloc[0]}")
     members += [Member(row.mode, None, row.note) for row in table.itertuples() if row.note]
     faster = {row.mode: {"training, s": f"{row.seconds:.1f}", "times as fast": f"{row.speedup:.2f}"} for row in table.itertuples() if not row.note}
-    table.attrs["summary"] = write_settings(folder, members, kind="precision", axes=[f"train.precision={','.join(modes)}"], logbook=logbook if "logbook" in experiment.track else None, command=command, more=faster)
-    return table
+    where, axes = logbook if "logbook" in experiment.track else None, [f"train.precision={','.join(modes)}"]
+    return Compared(table, write_settings(folder, members, kind="precision", axes=axes, logbook=where, command=command, more=faster))
 
 # %% ../../nbs/workflow/13_several.ipynb #40eb2b84
 def ensemble_runs(
