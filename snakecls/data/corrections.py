@@ -366,8 +366,8 @@ def apply_corrections(
         if not outcome:
             outcome = _relabel(result, row, correction, column, known, follow, part)
         path, before = (correction["path"], "") if row is None else (table["path"].iloc[row], _label_cell(previous))
-        known_as = {"action": correction["action"], "label": correction["label"], "previous": before}
-        done.append({"path": path, **known_as, "outcome": outcome, "row": row})
+        said = {"action": correction["action"], "label": correction["label"], "previous": before}
+        done.append({"path": path, **said, "outcome": outcome, "row": row})
     done = pd.DataFrame(done, columns=["path", "action", "label", "previous", "outcome", "row"])
     dropped = done[done["outcome"] == "dropped"]
     left = result.drop(result.index[dropped["row"].astype(int)]).reset_index(drop=True)
