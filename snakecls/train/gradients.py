@@ -9,11 +9,12 @@ __all__ = ['AccumulateGradients', 'ClipGradients']
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.training import GradientClip
 from fastai.torch_core import find_bs
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import UserError
 
-# %% ../../nbs/train/14_gradients.ipynb #f322b1c2
+# %% ../../nbs/train/14_gradients.ipynb #c3dcbfbe
 class AccumulateGradients(Callback):
     "Step once for every n batches, and at the end of each epoch, with the mean gradient over all their photos."
 
@@ -28,45 +29,57 @@ class AccumulateGradients(Callback):
         self.n_batches = int(n)
         self.count, self.n_seen, self.n_planned = 0, 0, 0
 
-    def before_fit(self):
-        "Begin without gradients of an earlier fit."
-        self.drop()
+# %% ../../nbs/train/14_gradients.ipynb #d238939d
+@patch
+def after_loss(self: AccumulateGradients) -> None:
+    "Give each photo its share of the step."
+    if len(self.yb) == 0:
+        return
+    n = find_bs(self.yb)
+    if self.count == 0:
+        self.n_planned = n * min(self.n_batches, self.n_iter - self.iter)
+    self.learn.loss_grad = self.learn.loss_grad * (n / self.n_planned)
 
-    def after_loss(self):
-        "Give each photo its share of the step."
-        if len(self.yb) == 0:
-            return
-        n = find_bs(self.yb)
-        if self.count == 0:
-            self.n_planned = n * min(self.n_batches, self.n_iter - self.iter)
-        self.learn.loss_grad = self.learn.loss_grad * (n / self.n_planned)
 
-    def after_backward(self):
-        "Go on to the next batch without a step, until there are enough or the epoch ends."
-        self.count, self.n_seen = self.count + 1, self.n_seen + find_bs(self.yb)
-        if self.count < self.n_batches and self.iter + 1 < self.n_iter:
-            raise CancelBatchException
-        if self.n_seen != self.n_planned:  # a smaller last batch
-            for p in self.learn.model.parameters():
-                if p.grad is not None:
-                    p.grad.mul_(self.n_planned / self.n_seen)
-        self.count, self.n_seen = 0, 0
+@patch
+def after_backward(self: AccumulateGradients) -> None:
+    "Go on to the next batch without a step, until there are enough or the epoch ends."
+    self.count, self.n_seen = self.count + 1, self.n_seen + find_bs(self.yb)
+    if self.count < self.n_batches and self.iter + 1 < self.n_iter:
+        raise CancelBatchException
+    if self.n_seen != self.n_planned:  # a smaller last batch
+        for p in self.learn.model.parameters():
+            if p.grad is not None:
+                p.grad.mul_(self.n_planned / self.n_seen)
+    self.count, self.n_seen = 0, 0
 
-    def drop(self) -> None:
-        "Forget gradients that no step has used."
-        self.count, self.n_seen = 0, 0
-        if self.learn.opt is not None:
-            self.learn.opt.zero_grad()
+# %% ../../nbs/train/14_gradients.ipynb #5406d9e3
+@patch
+def before_fit(self: AccumulateGradients) -> None:
+    "Begin without gradients of an earlier fit."
+    self._drop()
 
-    def after_train(self):
-        "Leave nothing over where training was cut short."
-        if self.count:
-            self.drop()
 
-    def after_fit(self):
-        "Leave nothing over where the fit was cancelled."
-        if self.count:
-            self.drop()
+@patch
+def after_train(self: AccumulateGradients) -> None:
+    "Leave nothing over where training was cut short."
+    if self.count:
+        self._drop()
+
+
+@patch
+def after_fit(self: AccumulateGradients) -> None:
+    "Leave nothing over where the fit was cancelled."
+    if self.count:
+        self._drop()
+
+
+@patch
+def _drop(self: AccumulateGradients) -> None:
+    "Forget gradients that no step has used."
+    self.count, self.n_seen = 0, 0
+    if self.learn.opt is not None:
+        self.learn.opt.zero_grad()
 
 # %% ../../nbs/train/14_gradients.ipynb #04c15a2f
 class ClipGradients(GradientClip):
