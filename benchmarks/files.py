@@ -14,8 +14,8 @@ from PIL import Image, ImageEnhance
 from snakecls.data.demo.draw import make_demo
 from snakecls.data.demo.drawing import draw_snake
 from snakecls.clean.duplicates import find_duplicates, near_pairs
-from snakecls.data.files import check_files
-from snakecls.data.scan import scan_files
+from snakecls.clean.files import check_files
+from snakecls.clean.scan import scan_files
 from snakecls.data.tables import load_table
 
 
@@ -82,7 +82,7 @@ def main() -> None:
         record("files", "2,000 photos of 400 px read, 2 processes", [wall], unit="seconds", note=f"{used:.1f} CPU seconds")
         start = time.perf_counter()
         hashes = np.random.default_rng(0).integers(0, 2**63, 100_000, dtype=np.uint64) * 2
-        from snakecls.data.fingerprints import close_pairs
+        from snakecls.clean.fingerprints import close_pairs
         close_pairs(hashes)
         record("files", "candidates among 100,000 hashes, 1 process", [time.perf_counter() - start], unit="seconds")
 

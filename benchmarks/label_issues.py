@@ -66,7 +66,7 @@ def score_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     outliers = score_outliers(outlier_scores([*stages, features.mean(0)], targets, probs=probs), other, flipped)
     labels = score_labels(features[:, ~other], names[~other], groups[~other], flipped[~other])
     start = time.perf_counter()
-    issues = judge(features, stages, names.tolist(), paths=table["path"].tolist(), groups=groups.tolist())
+    issues, _ = judge(features, stages, names.tolist(), paths=table["path"].tolist(), groups=groups.tolist())
     seconds = time.perf_counter() - start
     wrong = table["path"].isin(issues.loc[issues["issue"] == "label", "path"]).to_numpy()
     right = issues[issues["issue"] == "label"].merge(table, on="path").query("label_flipped")
@@ -83,7 +83,7 @@ def time_check(folder: Path, repeats: int = 3) -> list[float]:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        issues = check_labels(table)
+        issues, _ = check_labels(table)
         seconds.append(time.perf_counter() - start)
         print(f"{len(table)} photos, {len(issues)} issues, {seconds[-1]:.1f} s", flush=True)
     record("label_issues", f"check_labels, {len(table)} photos, {SIZE} px", seconds, unit="seconds", note=f"drawing not counted, {os.cpu_count()} cores, machine to itself")

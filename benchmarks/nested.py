@@ -28,7 +28,7 @@ SIZES = (224, 288, 352, 416)  # what the recipe's size was chosen from
 def read_train() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # the table of `train`, class numbers, groups of copies
     "Read the photos of `train`, and which of them show the same picture."
     from snakecls.clean.duplicates import near_pairs
-    from snakecls.data.scan import scan_files
+    from snakecls.clean.scan import scan_files
     from snakecls.data.tables import load_table
 
     table = load_table(PHOTOS)

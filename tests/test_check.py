@@ -16,7 +16,8 @@ from snakecls.core import UserError
 from snakecls.data.demo.draw import make_demo
 from snakecls.experiment.file import make_experiment
 from snakecls.experiment.schema import DataConfig
-from snakecls.workflow.check import check_source, undecided
+from snakecls.clean.check_folder import undecided
+from snakecls.workflow.check import check_source
 from snakecls.workflow.run import run_experiment
 from test_cli import snakecls
 

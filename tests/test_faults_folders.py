@@ -15,7 +15,7 @@ from conftest import REPO
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.data.files import check_files
+from snakecls.clean.files import check_files
 from snakecls.data.photos import PhotoError, open_photo
 from snakecls.data.tables import load_table, load_unlabelled, read_table, read_unlabelled
 from test_tables import make
@@ -212,7 +212,8 @@ def test_every_command_sees_the_same(nas):
     checked = nas / said["folder"]
     assert pd.read_parquet(checked / "photos.parquet")["path"].map(lambda path: Path(path).parent.name).nunique() == 3
     assert "left out" in set(pd.read_parquet(checked / "issues.parquet")["issue"])
-    from snakecls.workflow.check import CheckResult, describe_check
+    from snakecls.clean.check_folder import CheckResult
+    from snakecls.workflow.check import describe_check
     text = describe_check(CheckResult(checked, pd.read_parquet(checked / "photos.parquet"), pd.read_parquet(checked / "issues.parquet"), []))
     assert text.startswith("24 photos, 24 of them with a remark, and ") and "files and folders beside them" in text  # all are small
     code, out, err = command("predict", ".", "--json", cwd=nas)

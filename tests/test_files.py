@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from snakecls.clean.duplicates import find_duplicates
-from snakecls.data.files import check_files
+from snakecls.clean.files import check_files
 from snakecls.data.photos import PhotoError, open_photo
-from snakecls.data.scan import scan_files
+from snakecls.clean.scan import scan_files
 from snakecls.data.tables import load_table
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -67,7 +67,7 @@ def test_500_mutated_images_become_verdicts(tmp_path):
 
 
 def test_killed_pass_goes_on(tmp_path, monkeypatch):
-    from snakecls.data import scan
+    from snakecls.clean import scan
 
     generator, calls = np.random.default_rng(0), []
     for number in range(150):
@@ -91,7 +91,7 @@ def test_killed_pass_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="the change reaches the processes by fork")
 def test_a_photo_that_kills_its_process_costs_itself_alone(tmp_path, monkeypatch):
-    from snakecls.data import scan
+    from snakecls.clean import scan
 
     generator = np.random.default_rng(0)
     for number in range(40):

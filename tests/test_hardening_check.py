@@ -15,9 +15,11 @@ from mutate import mutated_files
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.data.scan import FactsCache, scan_files
+from snakecls.clean.facts_cache import FactsCache
+from snakecls.clean.scan import scan_files
 from snakecls.experiment.schema import DataConfig
-from snakecls.workflow.check import check_source, undecided
+from snakecls.clean.check_folder import undecided
+from snakecls.workflow.check import check_source
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_the_database_of_another_program_is_left_alone(photos, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_only_itself(photos, checked, tmp_path):
     locked = tmp_path / "check/photos.sqlite"
     locked.parent.mkdir()
-    code = ("import glob, os, sys; from snakecls.data.scan import FactsCache, scan_files; paths = sorted(glob.glob(sys.argv[1] + '/*/*')); scan_files(paths)\n"
+    code = ("import glob, os, sys; from snakecls.clean.scan import FactsCache, scan_files; paths = sorted(glob.glob(sys.argv[1] + '/*/*')); scan_files(paths)\n"
             "os.setgid(65534); os.setuid(65534); cache = FactsCache(sys.argv[2]); facts = scan_files(paths, cache=cache); print(len(facts), [cache.note])")
     if os.getuid():
         pytest.skip("only root can become another user")
@@ -149,17 +151,17 @@ def test_two_checks_at_once_in_one_folder(photos, checked, tmp_path):
 
 def test_what_passes_is_not_kept(photos, tmp_path, monkeypatch):
     "A photo that there was no memory for, or that a disk did not give, is read the next time."
-    from snakecls.data import scan
+    from snakecls.clean import photo_facts
 
-    paths, decode = sorted(map(str, photos.rglob("*.*"))), scan.decode
+    paths, decode = sorted(map(str, photos.rglob("*.*"))), photo_facts.decode
     fresh = scan_files(paths)
     for error in (MemoryError(), OSError(5, "Input/output error")):
         def fail(*given, error=error, **more):
             raise error
-        monkeypatch.setattr(scan, "decode", fail)
+        monkeypatch.setattr(photo_facts, "decode", fail)
         cache = tmp_path / f"{type(error).__name__}.sqlite"
         assert (scan_files(paths, cache=cache)["issue"] != "").all()
-        monkeypatch.setattr(scan, "decode", decode)
+        monkeypatch.setattr(photo_facts, "decode", decode)
         pd.testing.assert_frame_equal(scan_files(paths, cache=cache), fresh)
 
 

@@ -108,17 +108,17 @@ def test_a_pipe_that_takes_a_files_place_in_between_does_not_hang(tmp_path, monk
 
 
 def test_a_photo_that_the_machine_failed_at_is_not_called_bad(tmp_path, monkeypatch):
-    from snakecls.data import scan
-    from snakecls.data.files import check_files
+    from snakecls.clean import photo_facts
+    from snakecls.clean.files import check_files
 
     make_photos(tmp_path / "photos", 4)
-    paths, real = sorted(map(str, (tmp_path / "photos").rglob("*.jpg"))), scan.examine
+    paths, real = sorted(map(str, (tmp_path / "photos").rglob("*.jpg"))), photo_facts.examine
     for error in (MemoryError(), OSError(5, "Input/output error")):
         def decode(*given, error=error, **more):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(scan, "decode", decode)
+            patch.setattr(photo_facts, "decode", decode)
             facts = [{"path": path, **real(path)} for path in paths]
             assert {row["issue"] for row in facts} == {"not looked at"}
             issues = check_files(paths, n_workers=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from test_faults_folders import SMALL, command, draw
 
 from snakecls.data import photos as module
-from snakecls.data.files import check_files
+from snakecls.clean.files import check_files
 from snakecls.data.photos import TURNS, PhotoError, PhotoSpec, PlainPhotoError, open_photo, prepare_photo
 
 WIDTH, HEIGHT = 6_000, 5_000  # 30 megapixels: 90 MB in 8 bits, so that 308 MB are allowed
@@ -144,7 +144,7 @@ def test_no_memory_is_one_sentence(tmp_path, monkeypatch, tiny_bundle):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "decode", fails)
-        patch.setattr("snakecls.data.scan.decode", fails)
+        patch.setattr("snakecls.clean.photo_facts.decode", fails)
         with pytest.raises(PhotoError, match="3.jpg cannot be read as a photo: it does not fit into the memory that is free"):
             open_photo(tmp_path / "photos/Natrix natrix/3.jpg")
         issues = check_files([tmp_path / "photos/Natrix natrix/3.jpg"], n_workers=1)

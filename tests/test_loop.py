@@ -12,7 +12,7 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.learner import load_learner
 from sklearn.metrics import f1_score
 
-import snakecls.data.files
+import snakecls.data.readable
 import snakecls.data.photos
 from snakecls.core import UserError
 from snakecls.data.datablocks import photo_dls
@@ -131,7 +131,7 @@ def test_what_cannot_work_is_refused_before_a_photo_is_read(drawn, tmp_path, mon
         raise AssertionError("a photo was read")
 
     (tmp_path / "strangers.csv").write_text("binomial,venomous\nHomo sapiens,no\n")
-    for module in (snakecls.data.photos, snakecls.data.files, sys.modules["snakecls.data.datablocks"]):
+    for module in (snakecls.data.photos, snakecls.data.readable, sys.modules["snakecls.data.datablocks"]):
         monkeypatch.setattr(module, "open_photo", never)
     values = settings(drawn)
     facts = change.get("facts")

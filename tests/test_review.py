@@ -185,7 +185,8 @@ def test_the_page_about_two_thousand_photos_stays_small(tmp_path):
     table = pd.DataFrame({"path": paths, "label": [f"class {i % 100}" for i in range(2000)], "split": "train", "width": 300, "height": 300})
     kinds = [(kind, "look") for kind in ("conflicting labels", "label", "something else", "leak", "exact duplicate", "near duplicate", "too small", "one colour")] + [(f"format {i}", "repaired") for i in range(9)]
     rows = [(path, kind, verdict, 0.9, f"it is like {paths[i ^ 1]}") for kind, verdict in kinds for i, path in enumerate(paths)]
-    page = write_check_page(tmp_path / "report.html", table, pd.DataFrame(rows, columns=COLUMNS[:5]), root=tmp_path)
+    issues = pd.DataFrame(rows, columns=COLUMNS[:5]).assign(others=[[paths[i ^ 1]] for _ in kinds for i in range(2000)])
+    page = write_check_page(tmp_path / "report.html", table, issues, root=tmp_path)
     assert 500_000 < page.stat().st_size < 5_000_000
     text = page.read_text()
     assert text.count("<img") > 100 and f">{tmp_path}" not in text and text.count(f"{tmp_path}") == text.count(f'title="{tmp_path}')

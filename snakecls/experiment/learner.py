@@ -25,7 +25,7 @@ from ..data.augmentation import Augment
 from ..data.columns import count, some
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.datablocks import photo_dls
-from ..data.files import why_unreadable
+from ..data.readable import why_unreadable
 from ..data.labels import label_names
 from ..data.photos import PhotoError, PhotoSpec
 from ..data.notes import Noted

@@ -24,7 +24,7 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from ..disk import atomic_path, check_name, file_hash, read_json, read_parquet
 from ..data.columns import some
-from ..data.files import keep_readable
+from ..data.readable import keep_readable
 from ..data.notes import Noted
 from ..data.tables import read_table
 from ..data.problem import MultiLabel, OneLabel, bundle_problem, table_problem

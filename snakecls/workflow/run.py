@@ -24,7 +24,7 @@ from ..disk import atomic_write, check_writable, file_hash, write_table
 from ..workers import keep_freed_memory
 from ..data.cells import csv_text
 from ..data.columns import count
-from ..data.files import keep_readable
+from ..data.readable import keep_readable
 from ..data.lost import LostPhotos
 from ..data.notes import Noted
 from ..data.splits import write_manifest
