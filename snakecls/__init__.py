@@ -2,7 +2,11 @@
 
 `from snakecls import *` gives the names below. `import snakecls` loads none of them: each comes when it is first used.
 """
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -56,3 +60,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *FRONT})
+
+
+MOVED = {"snakecls.data.augment": "snakecls.data.transforms", "snakecls.train.targets": "snakecls.train.multi_target"}
+
+
+class _Moved(MetaPathFinder, Loader):
+    "Find modules under the names that an export.pkl of version 0.1 knows them by."
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(MOVED[module.__name__])
+
+
+sys.meta_path.append(_Moved())
