@@ -27,6 +27,7 @@ from .strict import MOST_TABLE_BYTES, UnsoundError, check_unfolded, parse_json
 class NotAFileError(OSError):
     "A pipe, a socket or a device where a file is expected."
 
+# %% ../nbs/02_disk.ipynb #147ed6b8
 def open_file(
     path: str | Path,  # links are followed
 ) -> BinaryIO:  # to be closed by the caller
@@ -34,6 +35,7 @@ def open_file(
     _check_regular(os.stat(path).st_mode, path)
     return open(path, "rb", opener=_open_at_once)
 
+# %% ../nbs/02_disk.ipynb #aafac9bd
 def _open_at_once(path: str, flags: int) -> int:  # a file's descriptor
     "Open without waiting for whoever writes into a pipe."
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
@@ -46,6 +48,7 @@ def _open_at_once(path: str, flags: int) -> int:  # a file's descriptor
         raise
     return handle
 
+# %% ../nbs/02_disk.ipynb #3bb6a2f3
 def _check_regular(mode: int, path: str | Path) -> None:
     "Raise for what is no regular file."
     if stat.S_ISDIR(mode):
@@ -105,6 +108,7 @@ def atomic_write(
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
+# %% ../nbs/02_disk.ipynb #c52bfb4b
 def write_table(
     path: str | Path,  # of a Parquet file
     table: Any,  # DataFrame; its index is left out
@@ -114,10 +118,12 @@ def write_table(
         table.to_parquet(temporary, index=False)
     return Path(path)
 
+# %% ../nbs/02_disk.ipynb #2007dad3
 def write_json(path: str | Path, value: Any) -> Path:
     "Write `value` as indented JSON, atomically; NumPy scalars and arrays become plain numbers and lists."
     return atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
 
+# %% ../nbs/02_disk.ipynb #8ed58308
 def plain(value: Any) -> Any:
     "Turn NumPy scalars and arrays, paths and sets into what JSON can hold."
     if hasattr(value, "tolist"):
@@ -143,6 +149,7 @@ def read_json(path: str | Path) -> Any:
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON ({e}); take another copy of the file.") from e
 
+# %% ../nbs/02_disk.ipynb #261024c6
 def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
     "Read a text file; raises `UserError` where it is missing, too large, no regular file, or no UTF-8."
     try:
@@ -150,6 +157,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
     except UnicodeDecodeError as e:
         raise UserError(f"{path} cannot be read: it is no text in UTF-8 (byte {e.start}); save it as UTF-8, or take another copy.") from e
 
+# %% ../nbs/02_disk.ipynb #76f7a54f
 def _read_bytes(path: str | Path, max_bytes: int) -> bytes:
     "Read a file of at most so many bytes; raises `UserError`."
     try:
@@ -176,6 +184,7 @@ def parquet_bytes(
     check_unfolded(data)
     return data
 
+# %% ../nbs/02_disk.ipynb #ba5c8502
 def read_parquet(
     path: str | Path,
     columns: list[str] | None = None,  # None: all
@@ -219,6 +228,7 @@ def check_writable(
             raise UserError(f"{what} {folder} cannot be written, as {size}; make room, or give a folder on another disk.") from e
         raise UserError(f"{what} {folder} cannot be written ({e.strerror}); give another folder, or make {there} writable.") from e
 
+# %% ../nbs/02_disk.ipynb #70130f7f
 def _check_place(folder: Path, there: Path, what: str) -> None:
     "Raise `UserError` for a name that no folder can have, or where a file stands in the way."
     names = [name for name in folder.parts if len(os.fsencode(name)) > 255]
@@ -228,6 +238,7 @@ def _check_place(folder: Path, there: Path, what: str) -> None:
         kind = "a link that leads nowhere" if there.is_symlink() and not there.exists() else "a file"
         raise UserError(f"{what} {folder} cannot be a folder, as {there} is {kind}; give another folder.")
 
+# %% ../nbs/02_disk.ipynb #e377684d
 def _try_writing(there: Path, needed: int) -> None:
     "Take as much room as will be needed, and give it back; raises `OSError` where there is none."
     with tempfile.TemporaryFile(dir=there) as stream:

@@ -39,6 +39,7 @@ def count_f1(
     f1 = 2 * hits / np.maximum(total, 1)
     return f1.sum(-1) / np.maximum((total > 0).sum(-1), 1)
 
+# %% ../nbs/04_stats.ipynb #ac2512b4
 def _draw_f1_macro(y_true: np.ndarray, y_pred: np.ndarray, draws: np.ndarray) -> np.ndarray:
     "Compute the macro F1 of each draw."
     n_classes = int(max(y_true.max(), y_pred.max())) + 1
@@ -50,6 +51,7 @@ def _draw_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.ndarray) ->
     "Compute the accuracy of each draw."
     return (y_true == y_pred)[draws].mean(-1)
 
+# %% ../nbs/04_stats.ipynb #1284c6a5
 def _draw_balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.ndarray) -> np.ndarray:
     "Compute the mean recall of each draw, over the classes that occur in its truth."
     n_classes = int(y_true.max()) + 1
@@ -57,10 +59,12 @@ def _draw_balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.nd
     hits = _count_classes(y_true[draws], n_classes, weights=(y_true == y_pred)[draws])
     return (hits / np.maximum(n_true, 1)).sum(-1) / (n_true > 0).sum(-1)
 
+# %% ../nbs/04_stats.ipynb #91b11390
 def _draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray, *, k: int = 3) -> np.ndarray:
     "Compute the share of each draw whose truth is among the k most probable classes; ties count as a miss, as in the score."
     return in_top_k(y_true, probs, k=k)[draws].mean(-1)
 
+# %% ../nbs/04_stats.ipynb #30b5b17b
 METRICS = {
     "f1_macro": _draw_f1_macro, "accuracy": _draw_accuracy,
     "balanced_accuracy": _draw_balanced_accuracy, "top3_accuracy": _draw_top_accuracy,
@@ -114,6 +118,7 @@ def encode_arrays(
     order = np.lexsort(columns[::-1])
     return [array[order] for array in arrays]
 
+# %% ../nbs/04_stats.ipynb #23f48c82
 def _top_class(metric: str, prediction: np.ndarray) -> np.ndarray:
     "Turn probabilities into the most probable class, where the named metric looks at classes."
     if find_top_k([metric]):
@@ -132,6 +137,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
+# %% ../nbs/04_stats.ipynb #9003527f
 def bootstrap_interval(
     metric: str | Callable,  # 'f1_macro', 'accuracy', 'balanced_accuracy', 'topK_accuracy' such as 'top3_accuracy', or f(y_true, y_pred)
     y_true: Iterable,  # (n_samples,), names or numbers
@@ -149,7 +155,7 @@ def bootstrap_interval(
     value = score_draws(metric, truth, prediction, np.arange(len(truth))[None])[0]
     return Interval(float(value), float(low), float(high))
 
-# %% ../nbs/04_stats.ipynb #9003527f
+# %% ../nbs/04_stats.ipynb #526bc542
 def resample(
     n_samples: int,
     *,
@@ -162,12 +168,14 @@ def resample(
     for start in range(0, n, block):
         yield rng.integers(0, n_samples, (min(block, n - start), n_samples))
 
+# %% ../nbs/04_stats.ipynb #6a9f237b
 def score_draws(metric: str | Callable, y_true: np.ndarray, prediction: np.ndarray, draws: np.ndarray) -> np.ndarray:
     "Score each draw: all at once for a metric with a name, one after the other for a function."
     if isinstance(metric, str):
         return _find_metric(metric)(y_true, prediction, draws)
     return np.array([metric(y_true[draw], prediction[draw]) for draw in draws], float)
 
+# %% ../nbs/04_stats.ipynb #fa8bc6fd
 def _check_bootstrap(n: int, level: float) -> None:
     "Refuse a number of draws or a level that makes no interval; raises `UserError`."
     if n < 10 or not 0 < level < 1:
@@ -184,6 +192,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), p = {self.p:.2g}"
 
+# %% ../nbs/04_stats.ipynb #ce9b82a3
 def paired_bootstrap(
     metric: str | Callable,  # as in `bootstrap_interval`
     y_true: Iterable,  # (n_samples,), names or numbers

@@ -16,6 +16,7 @@ from typing import Any
 class UnsoundError(ValueError):
     "Something that can be read in several ways, or without end."
 
+# %% ../nbs/01_strict.ipynb #5e9d7984
 MAX_DEPTH, MAX_DIGITS = 40, 30  # of JSON: objects and lists within each other; of a whole number
 
 def parse_json(
@@ -47,6 +48,7 @@ def _single(pairs: list[tuple[str, Any]], remedy: str) -> dict[str, Any]:
         values[key] = value
     return values
 
+# %% ../nbs/01_strict.ipynb #c0a52d38
 def _whole(text: str, remedy: str) -> int:
     "Read a whole number of not too many digits."
     if len(text) > MAX_DIGITS:
@@ -82,6 +84,7 @@ def _head(text: str) -> str:
     "Give the beginning of a text."
     return text if len(text) <= 60 else f"{text[:59]}…"
 
+# %% ../nbs/01_strict.ipynb #979e964d
 def _name_place(place: tuple) -> str:
     "Name a place by the keys that lead to it: 'photo.mean.0'."
     names = []
@@ -90,12 +93,14 @@ def _name_place(place: tuple) -> str:
         place = place[0]
     return ".".join(reversed(names)).encode("utf-8", "backslashreplace").decode()
 
+# %% ../nbs/01_strict.ipynb #febdaf51
 def _first_key(place: tuple) -> Any:
     "Give the outermost key that leads to a place."
     while place[0]:
         place = place[0]
     return place[1]
 
+# %% ../nbs/01_strict.ipynb #5180d57a
 def _is_cut(text: str) -> bool:
     "Tell whether a text holds half a character."
     try:
@@ -157,6 +162,7 @@ def _count_unfolded(data: bytes, texts: set[str], shared: int, most: int) -> int
                 n_bytes = before + _count_plainly(data, group, most)
     return n_bytes
 
+# %% ../nbs/01_strict.ipynb #18f63505
 def _count_plainly(data: bytes, group: int, most: int) -> int:
     "Count what a group of rows takes, a few rows at a time."
     import pyarrow as pa

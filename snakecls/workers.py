@@ -43,6 +43,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; it reaches a decoder that lets no thread run, too
     threading.Thread(target=_wait_for_end, args=(parent, child), daemon=True).start()
 
+# %% ../nbs/03_workers.ipynb #257f2c1c
 def _wait_for_end(parent: Any, child: bool) -> None:
     "Wait until the parent has ended, then end this process."
     from multiprocessing.connection import wait
@@ -52,6 +53,7 @@ def _wait_for_end(parent: Any, child: bool) -> None:
             break
     os._exit(1)
 
+# %% ../nbs/03_workers.ipynb #c56777d3
 def _is_running(process: int) -> bool:
     "Tell whether a process is there."
     try:

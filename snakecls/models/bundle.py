@@ -77,6 +77,7 @@ def _take_place(
                 raise
     shutil.rmtree(previous, ignore_errors=True)
 
+# %% ../../nbs/models/12_bundle.ipynb #2ce479fa
 def _settle(
     folder: Path,  # where a bundle is or will be
 ) -> None:
@@ -149,6 +150,7 @@ def _write_examples(folder: Path, examples: Sequence[tuple[Any, str]], size_px: 
     if rows:
         write_json(folder / "examples" / "examples.json", rows)
 
+# %% ../../nbs/models/12_bundle.ipynb #0459c0ae
 def _write_sealed(
     folder: Path,  # which holds the weights
     info: BundleInfo,
@@ -160,6 +162,7 @@ def _write_sealed(
     seal = make_seal(values, folder / WEIGHTS_FILE, answer, subject=model_dangers(info)[2])
     write_json(folder / INFO_FILE, values | {"seal": seal})
 
+# %% ../../nbs/models/12_bundle.ipynb #8b29fda8
 def _finite(value: Any) -> Any:
     "Replace what is no number by null: a score that could not be measured."
     if isinstance(value, dict):
@@ -207,6 +210,7 @@ def _find_damaged(model: "nn.Module") -> str | None:  # a tensor's name
             return name
     return None
 
+# %% ../../nbs/models/12_bundle.ipynb #0dc533f8
 def _read_tensors(file: Path) -> dict[str, Any]:
     "Read a file of weights; raises `UserError` where it is none."
     from safetensors import SafetensorError
@@ -280,6 +284,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
         raise UserError(f"The bundle {folder} has no {WEIGHTS_FILE}; copy the whole folder again.")
     return values
 
+# %% ../../nbs/models/12_bundle.ipynb #ecdfe920
 def _with_remedy(error: Exception) -> str:
     "Write what is wrong with a bundle, with what to do."
     text = " ".join(str(error).split())

@@ -52,12 +52,14 @@ def check_whole(name: str, value: int, *, minimum: int = 1) -> int:  # `value`
         raise UserError(f"{name} is {value!r}; give a whole number of at least {minimum}.")
     return value
 
+# %% ../../nbs/models/03_classics.ipynb #1bd6e95d
 def check_dropout(value: float) -> float:  # `value`
     "Refuse a dropout outside [0, 1)."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise UserError(f"dropout is {value!r}; give a share of at least 0 and below 1.")
     return float(value)
 
+# %% ../../nbs/models/03_classics.ipynb #debd2e0c
 def check_switches(**switches: bool) -> None:
     "Refuse what is neither true nor false."
     for name, value in switches.items():

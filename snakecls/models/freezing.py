@@ -147,6 +147,7 @@ def discriminative_lrs(
         raise UserError(f"lr is {lr} and decay {decay}; give a rate above 0, and a decay above 0 and at most 1.")
     return decayed_rates(lr, len(stage_groups(model)), decay)
 
+# %% ../../nbs/models/08_freezing.ipynb #df70b2fa
 def decayed_rates(lr: float, n_groups: int, decay: float) -> list[float]:  # (n_groups,), the last is `lr`
     "Let a rate fall from the last group to the first."
     return [lr * decay**distance for distance in reversed(range(n_groups))]

@@ -64,6 +64,7 @@ def _check_classifier(model: nn.Module, targets: Mapping[str, int]) -> nn.Linear
             "make the network with as many.")
     return own
 
+# %% ../../nbs/models/02_heads.ipynb #fd19299c
 def _check_targets(
     targets: Mapping[str, int],  # target -> classes
 ) -> dict[str, int]:
@@ -84,6 +85,7 @@ def find_heads(
     found = model.get_classifier() if hasattr(model, "get_classifier") else None
     return found if isinstance(found, TargetHeads) else None
 
+# %% ../../nbs/models/02_heads.ipynb #1f7ad95f
 def head_tensor(
     name: str,  # of a tensor of the network's own classifier, such as 'fc.weight'
     at: int,  # the target's place

@@ -39,6 +39,7 @@ def import_timm():
 
     return timm
 
+# %% ../../nbs/models/06_networks.ipynb #51b1c21f
 def _list_archs(
     library: str,  # one of LIBRARIES
 ) -> list[str]:
@@ -51,6 +52,7 @@ def _list_archs(
 
     return list(SCRATCH_ARCHS)
 
+# %% ../../nbs/models/06_networks.ipynb #f1e0a786
 def _has_arch(
     library: str,
     arch: str,  # timm's may name its weights after a dot

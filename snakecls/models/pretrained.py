@@ -107,6 +107,7 @@ def _load_by_position(
         raise UserError(f"{path} does not hold the tensors of {type(model).__name__}; use weights made for this architecture.")
     model.load_state_dict(dict(zip(ours, theirs)))
 
+# %% ../../nbs/models/13_pretrained.ipynb #b83ec964
 def _from_package(arch: str, make: dict, path: Path) -> tuple[nn.Module, str]:
     "Create a timm network with the body of a package's weights."
     whole = build_network("timm", arch, make | {"num_classes": 1000, "global_pool": "avg"})
@@ -120,6 +121,7 @@ def _hub_is_off() -> bool:
     "Say whether HF_HUB_OFFLINE forbids the hub."
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
+# %% ../../nbs/models/13_pretrained.ipynb #80b8cdd0
 def _hub_answers(
     *,
     endpoint: str | None = None,  # None: huggingface_hub's
@@ -176,6 +178,7 @@ def _from_hub(arch: str, make: dict, **kwargs) -> nn.Module:
             f"the hub's weights for '{arch}' do not load with model.kwargs {make} ({' '.join(str(e).split())[:200]}); "
             "leave out what changes the network's shape.") from e
 
+# %% ../../nbs/models/13_pretrained.ipynb #31d598a3
 def _cached_weights(cfg) -> str | None:
     "Find a timm configuration's weights in the hub's cache on this machine, without asking the network."
     from huggingface_hub import try_to_load_from_cache
@@ -183,6 +186,7 @@ def _cached_weights(cfg) -> str | None:
     names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     return next((path for name in names if isinstance(path := try_to_load_from_cache(cfg.hf_hub_id, name), str)), None)
 
+# %% ../../nbs/models/13_pretrained.ipynb #c0645695
 def _no_weights(
     arch: str,
     cache: str,  # the place looked into
@@ -211,6 +215,7 @@ def torchvision_weights(arch: str, make: dict) -> tuple[nn.Module, str]:
     load_file(model, path, class_tensors("torchvision", arch, make))
     return model, source
 
+# %% ../../nbs/models/13_pretrained.ipynb #a0ae3ea0
 def _download(
     url: str,  # its name ends in -HASH.pth, as torch's do
     path: Path,

@@ -70,6 +70,7 @@ def _whole_list(
         raise UserError(f"{name} has {len(values)} values for {n} blocks; give one number, or one for each block.")
     return [check_whole(name, value) for value in values]
 
+# %% ../../nbs/models/05_scratch.ipynb #d6338e00
 def _plan_blocks(
     filters: int | list[int], organisation: str, n_blocks: int | None, kernel_size: int | list[int]
 ) -> tuple[list[int], list[int]]:  # filters and kernel of each block

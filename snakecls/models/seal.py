@@ -77,6 +77,7 @@ def _hash_weights(
     "Measure and hash a file of weights."
     return {"bytes": Path(file).stat().st_size, "hash": file_hash(file)}
 
+# %% ../../nbs/models/10_seal.ipynb #69f05660
 def check_weights(
     file: str | Path,
     seal: dict[str, Any],
