@@ -261,7 +261,8 @@ def review(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
 ):
     "Decide on a check's issues, photo by photo: keep, relabel or drop. The photos themselves are never touched."
-    from snakecls.workflow.check import accept_suggestions, find_check, said_problem, undecided
+    from snakecls.clean.cases import accept_suggestions
+    from snakecls.clean.check_folder import find_check, said_problem, undecided
 
     folder = find_check(checked)
     file = corrections or folder / "corrections.csv"

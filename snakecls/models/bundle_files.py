@@ -92,6 +92,7 @@ def _read_rows(file: Path) -> object:
     with open_file(file) as stream:
         return parse_json(stream.read(1 << 20))
 
+# %% ../../nbs/models/07_bundle_files.ipynb #170a22d9
 def _is_usable(row: object, place: Path) -> bool:
     "Tell whether a row of `examples.json` names a photo beside it, and a label that can be shown."
     name, label = (row.get("file"), row.get("label")) if isinstance(row, dict) else (None, None)
@@ -100,6 +101,7 @@ def _is_usable(row: object, place: Path) -> bool:
     is_beside = name == os.path.basename(name) and name.lower().endswith((".jpg", ".jpeg"))
     return is_beside and _is_jpeg(place / name) and _is_text(label)
 
+# %% ../../nbs/models/07_bundle_files.ipynb #b26eb957
 def _is_jpeg(file: Path) -> bool:
     "Tell whether a file begins as JPEG does, and is no link."
     if not is_plain_file(file) or file.stat().st_size > 20 << 20:
@@ -110,6 +112,7 @@ def _is_jpeg(file: Path) -> bool:
     except OSError:
         return False
 
+# %% ../../nbs/models/07_bundle_files.ipynb #489a352a
 def _is_text(text: str) -> bool:
     "Tell whether a text can be written as UTF-8."
     try:
@@ -144,6 +147,7 @@ def _known_files(
     examples = [f"{EXAMPLES}/{file.name}" for file, _ in list_examples(folder)[0]]
     return [INFO_FILE, WEIGHTS_FILE, *([f"{EXAMPLES}/examples.json", *dict.fromkeys(examples)] if examples else [])]
 
+# %% ../../nbs/models/07_bundle_files.ipynb #b0675850
 def _all_files(folder: Path) -> list[str]:  # names below the folder, sorted
     "List everything in a folder, links to folders included, which are not followed."
     found = []

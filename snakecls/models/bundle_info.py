@@ -60,6 +60,7 @@ def read_strictly(
         raise UserError(f"{printable(file)} holds no object with the bundle's keys, but {_short(values)}; copy the bundle again.")
     return values
 
+# %% ../../nbs/models/11_bundle_info.ipynb #db4ccea5
 def _short(value: Any) -> str:
     "Write a value for a message."
     text = repr(value)
@@ -78,6 +79,7 @@ def _is_text(value: Any) -> bool:
     "Tell whether a value is a text."
     return isinstance(value, str)
 
+# %% ../../nbs/models/11_bundle_info.ipynb #e28c0539
 def _is_object(value: Any, of: Callable[[Any], bool] = lambda value: True) -> bool:
     "Tell whether a value is an object, each of whose values passes."
     return isinstance(value, dict) and all(map(of, value.values()))
@@ -90,6 +92,7 @@ def _are_labels(value: Any) -> bool:
     "Tell whether a value is a list of labels, which may be whole numbers."
     return _is_list(value, lambda label: _is_text(label) or _is_whole(label))
 
+# %% ../../nbs/models/11_bundle_info.ipynb #34538422
 def _is_model(value: Any) -> bool:
     "Tell whether a value says which network it is."
     if not (_is_object(value) and _is_text(value.get("library", "")) and _is_text(value.get("arch", ""))):
@@ -231,6 +234,7 @@ def _as_names(columns: Sequence[str] | str | None) -> list[str]:
     "Give names of columns as a list, also of a single one or of none."
     return [str(name) for name in ([columns] if isinstance(columns, str) else columns or ())]
 
+# %% ../../nbs/models/11_bundle_info.ipynb #181c5f1f
 def _check_temperature(temperature: Any) -> None:
     "Raise `UserError` for a temperature that makes nonsense of the probabilities."
     low, high = TEMPERATURES
@@ -315,6 +319,7 @@ def info_to_dict(
     "Give the content of `bundle.json`."
     return {"format": info.format, "snakecls": info.snakecls} | asdict(info) | {"photo": info.photo.to_dict()}
 
+# %% ../../nbs/models/11_bundle_info.ipynb #53f15ffb
 def info_from_dict(
     values: dict[str, Any],  # the content of `bundle.json`
     *,

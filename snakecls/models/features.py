@@ -108,6 +108,7 @@ def batch_features(
         model.train(was_training)
     return np.concatenate(rows, axis=1)
 
+# %% ../../nbs/models/09_features.ipynb #8e449065
 def two_views(batch: torch.Tensor, flip: bool) -> Iterator[torch.Tensor]:
     "Give the batch and, with `flip`, its mirror image."
     yield batch
@@ -191,6 +192,7 @@ def _batch_probs(model: nn.Module, batch: torch.Tensor | list[torch.Tensor], **s
     by_target = zip(*probs) if isinstance(probs[0], tuple) else [probs]
     return [(sum(same) / len(same)).cpu().numpy() for same in by_target]
 
+# %% ../../nbs/models/09_features.ipynb #72af7cbe
 def photo_probs(
     model: nn.Module,
     photos: Sequence,  # whatever `open_photo` takes

@@ -21,6 +21,7 @@ from .heads import TargetHeads, find_heads
 # %% ../../nbs/models/15_probe.ipynb #2d99f560
 C_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
+# %% ../../nbs/models/15_probe.ipynb #497d5242
 @dataclass(frozen=True)
 class Probe:
     "A linear classifier on features."
@@ -56,17 +57,20 @@ def fit_probe(
     weight, bias = LogisticFit(features, targets).weights(C)
     return Probe(weight=weight, bias=bias, C=float(C), scores=scores)
 
+# %% ../../nbs/models/15_probe.ipynb #7e724ded
 @singledispatch
 def _check_targets(part: OneLabel, targets: np.ndarray, n_classes: int | None) -> np.ndarray:  # class numbers, or bool for several labels
     "Check that every class has a photo; raises `UserError`."
     _refuse_missing(sorted(set(range(n_classes or int(targets.max()) + 1)) - set(targets.tolist())))
     return targets
 
+# %% ../../nbs/models/15_probe.ipynb #fdc6e52c
 @_check_targets.register
 def _(part: MultiLabel, targets: np.ndarray, n_classes: int | None) -> np.ndarray:
     _refuse_missing(np.flatnonzero(~(targets > 0.5).any(0)).tolist())
     return targets > 0.5
 
+# %% ../../nbs/models/15_probe.ipynb #d5004baa
 def _refuse_missing(missing: list[int]) -> None:
     "Refuse classes without a photo."
     if missing:
@@ -126,6 +130,7 @@ def _cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[fl
             break  # the loss is convex in log C: past the minimum it only grows, and large C are the slow ones
     return losses
 
+# %% ../../nbs/models/15_probe.ipynb #2050e142
 @singledispatch
 def _probe_loss(part: OneLabel, targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
     "Compute the cross-entropy that the probe's kind minimises."
@@ -134,6 +139,7 @@ def _probe_loss(part: OneLabel, targets: np.ndarray, logits: np.ndarray, *, clas
 
     return log_loss(targets, softmax(logits, axis=1), labels=classes)
 
+# %% ../../nbs/models/15_probe.ipynb #49174a96
 @_probe_loss.register
 def _(part: MultiLabel, targets: np.ndarray, logits: np.ndarray, *, classes: np.ndarray) -> float:
     return float(np.logaddexp(0, np.where(targets, -logits, logits)).mean())
@@ -147,15 +153,18 @@ def _probe_folds(part: OneLabel | MultiLabel, targets: np.ndarray, folds: int, s
         return []
     return [(np.concatenate([common[fit], rare]), common[held]) for fit, held in _divide(part, targets[common], folds, seed)]
 
+# %% ../../nbs/models/15_probe.ipynb #45d6b52d
 @singledispatch
 def _is_rare(part: OneLabel, targets: np.ndarray, folds: int) -> np.ndarray:  # (n_photos,), bool
     "Say which photos are of a class that cannot be in every fold."
     return np.bincount(targets)[targets] < folds
 
+# %% ../../nbs/models/15_probe.ipynb #3f956aad
 @_is_rare.register
 def _(part: MultiLabel, targets: np.ndarray, folds: int) -> np.ndarray:
     return targets[:, targets.sum(0) < folds].any(1)
 
+# %% ../../nbs/models/15_probe.ipynb #ecb18059
 @singledispatch
 def _divide(part: OneLabel, targets: np.ndarray, folds: int, seed: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     "Divide photos so that each fold has its share of each class."
@@ -163,11 +172,13 @@ def _divide(part: OneLabel, targets: np.ndarray, folds: int, seed: int) -> Itera
 
     return StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, targets)
 
+# %% ../../nbs/models/15_probe.ipynb #6d0e502c
 @_divide.register
 def _(part: MultiLabel, targets: np.ndarray, folds: int, seed: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     fold = _spread_labels(targets, folds, seed)
     return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds) if (fold == i).any()]
 
+# %% ../../nbs/models/15_probe.ipynb #d2e21e95
 def _spread_labels(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (n_photos,) fold
     "Divide photos with several labels so that each fold has its share of each label."
     import pandas as pd
@@ -200,6 +211,7 @@ def check_probe(model: nn.Module) -> None:
         kind = f"{len(head)} layers" if isinstance(head, (tuple, list)) else type(head).__name__
         raise UserError(f"the network's classifier is {kind}, not one linear layer; start it without the linear probe (head: keep).")
 
+# %% ../../nbs/models/15_probe.ipynb #227da656
 def _set_linear(head: nn.Linear, probe: Probe) -> None:
     "Write a probe into a linear layer; raises `UserError` where their shapes differ."
     if head.weight.shape != probe.weight.shape:
