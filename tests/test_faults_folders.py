@@ -569,7 +569,7 @@ def test_paths_of_corrections_in_other_spellings(tmp_path):
     file = tmp_path / "d" / "c.csv"
     file.write_text(f"path,action,label\n{unicodedata.normalize('NFD', name)}/1.jpg,drop,\ndog\\3.jpg,relabel,{name}\n", encoding="utf-8")
     found, done = apply_corrections(table, file)
-    assert done["outcome"].tolist() == ["dropped", "relabelled"] and found["label"].tolist() == [name, name, "dog"]
+    assert done["outcome"].tolist() == ["dropped", "relabelled"] and found.table["label"].tolist() == [name, name, "dog"]
 
 
 def test_corrections_move_names_alone_and_never_a_group(tmp_path):
