@@ -261,11 +261,11 @@ class MultiLabel(_ListCell, _Part):
 
         return encode_labels(cells, self.labels)
 
-    def decode(self, present: np.ndarray) -> list[list[str]]:  # (n, n_labels), bool
+    def decode(self, present: np.ndarray) -> list[list[str]]:  # (n, n_labels), bool, or 0 and 1
         "Turn such a matrix into cells."
         from snakecls.data.labels import decode_labels
 
-        return decode_labels(present, self.labels)
+        return decode_labels(np.asarray(present) > 0.5, self.labels)
 
     def score_names(self, top_k: Sequence[int] = ()) -> list[str]:
         "Name the scores of an epoch; a top k is none of them, as there is no single right answer."

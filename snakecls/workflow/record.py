@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from fastai.learner import Learner
 
 from ..core import UserError
 from ..disk import write_table
-from ..data.labels import decode_labels
+from ..data.problem import array_problem, table_problem
 from ..data.splits import write_manifest
 from ..deploy.export import export_learner
-from ..evaluate.predictions import predict_table, predict_targets, probs_table, score_table
+from ..evaluate.predictions import predict_problem, probs_table, score_table
 from ..evaluate.report import write_report
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
 from ..models.freezing import count_parameters
@@ -33,7 +34,7 @@ from ..stats import find_top_k
 from ..train.callbacks import FlipAverage
 from ..train.epochs import epoch_values
 from ..train.monitoring import SaveBestF1
-from ..train.learner_probe import known_targets, learner_problem
+from ..train.learner_probe import known_targets
 from .logbook import LogbookTracker
 from .results import load_examples, predictions_name
 from .trackers import Trackers
@@ -176,7 +177,7 @@ def describe_learner(learn: Learner, stages: list[dict]) -> dict:  # as in exper
     loss, optimiser = (getattr(part, "func", part) for part in (learn.loss_func, learn.opt_func))
     train = {"bs": dls.train.bs, "wd": learn.wd, "loss": getattr(loss, "__name__", type(loss).__name__), "optimiser": getattr(optimiser, "__name__", type(optimiser).__name__)}
     schedule = [{key: stage[key] for key in ("size", "valid_size", "epochs", "lr", "n_frozen")} for stage in stages]
-    return {"recorded": "from a Learner that was trained by hand; what it does not tell is not here", "data": {"source": source} | ({"target": dls.target} if hasattr(dls, "target") else {}), "model": model, "train": train, "schedule": schedule}
+    return {"recorded": "from a Learner that was trained by hand; what it does not tell is not here", "data": {"source": source} | ({"target": dls.problem.asked} if hasattr(dls, "problem") else {}), "model": model, "train": train, "schedule": schedule}
 
 
 def photo_table(learn: Learner) -> pd.DataFrame:  # path, label (or labels, or a column for each target), split; empty where the photos are no files
@@ -188,8 +189,8 @@ def photo_table(learn: Learner) -> pd.DataFrame:  # path, label (or labels, or a
             parts.append(items.assign(split=split))
         elif len(items) and all(isinstance(item, (str, Path)) for item in items):
             targets, vocab = known_targets(dataset), list(map(str, learn.dls.vocab))
-            labels = {"labels": decode_labels(targets, vocab)} if targets.ndim == 2 else {"label": [vocab[i] for i in targets]}
-            parts.append(pd.DataFrame({"path": list(map(str, items))} | labels | {"split": split}))
+            part = replace(array_problem(targets), labels=vocab)
+            parts.append(pd.DataFrame({"path": list(map(str, items)), part.answers: part.decode(targets), "split": split}))
     return pd.concat(parts, ignore_index=True) if len(parts) == 2 else pd.DataFrame(columns=["path", "label", "split"])
 
 
@@ -219,7 +220,7 @@ def finish_recorded(learn: Learner, run: RunFolder, name: str, rows: list[dict],
         write_table(run / predictions_name("valid", target if place else None), predictions)
     first, last = next(iter(tables)), rows[-1]
     labels, valid = tables[first][1], scores[first]
-    problem = "several_targets" if len(tables) > 1 else "multi_label" if "labels" in tables[first][0] else "single_label"
+    problem = (getattr(learn.dls, "problem", None) or table_problem(tables[first][0])).word
     best = kept | {"size": stages[-1]["valid_size"]}
     is_last = (kept.get("stage"), kept.get("epoch")) == (last["stage"], last["epoch"])
     for stage in stages:
@@ -264,20 +265,17 @@ def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.Dat
     "Predict the validation photos: as served with loaders of `photo_dls`, else through the Learner's own loader."
     dls, photos = learn.dls, table[table["split"] == "valid"]
     lose = lambda path, reason: dls.lost.add(path, "valid", reason) if hasattr(dls, "lost") else None  # noqa: E731
-    if hasattr(dls, "spec") and isinstance(dls.labels, dict):
-        return {target: (predictions, dls.labels[target]) for target, predictions in predict_targets(learn.model, photos, dls.spec, dls.labels, flip=flips(learn), on_lost=lose).items()}
     if hasattr(dls, "spec"):
-        problem = learner_problem(learn).word
-        return {dls.target: (predict_table(learn.model, photos, dls.spec, dls.labels, target=dls.target, flip=flips(learn), problem=problem, on_lost=lose), list(dls.labels))}
+        found = predict_problem(learn.model, photos, dls.spec, dls.problem, flip=flips(learn), on_lost=lose)
+        return {target: (predictions, dls.problem.by_target[target]) for target, predictions in found.items()}
     with learn.no_bar(), learn.no_logging():
         probs, targets = learn.get_preds(dl=dls.valid)
     vocab, probs, targets = list(map(str, dls.vocab)), probs.float(), targets.numpy()
-    several = targets.ndim == 2
-    if not several and not (probs.min() >= 0 and np.allclose(probs.sum(-1), 1, atol=1e-3)):
+    part = replace(array_problem(targets), labels=vocab)
+    if not part.many and not (probs.min() >= 0 and np.allclose(probs.sum(-1), 1, atol=1e-3)):
         probs = probs.softmax(-1)
-    true = decode_labels(targets > 0.5, vocab) if several else [vocab[i] for i in targets]
     paths = photos["path"] if len(photos) else [f"validation photo {i}" for i in range(len(targets))]
-    return {"label": (probs_table(paths, true, probs.numpy(), vocab, problem="multi_label" if several else "single_label"), vocab)}
+    return {"label": (probs_table(paths, part.decode(targets), probs.numpy(), vocab, problem=part), vocab)}
 
 
 def describe_bundle(learn: Learner, name: str, problem: str, labels: list[str], valid: dict) -> tuple[BundleInfo | None, list[str]]:  # and why there is none, or what is odd
@@ -292,6 +290,6 @@ def describe_bundle(learn: Learner, name: str, problem: str, labels: list[str], 
         notes.append(f"the photos are normalised by mean {tuple(dls.spec.mean)}, and the network's weights were trained with {tuple(network.mean)}; give photo_dls network=….")
     info = BundleInfo(
         model={"library": network.library, "arch": network.arch, "kwargs": network.kwargs} | ({"heads": heads.sizes} if heads else {}), labels=labels, photo=dls.spec, problem=problem, name=name,
-        target=dls.targets[0], targets=dls.labels if heads else None, flip=flips(learn), metrics={"valid": valid}, weights_source=network.weights_source, licence=f"weights: {network.licence}; photos: not stated",
+        target=dls.problem.target, targets=dls.problem.targets, flip=flips(learn), metrics={"valid": valid}, weights_source=network.weights_source, licence=f"weights: {network.licence}; photos: not stated",
     )
     return info, notes
