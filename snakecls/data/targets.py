@@ -11,9 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
-
 import pandas as pd
-
 from ..core import UserError
 from ..disk import read_parquet
 from .columns import OUR_COLUMNS
@@ -25,7 +23,7 @@ from .tables import set_target
 # %% ../../nbs/data/22_targets.ipynb #8fc5f810
 FIRST = "first target's label"  # a column while others are looked for
 
-
+# %% ../../nbs/data/22_targets.ipynb #a745fb21
 def add_targets(
     table: pd.DataFrame,  # path, label (of the first target), metadata
     targets: Sequence[str],
@@ -47,7 +45,7 @@ def add_targets(
         noted = noted.then(_add_target, target)
     return replace(noted, table=noted.table.assign(**{first: noted.table["label"]}))
 
-
+# %% ../../nbs/data/22_targets.ipynb #8600c35c
 def _add_target(table: pd.DataFrame, target: str) -> Noted:
     "Give a further target a column of its name; the label stays the first one's."
     noted = set_target(table.assign(**{FIRST: table["label"]}), target)
@@ -94,18 +92,18 @@ def divide_problem(
     "Fill in the splits that are missing, in a table that has what a problem asks for."
     return _divide(problem, table, **shares)
 
-
+# %% ../../nbs/data/22_targets.ipynb #8e97025c
 @singledispatch
 def _divide(problem: Problem, table: pd.DataFrame, **shares) -> Noted:
     "Divide the photos of one target."
     return divide_table(table, **shares)
 
-
+# %% ../../nbs/data/22_targets.ipynb #b3d3260e
 @_divide.register
 def _(problem: MultiTarget, table: pd.DataFrame, **shares) -> Noted:
     return add_targets(table, problem.asked).then(split_targets, problem.asked, **shares)
 
-
+# %% ../../nbs/data/22_targets.ipynb #61155f94
 def target_labels(
     table: pd.DataFrame,  # with a column for each target, and `split`
     targets: Sequence[str],

@@ -9,10 +9,8 @@ __all__ = ['count_dangers', 'count_target_dangers', 'count_danger', 'joined', 's
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
-
 import numpy as np
 import pandas as pd
-
 from ..data.problem import table_problem
 from ..data.label_facts import danger_name, danger_state, known_dangers
 from ..data.target_dangers import target_state, untold_danger
@@ -38,7 +36,7 @@ def count_dangers(
     found = known_dangers(label_facts, danger_columns) if keys is None else keys
     return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=part.many, target=target, first=first) for key in found]
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #90a48ec5
 def count_target_dangers(
     tables: Mapping[str, pd.DataFrame],  # target -> predictions; those of a target that the photos do not speak of are not there
     targets: Mapping[str, Sequence[str]],  # target -> its labels
@@ -61,7 +59,7 @@ def count_target_dangers(
             found += [count_danger([], [], [], [], np.zeros((0, len(labels))), labels, label_facts, key, target=target, first=target == first) | {"counted": False} for key in keys]
     return found
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #d2633592
 def count_danger(
     paths: Sequence[str],
     true: Sequence[Sequence[str]],  # of each photo, its labels
@@ -104,13 +102,13 @@ def count_danger(
     return {**named, "danger": key, "several": several, **_rate(dangerous), "top": max(map(len, ranked), default=0), "harmless": len(safe), "false_alarms": sum(row["named"] for row in safe),
             "unknown": sum(row["unknown"] for row in rows), "classes": sorted(classes, key=lambda row: (-row["as_harmless"], -row["n"], row["label"])), "photos": sorted(photos, key=lambda photo: -photo["prob"])}
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #1cc3c4f1
 def _dangerous_first(names: Sequence[str], state: Mapping[str, bool | None]) -> str:
     "Write a photo's labels with those first that are dangerous, whose probability stands beside them."
     first, others = [name for name in names if state[name] is True], [name for name in names if state[name] is not True]
     return ", ".join(first) + (f", with {', '.join(others)}" if first and others else ", ".join(others))
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #b09156a0
 def _rate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     "Count what was called harmless among photos of something dangerous, with intervals."
     n, harmless, none_in_top = len(rows), sum(row["harmless"] for row in rows), sum(row["none_in_top"] for row in rows)
@@ -134,13 +132,13 @@ def joined(
             same["names"] += f" and {name}"
     return found
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #6f5e27b4
 _GOT = {  # by whether a photo can have several labels: what an answer is called, and what a harmless one is
     False: ("an answer", "got a first answer that is listed as not"),
     True: ("labels", "got no label at all, or only such as are listed as not"),
 }
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #dee957a4
 def say_danger(
     danger: dict[str, Any],  # from `count_danger`
 ) -> str:  # some sentences
@@ -161,7 +159,7 @@ def say_danger(
     return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%}).{unsure} "
             f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} ({danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}).{apart}")
 
-
+# %% ../../nbs/evaluate/05_danger.ipynb #09e3340e
 def danger_lines(
     danger: dict[str, Any],  # from `count_danger`
 ) -> list[str]:  # for a terminal

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import pandas as pd
-
 from ..core import UserError
 from ..data.problem import MultiLabel, OneLabel, table_problem
 from .predictions import compare_answers, probs_table, score_table, table_lists, table_probs
 from ..models.bundle import read_bundle, read_weights
 from ..stats import mean_sd
-
 if TYPE_CHECKING:
     import torch
 
@@ -32,7 +29,7 @@ def check_columns(table: pd.DataFrame, labels: Sequence[str], *, name: str) -> N
         raise UserError(f"{name} has probabilities of {probs.shape[1]} labels, but {len(labels)} labels are given; use runs that were trained on the same labels.")
     _check_predicted(table_problem(table), table, probs, labels, name)
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #3165473f
 @singledispatch
 def _check_predicted(part: OneLabel, table: pd.DataFrame, probs: np.ndarray, labels: Sequence[str], name: str) -> None:
     "Refuse a table that predicts other labels than its probabilities say."
@@ -41,12 +38,12 @@ def _check_predicted(part: OneLabel, table: pd.DataFrame, probs: np.ndarray, lab
         first = int(np.flatnonzero(differs)[0])
         raise UserError(f"{name} says '{table['predicted'].iloc[first]}' where its highest probability is that of '{labels[probs[first].argmax()]}'; give the labels in the order of the run, and use runs with the same order.")
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #4f412bcf
 @_check_predicted.register
 def _(part: MultiLabel, table: pd.DataFrame, probs: np.ndarray, labels: Sequence[str], name: str) -> None:
     table_lists(table, labels)
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #509aa5f0
 def align_tables(
     tables: Sequence[pd.DataFrame],
     labels: Sequence[str],
@@ -69,7 +66,7 @@ def align_tables(
         aligned.append(table)
     return aligned
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #746b9ca4
 def same_truth(a: Any, b: Any) -> bool:
     "Compare two true labels, or two collections of them; two that are not known are the same."
     if isinstance(a, str) or isinstance(b, str):
@@ -86,7 +83,7 @@ def check_weights(weights: Sequence[float] | None, n: int) -> np.ndarray:  # (n,
         raise UserError(f"the weights {weights} do not fit {n} models; give one number of at least 0 for each, not all 0.")
     return shares / shares.sum()
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #11564ca9
 def ensemble_probs(
     tables: Sequence[pd.DataFrame],  # predictions of the same photos, in any order
     labels: Sequence[str],  # in the order of the probabilities, as metrics.json has them
@@ -142,7 +139,7 @@ def average_weights(
     states = [read_weights(bundle) for bundle in opened]
     return {name: average_tensor([state[name] for state in states], shares) for name in states[0]}
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #ab2adb79
 def average_tensor(tensors: "list[torch.Tensor]", shares: np.ndarray) -> "torch.Tensor":
     "Average a tensor over models, in float64; counters such as batch norm's are the first one's."
     if not tensors[0].is_floating_point():
@@ -169,7 +166,7 @@ def join_folds(
         raise UserError(f"{len(twice)} photos are in two folds, such as '{twice.iloc[0]}'; make the folds with kfold_table, and predict each fold's validation photos.")
     return joined
 
-
+# %% ../../nbs/evaluate/03_ensembles.ipynb #44a99f07
 def summarise_folds(
     scores: Sequence[dict],  # of each fold, as `score_table` gives them
 ) -> dict[str, dict]:  # metric -> {'mean', 'sd', 'values', 'text': 'mean ± sd (n=5)'}
