@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'Photo', 'OpenPhoto', 'setting_up', 'blank_photo', 'ReadColumn', 'Draw', 'DrawSeeds', 'SeededDL',
-           'target_block', 'photo_block', 'photo_input', 'split_rows', 'photo_dls', 'check_table', 'network_colours',
-           'test_photos', 'label_paths', 'plain_batches', 'PhotosOnly', 'default_workers', 'fitting_workers',
-           'training_rows']
+           'target_block', 'photo_block', 'photo_input', 'split_rows', 'photo_dls', 'check_table', 'training_rows',
+           'default_workers', 'fitting_workers', 'test_photos', 'plain_batches', 'PhotosOnly', 'network_colours',
+           'label_paths']
 
 # %% ../../nbs/data/29_datablocks.ipynb #ac9bf114
 import os
@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial, singledispatch
 from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
@@ -29,7 +28,6 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fasttransform import Transform
 from PIL import Image
-
 from ..core import UserError, derive_seed, unknown_name
 from ..workers import end_with_parent
 from .augmentation import Augment
@@ -50,7 +48,7 @@ class Photo(PILImage):
         photo.sample_key = "/".join(str(source).replace("\\", "/").split("/")[-2:]) if isinstance(source, (str, os.PathLike)) else ""
         return photo
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #0d72350b
 class OpenPhoto(Transform):
     "Open whatever `open_photo` takes as `Photo`."
 
@@ -62,10 +60,10 @@ class OpenPhoto(Transform):
                 raise
             return blank_photo()
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #8132edde
 _SETTING_UP = ContextVar("setting_up", default=False)
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #6fac6b43
 @contextmanager
 def setting_up() -> Iterator[None]:
     "Make loaders although a photo is gone: fastai opens the first one to see what the transforms give."
@@ -75,14 +73,14 @@ def setting_up() -> Iterator[None]:
     finally:
         _SETTING_UP.reset(token)
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #1183287b
 def blank_photo() -> Photo:
     "Give a grey photo, which holds the place of one that cannot be read."
     photo = Photo(Image.new("RGB", (64, 64), (128, 128, 128)))
     photo.sample_key = ""
     return photo
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #0f1b0526
 class ReadColumn(Transform):
     "Read a column of a table's row."
 
@@ -106,7 +104,7 @@ class Draw(int):
             draw.repeat = repeat
         return draws
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #da7ba3c9
 class DrawSeeds(SampleSeeds):
     "Seeds by photo, others for each of its appearances in an epoch."
 
@@ -117,7 +115,7 @@ class DrawSeeds(SampleSeeds):
         seed = super().for_photo(photo)
         return derive_seed(seed, "repeat", self.repeat) if self.repeat else seed
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #5e2a8e03
 class SeededDL(TfmdDL):
     "A fastai DataLoader whose order, draws and augmentation derive from (seed, epoch)."
 
@@ -206,7 +204,7 @@ def target_block(part: OneLabel) -> TransformBlock:  # of one target
     "Make the block of a target: for one label class numbers, for several 0 and 1 as floats."
     return CategoryBlock(vocab=part.labels, sort=False)
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #f80c04e1
 @target_block.register
 def _(part: MultiLabel) -> TransformBlock:
     return MultiCategoryBlock(vocab=part.labels)
@@ -230,14 +228,14 @@ def photo_block(
         item_tfms=[*items, ValidResize(spec)], batch_tfms=[*batches, Normalize.from_stats(spec.mean, spec.std)],
     )
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #b3e552f6
 def photo_input() -> TransformBlock:
     "Make fastai's `ImageBlock` with our opener: a class with `encodes`, as fastai cannot pickle a plain function (plum 2.10)."
     block = ImageBlock(cls=Photo)
     block.type_tfms = [OpenPhoto()]
     return block
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #be795513
 def split_rows(table: pd.DataFrame) -> tuple[list[int], list[int]]:
     "Give the positions of the training and the validation rows."
     return tuple((table["split"] == name).to_numpy().nonzero()[0].tolist() for name in ("train", "valid"))
@@ -287,7 +285,6 @@ def photo_dls(
         dataset.tls[0].types[1] = object  # fastai noted str, and `learn.predict` would refuse a Path, bytes or an array
     dls.workers_note, dls.test_dl = note, partial(test_photos, dls, table)
     dls.train.seeds, dls.spec, dls.augment, dls.problem = seeds, spec, augment, problem
-    dls.target, dls.targets, dls.multi_label = problem.asked, problem.columns, problem.word == "multi_label"
     dls.labels, dls.counts = (problem.named(values) for values in zip(*((part.labels, count_labels(table, part.column, labels=part.labels)) for part in problem.parts)))
     dls.train.weights = draw_weights(table.loc[table["split"] == "train", problem.columns[0]], oversample=oversample) if oversample else None
     dls.lost = lost or LostPhotos(table, targets=problem.columns)
@@ -296,24 +293,50 @@ def photo_dls(
     dls.rebuild = partial(photo_dls, table, problem=problem, spec=spec, augment=augment, oversample=oversample, num_workers=num_workers, device=device, lost=dls.lost)
     return dls
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #91a482be
 def check_table(table: object) -> None:
     "Refuse what is no table; raises `UserError`."
     if not isinstance(table, pd.DataFrame):
         given = f"the path {table}" if isinstance(table, (str, os.PathLike)) else type(table).__name__
         raise UserError(f"photo_dls takes a table (a DataFrame with path, label and split), not {given}; make one with split_table(load_table(…)).")
 
+# %% ../../nbs/data/29_datablocks.ipynb #669f6591
+def training_rows(table: pd.DataFrame) -> pd.DataFrame:
+    "Give the training and validation rows; raises `UserError` where a split is missing."
+    if "path" not in table.columns:
+        raise unknown_name("column", "path", table.columns)
+    if "split" not in table.columns:
+        raise UserError("the table has no column 'split'; make one with split_table (an experiment file does so by itself).")
+    table = table[table["split"].isin(["train", "valid"])].reset_index(drop=True)
+    for name in ("train", "valid"):
+        if not (table["split"] == name).any():
+            raise UserError(f"the table has no photo in split '{name}'; make the splits with split_table, or take more photos.")
+    return table
 
-def network_colours(network: object) -> dict[str, tuple[float, float, float]]:  # mean, std
-    "Tell how a network's photos are normalised: by its `backbone_info`, or by timm's configuration; raises `UserError` where neither is there."
-    info = getattr(network, "backbone_info", None)
-    config = next((found for name in ("pretrained_cfg", "default_cfg") if (found := getattr(network, name, None))), {})
-    if info is None and not {"mean", "std"} <= set(config):
-        raise UserError(f"the network ({type(network).__name__}) does not tell how its photos are normalised; make it with create_backbone or timm.create_model, or give spec=PhotoSpec(mean=…, std=…).")
-    mean, std = (info.mean, info.std) if info is not None else (config["mean"], config["std"])
-    return {"mean": tuple(mean), "std": tuple(std)}
+# %% ../../nbs/data/29_datablocks.ipynb #ff88ea22
+def default_workers() -> int:
+    "Give the number of loading processes: one less than the processors, at most 8."
+    return min(8, max(1, (os.cpu_count() or 1) - 1))
 
+# %% ../../nbs/data/29_datablocks.ipynb #bf9e7f64
+SHARED_MEMORY = "/dev/shm"  # where processes hand over their batches; not there on macOS and Windows, which have no such limit
 
+# %% ../../nbs/data/29_datablocks.ipynb #28e6a5cc
+def fitting_workers(
+    wanted: int,  # processes
+    batch_bytes: int,  # of the largest batch
+) -> tuple[int, str]:  # as many as fit, and a sentence where these are fewer
+    "Let no more processes read than the shared memory has room for: a container's 64 MB are soon full, and the processes then die with a bus error."
+    if not wanted or not os.path.isdir(SHARED_MEMORY):
+        return wanted, ""
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fit = min(wanted, max(0, int(free / batch_bytes - 1) // 2))  # two batches wait for each process, one more is in use
+    if fit == wanted:
+        return wanted, ""
+    who = f"{fit} of {wanted} processes read" if fit else "no process beside this one reads"
+    return fit, f"{who} photos, as a batch takes {batch_bytes / 1e6:.0f} MB and the shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free; give it more (docker run --shm-size=2g), or smaller batches."
+
+# %% ../../nbs/data/29_datablocks.ipynb #86fb7221
 def test_photos(
     dls: DataLoaders,
     table: pd.DataFrame,  # with the labels that are known
@@ -327,23 +350,7 @@ def test_photos(
         test_items = label_paths(dls, table, test_items)
     return DataLoaders.test_dl(dls, test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
-
-def label_paths(dls: DataLoaders, table: pd.DataFrame, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:  # path, a column for each target
-    "Find the labels of paths; raises `UserError` where there is none."
-    columns, folders, rows = dls.problem.columns, dls.problem.folder_labels, []
-    known = {os.path.abspath(row["path"]): row for row in table[["path", *columns]].to_dict("records")}
-    for path in paths:
-        folder = os.path.basename(os.path.dirname(os.path.abspath(path))) if isinstance(path, (str, os.PathLike)) else None
-        if folder is not None and os.path.abspath(path) in known:
-            rows.append(known[os.path.abspath(path)] | {"path": str(path)})
-        elif folder is not None and folder in folders:
-            rows.append({"path": str(path), columns[0]: folder})
-        else:
-            of = f"{path}: it is not in the table, and its folder '{folder}' is none of the labels" if folder is not None else f"a {type(path).__name__}, which is no path"
-            raise UserError(f"there is no label for {of}; give rows of a table with path and {' and '.join(columns)}, or leave with_labels out.")
-    return pd.DataFrame(rows)
-
-
+# %% ../../nbs/data/29_datablocks.ipynb #baf3061c
 def plain_batches(
     dls: DataLoaders,  # from `photo_dls`, or any with (x, y) batches
     split: str = "train",
@@ -354,7 +361,7 @@ def plain_batches(
     dl.lost, dl.rows = getattr(own, "lost", None), getattr(own, "rows", None)
     return PhotosOnly(dl)
 
-
+# %% ../../nbs/data/29_datablocks.ipynb #710a8dea
 class PhotosOnly:
     "A loader without its targets, of known length; `kept` says after a pass which photos were there."
 
@@ -372,38 +379,28 @@ class PhotosOnly:
         "Say which photos the last pass read."
         return slice(None) if getattr(self.dl, "kept", None) is None else self.dl.kept
 
+# %% ../../nbs/data/29_datablocks.ipynb #9eefa8fe
+def network_colours(network: object) -> dict[str, tuple[float, float, float]]:  # mean, std
+    "Tell how a network's photos are normalised: by its `backbone_info`, or by timm's configuration; raises `UserError` where neither is there."
+    info = getattr(network, "backbone_info", None)
+    config = next((found for name in ("pretrained_cfg", "default_cfg") if (found := getattr(network, name, None))), {})
+    if info is None and not {"mean", "std"} <= set(config):
+        raise UserError(f"the network ({type(network).__name__}) does not tell how its photos are normalised; make it with create_backbone or timm.create_model, or give spec=PhotoSpec(mean=…, std=…).")
+    mean, std = (info.mean, info.std) if info is not None else (config["mean"], config["std"])
+    return {"mean": tuple(mean), "std": tuple(std)}
 
-def default_workers() -> int:
-    "Give the number of loading processes: one less than the processors, at most 8."
-    return min(8, max(1, (os.cpu_count() or 1) - 1))
-
-
-SHARED_MEMORY = "/dev/shm"  # where processes hand over their batches; not there on macOS and Windows, which have no such limit
-
-
-def fitting_workers(
-    wanted: int,  # processes
-    batch_bytes: int,  # of the largest batch
-) -> tuple[int, str]:  # as many as fit, and a sentence where these are fewer
-    "Let no more processes read than the shared memory has room for: a container's 64 MB are soon full, and the processes then die with a bus error."
-    if not wanted or not os.path.isdir(SHARED_MEMORY):
-        return wanted, ""
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    fit = min(wanted, max(0, int(free / batch_bytes - 1) // 2))  # two batches wait for each process, one more is in use
-    if fit == wanted:
-        return wanted, ""
-    who = f"{fit} of {wanted} processes read" if fit else "no process beside this one reads"
-    return fit, f"{who} photos, as a batch takes {batch_bytes / 1e6:.0f} MB and the shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free; give it more (docker run --shm-size=2g), or smaller batches."
-
-# %% ../../nbs/data/29_datablocks.ipynb #669f6591
-def training_rows(table: pd.DataFrame) -> pd.DataFrame:
-    "Give the training and validation rows; raises `UserError` where a split is missing."
-    if "path" not in table.columns:
-        raise unknown_name("column", "path", table.columns)
-    if "split" not in table.columns:
-        raise UserError("the table has no column 'split'; make one with split_table (an experiment file does so by itself).")
-    table = table[table["split"].isin(["train", "valid"])].reset_index(drop=True)
-    for name in ("train", "valid"):
-        if not (table["split"] == name).any():
-            raise UserError(f"the table has no photo in split '{name}'; make the splits with split_table, or take more photos.")
-    return table
+# %% ../../nbs/data/29_datablocks.ipynb #4e8f402f
+def label_paths(dls: DataLoaders, table: pd.DataFrame, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:  # path, a column for each target
+    "Find the labels of paths; raises `UserError` where there is none."
+    columns, folders, rows = dls.problem.columns, dls.problem.folder_labels, []
+    known = {os.path.abspath(row["path"]): row for row in table[["path", *columns]].to_dict("records")}
+    for path in paths:
+        folder = os.path.basename(os.path.dirname(os.path.abspath(path))) if isinstance(path, (str, os.PathLike)) else None
+        if folder is not None and os.path.abspath(path) in known:
+            rows.append(known[os.path.abspath(path)] | {"path": str(path)})
+        elif folder is not None and folder in folders:
+            rows.append({"path": str(path), columns[0]: folder})
+        else:
+            of = f"{path}: it is not in the table, and its folder '{folder}' is none of the labels" if folder is not None else f"a {type(path).__name__}, which is no path"
+            raise UserError(f"there is no label for {of}; give rows of a table with path and {' and '.join(columns)}, or leave with_labels out.")
+    return pd.DataFrame(rows)

@@ -259,29 +259,6 @@ def check_facts(
             facts[label] = (facts.get(label) or {}) | {key: True}
     return facts
 
-# %% ../../nbs/models/11_bundle_info.ipynb #e8c87496
-@singledispatch
-def _check_thresholds(problem: Problem, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
-    "Refuse thresholds where the most likely label is the answer; raises `UserError`."
-    if thresholds is not None:
-        raise UserError(
-            f"The bundle has thresholds, but its problem is '{problem.word}', where the most likely label is the answer; "
-            "leave them out, or give problem 'multi_label'.")
-
-@_check_thresholds.register
-def _(problem: MultiLabel, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
-    "Give the thresholds as plain numbers; raises `UserError` unless there is one in [0, 1] for each label."
-    if thresholds is None:
-        return None
-    needed = f"one number from 0 to 1 for each of the {len(labels)} labels"
-    try:
-        thresholds = [float(value) for value in thresholds]
-    except (TypeError, ValueError) as e:
-        raise UserError(f"The bundle's thresholds are {thresholds!r}; give {needed}.") from e
-    if len(thresholds) != len(labels) or not all(0 <= value <= 1 for value in thresholds):
-        raise UserError(f"The bundle's thresholds {thresholds} are not {needed}; give one for each.")
-    return thresholds
-
 # %% ../../nbs/models/11_bundle_info.ipynb #397efb51
 @singledispatch
 def _check_targets(problem: Problem, targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any]) -> dict[str, list[str]] | None:
@@ -311,6 +288,29 @@ def _(problem: MultiTarget, targets: dict[str, list[str]] | None, labels: list[s
     if next(iter(targets.values())) != labels:
         raise UserError(f"The bundle's labels are not those of its first target, {next(iter(targets))}; give them in its order.")
     return targets
+
+# %% ../../nbs/models/11_bundle_info.ipynb #e8c87496
+@singledispatch
+def _check_thresholds(problem: Problem, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
+    "Refuse thresholds where the most likely label is the answer; raises `UserError`."
+    if thresholds is not None:
+        raise UserError(
+            f"The bundle has thresholds, but its problem is '{problem.word}', where the most likely label is the answer; "
+            "leave them out, or give problem 'multi_label'.")
+
+@_check_thresholds.register
+def _(problem: MultiLabel, thresholds: Sequence[float] | None, labels: list[str]) -> list[float] | None:
+    "Give the thresholds as plain numbers; raises `UserError` unless there is one in [0, 1] for each label."
+    if thresholds is None:
+        return None
+    needed = f"one number from 0 to 1 for each of the {len(labels)} labels"
+    try:
+        thresholds = [float(value) for value in thresholds]
+    except (TypeError, ValueError) as e:
+        raise UserError(f"The bundle's thresholds are {thresholds!r}; give {needed}.") from e
+    if len(thresholds) != len(labels) or not all(0 <= value <= 1 for value in thresholds):
+        raise UserError(f"The bundle's thresholds {thresholds} are not {needed}; give one for each.")
+    return thresholds
 
 # %% ../../nbs/models/11_bundle_info.ipynb #1418ddfb
 def info_to_dict(
