@@ -34,7 +34,7 @@ setup(
         *[f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12)],
     ],
     packages=find_packages(include=["snakecls", "snakecls.*"]),
-    include_package_data=True,
+    package_data={"snakecls": ["web/*.*", "web/*/*.*"]},  # templates, styles and scripts of pages
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements") + lines("test_requirements"), "test": lines("test_requirements")},

@@ -223,12 +223,15 @@ def say_difference(
     *,
     more: str = "better",  # the word for a difference above 0 that is clear
     less: str = "worse",
+    with_interval: bool = True,
 ) -> str:  # 'better by +0.070 (+0.021 to +0.118)', or 'no difference that 120 photos could show (+0.008, -0.020 to +0.036)'
     "Say a difference, and claim one only where the interval leaves out zero."
     gap, low, high = (compared[key] for key in ("difference", "low", "high")) if isinstance(compared, Mapping) else compared[:3]
     if low <= 0 <= high:
-        return f"no difference that {n} photos could show ({gap:+.3f}, {low:+.3f} to {high:+.3f})"
-    return f"{more if gap > 0 else less} by {gap:+.3f} ({low:+.3f} to {high:+.3f})"
+        interval = f" ({gap:+.3f}, {low:+.3f} to {high:+.3f})" if with_interval else ""
+        return f"no difference that {n} photos could show{interval}"
+    interval = f" ({low:+.3f} to {high:+.3f})" if with_interval else ""
+    return f"{more if gap > 0 else less} by {gap:+.3f}{interval}"
 
 # %% ../nbs/04_stats.ipynb #7314bbd4
 def mean_sd(

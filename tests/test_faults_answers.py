@@ -264,7 +264,7 @@ def test_a_subject_in_the_plural_reads_well(photo, tmp_path):
 def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
     from snakecls.clean.duplicates import find_duplicates
     from snakecls.clean.cases import make_cases
-    from snakecls.deploy.review_page import case_html
+    from snakecls.deploy.review import case_html
 
     photos = []
     for label in ("cobra", "rat snake"):

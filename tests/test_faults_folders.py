@@ -346,7 +346,7 @@ def test_a_class_of_heic_alone_is_trained_checked_and_predicted(tmp_path):
     code, out, err = command("check", "photos", "--files-only", "--json", cwd=tmp_path)
     assert code == 0 and not {row["issue"] for row in json.loads(out)["issues"]} & {"unknown format", "damaged", "not an image"}
 
-    from snakecls.deploy.review_page import photo_data
+    from snakecls.deploy.review import photo_data
     assert photo_data(str(tmp_path / "photos/snake/IMG_1.HEIC")).startswith("data:image/jpeg;base64,")
 
 

@@ -80,7 +80,7 @@ def put_behind_door(
     programs: bool = False,  # programs can ask
     limits: Limits = Limits(),
     examples: list[str] | None = None,  # files that the page shows
-    script: str = "() => {}",  # a JavaScript function: it runs before the page shows anything, so that a photo given at once is not missed
+    script: str = "",  # JavaScript; it runs before the page shows anything, so that a photo given at once is not missed
     **kwargs: Any,  # for `gr.mount_gradio_app`: css
 ) -> Door:
     "Make the ASGI application of a page."
@@ -90,7 +90,7 @@ def put_behind_door(
     page.queue(max_size=limits.waiting, api_open=False)
     bound_page(page)
     outer = gr.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, "/", app_kwargs={"openapi_url": None}, theme=app_theme(), root_path=os.environ.get("GRADIO_ROOT_PATH") or None, show_error=False, footer_links=[],
-                                run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=limits.upload_bytes, allowed_paths=examples or [], head=f"<script>({script.strip()})();</script>", **kwargs)
+                                run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=limits.upload_bytes, allowed_paths=examples or [], head=f"<script>{script}</script>", **kwargs)
     page.app = outer.routes[-1].app
     page.has_launched = page.is_running = True  # so that Gradio checks paths, too, and closes it
     uploads = new_uploads()

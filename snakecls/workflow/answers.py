@@ -86,7 +86,7 @@ def evaluate_given(
         shown = predictions.assign(path=as_given(predictions["path"], data)) if data else predictions
         write_csv(ranked_table(shown, info.labels, top=top), csv)
     if report is not None:
-        from snakecls.evaluate.evaluation_page import write_evaluation
+        from snakecls.evaluate.report import write_evaluation
 
         page = write_evaluation(report, bundle, predictions, scores, photos=str(data or split or ""), notes=[*noted.notes, *_silent_notes(tables)], others=dict(list(tables.items())[1:]))
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
