@@ -29,6 +29,7 @@ lab: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 check: $(VENV)/.dev
 	$(BIN)/python tools/check_generated.py

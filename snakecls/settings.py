@@ -8,14 +8,17 @@ __all__ = ['Settings', 'SettingsError', 'explain_error', 'shown']
 # %% ../nbs/06_settings.ipynb #a7adda6c
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from .core import UserError, nearest, unknown_name
 
 # %% ../nbs/06_settings.ipynb #51de833d
+_Own = TypeVar("_Own", bound="Settings")
+
+
 class Settings(BaseModel):
     "Settings that are checked when they are made, and frozen; raises `SettingsError` in one sentence."
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -26,7 +29,7 @@ class Settings(BaseModel):
         except ValidationError as e:
             raise SettingsError(_all_errors(e), type(self)) from e
 
-    def replace(self, **changes: Any) -> "Settings":
+    def replace(self: _Own, **changes: Any) -> _Own:
         "Copy with some values changed, checked again."
         return type(self)(**dict(self) | changes)
 

@@ -65,7 +65,7 @@ def _draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray,
     return in_top_k(y_true, probs, k=k)[draws].mean(-1)
 
 # %% ../nbs/04_stats.ipynb #30b5b17b
-METRICS = {
+METRICS: dict[str, Callable] = {
     "f1_macro": _draw_f1_macro, "accuracy": _draw_accuracy,
     "balanced_accuracy": _draw_balanced_accuracy, "top3_accuracy": _draw_top_accuracy,
 }  # fmt: skip

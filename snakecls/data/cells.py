@@ -9,6 +9,7 @@ __all__ = ['guard_cell', 'unguard_cell', 'guard_cells', 'unguard_cells', 'write_
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,8 +29,8 @@ def guard_cell(
 
 # %% ../../nbs/data/02_cells.ipynb #79b7ca7d
 def unguard_cell(
-    cell: object,
-) -> object:
+    cell: Any,
+) -> Any:
     "Take the apostrophe of `guard_cell` away again."
     return cell[1:] if isinstance(cell, str) and _GUARDED.match(cell) else cell
 

@@ -113,7 +113,7 @@ class PhotoPredictor:
     notes: Sequence[str] = ()  # what is odd about the model, in sentences
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> Sequence[str]:
         "The labels in the order of `probs`."
         return self.info.labels
 

@@ -36,7 +36,7 @@ def server_address() -> tuple[str, int | None]:  # name, port (None: the first f
     port = os.environ.get("PORT") or os.environ.get("GRADIO_SERVER_PORT") or None
     if port is not None and not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
         raise UserError(f"The port '{port}' (PORT or GRADIO_SERVER_PORT) is not a number from 1 to 65535; set it to one, such as 7860.")
-    return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space() else "127.0.0.1"), port and int(port)
+    return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space() else "127.0.0.1"), int(port) if port else None
 
 
 def on_space() -> bool:
@@ -56,6 +56,7 @@ def open_socket(
         except OSError:
             if one in (port, 7959):
                 raise
+    raise AssertionError("the last port of the list raises")
 
 # %% ../../nbs/deploy/08_service.ipynb #fc43dc93
 def prepare_gradio() -> None:

@@ -243,7 +243,8 @@ def table_lists(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[np.nd
         if unknown:
             raise UserError(f"the column '{column}' holds {len(unknown)} labels that are not among the model's {len(labels)}, such as '{unknown[0]}'; leave them out.")
         both.append(encode_labels(predictions[column], list(labels)))
-    return tuple(both)
+    true, said = both
+    return true, said
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #0e7cc505
 def compare_tables(

@@ -52,7 +52,7 @@ def _read_state(
     if not isinstance(state, Mapping) or not state:
         wanted = "a file that torch.save(model.state_dict(), 'weights.pth') or safetensors wrote"
         raise UserError(f"{path} holds no tensors by name; give {wanted}.")
-    return state
+    return dict(state)
 
 # %% ../../nbs/models/13_pretrained.ipynb #5c6412f1
 def load_file(

@@ -69,7 +69,7 @@ def _log_loss(
     return float(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=np.arange(probs.shape[1])))
 
 
-def check_top_k(top_k: Sequence[int]) -> list[int]:
+def check_top_k(top_k: int | Sequence[int]) -> list[int]:
     "Refuse what is not a list of different whole numbers from 2 (top 1 is the accuracy)."
     given = [top_k] if isinstance(top_k, int) else list(top_k)
     if any(isinstance(k, bool) or not isinstance(k, int) or k < 2 for k in given) or len(set(given)) < len(given):

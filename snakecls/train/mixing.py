@@ -32,7 +32,8 @@ def draw_box(
     for length in size:
         cut, centre = int(length * np.sqrt(1 - weight)), int(rng.integers(length))
         ends += [max(0, centre - cut // 2), min(length, centre + (cut + 1) // 2)]
-    return tuple(ends)
+    top, bottom, left, right = ends
+    return top, bottom, left, right
 
 # %% ../../nbs/train/06_mixing.ipynb #f9a9c288
 def paste_box(
