@@ -17,7 +17,7 @@ from snakecls.clean.files import check_files
 from snakecls.data.photos import PhotoSpec
 from snakecls.clean.scan import scan_files
 from snakecls.data.tables import load_table
-from snakecls.clean.label_issues import judge, read_features
+from snakecls.clean.label_issues import judge_labels, read_features
 from snakecls.models.probe import fit_probe
 
 SIZE = 256
@@ -70,7 +70,7 @@ def score_seed(seed: int, table: pd.DataFrame, groups: np.ndarray, features: np.
     rest = np.setdiff1d(np.arange(len(table)), held)
     once = clean_copies(table.iloc[rest], groups[rest])
     tidy = rest[once][~odd[rest[once]]]
-    issues, _ = judge(features[:, tidy], [stage[tidy] for stage in stages], table["label"].iloc[tidy].tolist(), paths=table["path"].iloc[tidy].tolist(), groups=groups[tidy].tolist())
+    issues, _ = judge_labels(features[:, tidy], [stage[tidy] for stage in stages], table["label"].iloc[tidy].tolist(), paths=table["path"].iloc[tidy].tolist(), groups=groups[tidy].tolist())
     paths = table["path"].to_numpy()
     sound = tidy[~np.isin(paths[tidy], issues["path"])]
     labels = issues[issues["issue"] == "label"].set_index("path")["suggested"]
@@ -101,7 +101,7 @@ def main() -> None:
     table = table[~table["path"].isin(unreadable)].reset_index(drop=True)
     groups = groups_of(table, facts)
     features, stages = load_features(args.folder, table["path"].tolist())
-    issues, _ = judge(features, stages, table["label"].tolist(), paths=table["path"].tolist(), groups=groups.tolist())
+    issues, _ = judge_labels(features, stages, table["label"].tolist(), paths=table["path"].tolist(), groups=groups.tolist())
     print(issues.groupby(["issue", "verdict"]).size().to_dict(), flush=True)
     touched = set(files["path"]) | set(copies["path"]) | set(issues["path"])
     odd = table["path"].isin(files.loc[files["verdict"] == "drop", "path"]).to_numpy()

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from snakecls.data.demo.draw import make_demo
 from snakecls.data.photos import PhotoSpec
 from snakecls.data.tables import load_table
-from snakecls.clean.label_issues import LABEL_THRESHOLD, check_labels, judge, label_scores, out_of_fold_probs, read_features
+from snakecls.clean.label_issues import LABEL_THRESHOLD, check_labels, judge_labels, label_scores, out_of_fold_probs, read_features
 from snakecls.clean.outliers import OUTLIER_THRESHOLD, outlier_scores
 
 SIZE = 256
@@ -66,7 +66,7 @@ def score_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     outliers = score_outliers(outlier_scores([*stages, features.mean(0)], targets, probs=probs), other, flipped)
     labels = score_labels(features[:, ~other], names[~other], groups[~other], flipped[~other])
     start = time.perf_counter()
-    issues, _ = judge(features, stages, names.tolist(), paths=table["path"].tolist(), groups=groups.tolist())
+    issues, _ = judge_labels(features, stages, names.tolist(), paths=table["path"].tolist(), groups=groups.tolist())
     seconds = time.perf_counter() - start
     wrong = table["path"].isin(issues.loc[issues["issue"] == "label", "path"]).to_numpy()
     right = issues[issues["issue"] == "label"].merge(table, on="path").query("label_flipped")

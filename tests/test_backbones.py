@@ -10,7 +10,7 @@ from conftest import REPO
 from snakecls.core import UserError
 from snakecls.data.photos import PhotoSpec, prepare_photo
 from snakecls.models.backbones import create_backbone
-from snakecls.models.bundle import BundleInfo, build_model, load_model, write_bundle
+from snakecls.models.bundle import BundleInfo, rebuild_network, load_model, write_bundle
 from snakecls.models.freezing import discriminative_lrs, freeze_groups, gradual_unfreezing, _head_modules, n_frozen_groups, stage_groups
 
 LAST_BLOCK = {  # arch -> its blocks, and the modules that train with the head when all blocks but the last are frozen
@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_other_classes(arch, tmp_path):
 ])
 def test_a_strange_bundle_builds_nothing(model, sentence):
     with pytest.raises(UserError, match=sentence):
-        build_model(model)
+        rebuild_network(model)
 
 
 def test_reading_a_bundle_needs_no_torch():

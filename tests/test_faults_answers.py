@@ -86,11 +86,11 @@ def test_the_surest_danger_is_told_first_and_none_is_hidden(photo, tmp_path):
 def test_predict_gives_every_target(photo, tmp_path):
     from snakecls.deploy.app import answer_json
     from snakecls.deploy.predict import Predictor
-    from snakecls.models.bundle import build_model, write_bundle
+    from snakecls.models.bundle import rebuild_network, write_bundle
 
     targets = {"country": ["DE", "IN", "PH"], "binomial": ["Naja naja", "Natrix natrix"]}
     described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 3}, "heads": {"country": 3, "binomial": 2}}
-    bundle = write_bundle(tmp_path / "best", build_model(described), {"model": described, "labels": targets["country"], "targets": targets, "problem": "several_targets", "target": "country", "photo": {"size": 64}})
+    bundle = write_bundle(tmp_path / "best", rebuild_network(described), {"model": described, "labels": targets["country"], "targets": targets, "problem": "several_targets", "target": "country", "photo": {"size": 64}})
     (row,) = json.loads(run("predict", photo, "--model", "best", "--csv", "said.csv", "--json", cwd=tmp_path).stdout)
     best = row["targets"]["binomial"][0]["label"]
     assert f'<li data-target="binomial"><span>Binomial</span> <b>{best}</b>' in page_of(bundle, photo)

@@ -142,7 +142,7 @@ def test_whoever_rewrites_a_bundle_seals_it_anew(bundle, photo, tmp_path):
 def test_the_self_test_notices_another_network_under_the_same_name(bundle, monkeypatch):
     import snakecls.models.bundle as module
 
-    build = module.build_model
+    build = module.rebuild_network
 
     def other(model):
         import torch
@@ -151,18 +151,18 @@ def test_the_self_test_notices_another_network_under_the_same_name(bundle, monke
         made.register_forward_pre_hook(lambda net, args: (torch.flip(args[0], [1]),))  # as a version that took colours in another order
         return made
 
-    monkeypatch.setattr(module, "build_model", other)
+    monkeypatch.setattr(module, "rebuild_network", other)
     assert "answers its own test photo otherwise" in refused(bundle)
 
 
 @pytest.mark.parametrize("problem", ["several_targets", "multi_label"])
 def test_bundles_of_several_targets_and_labels_have_seals(problem, tmp_path):
-    from snakecls.models.bundle import build_model, load_model, write_bundle
+    from snakecls.models.bundle import rebuild_network, load_model, write_bundle
 
     targets = {"genus": ["Naja", "Natrix"], "country": ["BE", "DE", "GH"]}
     several = {"targets": targets, "target": "genus"} if problem == "several_targets" else {"thresholds": [0.3, 0.6]}
     described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}} | ({"heads": {"genus": 2, "country": 3}} if problem == "several_targets" else {})
-    made = write_bundle(tmp_path / "best", build_model(described), {"model": described, "labels": targets["genus"], "photo": {"size": 64}, "problem": problem} | several)
+    made = write_bundle(tmp_path / "best", rebuild_network(described), {"model": described, "labels": targets["genus"], "photo": {"size": 64}, "problem": problem} | several)
     values = values_of(made)
     assert [len(probs) for probs in values["seal"]["self_test"]["probs"]] == ([2, 3] if problem == "several_targets" else [2]) and load_model(made)
     changes = {"targets": targets | {"country": ["GH", "DE", "BE"]}} if problem == "several_targets" else {"thresholds": [0.6, 0.3]}
@@ -496,14 +496,14 @@ def test_what_a_further_target_says_of_danger_is_not_passed_over(target, labels,
 
     from snakecls.deploy.app import answer_json, show_answer
     from snakecls.deploy.predict import Predictor
-    from snakecls.models.bundle import build_model, write_bundle
+    from snakecls.models.bundle import rebuild_network, write_bundle
     from snakecls.models.heads import find_heads
     from snakecls.workflow.answers import predict_given
 
     targets = {"kind": ["brown", "green"], target: labels}
     described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}, "heads": {"kind": 2, target: 2}}
     for second in (0, 9, -9):  # sure of the danger, and sure of none
-        model = build_model(described)
+        model = rebuild_network(described)
         with torch.no_grad():
             head = list(find_heads(model).values())[1]
             head.weight.zero_(), head.bias.copy_(torch.tensor([0.0, float(second)]))

@@ -24,12 +24,12 @@ def sure(folder, answers: dict[str, dict[str, float]], facts: dict, targets: dic
     "Write a bundle of several targets that answers every photo alike: label -> logit."
     import torch
 
-    from snakecls.models.bundle import build_model, write_bundle
+    from snakecls.models.bundle import rebuild_network, write_bundle
     from snakecls.models.heads import find_heads
 
     first = next(iter(targets))
     described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": len(targets[first])}, "heads": {target: len(labels) for target, labels in targets.items()}}
-    model = build_model(described)
+    model = rebuild_network(described)
     with torch.no_grad():
         for (target, labels), head in zip(targets.items(), find_heads(model).values()):
             head.weight.zero_(), head.bias.copy_(torch.tensor([float(answers.get(target, {}).get(label, 0)) for label in labels]))

@@ -5,7 +5,7 @@ import pytest
 
 from snakecls.core import UserError
 from snakecls.data.corrections import add_correction, apply_corrections, open_issues, read_corrections
-from snakecls.clean.label_issues import judge, make_folds, out_of_fold_probs
+from snakecls.clean.label_issues import judge_labels, make_folds, out_of_fold_probs
 from snakecls.clean.outliers import find_outliers
 
 NAMES = ["Bungarus fasciatus", "Naja naja", "Vipera berus"]
@@ -47,13 +47,13 @@ def test_flips_and_strangers_are_found_and_the_order_of_photos_does_not_matter(p
     features[:, 20] = np.random.default_rng(1).normal(0, 1, (2, 12)) + 9 * (np.arange(12) == 8)
     labels[30] = NAMES[(targets[30] + 1) % 3]
     paths = [f"{i}.jpg" for i in range(150)]
-    issues, _ = judge(features, [], labels, paths=paths)
+    issues, _ = judge_labels(features, [], labels, paths=paths)
     assert issues.loc[issues["issue"] == "something else", "path"].iloc[0] == "20.jpg"
     flip = issues[issues["issue"] == "label"].iloc[0]
     assert (flip["path"], flip["suggested"], flip["verdict"]) == ("30.jpg", NAMES[targets[30]], "relabel")
     assert NAMES[targets[30]] in flip["reason"] and "20.jpg" not in set(issues.loc[issues["issue"] == "label", "path"])
     order = np.random.default_rng(2).permutation(150)
-    again, _ = judge(features[:, order], [], [labels[i] for i in order], paths=[paths[i] for i in order])
+    again, _ = judge_labels(features[:, order], [], [labels[i] for i in order], paths=[paths[i] for i in order])
     assert again["path"].iloc[0] in set(issues["path"].iloc[:2])
     assert issues["score"].between(0, 1).all() and issues["score"].is_monotonic_decreasing
 
@@ -64,7 +64,7 @@ def test_several_labels_are_judged_one_by_one(points):
     features = features.copy()
     features[:, 1::2, 5] += 6
     labels[40] = ["day", *labels[40]]
-    issues, _ = judge(features, [], labels, paths=[f"{i}.jpg" for i in range(150)])
+    issues, _ = judge_labels(features, [], labels, paths=[f"{i}.jpg" for i in range(150)])
     wrong = issues[issues["issue"] == "label"].iloc[0]
     assert wrong["path"] == "40.jpg" and sorted(wrong["suggested"]) == [NAMES[targets[40]], "photo"] and "day" in wrong["reason"]
 
@@ -78,7 +78,7 @@ def test_odd_counts_of_classes_give_scores_that_are_numbers(labels):
 
 def test_one_class_is_refused_in_a_sentence(points):
     with pytest.raises(UserError, match="at least two classes"):
-        judge(points[0], [], ["a"] * 150, paths=[str(i) for i in range(150)])
+        judge_labels(points[0], [], ["a"] * 150, paths=[str(i) for i in range(150)])
 
 
 def test_decisions_correct_the_table_and_settle_the_issues(points, tmp_path):
@@ -89,7 +89,7 @@ def test_decisions_correct_the_table_and_settle_the_issues(points, tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(bytes([i]))
     paths = [str(tmp_path / f"{i}.jpg") for i in range(150)]
     table = pd.DataFrame({"path": paths, "label": labels})
-    issues, _ = judge(features, [], labels, paths=paths)
+    issues, _ = judge_labels(features, [], labels, paths=paths)
     row, file = issues[issues["path"] == paths[30]].iloc[0], tmp_path / "corrections.csv"
     add_correction(file, row["path"], action="relabel", label=row["suggested"])
     add_correction(file, paths[0], action="drop")

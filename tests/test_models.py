@@ -13,7 +13,7 @@ from snakecls.core import UserError
 from snakecls.disk import write_json
 from snakecls.data.photos import PhotoError, PhotoSpec, prepare_photo
 from snakecls.models.backbones import create_backbone
-from snakecls.models.bundle import build_model, copy_bundle, load_model, read_bundle, write_bundle
+from snakecls.models.bundle import rebuild_network, copy_bundle, load_model, read_bundle, write_bundle
 from snakecls.models.bundle_files import check_links, list_examples
 from snakecls.models.bundle_info import BundleInfo, check_kinds, info_from_dict, info_to_dict, read_strictly
 from snakecls.models.features import photo_probs, target_probs
@@ -100,7 +100,7 @@ def test_a_network_that_cannot_be_built_is_refused(library, arch, kwargs, senten
         build_network(library, arch, kwargs)
     if library != "torchvision":
         with pytest.raises(UserError, match=sentence):
-            build_model({"library": library, "arch": arch, "kwargs": kwargs})
+            rebuild_network({"library": library, "arch": arch, "kwargs": kwargs})
 
 
 def test_the_nearest_name_is_found_in_all_libraries():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_THRESHOLD', 'make_folds', 'out_of_fold_probs', 'label_scores', 'find_label_issues', 'find_multi_label_issues',
-           'read_features', 'check_labels', 'judge']
+           'read_features', 'check_labels', 'judge_labels']
 
 # %% ../../nbs/clean/08_label_issues.ipynb #4217316c
 import warnings
@@ -193,7 +193,7 @@ def check_labels(
     info = getattr(model, "backbone_info", None)
     spec = PhotoSpec(size=size, **({"mean": info.mean, "std": info.std, "interpolation": info.interpolation} if info else {}))
     paths = table["path"].tolist()
-    return judge(*read_features(model, paths, spec), table[column].tolist(), paths=paths,
+    return judge_labels(*read_features(model, paths, spec), table[column].tolist(), paths=paths,
                  groups=None if groups is None else table[groups].tolist(),
                  label_threshold=label_threshold, outlier_threshold=outlier_threshold, seed=seed)
 
@@ -201,7 +201,7 @@ def check_labels(
 _SURE = 0.8  # probability of a class that the probe is sure of
 
 
-def judge(
+def judge_labels(
     features: np.ndarray,  # (n_views, n, n_features) for the labels
     stages: Sequence[np.ndarray],  # each (n, n_features), beside `features` for photos of something else
     labels: Sequence,  # a label, or a list of labels, of each photo

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .fingerprints import make_thumbnail, perceptual_hashes
+from .fingerprints import shrink_grey, perceptual_hashes
 from ..disk import NotAFileError
 from ..data.photos import MAX_PIXELS, decode, exif_turn, explain_failure, is_heif, known_formats, open_stream
 
@@ -75,7 +75,7 @@ def _decoded_facts(image: Image.Image, pixel_limit: int) -> dict[str, Any]:
     turned = image.info.get("original_orientation") or 1  # of HEIC, which its reader turns itself
     turned = turned != 1 or (image.format == "TIFF" and exif_turn(image) is not None)  # so does Pillow with TIFF, on loading
     photo = decode(image, pixel_limit, ours=True)
-    thumb = make_thumbnail(photo)
+    thumb = shrink_grey(photo)
     return {"width": photo.width, "height": photo.height, "turned": int(turned or exif_turn(image) is not None),
             "transparent": int("transparency" in image.info), "contrast": float(thumb.std()),
             "hash": int(perceptual_hashes(thumb[None]).view(np.int64)[0]), "thumb": thumb.tobytes(), "animated": int(_is_animated(image))}  # fmt: skip

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'Photo', 'OpenPhoto', 'setting_up', 'blank_photo', 'ReadColumn', 'Draw', 'DrawSeeds', 'SeededDL',
-           'target_block', 'photo_block', 'photo_input', 'split_rows', 'photo_dls', 'check_table', 'training_rows',
-           'default_workers', 'fitting_workers', 'test_photos', 'plain_batches', 'PhotosOnly', 'network_colours',
-           'label_paths']
+           'target_block', 'photo_block', 'photo_input', 'split_rows', 'photo_dls', 'training_rows', 'default_workers',
+           'fitting_workers', 'test_photos', 'plain_batches', 'PhotosOnly', 'network_colours', 'label_paths']
 
 # %% ../../nbs/data/29_datablocks.ipynb #ac9bf114
 import os
@@ -262,7 +261,7 @@ def photo_dls(
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
     if not isinstance(table, pd.DataFrame):
         raise UserError(f"photo_dls takes a table of photos with their splits, and was given {table!r}; make one with split_table(load_table(...)).")
-    check_table(table)
+    _check_table(table)
     check_oversample(oversample)
     table = training_rows(table)
     problem = find_problem(table, target, labels=labels) if problem is None else problem
@@ -294,7 +293,7 @@ def photo_dls(
     return dls
 
 # %% ../../nbs/data/29_datablocks.ipynb #91a482be
-def check_table(table: object) -> None:
+def _check_table(table: object) -> None:
     "Refuse what is no table; raises `UserError`."
     if not isinstance(table, pd.DataFrame):
         given = f"the path {table}" if isinstance(table, (str, os.PathLike)) else type(table).__name__

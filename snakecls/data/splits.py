@@ -21,7 +21,7 @@ from .columns import as_label, count, option, some
 from .folders import list_photos
 from .notes import Noted
 from .problem import table_problem
-from .stratify import assign_groups, count_labels
+from .stratify import assign_groups, count_groups
 from .tables import check_table
 
 # %% ../../nbs/data/21_splits.ipynb #8cea4c2a
@@ -110,7 +110,7 @@ def _by_labels(
 ) -> tuple[np.ndarray, pd.Series]:  # int, the part of each row; groups of each label
     "Divide a table so that each label has its share in each part."
     codes, keys = pd.factorize(_keys(table, group))
-    counts, names = count_labels(table["labels"], codes)
+    counts, names = count_groups(table["labels"], codes)
     part = assign_groups(counts, np.bincount(codes), shares, _draw(keys, seed, "split"), at_least_one=at_least_one)
     return part[codes], counts["label"].map(dict(enumerate(names))).value_counts()
 

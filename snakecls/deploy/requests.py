@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_HERE', 'NOT_YOURS', 'BUSY', 'NAME', 'PAGE', 'FILES', 'PROGRAMS', 'KEYS', 'Refused', 'host_name', 'host_address',
-           'told_hosts', 'is_own_name', 'check_host', 'Open', 'find_open', 'read_json', 'known_files', 'clean_call',
-           'Limits', 'client_key', 'Counts']
+           'told_hosts', 'is_own_name', 'check_host', 'Open', 'find_open', 'known_files', 'clean_call', 'Limits',
+           'client_key', 'Counts']
 
 # %% ../../nbs/deploy/05_requests.ipynb #9c0db224
 import ipaddress
@@ -135,7 +135,7 @@ def find_open(
     raise Refused(404, NOT_HERE)
 
 # %% ../../nbs/deploy/05_requests.ipynb #a5e42537
-def read_json(
+def _read_json(
     body: bytes,
     *,
     max_depth: int = 32,  # objects and lists in each other
@@ -192,7 +192,7 @@ def clean_call(
     named: bool = False,  # the body is {parameter: value}, as `call/v2` takes it
 ) -> tuple[dict[str, Any], list[str]]:  # what goes on, and the files that it names
     "Read a request to a function: keep what is known, and nothing of files but what is ours."
-    value, files = read_json(body), []
+    value, files = _read_json(body), []
     if not named:
         value = {key: value[key] for key in KEYS if value.get(key) is not None}
         for key, kind in KEYS.items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_ADADELTA', 'OF_EPOCHS', 'stage_batches', 'planned_batches', 'n_validations', 'check_options',
-           'check_validations', 'check_adadelta', 'check_stages', 'check_answer', 'check_head_alone', 'accumulate_note',
+           'check_validations', 'check_adadelta', 'check_stages', 'check_head_alone', 'accumulate_note',
            'untracked_note', 'unmixed_note', 'idle_note', 'train_counts', 'choose_batch_norm']
 
 # %% ../../nbs/experiment/03_options.ipynb #84883754
@@ -100,7 +100,7 @@ def check_stages(model: nn.Module, stages: list[Stage]) -> None:
     for size in sorted({size for stage in stages for size in (stage.size, stage.seen_size)}):
         try:
             with torch.inference_mode():
-                check_answer(model, model(torch.zeros(1, 3, size, size)))
+                _check_answer(model, model(torch.zeros(1, 3, size, size)))
         except UserError:
             raise
         except (AssertionError, RuntimeError, ValueError) as e:
@@ -111,7 +111,7 @@ def check_stages(model: nn.Module, stages: list[Stage]) -> None:
     model.train(was_training)
 
 
-def check_answer(model: nn.Module, answer: object) -> None:
+def _check_answer(model: nn.Module, answer: object) -> None:
     "Refuse a network that does not give numbers for classes, such as one with `features_only`; raises `UserError`."
     answers = answer if isinstance(answer, tuple) else (answer,)
     if not all(isinstance(one, torch.Tensor) and one.ndim == 2 for one in answers):

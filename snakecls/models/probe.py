@@ -182,10 +182,10 @@ def _(part: MultiLabel, targets: np.ndarray, folds: int, seed: int) -> Iterable[
 def _spread_labels(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (n_photos,) fold
     "Divide photos with several labels so that each fold has its share of each label."
     import pandas as pd
-    from snakecls.data.stratify import assign_groups, count_labels
+    from snakecls.data.stratify import assign_groups, count_groups
 
     numbers = pd.Series([[str(i) for i in np.flatnonzero(row)] for row in targets])
-    counts, _ = count_labels(numbers, np.arange(len(targets)))
+    counts, _ = count_groups(numbers, np.arange(len(targets)))
     draw = np.random.default_rng(seed).random(len(targets))
     return assign_groups(counts, np.ones(len(targets), int), [1 / folds] * folds, draw, at_least_one=False)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'flatten', 'changed_places', 'diff_experiments', 'fill_defaults', 'only_training', 'read_answers',
-           'match_answers', 'from_common_folder', 'compare_answers', 'answer_arrays', 'is_clear', 'compare_runs',
+           'match_answers', 'from_common_folder', 'compare_pairs', 'answer_arrays', 'is_clear', 'compare_runs',
            'serves_probe', 'compare_views', 'parent_folder', 'runs_on_same_photos', 'judge_run', 'judge_pair',
            'tunes_thresholds', 'only_seed', 'why_other_photos', 'other_targets', 'judge_best', 'read_verdict',
            'write_verdict']
@@ -142,7 +142,7 @@ def from_common_folder(paths: Iterable[str]) -> list[str]:
     return [os.path.relpath(path, common).replace(os.sep, "/") for path in paths]
 
 # %% ../../nbs/workflow/04_compare.ipynb #f4f21cd8
-def compare_answers(
+def compare_pairs(
     pairs: Sequence[tuple[Any, Any]],  # of tables as `match_answers` gives them, all of the same photos
     *,
     level: float = 0.95,
@@ -191,7 +191,7 @@ def compare_runs(
     one, two = (read_answers(Path(folder), f"predictions-{split}") for folder in (a, b))
     if one is None or two is None or (matched := match_answers(one, two))[2]:
         return None
-    return Comparison(*(compare_answers([matched[:2]])[key] for key in Comparison._fields))
+    return Comparison(*(compare_pairs([matched[:2]])[key] for key in Comparison._fields))
 
 # %% ../../nbs/workflow/04_compare.ipynb #32be543e
 def serves_probe(metrics: dict) -> bool:
@@ -208,7 +208,7 @@ def compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[d
             continue
         one, two, why = match_answers(one, two)
         if not why:
-            views[view] = compare_answers([(one, two)])
+            views[view] = compare_pairs([(one, two)])
         reason = why if view == "served" else reason
     return (views, "") if "served" in views else ({}, reason)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core import UserError
 from ..disk import is_disk_full, read_json, write_json
-from ..models.bundle import BundleInfo, build_model, info_from_dict, info_to_dict, is_bundle, write_bundle
+from ..models.bundle import BundleInfo, rebuild_network, info_from_dict, info_to_dict, is_bundle, write_bundle
 from .run_folder import RunFolder, open_lock, read_status
 
 # %% ../../nbs/workflow/06_ended.ipynb #74fcea5a
@@ -70,7 +70,7 @@ def keep_best(
         info = replace(info, photo=replace(info.photo, size=size))
     info = replace(info, extra={**info.extra, "ended_early": best_text(run)})
     try:
-        model = build_model(info.model)
+        model = rebuild_network(info.model)
         model.load_state_dict(torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True))
         write_bundle(run / "best", model, info)
         if not run.metrics():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'RunResult', 'run_experiment', 'check_places', 'check_room', 'workers_note', 'foresee', 'resolve_parent',
-           'resolve_weights', 'with_train', 'choose_mode', 'absolute_paths', 'prepare_table', 'describe_table',
-           'make_trackers', 'start_records', 'known_hashes', 'write_issues', 'train', 'describe_epoch']
+           'resolve_weights', 'with_train', 'absolute_paths', 'prepare_table', 'describe_table', 'make_trackers',
+           'start_records', 'known_hashes', 'write_issues', 'describe_epoch']
 
 # %% ../../nbs/workflow/11_run.ipynb #d401e3f0
 import shutil
@@ -43,7 +43,7 @@ from .ended import can_keep, describe_model, end_early, revive, undisturbed
 from .facts import read_facts
 from .killed import complete_killed
 from .logbook import LogbookTracker, verdict_line
-from .results import finish_records, first_labels, first_target, further_targets, make_info
+from .results import finish_records, first_labels, name_target, further_targets, make_info
 from .trackers import Trackers, WandbTracker
 from .run_folder import LOG, RunFolder, find_run
 
@@ -80,7 +80,7 @@ def run_experiment(
     check_room(model, root)
     experiment = with_train(experiment, batch_norm=choose_batch_norm(experiment, model, build_stages(experiment)))
     build_augment(experiment), find_device(experiment.train.device)
-    facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=first_target(experiment), danger_columns=experiment.predict.danger_column, others=further_targets(labels)) if experiment.data.facts else ({}, [])
+    facts, notes = read_facts(experiment.data.facts, first_labels(labels), target=name_target(experiment), danger_columns=experiment.predict.danger_column, others=further_targets(labels)) if experiment.data.facts else ({}, [])
     for note in notes:
         say(f"Note: {note}")
     table, issues = prepare_table(noted, say)
@@ -92,7 +92,7 @@ def run_experiment(
     check_schedule(learn, build_stages(experiment), learn.dls.rebuild, build_saver(experiment))
     for note in filter(None, (idle_note(experiment), unmixed_note(experiment, build_stages(experiment)), untracked_note(experiment), accumulate_note(experiment, build_stages(experiment), len(learn.dls.train_ds)), *find_doubts(experiment, build_stages(experiment), table, model=model), workers_note(learn, build_stages(experiment)))):
         say(f"Note: {note}")
-    experiment, choice = choose_mode(experiment, learn, say)
+    experiment, choice = _choose_mode(experiment, learn, say)
     trackers = make_trackers(experiment, logbook, command, say)
     told = {"logbook": str(Path(logbook).absolute()) if logbook is not None and "logbook" in experiment.track else None, "command": command}  # for whoever completes the records of a killed run
     with RunFolder.create(root, experiment.name, **told, **({"part_of": part_of} if part_of else {})) as run:
@@ -104,7 +104,7 @@ def run_experiment(
             say(foresee(experiment, learn, table))
             learn.path = run.path
             compiled, before = is_compiled(learn), compile_seconds()
-            result = train(experiment, learn, run, trackers, say, issues)
+            result = _train(experiment, learn, run, trackers, say, issues)
             compiling = round(compile_seconds() - before, 1) if compiled else None
             if compiled:
                 say(f"Compiling took {compiling} s of the training.")
@@ -200,19 +200,19 @@ def with_train(experiment: Experiment, **values) -> Experiment:
     return experiment.model_copy(update={"train": experiment.train.model_copy(update=values)})
 
 
-def choose_mode(experiment: Experiment, learn, say: Callable[[str], None]) -> tuple[Experiment, list[dict] | None]:  # with the mode that was chosen; what was measured
+def _choose_mode(experiment: Experiment, learn, say: Callable[[str], None]) -> tuple[Experiment, list[dict] | None]:  # with the mode that was chosen; what was measured
     "Measure `precision: auto`, and with it whether compiling pays off; with a given precision compile where that is asked for."
-    train, rows = experiment.train, None
+    _train, rows = experiment.train, None
     trained = [stage for stage in build_stages(experiment) if stage.epochs]
     if not trained:
-        if train.compile:
+        if _train.compile:
             say("Note: train.compile is left out, as the schedule has no epochs to train.")
-        return with_train(experiment, compile=False, precision=TrainConfig().precision if train.precision == "auto" else train.precision), None
-    if train.precision == "auto":
+        return with_train(experiment, compile=False, precision=TrainConfig().precision if _train.precision == "auto" else _train.precision), None
+    if _train.precision == "auto":
         steps = planned_batches(trained, len(learn.dls.train_ds))
-        choice = choose_precision(learn.model, trained[-1].size, bs=trained[-1].bs, compile=train.compile, planned_steps=steps)
+        choice = choose_precision(learn.model, trained[-1].size, bs=trained[-1].bs, compile=_train.compile, planned_steps=steps)
         say(choice.message)
-        if train.compile and not choice.compiled and choice.rows[-1]["sound"]:
+        if _train.compile and not choice.compiled and choice.rows[-1]["sound"]:
             say(f"Note: the network is not compiled, as that {choice.rows[-1]['note']}.")
         rows, experiment = choice.rows, with_train(experiment, precision=choice.best, compile=choice.compiled)
     if experiment.train.compile and (problem := compile_model(learn)) is not None:
@@ -283,7 +283,7 @@ def write_issues(run: RunFolder, issues: pd.DataFrame, lost: LostPhotos | None =
     write_table(run / "issues.parquet", issues if lost is None else pd.concat([issues, lost.issues], ignore_index=True))
 
 # %% ../../nbs/workflow/11_run.ipynb #974af42c
-def train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None], issues: pd.DataFrame) -> ScheduleResult:
+def _train(experiment: Experiment, learn, run: RunFolder, trackers: Trackers, say: Callable[[str], None], issues: pd.DataFrame) -> ScheduleResult:
     "Run the schedule and record every epoch."
     lost, known = learn.dls.lost, 0
     from contextlib import ExitStack

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'prepare_streams', 'takes_unicode', 'Terminated', 'stop_on_signals', 'run_commands', 'first_cause',
-           'explain_failure', 'short_text', 'write_traceback', 'Commands']
+           'short_text', 'write_traceback', 'Commands']
 
 # %% ../../nbs/workflow/19_terminal.ipynb #30a5abf7
 import errno
@@ -134,7 +134,7 @@ def run_commands(
         if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # only a name that was given can be so
             _say(f"snakecls: the name {short_text(OSError(os.fsdecode(e.filename or '')), 80)} {'is too long' if e.errno == errno.ENAMETOOLONG else 'is a link to itself'}; give another.")
             sys.exit(2)
-        _say(f"snakecls: {explain_failure(e)}")
+        _say(f"snakecls: {_explain_failure(e)}")
         sys.exit(1)
 
 
@@ -153,7 +153,7 @@ def first_cause(error: Exception) -> Exception:  # with `log`, where `error` has
 MACHINE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-def explain_failure(
+def _explain_failure(
     error: Exception,  # not a `UserError`; a run that failed has put its run.log into `error.log`
 ) -> str:  # one sentence
     "Say what went wrong and what to do."
