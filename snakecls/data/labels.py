@@ -334,6 +334,6 @@ def ask_unlabelled(
 def check_unlabelled(
     unlabelled: str | None,
 ) -> None:
-    "Refuse any other answer than those that `answer_unlabelled` knows."
+    "Refuse any other answer than those that `ask_unlabelled` knows."
     if unlabelled not in (None, "drop", "negative"):
         raise unknown_name("unlabelled", unlabelled, ("drop", "negative"))

@@ -18,7 +18,7 @@ STRIP_PIXELS = 1 << 19  # converted at a time, so that wide numbers are never th
 def _to_bytes(
     values: np.ndarray,  # any shape and any real type
     *,
-    top: float | None = None,  # what becomes 255; None: what `full_scale` says
+    top: float | None = None,  # what becomes 255; None: what `_full_scale` says
 ) -> np.ndarray:  # the same shape, uint8 in [0, 255]
     "Scale numbers to 8 bits: bool and [0, 1] floats from 1, 16-bit values from 65535, larger ones from their maximum."
     if values.dtype == np.uint8:
