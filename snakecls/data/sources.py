@@ -34,7 +34,7 @@ _UNREADABLE = (ValueError, OSError, csv.Error, MemoryError, KeyError, NotImpleme
 # %% ../../nbs/data/09_sources.ipynb #181e9d66
 def read_file(
     path: str | Path,  # CSV (any separator, also gzipped) or Parquet
-) -> Noted:  # cells as they are written: see `read_csv`; issues: lines that cannot be read
+) -> Noted:  # cells as they are written; issues: lines that cannot be read
     "Read a table file; raises `UserError` where that is not possible."
     path = check_exists(path)
     if not path.name.lower().endswith(TABLE_SUFFIXES):
