@@ -30,14 +30,12 @@ def show(
     *styles: str,  # style sheets for a part of a page, such as 'colours.css'
     height: int = 300,  # px
     width: int = 800,  # px, at most
-) -> Any:  # IPython's HTML
+) -> "_Shown":
     "Show a page, or a part of one, in a notebook."
-    from IPython.display import HTML
-
     text = page.read_text(encoding="utf-8") if isinstance(page, Path) else str(page)
     style = re.sub(r"/\*.*?\*/|\s+", " ", read_file(*styles), flags=re.DOTALL)
     head = f"<style>{style}</style>" if styles else ""
-    return HTML(render("frame.html", page=head + text, height=height, width=width))
+    return _Shown(render("frame.html", page=head + text, height=height, width=width))
 
 # %% ../nbs/05_page.ipynb #8d8685d5
 def render(
@@ -78,3 +76,13 @@ def _number(value: Any, digits: int = 3, *, sign: bool = False) -> str:
 def _percent(value: Any) -> str:
     "Write a share, or a dash where there is none."
     return f"{100 * value:.0f} %" if isinstance(value, Number) and value == value else "–"
+
+# %% ../nbs/05_page.ipynb #33dfe1d3
+class _Shown(str):
+    "HTML that a notebook shows."
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"a page of {len(self):,} letters"
