@@ -499,7 +499,7 @@ def test_a_folder_that_may_not_be_read_costs_its_own_photos_only(tmp_path, monke
 
 @pytest.mark.parametrize("column", ["photo_name", "picture", "Image Index", "image_filename", "local_path"])
 def test_names_of_image_files_come_before_an_id(tmp_path, column):
-    from snakecls.data.given import table_photos
+    from snakecls.data.given import _table_photos
 
     make(tmp_path, *(f"{i}.jpg" for i in range(24)))
     frame = pd.DataFrame({"id": range(24), column: [f"{23 - i}.jpg" for i in range(24)], "label": ["x", "y"] * 12})
@@ -507,7 +507,7 @@ def test_names_of_image_files_come_before_an_id(tmp_path, column):
     for noted in (read_table(frame, root=tmp_path), read_table(tmp_path / "t.csv"), read_unlabelled(tmp_path / "t.csv")):
         assert names(noted.table)[0] == "23.jpg" and f"'{column}'" in notes(noted) and "'id' could be meant as well" in notes(noted)
     said = []
-    assert table_photos(tmp_path / "t.csv", say=said.append)[0][1].endswith("/23.jpg") and f"'{column}'" in said[0]
+    assert _table_photos(tmp_path / "t.csv", say=said.append)[0][1].endswith("/23.jpg") and f"'{column}'" in said[0]
     assert names(load_table(frame, root=tmp_path, path_column="id"))[0] == "0.jpg"
     lost_noted = read_table(frame.assign(**{column: "before/" + frame[column].str.replace(".jpg", "x.jpg")}), root=tmp_path)
     lost = lost_noted.table
