@@ -36,7 +36,7 @@ def make_cases(
     issues: pd.DataFrame,  # path, issue, verdict, score, reason; perhaps label, suggested, others
     *,
     table: pd.DataFrame | None = None,  # path, label or labels: to show the labels where the issues have none
-    problem: Problem | str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
 ) -> list[Case]:  # one per photo that waits for a decision
     "Gather the issues by photo."
     part = as_part(problem)
@@ -59,7 +59,7 @@ class Review:
         cases: Sequence[Case],
         file: str | Path,  # corrections.csv, which may not exist yet
         *,
-        problem: Problem | str = "single_label",  # or 'multi_label'
+        problem: Problem | str = "single_label",  # as `as_part` takes it
     ):
         self.cases, self.file, self.part, self.decisions = list(cases), Path(file), as_part(problem), {}
         self.numbers = {case.path: number for number, case in enumerate(self.cases)}
@@ -135,7 +135,7 @@ def accept_suggestions(
     kinds: Sequence[str],  # names of issues
     corrections: str | Path,
     *,
-    problem: Problem | str = "single_label",  # or 'multi_label'
+    problem: Problem | str = "single_label",  # as `as_part` takes it
 ) -> int:  # photos that were decided on
     "Take the suggestion for every photo whose first issue is of one of these kinds and has the verdict drop or relabel."
     allowed = sorted(issues.loc[issues["verdict"].isin(("drop", "relabel")), "issue"].unique())

@@ -23,7 +23,7 @@ from ..core import UserError, seed_everything
 from ..data.augmentation import Augment
 from ..data.datablocks import photo_dls, training_rows
 from ..data.photos import PhotoSpec
-from ..data.problem import Problem, find_problem
+from ..data.problem import Problem, find_problem, table_problem
 from ..data.splits import split_table
 from ..models.backbones import create_backbone
 from ..models.freezing import stage_groups
@@ -93,7 +93,7 @@ def photo_learner(
 ) -> Learner:  # its loaders are as from `photo_dls`
     "Make a Learner for a table of photos; raises `UserError` for what cannot be trained."
     table = with_splits(table, seed)
-    target = target or ("labels" if "labels" in table else "label")
+    target = target or table_problem(table).answers
     problem = find_problem(training_rows(table), target)
     model, spec = make_network(problem, table, arch, size=size, seed=seed, **network)
     dls = photo_dls(table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device)
