@@ -461,8 +461,10 @@ def as_part(
 ) -> "OneLabel | MultiLabel":
     "Give a problem of one target; raises `UserError` where there are several."
     problem = as_problem(problem)
-    if len(problem.parts) != 1:
-        raise UserError(f"this is for one target, and there are several ({', '.join(problem.by_target) or problem.word}); take one of the problem's parts.")
+    if not problem.parts:  # the word alone: each of several targets is one label
+        return OneLabel()
+    if len(problem.parts) > 1:
+        raise UserError(f"this is for one target, and there are several ({', '.join(problem.by_target)}); take one of the problem's parts.")
     return problem.parts[0]
 
 
