@@ -12,7 +12,8 @@ CLASSES = 1784  # as in SnakeCLEF 2023; the most frequent has 2,000 times the ph
 WORK = """
 import json, resource, sys, time
 start = time.perf_counter()
-from snakecls.data.splits import read_manifest, split_table, write_manifest
+from snakecls.data.manifest import read_manifest, write_manifest
+from snakecls.data.splits import split_table
 from snakecls.data.tables import filter_classes, load_table
 import pandas as pd
 steps = {"import": time.perf_counter() - start}

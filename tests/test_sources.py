@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from snakecls.core import UserError
 from snakecls.data.labels import label_names
 from snakecls.data.taxonomy import snakeclef_facts
-from snakecls.data.splits import kfold_table, read_manifest, split_table, verify_manifest, write_manifest
+from snakecls.data.manifest import read_manifest, verify_manifest, write_manifest
+from snakecls.data.splits import kfold_table, split_table
 from snakecls.data.tables import filter_classes, load_table, load_unlabelled, read_table, summary
 from test_tables import make, real
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakecls.core import UserError
-from snakecls.data.splits import divide_table, kfold_table, read_manifest, split_table, use_fold, verify_manifest, write_manifest
+from snakecls.data.manifest import read_manifest, verify_manifest, write_manifest
+from snakecls.data.splits import divide_table, kfold_table, split_table, use_fold
 from snakecls.data.tables import load_table
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

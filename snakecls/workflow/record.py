@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from ..core import UserError
 from ..disk import write_table
 from ..data.problem import array_problem, table_problem
-from ..data.splits import write_manifest
+from ..data.manifest import write_manifest
 from ..deploy.export import export_learner
 from ..evaluate.predictions import predict_problem, probs_table, score_table
 from ..evaluate.report import write_report

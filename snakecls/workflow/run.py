@@ -27,7 +27,7 @@ from ..data.columns import count
 from ..data.readable import keep_readable
 from ..data.lost import LostPhotos
 from ..data.notes import Noted
-from ..data.splits import write_manifest
+from ..data.manifest import write_manifest
 from ..models.bundle import is_bundle
 from ..stats import top_names
 from ..experiment.learner import build_augment, build_callbacks, build_learner, build_model, build_saver, build_stages, divide_photos, find_device, precision_callback, several_targets, train_labels
