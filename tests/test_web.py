@@ -20,7 +20,7 @@ def named_files() -> dict[str, str]:
     for path in [*WEB.rglob("*.html"), *PACKAGE.rglob("*.py")]:
         code = r"(?:render|read_file|call_script|file)\(([^)]*)\)" if path.suffix == ".py" else r"\{%-? *(?:extends|include|import|from)\b([^%]*)%\}|file\(([^)]*)\)"
         for call in re.findall(code, path.read_text(encoding="utf-8")):
-            found |= {name: path.name for name in re.findall(r"[\"']([\w/]+\.(?:html|css|js|md))[\"']", "".join(call))}
+            found |= dict.fromkeys(re.findall(r"[\"']([\w/]+\.(?:html|css|js|md))[\"']", "".join(call)), path.name)
     return found
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..disk import read_json, read_parquet
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
 from ..stats import paired_bootstrap, say_difference

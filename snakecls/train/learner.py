@@ -13,7 +13,7 @@ from pathlib import Path
 import fastai.callback.fp16  # gives Learner its to_fp16
 import fastai.callback.schedule  # gives it lr_find, fit_one_cycle and fine_tune
 import fastai.interpret  # and with the next one, photos that can be shown with their losses
-import fastai.vision.learner
+import fastai.vision.learner  # noqa: F401
 import pandas as pd
 import torch
 from fastai.learner import Learner
