@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'TORCHVISION_ARCHS', 'UNSAFE_KWARGS', 'BUILDERS', 'find_library', 'import_timm', 'check_arch',
-           'build_network', 'spare_building', 'class_tensors']
+           'TorchvisionBackbone', 'build_network', 'spare_building', 'class_tensors']
 
 # %% ../../nbs/models/06_networks.ipynb #c83075ba
 import math
@@ -75,7 +75,7 @@ def check_arch(
     return arch
 
 # %% ../../nbs/models/06_networks.ipynb #b33e4186
-class _TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(nn.Module):  # files of learn.export name it, hence no underscore
     "Give a torchvision network timm's methods; its tensors keep their names."
     def __init__(
         self,
@@ -124,7 +124,7 @@ def _build_torchvision(arch: str, *, num_classes: int, **kwargs) -> nn.Module:
         allowed = " or ".join(TORCHVISION_ARCHS[arch]) or "none"
         raise UserError(f"model.kwargs: torchvision's {arch} takes no '{wrong[0]}'; give {allowed}.")
     extra = {"aux_logits": False, "init_weights": True} if arch == "googlenet" else {}
-    return _TorchvisionBackbone(models.get_model(arch, weights=None, num_classes=num_classes, **extra, **kwargs))
+    return TorchvisionBackbone(models.get_model(arch, weights=None, num_classes=num_classes, **extra, **kwargs))
 
 # %% ../../nbs/models/06_networks.ipynb #34284f48
 def build_network(
