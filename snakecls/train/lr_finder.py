@@ -11,12 +11,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
 import numpy as np
 import torch
 from fastai.callback import schedule as _  # noqa: F401  gives Learner its lr_find
 from fastai.learner import Learner
-
 from ..core import UserError
 from ..disk import atomic_path
 
@@ -60,13 +58,13 @@ def unchanged(
         if generators[3]:
             torch.cuda.set_rng_state_all(generators[3])
 
-
+# %% ../../nbs/train/17_lr_finder.ipynb #d8a8c170
 def loader_state(dl) -> dict:
     "Give what a loader draws from: fastai's generator, and the seeds of `data.datablocks`."
     seeds = getattr(dl, "seeds", None)
     return {"rng": dl.__dict__.get("rng"), "seeds": dict(seeds.__dict__) if seeds is not None else None}
 
-
+# %% ../../nbs/train/17_lr_finder.ipynb #d4157ba7
 def restore_loader(dl, state: dict) -> None:
     "Put `loader_state` back; the seeds are one object that transforms share, so they are changed in place."
     if state["rng"] is not None:
@@ -78,7 +76,7 @@ def restore_loader(dl, state: dict) -> None:
 MIN_STEPS = 12  # fewer leave fastai fewer than six points
 LEAST_STEPS = 30  # also where an epoch has few batches
 
-
+# %% ../../nbs/train/17_lr_finder.ipynb #ceb66709
 def find_lr(
     learn: Learner,
     *,
@@ -115,7 +113,7 @@ def find_lr(
             draw_search(lrs[sound], losses[sound], lr).savefig(temporary, dpi=150)
     return lr
 
-
+# %% ../../nbs/train/17_lr_finder.ipynb #3fc3b1e7
 def search_steps(
     n_batches: int,  # of an epoch
     *,
@@ -126,7 +124,7 @@ def search_steps(
         raise UserError(f"num_it is {num_it}, too few steps to tell; give at least {MIN_STEPS}.")
     return min(num_it, max(LEAST_STEPS, 2 * n_batches))
 
-
+# %% ../../nbs/train/17_lr_finder.ipynb #d559a16f
 def draw_search(
     lrs: np.ndarray,  # (n,) rates of the steps
     losses: np.ndarray,  # (n,) smoothed loss at each

@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-
 import torch
 from torch import nn
-
 from ..core import UserError
 from .precision import MODES, PrecisionCallback, check_mode, compile_model, parse_mode, set_memory_format, usable_modes
 
@@ -27,7 +25,7 @@ from .precision import MODES, PrecisionCallback, check_mode, compile_model, pars
 TOLERANCE = 0.05  # of the loss before the steps
 TIE = 0.05  # of the speed of the fastest
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #aa8a1b87
 def is_sound(
     loss: float,  # after the steps
     reference: float,  # the same in float32
@@ -36,7 +34,7 @@ def is_sound(
     "Say whether a loss is finite, and as near to float32's as rounding explains."
     return math.isfinite(loss) and abs(loss - reference) <= TOLERANCE * max(abs(reference), abs(start))
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #cacaa5e9
 def fastest_sound(
     rows: Sequence[dict],  # mode, images_per_second, sound; in the order of exactness
 ) -> str:  # mode
@@ -45,7 +43,7 @@ def fastest_sound(
     top = max(row["images_per_second"] for row in sound)
     return next(row["mode"] for row in sound if row["images_per_second"] >= (1 - TIE) * top)
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #3eac5862
 def pays_off(
     compile_seconds: float,
     step: float,  # seconds of a step as it is
@@ -98,7 +96,7 @@ class Trial:
         "Give the context of a precision."
         return nullcontext() if precision == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #641d0726
 def drawn_loss(out: Any) -> torch.Tensor:
     "Give the mean cross-entropy of an output, or of several, with targets that do not change."
     outs = list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, (tuple, list)) else [out]
@@ -109,7 +107,7 @@ def drawn_loss(out: Any) -> torch.Tensor:
         losses.append(nn.functional.cross_entropy(logits, targets))
     return torch.stack(losses).mean()
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #fd9d9de7
 def turned(modes: Sequence[str], by: int) -> Iterator[str]:
     "Go through the modes from another one on in each round."
     by %= max(1, len(modes))
@@ -135,7 +133,7 @@ class PrecisionChoice:
         "Make the callback that trains in the best mode."
         return PrecisionCallback.from_mode(self.best, **kwargs)
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #33420914
 def choose_precision(
     model: nn.Module,  # stays as it is; what is frozen is measured frozen
     size: int,  # px
@@ -165,13 +163,13 @@ def choose_precision(
     choice.message = say_choice(choice)
     return choice
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #2d4e7452
 def mode_order(mode: str) -> int:
     "Give a mode's place from exact to inexact; raises `UserError` for one that does not exist."
     parse_mode(mode)
     return MODES.index(mode)
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #d98025c2
 def measure_rounds(trial: Trial, modes: Sequence[str], n_steps: int, n_rounds: int, max_seconds: float) -> tuple[dict, dict, dict]:
     "Run the rounds; gives seconds, losses and notes by mode."
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
@@ -194,7 +192,7 @@ def measure_rounds(trial: Trial, modes: Sequence[str], n_steps: int, n_rounds: i
         left = [mode for mode in left if mode == "fp32" or statistics.median(seconds[mode]) <= 1.5 * fastest]
     return seconds, losses, notes
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #9249d8f3
 def make_row(mode: str, bs: int, seconds: dict, losses: dict, notes: dict, *, compile_seconds: float | None = None) -> dict:
     "Make the table's row of a mode."
     reference = losses["fp32"]
@@ -205,7 +203,7 @@ def make_row(mode: str, bs: int, seconds: dict, losses: dict, notes: dict, *, co
         "sound": is_sound(loss, reference[-1], reference[0]), "n_steps": len(seconds.get(mode, [])), "compile_seconds": compile_seconds, "note": notes.get(mode, ""), "seconds": seconds.get(mode, []),
     }
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #9265e0ad
 def measure_compiled(trial: Trial, choice: PrecisionChoice, bs: int, n_steps: int, n_rounds: int, planned_steps: int, losses: dict) -> None:
     "Compile a copy for the best mode, measure both in turn, and note whether it pays off."
     name, other = f"{choice.best} compiled", Trial(trial.model, trial.batch, trial.device)
@@ -236,7 +234,7 @@ def measure_compiled(trial: Trial, choice: PrecisionChoice, bs: int, n_steps: in
     row["note"] = f"{'pays' if choice.compiled else 'does not pay'} off within {planned_steps} steps"
     choice.rows.append(row)
 
-
+# %% ../../nbs/train/21_precision_choice.ipynb #cf105211
 def say_choice(choice: PrecisionChoice) -> str:
     "Say in one sentence what was chosen and why."
     rows = {row["mode"]: row for row in choice.rows}

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.tracker import TrackerCallback
+from fastcore.basics import patch
 
 from ..core import UserError
 from .comparison import Answers, fair_values, last_answers, tell_resumed
@@ -47,61 +48,71 @@ class EarlyStopping(TrackerCallback):
         self.message = ""  # why it stopped; empty until then
         self.told = True  # False: a resumed fit has not said yet how it compares with what was before
 
-    def before_fit(self):
-        "Check the monitor by name, and begin anew where each fit counts for itself."
-        self.run = not hasattr(self, "lr_finder") and not hasattr(self, "gather_preds")
-        if not self.run:
-            return
-        check_monitor(self.recorder, self.monitor)
-        if not self.across_stages and not self.resumed:
-            self.start_again()
-        self.stage, self.resumed = self.stage + (not self.resumed), False
-        if self.message:
-            raise CancelFitException
+# %% ../../nbs/train/11_stopping.ipynb #d6add884
+@patch
+def before_fit(self: EarlyStopping) -> None:
+    "Check the monitor by name, and begin anew where each fit counts for itself."
+    self.run = not hasattr(self, "lr_finder") and not hasattr(self, "gather_preds")
+    if not self.run:
+        return
+    check_monitor(self.recorder, self.monitor)
+    if not self.across_stages and not self.resumed:
+        self.start_again()
+    self.stage, self.resumed = self.stage + (not self.resumed), False
+    if self.message:
+        raise CancelFitException
 
-    def after_epoch(self):
-        "Compare this validation with the best so far, and perhaps end the fit."
-        if not was_validated(self.recorder):
-            return
-        value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
-        if self.told is False:
-            self.told = True
-            tell_resumed(self.learn, f"the best that early stopping goes by (epoch {self.best_epoch})", now, self.best_answers)
-        fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
-        if self.comp(fair - self.min_delta, best):
-            self.best_answers = now
-            self.best, self.best_stage, self.best_epoch, self.waited = value, self.stage, self.epoch + 1, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience and (self.across_stages or self.epoch + 1 < self.n_epoch):
-            self.message = self.explain()
-            if self.verbose:
-                print(self.message)
-            raise CancelFitException
 
-    def explain(self) -> str:
-        "Say why it stops, in one sentence."
-        times = f"in {self.waited} validation{'s' * (self.waited > 1)}"
-        start = f"Stopped after epoch {self.epoch + 1} of {self.n_epoch}: {self.monitor}"
-        if self.best_epoch is None:
-            return f"{start} was not a number {times}."
-        by = f" by more than {abs(self.min_delta):g}" if self.min_delta else ""
-        place = f"stage {self.best_stage}, epoch {self.best_epoch}" if self.across_stages else f"epoch {self.best_epoch}"
-        verb = "fallen below" if self.comp == np.less else "risen above"
-        return f"{start} has not {verb} {self.best:.4f} ({place}){by} {times}."
+@patch
+def after_epoch(self: EarlyStopping) -> None:
+    "Compare this validation with the best so far, and perhaps end the fit."
+    if not was_validated(self.recorder):
+        return
+    value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
+    if self.told is False:
+        self.told = True
+        tell_resumed(self.learn, f"the best that early stopping goes by (epoch {self.best_epoch})", now, self.best_answers)
+    fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
+    if self.comp(fair - self.min_delta, best):
+        self.best_answers = now
+        self.best, self.best_stage, self.best_epoch, self.waited = value, self.stage, self.epoch + 1, 0
+        return
+    self.waited += 1
+    if self.waited >= self.patience and (self.across_stages or self.epoch + 1 < self.n_epoch):
+        self.message = self.explain()
+        if self.verbose:
+            print(self.message)
+        raise CancelFitException
 
-    def state_dict(self) -> dict:
-        "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
-        answers = None if self.best_answers is None else self.best_answers.to_state()
-        return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")} | {"best_answers": answers}
+# %% ../../nbs/train/11_stopping.ipynb #773d5bed
+@patch
+def explain(self: EarlyStopping) -> str:
+    "Say why it stops, in one sentence."
+    times = f"in {self.waited} validation{'s' * (self.waited > 1)}"
+    start = f"Stopped after epoch {self.epoch + 1} of {self.n_epoch}: {self.monitor}"
+    if self.best_epoch is None:
+        return f"{start} was not a number {times}."
+    by = f" by more than {abs(self.min_delta):g}" if self.min_delta else ""
+    place = f"stage {self.best_stage}, epoch {self.best_epoch}" if self.across_stages else f"epoch {self.best_epoch}"
+    verb = "fallen below" if self.comp == np.less else "risen above"
+    return f"{start} has not {verb} {self.best:.4f} ({place}){by} {times}."
 
-    def load_state_dict(self, state: dict) -> None:
-        "Let the next fit go on from `state_dict`; raises `UserError` for what is no such state."
-        check_state(state, self)
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.best_answers = None if state.get("best_answers") is None else Answers.from_state(state["best_answers"])
-        self.resumed, self.told = True, self.best_epoch is None
+# %% ../../nbs/train/11_stopping.ipynb #69633a1d
+@patch
+def state_dict(self: EarlyStopping) -> dict:
+    "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
+    answers = None if self.best_answers is None else self.best_answers.to_state()
+    return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")} | {"best_answers": answers}
+
+
+@patch
+def load_state_dict(self: EarlyStopping, state: dict) -> None:
+    "Let the next fit go on from `state_dict`; raises `UserError` for what is no such state."
+    check_state(state, self)
+    for name, value in state.items():
+        setattr(self, name, value)
+    self.best_answers = None if state.get("best_answers") is None else Answers.from_state(state["best_answers"])
+    self.resumed, self.told = True, self.best_epoch is None
 
 # %% ../../nbs/train/11_stopping.ipynb #03f4be23
 class ValidateEvery(Callback):
