@@ -133,3 +133,43 @@ def test_real_snakes():
     across = {(Path(path).stem, score) for path, score in zip(leaks["path"], leaks["score"]) if "/val/" in path}
     names = ("coelognathus_erythrurus__val_0003", "coelognathus_erythrurus__val_0010", "tropidolaemus_philippensis__val_0004")  # all three looked at: copies
     assert sorted(stem.partition("snake__")[2] or stem.partition("viper__")[2] for stem, _ in across) == sorted(names)
+
+
+def test_odd_files_are_named(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8))
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    for name, image, options in [
+        ("fine.jpg", noise, {}), ("turned.jpg", noise, {"exif": lying}), ("print.jpg", noise.convert("CMYK"), {}), ("palette.png", noise.quantize(16), {}),
+        ("clear.png", noise.quantize(16), {"transparency": 0}), ("alpha.png", noise.convert("RGBA"), {}), ("moving.gif", noise, {"save_all": True, "append_images": [noise.rotate(90)]}),
+        ("stereo.mpo", noise, {"save_all": True, "append_images": [noise]}), ("icon.bmp", noise.resize((20, 20)), {}), ("white.png", Image.new("RGB", (70, 70), "white"), {}),
+        ("deep.png", Image.fromarray(np.arange(4900, dtype=np.uint16).reshape(70, 70) * 13), {}), ("huge.png", Image.new("1", (9000, 9000)), {}),
+    ]:
+        image.save(tmp_path / name, **options)
+    (tmp_path / "png.jpg").write_bytes((tmp_path / "alpha.png").read_bytes())
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "fine.jpg").read_bytes()[:900])
+    (tmp_path / "page.jpg").write_text("<html>")
+    (tmp_path / "empty.jpg").touch()
+    issues = check_files([*sorted(tmp_path.iterdir()), tmp_path / "gone.jpg"], pixel_limit=10**7)
+    assert set(zip(issues["path"].map(lambda path: Path(path).stem), issues["issue"], issues["verdict"])) == {
+        ("turned", "EXIF-rotated", "repaired"), ("print", "CMYK", "repaired"), ("palette", "palette", "repaired"), ("clear", "palette with transparency", "repaired"),
+        ("alpha", "RGBA", "repaired"), ("png", "RGBA", "repaired"), ("png", "wrong extension", "repaired"), ("moving", "animated", "repaired"), ("moving", "palette", "repaired"),
+        ("stereo", "MPO", "repaired"), ("icon", "too small", "look"), ("white", "one colour", "look"), ("deep", "16-bit", "repaired"), ("huge", "too large", "drop"),
+        ("cut", "truncated", "drop"), ("page", "not an image", "drop"), ("empty", "empty", "drop"), ("gone", "missing", "drop")}
+
+
+def test_the_limit_of_pixels_and_what_is_known(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    paths = [str(tmp_path / "a.jpg")]
+    scan_files(paths, cache=tmp_path / "known.sqlite")
+    assert scan_files(paths, cache=tmp_path / "known.sqlite", pixel_limit=100)["issue"].tolist() == [""]  # known already; clean.files applies the limit
+    small = tmp_path / "small.sqlite"
+    assert [scan_files(paths, cache=small, pixel_limit=limit)["issue"][0] for limit in (100, 5000, 100)] == ["too large", "", ""]
+
+
+def test_a_check_from_before_the_column_of_other_photos_can_be_reviewed():
+    from snakecls.clean.check_folder import _read_others
+
+    paths = ["/data/a b/1.jpg", "/data/a b/11.jpg", "/data/a b/1.jpg (2).jpg"]
+    reasons = ["like /data/a b/11.jpg (train); /data/a b/1.jpg (2).jpg and 2 more", "like /data/a b/1.jpg (2).jpg (test)", "no path, and not x/data/a b/1.jpg"]
+    assert _read_others(pd.DataFrame({"path": paths, "reason": reasons})) == [paths[1:], paths[2:], []]
