@@ -17,6 +17,7 @@ from ..charts import lay_dots, lay_grid
 from .issues import PAIRED, RANKED, VERDICTS, Kind, group_rows, make_kinds, other_photos, short_path, shorten_reason, waiting
 from ..core import UserError
 from ..data.columns import count
+from ..data.problem import table_problem
 from ..data.thumbnails import make_thumbnail
 from ..disk import atomic_write
 from ..page import render
@@ -50,10 +51,9 @@ def _label_lists(
     table: pd.DataFrame,  # with a column 'label' or, for several labels on a photo, 'labels'
 ) -> pd.Series:  # of lists of labels
     "Give every photo's labels as a list, empty where it has none."
-    if "labels" in table:
-        return table["labels"].map(lambda labels: list(labels) if labels is not None else [])
-    if "label" in table:
-        return table["label"].map(lambda label: [] if pd.isna(label) else [str(label)])
+    part = table_problem(table)
+    if part.answers in table:
+        return table[part.answers].map(lambda cell: [str(name) for name in part.names(cell)] if np.ndim(cell) or not pd.isna(cell) else [])
     return pd.Series([[] for _ in range(len(table))], index=table.index, dtype=object)
 
 
@@ -192,7 +192,7 @@ def _make_tiles(table: pd.DataFrame, issues: pd.DataFrame, kinds: Sequence[Kind]
     each = ", ".join(f"{splits[name]:,} {name}" for name in _order_splits(splits))
     return [
         {"title": "Photos", "text": f"{len(table):,}", "main": True, "lines": [each] if each else []},
-        {"title": "Classes", "text": f"{n_classes:,}", "lines": ["several labels on a photo"] if "labels" in table else []},
+        {"title": "Classes", "text": f"{n_classes:,}", "lines": ["several labels on a photo"] if table_problem(table).many else []},
         {"title": "Cannot be used", "text": f"{unusable:,}", "lines": ["training leaves them out"] if unusable else []},
         {"title": "To decide", "text": f"{issues.loc[waiting(issues), 'path'].nunique():,}", "lines": ["keep, relabel or drop"]},
     ]
@@ -210,7 +210,7 @@ def _describe_classes(table: pd.DataFrame, counts: pd.DataFrame) -> dict[str, An
     if not len(counts):
         return {}
     rows, labels, found = counts.to_dict("records"), counts["label"].tolist(), {}
-    if "labels" in table and 1 < len(labels) <= 40:
+    if table_problem(table).many and 1 < len(labels) <= 40:
         pairs = count_pairs(table, labels)
         rarer = np.maximum(1, np.minimum.outer(np.diag(pairs), np.diag(pairs)))
         say = lambda i, j: f"{labels[i]} and {labels[j]}: {pairs[i, j]}"  # noqa: E731

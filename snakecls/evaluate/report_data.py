@@ -21,6 +21,7 @@ from ..data.label_facts import clean_facts
 from ..disk import read_json, read_parquet
 from ..data.cells import unguard_cells
 from ..data.labels import encode_labels
+from ..data.problem import MultiLabel, table_problem
 from ..models.bundle import is_bundle
 from ..stats import bootstrap_interval, count_f1, find_top_k
 
@@ -42,7 +43,7 @@ class RunFacts:
     @property
     def several(self) -> bool:  # whether a photo can have several labels
         stated = self.metrics.get("problem") or self.bundle.get("problem")
-        return stated == "multi_label" if stated else any("labels" in table for table in self.predictions.values())
+        return stated == MultiLabel.word if stated else any(table_problem(table).many for table in self.predictions.values())
 
     @property
     def thresholds(self) -> list[float]:  # of each label, where a photo can have several
