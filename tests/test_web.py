@@ -48,6 +48,7 @@ def test_little_markup_is_written_in_python():
     assert len(lines) <= 5, lines
 
 
+@pytest.mark.skipif(not (REPO / "snakecls").is_dir(), reason="there is nothing to build from; FILES are the wheel's own here")
 def test_the_wheel_holds_them(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"], cwd=REPO, check=True)
     built = {path.relative_to(tmp_path / "lib/snakecls/web").as_posix() for path in (tmp_path / "lib/snakecls/web").rglob("*.*")}
