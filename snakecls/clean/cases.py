@@ -165,8 +165,8 @@ def _make_case(path: str, rows: list[Any], known: dict[str, Any], part: OneLabel
     return Case(path, part.cell(part.names(label)), suggested, new_label, reasons, shown)
 
 # %% ../../nbs/clean/11_cases.ipynb #45b79edc
-def _propose(row: Any, part: OneLabel | MultiLabel) -> tuple[str, str | list[str]] | None:  # action and new label; None where nothing is proposed
-    "Read a suggestion out of an issue."
+def _propose(row: Any, part: OneLabel | MultiLabel) -> tuple[str, str | list[str]] | None:  # action and new label
+    "Read a suggestion out of an issue; None where nothing is proposed."
     new_label = getattr(row, "suggested", None)
     if row.verdict == "drop":
         return "drop", part.cell([])

@@ -57,9 +57,15 @@ def write_check(
         notes=[("Note", note) for note in result.notes], review=f"snakecls review {folder}", corrections=str(folder / "corrections.csv"),
         footer=f"snakecls check of {source}, {now:%Y-%m-%d %H:%M} UTC")  # fmt: skip
     said = {
-        "source": str(Path(source).absolute()), "created": now.isoformat(timespec="seconds"), "photos": len(table),
-        "labels": part.list_labels(table) if part.answers in table else [], "multi_label": part.many, "issues": result.counts.to_dict("records"), "notes": result.notes,
-        "files": {file: file_hash(folder / file) for file in ("photos.parquet", "issues.parquet")}}  # fmt: skip
+        "source": str(Path(source).absolute()),
+        "created": now.isoformat(timespec="seconds"),
+        "photos": len(table),
+        "labels": part.list_labels(table) if part.answers in table else [],
+        "multi_label": part.many,
+        "issues": result.counts.to_dict("records"),
+        "notes": result.notes,
+        "files": {file: file_hash(folder / file) for file in ("photos.parquet", "issues.parquet")},
+    }
     write_json(folder / "check.json", {**said, "sum": _check_sum(said)})
 
 # %% ../../nbs/clean/13_check_folder.ipynb #dfcc0bb2
@@ -121,7 +127,9 @@ _PHOTO_COLUMNS = ("path", "label", "labels", "split", "width", "height", "bytes"
 # %% ../../nbs/clean/13_check_folder.ipynb #3c51ce2f
 def _check_sum(said: dict) -> str:
     "Hash what a check says, but for the sum itself."
-    return hashlib.blake2b(json.dumps({key: said[key] for key in sorted(said) if key != "sum"}, sort_keys=True, default=plain).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps({key: said[key] for key in sorted(said) if key != "sum"}, sort_keys=True, default=plain).encode(), digest_size=16
+    ).hexdigest()
 
 # %% ../../nbs/clean/13_check_folder.ipynb #13f6ed95
 def _read_said(folder: Path) -> dict:
@@ -129,7 +137,11 @@ def _read_said(folder: Path) -> dict:
     said = read_json(folder / "check.json")
     kinds = {"source": str, "multi_label": bool, "labels": list}
     sound = isinstance(said, dict) and all(isinstance(said.get(name), kind) for name, kind in kinds.items())
-    if not sound or not all(isinstance(label, str) for label in said["labels"]) or ("files" in said and said.get("sum") != _check_sum(said)):
+    if (
+        not sound
+        or not all(isinstance(label, str) for label in said["labels"])
+        or ("files" in said and said.get("sum") != _check_sum(said))
+    ):
         raise UserError(f"{folder / 'check.json'} is damaged; make the check again with: snakecls check SOURCE --output {folder}.")
     return said
 

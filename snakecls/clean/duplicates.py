@@ -84,7 +84,9 @@ def photo_groups(
 
     place = {path: row for row, path in enumerate(table["path"])}
     near = near_pairs(facts) if near is None else near
-    edges = [(place[one], place[other]) for one, other in near[["path", "other"]].itertuples(index=False) if one in place and other in place]
+    edges = [
+        (place[one], place[other]) for one, other in near[["path", "other"]].itertuples(index=False) if one in place and other in place
+    ]
     keys = [facts.set_index("path")["sha"].reindex(table["path"]).to_numpy()]
     keys += [table[column].to_numpy()] if column is not None else []
     for key in keys:
@@ -152,7 +154,9 @@ def _judge_copy(
     if relabelled:
         found.append(("conflicting labels", "look", relabelled[0][0], f"it is labelled {row['label']!r}, but there is", relabelled))
     if elsewhere:
-        found.append(("leak", verdict if elsewhere[0][1] else "look", elsewhere[0][0], f"it is in the split {row['split']}, but there is", elsewhere))
+        found.append(
+            ("leak", verdict if elsewhere[0][1] else "look", elsewhere[0][0], f"it is in the split {row['split']}, but there is", elsewhere)
+        )
     return [(row["path"], issue, what, round(score, 4), f"{why} {_name_others(which)}", [other["path"] for _, _, other in which[:_NAMED]])
             for issue, what, score, why, which in found]
 

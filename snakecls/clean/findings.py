@@ -57,7 +57,9 @@ def _left_out(issues: Sequence[dict[str, str]]) -> pd.DataFrame:  # VERDICT_COLU
     "Judge what could not be loaded; what a correction dropped is settled and not told again, and what was read is not left out."
     rows = [issue for issue in issues if issue["issue"] not in ("dropped", *_READ) and issue["reason"] != "hidden"]
     table = pd.DataFrame(rows, columns=["path", "issue", "reason"])
-    return table.assign(verdict=table["issue"].map(lambda issue: "repaired" if issue == "unsure line" else "drop"), score=1.0)[VERDICT_COLUMNS]
+    return table.assign(verdict=table["issue"].map(lambda issue: "repaired" if issue == "unsure line" else "drop"), score=1.0)[
+        VERDICT_COLUMNS
+    ]
 
 # %% ../../nbs/clean/10_findings.ipynb #83bcafce
 def _with_labels(issues: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:  # FINDING_COLUMNS

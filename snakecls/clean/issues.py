@@ -18,7 +18,14 @@ import pandas as pd
 
 # %% ../../nbs/clean/09_issues.ipynb #5e940f25
 _CHAPTERS = ("unusable", "decide", "repaired")
-_DECIDE = ("conflicting labels", "label", "something else", "leak", "exact duplicate", "near duplicate")  # in this order, whatever the verdict
+_DECIDE = (
+    "conflicting labels",
+    "label",
+    "something else",
+    "leak",
+    "exact duplicate",
+    "near duplicate",
+)  # in this order, whatever the verdict
 PAIRED = ("conflicting labels", "leak", "exact duplicate", "near duplicate")  # they are about several photos: `others`
 RANKED = ("label", "something else")  # their scores say how sure
 VERDICTS = {"drop": "leave out", "relabel": "relabel", "look": "look at", "keep": "keep", "repaired": "nothing to do"}

@@ -115,10 +115,21 @@ def find_label_issues(
         warnings.simplefilter("ignore", UserWarning)  # classes that no photo has
         errors = confident_learning(targets, probs, n_jobs=1)
     rows = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold and best[i] != targets[i]]
-    return pd.DataFrame([{
-        "path": paths[i], "issue": "label", "verdict": "relabel" if errors[i] else "look", "score": float(scores[i]), "label": labels[i], "suggested": classes[best[i]],
-        "reason": f"looks like {classes[best[i]]} ({probs[i, best[i]]:.0%}), not {labels[i]} ({probs[i, targets[i]]:.0%})",
-    } for i in rows], columns=SUGGESTION_COLUMNS)  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "path": paths[i],
+                "issue": "label",
+                "verdict": "relabel" if errors[i] else "look",
+                "score": float(scores[i]),
+                "label": labels[i],
+                "suggested": classes[best[i]],
+                "reason": f"looks like {classes[best[i]]} ({probs[i, best[i]]:.0%}), not {labels[i]} ({probs[i, targets[i]]:.0%})",
+            }
+            for i in rows
+        ],
+        columns=SUGGESTION_COLUMNS,
+    )
 
 # %% ../../nbs/clean/08_label_issues.ipynb #b58e42ed
 def find_multi_label_issues(
@@ -152,8 +163,8 @@ def read_features(
     *,
     flip: bool = True,  # also the mirrored photos
     bs: int = 32,
-) -> tuple[np.ndarray, list[np.ndarray]]:  # (n_views, n, n_features) pooled; of each of the last three stages (n, 2 * channels) means and spreads
-    "Compute the features for labels and for photos of something else."
+) -> tuple[np.ndarray, list[np.ndarray]]:  # (n_views, n, n_features); of each of the last three stages (n, 2 * channels)
+    "Compute the pooled features for labels, and means and spreads of the stages for photos of something else."
     import torch
 
     was_training, device = model.training, next(model.parameters()).device
@@ -222,7 +233,10 @@ def judge_labels(
     strange = find_outliers(levels, rarest, paths=paths, probs=probs, threshold=outlier_threshold, seed=seed)
     issues = _join_findings(wrong, strange, set(np.asarray(paths, dtype=object)[sure]))
     rare = counts[counts < 5]
-    few = f"{count(len(rare), 'class', 'classes')} with fewer than 5 photos ({some(rare.index)}) cannot be judged well; look at their photos yourself."
+    few = (
+        f"{count(len(rare), 'class', 'classes')} with fewer than 5 photos ({some(rare.index)}) cannot be "
+        "judged well; look at their photos yourself."
+    )
     return _own_cells(part, issues, dict(zip(paths, labels))), [few] if len(rare) else []
 
 # %% ../../nbs/clean/08_label_issues.ipynb #4cb86889

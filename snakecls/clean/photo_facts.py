@@ -18,7 +18,7 @@ from ..data.photos import MAX_PIXELS, decode, exif_turn, explain_failure, is_hei
 
 # %% ../../nbs/clean/02_photo_facts.ipynb #8b73bef3
 FACTS = {"issue": "", "reason": "", "width": 0, "height": 0, "mode": "", "format": "", "bits": 8, "animated": 0, "turned": 0,
-         "transparent": 0, "contrast": 0.0, "hash": 0, "thumb": b""}  # fmt: skip  # issue is empty where it can be read; hash as a signed number
+         "transparent": 0, "contrast": 0.0, "hash": 0, "thumb": b""}  # fmt: skip  # issue: empty where it can be read; hash: signed
 
 # %% ../../nbs/clean/02_photo_facts.ipynb #6d711744
 def examine(
@@ -59,15 +59,25 @@ def _name_failure(error: Exception, head: bytes, format: str) -> str:
     "Name the issue behind an error."
     if _of_the_machine(error):
         return NOT_LOOKED_AT
-    kinds = {FileNotFoundError: "missing", IsADirectoryError: "not an image", NotAFileError: "not an image", PermissionError: "not permitted",
-             Image.DecompressionBombError: "too large", Image.DecompressionBombWarning: "too large"}  # fmt: skip
+    kinds = {
+        FileNotFoundError: "missing",
+        IsADirectoryError: "not an image",
+        NotAFileError: "not an image",
+        PermissionError: "not permitted",
+        Image.DecompressionBombError: "too large",
+        Image.DecompressionBombWarning: "too large",
+    }
     if type(error) in kinds:
         return kinds[type(error)]
     if isinstance(error, Image.UnidentifiedImageError):
         return ("truncated" if "HEIF" in Image.OPEN else "unknown format") if is_heif(head) else "not an image"
     if not head and "empty" in str(error):
         return "empty"
-    return "truncated" if format and any(word in str(error).lower() for word in ("truncated", "not enough", "end of file", "unexpected end")) else "damaged"
+    return (
+        "truncated"
+        if format and any(word in str(error).lower() for word in ("truncated", "not enough", "end of file", "unexpected end"))
+        else "damaged"
+    )
 
 # %% ../../nbs/clean/02_photo_facts.ipynb #c604973b
 def _decoded_facts(image: Image.Image, pixel_limit: int) -> dict[str, Any]:
@@ -76,9 +86,16 @@ def _decoded_facts(image: Image.Image, pixel_limit: int) -> dict[str, Any]:
     turned = turned != 1 or (image.format == "TIFF" and exif_turn(image) is not None)  # so does Pillow with TIFF, on loading
     photo = decode(image, pixel_limit, ours=True)
     thumb = shrink_grey(photo)
-    return {"width": photo.width, "height": photo.height, "turned": int(turned or exif_turn(image) is not None),
-            "transparent": int("transparency" in image.info), "contrast": float(thumb.std()),
-            "hash": int(perceptual_hashes(thumb[None]).view(np.int64)[0]), "thumb": thumb.tobytes(), "animated": int(_is_animated(image))}  # fmt: skip
+    return {
+        "width": photo.width,
+        "height": photo.height,
+        "turned": int(turned or exif_turn(image) is not None),
+        "transparent": int("transparency" in image.info),
+        "contrast": float(thumb.std()),
+        "hash": int(perceptual_hashes(thumb[None]).view(np.int64)[0]),
+        "thumb": thumb.tobytes(),
+        "animated": int(_is_animated(image)),
+    }
 
 # %% ../../nbs/clean/02_photo_facts.ipynb #5fe83890
 def _stored_bits(image: Image.Image) -> int:  # 8, 16 or 32; of HEIC also 10 or 12

@@ -97,8 +97,8 @@ def _as_table(photos: pd.DataFrame | Sequence[str | Path]) -> pd.DataFrame:
     return photos[columns].drop_duplicates("path").reset_index(drop=True)
 
 # %% ../../nbs/clean/04_scan.ipynb #1351e6c6
-def _divide_known(paths: list[str], kept: FactsCache, pixel_limit: int) -> tuple[dict[str, dict], list[tuple]]:  # rows by absolute path; tasks
-    "Divide files into those whose content is known and tasks for the others."
+def _divide_known(paths: list[str], kept: FactsCache, pixel_limit: int) -> tuple[dict[str, dict], list[tuple]]:
+    "Divide files into rows, by absolute path, whose content is known, and tasks for the others."
     seen, known, rows, tasks = kept.files(), kept.contents(pixel_limit), {}, []
     shas = defaultdict(list)
     for sha, size in known.items():
@@ -141,7 +141,11 @@ def _run_tasks(tasks: list, n_workers: int | None, chunk: int, cache: FactsCache
     "Examine photos with a progress bar and keep the facts as they come."
     n_workers = n_workers or (os.cpu_count() or 1 if len(tasks) > 100 else 1)
     chunks = [tasks[start : start + chunk] for start in range(0, len(tasks), chunk)]
-    results = _in_processes(_examine_chunk, chunks, _give_up, n_workers) if n_workers > 1 else (row for part in chunks for row in _examine_chunk(part))
+    results = (
+        _in_processes(_examine_chunk, chunks, _give_up, n_workers)
+        if n_workers > 1
+        else (row for part in chunks for row in _examine_chunk(part))
+    )
     fresh: list[dict] = []
     try:
         for row in track(results, "Reading photos", total=len(tasks)) if tasks else ():

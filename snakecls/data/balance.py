@@ -62,7 +62,10 @@ def positive_weights(
     "Weigh the photos that show a label against those that do not."
     counts = _check_counts(counts, "pos_weight 'balanced'")
     if (counts >= n_photos).any():
-        raise UserError(f"pos_weight 'balanced' needs photos without each label, but some label is on {int(counts.max())} of {n_photos} training photos; leave it out, or use 'none'.")
+        raise UserError(
+            f"pos_weight 'balanced' needs photos without each label, but some label is on {int(counts.max())} "
+            f"of {n_photos} training photos; leave it out, or use 'none'."
+        )
     return (n_photos - counts) / counts
 
 # %% ../../nbs/data/24_balance.ipynb #541fb893
@@ -125,5 +128,7 @@ def _check_counts(
     if len(empty):
         name = f"'{counts.index[empty[0]]}'" if isinstance(counts, pd.Series) else f"number {empty[0]}"
         more = f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else ""
-        raise UserError(f"class {name} has no training photo{more}, so {why} cannot weigh it; add photos, leave the class out, or use 'none'.")
+        raise UserError(
+            f"class {name} has no training photo{more}, so {why} cannot weigh it; add photos, leave the class out, or use 'none'."
+        )
     return np.asarray(counts, float)

@@ -16,7 +16,18 @@ import pandas as pd
 
 from ..core import UserError, printable
 from .columns import as_text, count, option, some
-from .folders import BAD_NAME, LEFT_OUT, LINK, bad_name, describe_left_out, foreign_folder, leave_copies, list_photos, one_line, tell_outside
+from snakecls.data.folders import (
+    BAD_NAME,
+    LEFT_OUT,
+    LINK,
+    bad_name,
+    describe_left_out,
+    foreign_folder,
+    leave_copies,
+    list_photos,
+    one_line,
+    tell_outside,
+)
 from .places import locate
 from .sources import TABLE_SUFFIXES, choose_path, is_photo_name, read_file, refuse_empty
 
@@ -26,7 +37,10 @@ def given_photos(
     *,
     say: Callable[[str], None] = lambda note: None,  # where it is told what was left out
 ) -> list[tuple[str, str]]:  # (as it was given, file)
-    "List the photos that words of a command line name; raises `UserError` for what holds none. A file that is not there is an error where it is alone; among several it is listed, so that its answer says why it has none and the others have theirs."
+    """List the photos that words of a command line name; raises `UserError` for what holds none.
+
+    A file that is not there is an error where it is alone; among several it is listed, so that its answer says why it has
+    none and the others have theirs."""
     found: list[tuple[str, str]] = []
     for source in map(str, sources):
         refuse_empty(source, "a source of photos")
@@ -56,9 +70,18 @@ def find_photos(
     found = sorted(path for path in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(path).is_file())
     photos, issues = _leave_out([path for path in found if is_photo_name(path)], str(Path(pattern).expanduser()))
     folder = _fixed_part(str(Path(pattern).expanduser()))
-    notes = [note.replace(f" in '{os.path.basename(os.path.abspath(folder))}'", f" that fit '{pattern}'", 1) for note in describe_left_out(issues, folder)]
+    notes = [
+        note.replace(f" in '{os.path.basename(os.path.abspath(folder))}'", f" that fit '{pattern}'", 1)
+        for note in describe_left_out(issues, folder)
+    ]
     if not photos:
-        why = f"; {count(len(found), 'file')} that fit it, such as {one_line(found[0])}, are none" if found and not notes else f" ({notes[0].rstrip('.')})" if notes else ""
+        why = (
+            f"; {count(len(found), 'file')} that fit it, such as {one_line(found[0])}, are none"
+            if found and not notes
+            else f" ({notes[0].rstrip('.')})"
+            if notes
+            else ""
+        )
         raise UserError(f"no photo fits the pattern '{pattern}'{why}; give a pattern such as 'photos/*.jpg', or a folder.")
     if others := [one_line(path) for path in found if not is_photo_name(path)]:
         say(f"Note: left out {len(others)} files that fit '{pattern}' and are no photos ({some(others)}).")
@@ -121,7 +144,10 @@ def _expand_photos(
             inside, issues = list_photos(source)
             notes = describe_left_out(issues, source)
             if not inside:
-                raise UserError(f"the folder {source} holds no photos{f' ({notes[0].rstrip(chr(46))})' if notes else ''}; give a photo or a folder with some.")
+                raise UserError(
+                    f"the folder {source} holds no photos{f' ({notes[0].rstrip(chr(46))})' if notes else ''}; "
+                    "give a photo or a folder with some."
+                )
             for note in notes:
                 say(f"Note: {note}")
             found += inside
@@ -158,7 +184,9 @@ def _table_photos(
 
 # %% ../../nbs/data/26_given.ipynb #311b1941
 def _leave_out(photos: list[str], pattern: str) -> tuple[list[str], list[dict[str, str]]]:
-    "Leave out what `list_photos` leaves out of a folder: the system's pictures and programs', copies, links to what is there, names that nobody can write down."
+    """Leave out what `list_photos` leaves out of a folder.
+
+    That are the system's pictures and programs', copies, links to what is there, names that nobody can write down."""
     top, kept, issues, known = _fixed_part(pattern), [], [], {}
     for photo in photos:
         steps, place, kind = os.path.relpath(photo, top).split(os.sep)[:-1], top, ""
@@ -189,7 +217,9 @@ def _once(photos: list[str], top: str) -> tuple[list[str], list[dict[str, str]]]
     "Keep each photo once, under its own path where that fits the pattern, too."
     base, known, issues = os.path.realpath(top), {}, []
     real = {photo: os.path.realpath(photo) for photo in photos}
-    for photo in sorted(photos, key=lambda photo: (real[photo] != os.path.normpath(os.path.join(base, os.path.relpath(photo, top))), photo)):
+    for photo in sorted(
+        photos, key=lambda photo: (real[photo] != os.path.normpath(os.path.join(base, os.path.relpath(photo, top))), photo)
+    ):
         if known.setdefault(real[photo], photo) != photo:
             issues.append({"path": photo, "issue": LINK, "reason": f"a link to '{os.path.basename(real[photo])}', which was read already"})
     kept = set(known.values())

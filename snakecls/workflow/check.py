@@ -45,7 +45,9 @@ def check_source(
     cache = FactsCache(folder / "photos.sqlite")
     facts = scan_files(loaded.table, cache=cache, n_workers=n_workers)
     _tell([cache.note] if cache.note else [], say)
-    issues, notes = find_issues(loaded.table, facts, loaded=loaded.issues, group=data.group, files_only=files_only, size=size, min_size=min_size)
+    issues, notes = find_issues(
+        loaded.table, facts, loaded=loaded.issues, group=data.group, files_only=files_only, size=size, min_size=min_size
+    )
     _tell(notes, say)
     result = CheckResult(folder, _with_facts(loaded.table, facts), issues, [*loaded.notes, *notes])
     write_check(result, source=data.source, root=data.root)
@@ -58,7 +60,12 @@ def describe_check(result: CheckResult) -> str:
     inside = result.issues["path"].isin(set(result.table["path"]))
     beside = result.issues.loc[~inside, "path"].nunique()
     rest = f", and {count(beside, 'file or folder', 'files and folders')} beside them" if beside else ""
-    return "\n".join([f"{count(len(result.table), 'photo')}, {result.issues.loc[inside, 'path'].nunique():,} of them with a remark{rest}:", *(lines or ["  nothing was found"])])
+    return "\n".join(
+        [
+            f"{count(len(result.table), 'photo')}, {result.issues.loc[inside, 'path'].nunique():,} of them with a remark{rest}:",
+            *(lines or ["  nothing was found"]),
+        ]
+    )
 
 # %% ../../nbs/workflow/16_check.ipynb #f85724fa
 def _load_photos(data: DataConfig, *, files_only: bool) -> Noted:  # path and, where they are known, label or labels

@@ -38,7 +38,8 @@ def make_demo(
 ) -> Path:  # the folder
     """Write the demonstration data: `photos/`, `photos.csv`, `facts.csv` and `truth.csv`.
 
-    What is there is kept and only what is missing is drawn. Raises `UserError` where an argument is impossible or the folder holds something else."""
+    What is there is kept and only what is missing is drawn. Raises `UserError` where an argument is impossible or the
+    folder holds something else."""
     names = list(SPECIES) if species is None else list(dict.fromkeys(find_species(name).binomial for name in species))
     request = {
         "format": 1, "seed": seed, "n_per_species": n_per_species, "size_px": size_px, "species": names, "label_noise": label_noise,
@@ -134,7 +135,9 @@ def _plan_broken(n: int, names: Sequence[str], seed: int) -> list[dict]:
     for j in range(n):
         kind, name = list(_BREAKS)[j % len(_BREAKS)], sorted(names)[j % len(names)]
         extra = _extra_row("broken", j, seed, name, find_species(name).countries[0], ("train", "valid", "test")[j % 3])
-        rows.append({**extra, "draw": ("broken", kind, derive_seed(seed, "broken photo", j)), "truth": {"true_binomial": name, "broken": kind}})
+        rows.append(
+            {**extra, "draw": ("broken", kind, derive_seed(seed, "broken photo", j)), "truth": {"true_binomial": name, "broken": kind}}
+        )
     return rows
 
 # %% ../../../nbs/data/demo/04_draw.ipynb #4079b962
@@ -152,7 +155,11 @@ def _render(
     if kind == "broken":
         return _BREAKS[what[0]](_as_jpeg(draw_snake("Vipera berus", what[1], size_px), quality))
     original = _render(what[0], size_px)
-    return original if kind == "exact" else _as_jpeg(_change_a_little(Image.open(io.BytesIO(original)), np.random.default_rng(what[1])), quality - 15)
+    return (
+        original
+        if kind == "exact"
+        else _as_jpeg(_change_a_little(Image.open(io.BytesIO(original)), np.random.default_rng(what[1])), quality - 15)
+    )
 
 # %% ../../../nbs/data/demo/04_draw.ipynb #f9a4868b
 def _change_a_little(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -202,7 +209,10 @@ def _claim_folder(
         found = read_json(note)
         other = [name for name in request if found.get(name) != request[name]]
         if other:
-            raise UserError(f"{folder} holds demonstration data with another {other[0]} ({found.get(other[0])!r}, not {request[other[0]]!r}); give another folder or delete this one.")
+            raise UserError(
+                f"{folder} holds demonstration data with another {other[0]} ({found.get(other[0])!r}, not "
+                f"{request[other[0]]!r}); give another folder or delete this one."
+            )
         if found.get("complete"):
             return all((folder / row["path"]).exists() for row in _read_rows(folder / "truth.csv"))
     elif folder.exists() and any(folder.iterdir()):
@@ -261,10 +271,17 @@ def _draw_files(tasks: list[tuple[Path, tuple, int]], n_workers: int | None) -> 
 def _write_tables(folder: Path, rows: list[dict], names: Sequence[str]) -> None:
     "Write the photos' table, the facts about the species, and the truth about the faults."
     photos = [
-        {"path": row["path"], "binomial": row["binomial"], "genus": SPECIES[row["binomial"]].genus, "family": SPECIES[row["binomial"]].family,
-         "country": row["country"], "observation_id": row["observation_id"], "split": row["split"]}
+        {
+            "path": row["path"],
+            "binomial": row["binomial"],
+            "genus": SPECIES[row["binomial"]].genus,
+            "family": SPECIES[row["binomial"]].family,
+            "country": row["country"],
+            "observation_id": row["observation_id"],
+            "split": row["split"],
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     facts = [
         {"binomial": name, "common_name": SPECIES[name].common_name, "venomous": SPECIES[name].venomous,
          "countries": ";".join(SPECIES[name].countries), "family": SPECIES[name].family}

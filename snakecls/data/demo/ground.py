@@ -76,7 +76,12 @@ def _draw_stone(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: np.
 
 # %% ../../../nbs/data/demo/02_ground.ipynb #5a231ffb
 GROUNDS = {  # kind: (palette of things, how they are drawn, how many, colour between them)
-    "leaf litter": ([(0.55, 0.36, 0.20), (0.64, 0.45, 0.27), (0.42, 0.28, 0.18), (0.70, 0.55, 0.36), (0.50, 0.42, 0.30)], _draw_leaf, 240, (0.22, 0.16, 0.11)),
+    "leaf litter": (
+        [(0.55, 0.36, 0.20), (0.64, 0.45, 0.27), (0.42, 0.28, 0.18), (0.70, 0.55, 0.36), (0.50, 0.42, 0.30)],
+        _draw_leaf,
+        240,
+        (0.22, 0.16, 0.11),
+    ),
     "sand": ([(0.66, 0.58, 0.46), (0.52, 0.46, 0.38), (0.75, 0.68, 0.56)], _draw_stone, 45, (0.72, 0.61, 0.45)),
     "grass": ([(0.34, 0.47, 0.16), (0.45, 0.56, 0.22), (0.26, 0.38, 0.14), (0.60, 0.58, 0.30)], _draw_blade, 420, (0.17, 0.19, 0.09)),
     "rock": ([(0.52, 0.51, 0.49), (0.42, 0.42, 0.41), (0.60, 0.57, 0.52)], _draw_stone, 30, (0.50, 0.49, 0.47)),
@@ -108,7 +113,9 @@ def draw_ground(
 # %% ../../../nbs/data/demo/02_ground.ipynb #ced08586
 def ground_tint(place: np.random.Generator) -> np.ndarray:
     "Make the tint of a place: lighter or darker, a little redder or greyer."
-    return np.array([1, 1, 1]) * place.uniform(0.8, 1.15) + np.array([0.5, 0.1, -0.5]) * place.normal(0.01, 0.05) + place.normal(0, 0.012, 3)
+    return (
+        np.array([1, 1, 1]) * place.uniform(0.8, 1.15) + np.array([0.5, 0.1, -0.5]) * place.normal(0.01, 0.05) + place.normal(0, 0.012, 3)
+    )
 
 # %% ../../../nbs/data/demo/02_ground.ipynb #d5b20f49
 def _ground_grain(kind: str, size_px: int, rng: np.random.Generator) -> np.ndarray:

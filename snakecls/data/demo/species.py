@@ -68,7 +68,9 @@ def _chevrons(t, v, colours, shares):
 def _diamonds(t, v, colours, shares):
     "Dark _diamonds with a pale border, pale inside."
     d = 1.9 * np.abs(t % 1 - 0.5) + 0.75 * np.abs(v)
-    return _paint([(None, colours[0]), (_box(d, 0.92, 0.08), colours[2]), (_box(d, 0.74, 0.08), colours[1]), (_box(d, 0.3, 0.1), colours[0])])
+    return _paint(
+        [(None, colours[0]), (_box(d, 0.92, 0.08), colours[2]), (_box(d, 0.74, 0.08), colours[1]), (_box(d, 0.3, 0.1), colours[0])]
+    )
 
 # %% ../../../nbs/data/demo/01_species.ipynb #a4bc8f65
 def _blotches(t, v, colours, shares):
