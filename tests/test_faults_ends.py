@@ -279,7 +279,7 @@ def test_an_error_while_training_keeps_the_best_so_far_too(shop, monkeypatch):
             raise MemoryError("no room for a batch")
         return "an epoch"
 
-    monkeypatch.setattr(module, "describe_epoch", fails)
+    monkeypatch.setattr(module, "_describe_epoch", fails)
     done = snakecls("train", "--data", "clothes", *SMALL, "--set", "schedule=[{size: 32, epochs: 3}]", "--runs", "runs-error", cwd=shop)
     run = next((shop / "runs-error").iterdir())
     refused(done, "there is not enough memory", 1)

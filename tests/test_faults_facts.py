@@ -10,7 +10,7 @@ from test_faults_person import answer, make_bundle, run
 
 from snakecls.core import UserError
 from snakecls.data.label_facts import clean_facts, model_dangers, target_danger
-from snakecls.workflow.facts import load_facts, read_facts
+from snakecls.experiment.facts import load_facts, read_facts
 
 LABELS = ["Naja naja", "Natrix natrix", "Coronella austriaca"]
 

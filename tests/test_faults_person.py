@@ -213,7 +213,7 @@ def test_a_run_without_facts_says_so_in_its_report():
 
 def test_the_facts_of_the_philippine_snakes_agree_with_the_experiment():
     from snakecls.experiment.file import load_experiment
-    from snakecls.workflow.facts import load_facts
+    from snakecls.experiment.facts import load_facts
 
     experiment = load_experiment(REPO / "experiments/snakes_ph.yaml")
     table = pd.read_csv(experiment.data.facts)

@@ -203,11 +203,12 @@ def test_the_list_puts_runs_on_the_same_photos_together_and_marks_tuned_threshol
 
 
 def test_wandb_is_missed_only_where_it_was_given():
-    from snakecls.experiment.options import untracked_note
+    from snakecls.experiment.doubts import find_idle
 
     plain = make_experiment({"data": {"source": "/photos"}})
-    assert untracked_note(make_experiment(plain.model_dump())) is None  # as every run of a grid is made
-    assert "wandb.entity is given" in untracked_note(make_experiment(plain.model_dump(), overrides=["wandb.entity=me"]))
+    again = make_experiment(plain.model_dump())
+    assert not any("wandb" in note for note in find_idle(again, again.schedule))  # as every run of a grid is made
+    assert any("wandb.entity is given" in note for note in find_idle(make_experiment(plain.model_dump(), overrides=["wandb.entity=me"]), again.schedule))
 
 
 def test_a_parent_that_is_gone_or_damaged_is_told_and_the_run_is_recorded(tmp_path):

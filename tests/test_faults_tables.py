@@ -346,20 +346,23 @@ def experiment(source: Path, **data):
 
 @pytest.mark.parametrize("word", ["test", "Testing_set"])
 def test_the_remedy_for_labels_of_the_test_alone_works(tmp_path, word):
-    from snakecls.experiment.learner import build_table, train_labels
+    from snakecls.experiment.table import build_table
+
+    def labels(made):
+        return made.data.problem.learn(build_table(made)).labels
 
     folder = make(tmp_path, *(f"train/{label}/{i}.jpg" for label in "ab" for i in range(5)), f"{word}/unknown/1.jpg")
     with pytest.raises(UserError, match=r"'unknown'.* only in the split test .*data.splits: \{test: ignore\}"):
-        train_labels(build_table(experiment(folder)))
-    assert train_labels(build_table(experiment(folder, splits={"test": "ignore"}))) == ["a", "b"]
+        labels(experiment(folder))
+    assert labels(experiment(folder, splits={"test": "ignore"})) == ["a", "b"]
     make(tmp_path, f"{word}/a/9.jpg")  # only some of its labels are unknown
     with pytest.raises(UserError, match=r"add training photos, remove these, or leave the split out with data.splits: \{test: ignore\}"):
-        train_labels(build_table(experiment(folder)))
+        labels(experiment(folder))
 
 
 def test_yes_in_yaml_is_yes(tmp_path):
     from snakecls.experiment.file import load_experiment
-    from snakecls.experiment.learner import build_table
+    from snakecls.experiment.table import build_table
 
     make(tmp_path, *(f"photos/{split}/{label}/{i}.jpg" for split in ("train", "yes") for label in "ab" for i in range(5)))
     write(tmp_path / "one.yaml", "data:\n  source: photos\n  splits: {yes: test}\n")
@@ -371,7 +374,7 @@ def test_yes_in_yaml_is_yes(tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
-    from snakecls.experiment.learner import build_table, divide_photos, train_labels
+    from snakecls.experiment.table import build_table, divide_photos
 
     n = 2000
     label = np.where(np.arange(n) < 1600, "often", np.where(np.arange(n) < 1990, "seldom", "rare"))
@@ -383,7 +386,7 @@ def test_a_sample_is_stratified_and_keeps_groups_together(tmp_path, several):
     assert (some["split"] == "test").sum() == (whole["split"] == "test").sum() == 400
     left = some[some["split"] != "test"]
     assert 180 <= len(left) <= 220 and 0.15 < (left["split"] == "valid").mean() < 0.25
-    assert set(train_labels(some)) == {"often", "seldom", "rare"}
+    assert set(experiment(tmp_path, **options).data.problem.learn(some).labels) == {"often", "seldom", "rare"}
     labels = left["labels"].str[0] if several else left["label"]
     assert 0.75 < (labels == "often").mean() < 0.85
     assert left.groupby("observation_id").size().eq(2).all() and left.groupby("observation_id")["split"].nunique().max() == 1

@@ -394,7 +394,7 @@ def test_wandb_takes_project_and_tags_from_the_experiment_and_records_offline(fe
 
 
 def test_warnings_about_wandb_name_no_internal_call(few, tmp_path, monkeypatch, recwarn):
-    import snakecls.workflow.run as module
+    import snakecls.workflow.recorder as module
     from snakecls.workflow.trackers import WandbTracker
 
     monkeypatch.setattr(module, "WandbTracker", lambda *args, **kwargs: WandbTracker(*args, command=["/nonexistent"], **kwargs))

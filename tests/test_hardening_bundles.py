@@ -122,7 +122,7 @@ def test_old_bundles_are_told_once_on_standard_error_and_export_seals_them(bundl
 
 def test_whoever_rewrites_a_bundle_seals_it_anew(bundle, photo, tmp_path):
     from snakecls.models.bundle import edit_bundle, load_model, read_bundle
-    from snakecls.workflow.facts import add_facts
+    from snakecls.experiment.facts import add_facts
 
     (tmp_path / "facts.csv").write_text("label,venomous\nNatrix natrix,no\nMicrurus fulvius,yes\n")
     add_facts(bundle, tmp_path / "facts.csv", title="Mine", subject="snake")
@@ -431,7 +431,7 @@ def test_300_damages_to_weights(bundle, photo):
 
 
 def test_300_damages_to_a_table_of_facts(tmp_path):
-    from snakecls.workflow.facts import read_facts
+    from snakecls.experiment.facts import read_facts
 
     labels = list(FACTS)
     lines = ["label,common_name,venomous,countries"] + [f"{label},{known['common_name']},{ {True: 'yes', False: 'no', None: ''}[known['venomous']] },\"{'; '.join(known.get('countries', []))}\"" for label, known in FACTS.items()]
@@ -455,7 +455,7 @@ def test_300_damages_to_a_table_of_facts(tmp_path):
 
 @pytest.mark.parametrize("column, value, known", [("risk", "high", None), ("Rear-fanged", "yes", None), ("rear_fanged", "no", False), ("bite", "very painful", None), ("risk level", "3", None), ("risk", "low", False), ("extinction risk", "high", False), ("Fangs", "none", False)])
 def test_a_column_that_may_mean_danger_takes_a_no_back(column, value, known, tmp_path):
-    from snakecls.workflow.facts import read_facts
+    from snakecls.experiment.facts import read_facts
 
     (tmp_path / "facts.csv").write_text(f"label,venomous,{column}\nBoiga,no,{value}\n")
     facts, notes = read_facts(tmp_path / "facts.csv", ["Boiga"])

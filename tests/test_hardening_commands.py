@@ -13,7 +13,7 @@ from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.disk import check_writable
-from snakecls.workflow.run import check_places
+from snakecls.workflow.recorder import check_places
 
 CODE = f"import sys; sys.path.insert(0, {str(REPO)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"
 

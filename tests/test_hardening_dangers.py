@@ -227,7 +227,7 @@ def test_an_ensemble_keeps_the_facts_of_every_target(tmp_path):
 
 
 def test_300_damages_to_a_table_of_facts_of_several_targets(tmp_path):
-    from snakecls.workflow.facts import read_facts
+    from snakecls.experiment.facts import read_facts
 
     expected, read = {"Lampropeltis getula": False, "Micrurus fulvius": True, "Lampropeltis": False, "Micrurus": True}, 0
     for damaged in mutated_files(TABLE.encode(), seed=21):
@@ -377,7 +377,7 @@ def test_facts_counts_what_the_labels_of_a_further_target_say_themselves(tmp_pat
 
 
 def test_labels_that_stand_in_several_targets_are_told(tmp_path):
-    from snakecls.workflow.facts import read_facts
+    from snakecls.experiment.facts import read_facts
 
     (tmp_path / "facts.csv").write_text("label,venomous\nNatrix,no\nyes,no\nno,no\n")
     _, notes = read_facts(tmp_path / "facts.csv", ["Natrix"], target="genus", others={"adult": ["yes", "no"], "fangs": ["yes", "no"]})

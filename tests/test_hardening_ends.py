@@ -234,7 +234,7 @@ def second_run(monkeypatch, act) -> None:
             act()
         return "epoch"
 
-    monkeypatch.setattr(module, "describe_epoch", describe)
+    monkeypatch.setattr(module, "_describe_epoch", describe)
 
 
 def group_of(cwd: Path, kind: str) -> tuple[Path, list[dict]]:  # its folder, and the status of its runs, by start
@@ -293,7 +293,7 @@ def test_a_disk_that_is_full_during_the_second_of_several_runs_names_the_finishe
 
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_a_disk_without_room_for_several_runs_is_told_before_a_photo_is_read(tmp_path, monkeypatch, kind):
-    import snakecls.workflow.run as module
+    import snakecls.experiment.plan as module
 
     make_photos(tmp_path / "photos", 24)
     free, read = (8_000_000 if kind != "grid" else 1_000_000), []  # one run of this network needs 5.5 MB

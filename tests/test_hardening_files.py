@@ -433,7 +433,7 @@ def test_a_table_that_was_written_for_people_names_its_photos(tmp_path):
 
 
 def test_what_the_library_guarded_is_read_as_it_was_by_training_and_facts(tmp_path):
-    from snakecls.workflow.facts import read_facts
+    from snakecls.experiment.facts import read_facts
 
     labels = ["-neg", "@home", "'Ndrangheta", "=eq", "'s-Gravenhage", "\uff1dwide", "plain"]
     names = []

@@ -19,7 +19,7 @@ def train_folds(tmp_path, monkeypatch, act):
             act()
         return "epoch"
 
-    monkeypatch.setattr(module, "describe_epoch", describe)
+    monkeypatch.setattr(module, "_describe_epoch", describe)
     return snakecls("train", "--data", "photos", *SMALL, "--set", "schedule=[{size: 32, epochs: 1}]", "--folds", "2", cwd=tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_folds_where_one_lost_a_test_photo_are_joined_on_the_others(tmp_path, mo
                 os.unlink(path)
         return "epoch"
 
-    monkeypatch.setattr(module, "describe_epoch", describe)
+    monkeypatch.setattr(module, "_describe_epoch", describe)
     done = snakecls("train", "--data", "photos", *SMALL, "--set", "data.test=0.25", "--set", "schedule=[{size: 32, epochs: 1}]", "--folds", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folds = json.loads(next((tmp_path / "runs").glob("*-folds/folds.json")).read_text())

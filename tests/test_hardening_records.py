@@ -185,9 +185,9 @@ def test_a_disk_that_is_full_at_any_write_of_the_end_leaves_a_state_that_can_be_
                 raise OSError(errno.ENOSPC, "No space left on device", str(target))
         return real(source, target, *more)
 
-    def counted(*given):
+    def counted(*given, **more):
         writes["on"] = 1
-        return finish(*given)
+        return finish(*given, **more)
 
     monkeypatch.setattr(disk.os, "replace", replace)
     monkeypatch.setattr(module, "finish_records", counted)

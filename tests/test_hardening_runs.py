@@ -44,7 +44,7 @@ def train_and(monkeypatch, cwd: Path, act, *words: object, when: int = 1, epochs
             act(the_run(cwd / "runs"))
         return f"epoch {row['epoch']}"
 
-    monkeypatch.setattr(module, "describe_epoch", describe)
+    monkeypatch.setattr(module, "_describe_epoch", describe)
     return snakecls("train", "--data", "photos", *SMALL, "--set", "data.test=0.25", "--set", f"schedule=[{{size: 32, epochs: {epochs}}}]", "--json", *words, cwd=cwd)
 
 

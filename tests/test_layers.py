@@ -87,7 +87,7 @@ def test_numbers_of_notebooks_start_at_one_and_leave_none_out():
 
 
 def test_the_check_would_notice():
-    assert "snakecls.train.stages" in imported("snakecls.experiment.learner")
+    assert "snakecls.train.stages" in imported("snakecls.experiment.plan")
     assert "snakecls.workflow.run" in imported("snakecls.cli")  # inside a function
 
 

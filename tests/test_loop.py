@@ -19,7 +19,7 @@ from snakecls.data.datablocks import photo_dls
 from snakecls.data.demo.draw import make_demo
 from snakecls.deploy.predict import Predictor
 from snakecls.experiment.file import load_experiment, make_experiment
-from snakecls.experiment.learner import build_learner, build_stages, build_table
+from snakecls.experiment.plan import make_plan
 from snakecls.train.schedules import progressive_fit
 from snakecls.workflow.run import run_experiment
 
@@ -50,9 +50,10 @@ def trained(request, drawn, tmp_path_factory):
 def fitted(drawn, tmp_path_factory):
     "A Learner after progressive_fit, with nothing of the workflow around it."
     experiment = make_experiment(settings(drawn))
-    learn = build_learner(experiment, build_table(experiment), path=tmp_path_factory.mktemp("learner"))
+    plan = make_plan(experiment).open_photos(tmp_path_factory.mktemp("learner"))
+    learn = plan.learn
     with learn.no_bar(), learn.no_logging():
-        result = progressive_fit(learn, build_stages(experiment), seed=1)
+        result = progressive_fit(learn, plan.stages, seed=1)
     return learn, result
 
 

@@ -128,16 +128,15 @@ def test_what_cannot_be_is_refused_before_a_run_folder_is_made(drawn, tmp_path, 
 
 
 def test_another_experiment_starts_from_the_heads_of_the_same_name(trained, drawn):
-    from snakecls.experiment.learner import build_model, build_table, several_targets, train_labels
+    from snakecls.experiment.plan import make_plan
 
     experiment = make_experiment(settings(drawn, data={"target": ["genus", "place", "side"]}, model={"weights": str(trained.run / "best")}))
-    labels = train_labels(build_table(experiment), several_targets(experiment.data))
-    ours, theirs = build_model(experiment, labels), load_model(trained.run / "best")
+    ours, theirs = make_plan(experiment).model, load_model(trained.run / "best")
     assert ours.get_classifier().targets == ["genus", "place", "side"]
     for new, old in ((ours.fc["0"], theirs.fc["1"]), (ours.fc["2"], theirs.fc["2"]), (ours.conv1[0], theirs.conv1[0])):
         np.testing.assert_array_equal(new.weight.detach(), old.weight.detach())
     single = make_experiment(settings(drawn, data={"target": "binomial"}, model={"weights": str(trained.run / "best")}, monitor="f1_macro"))
-    np.testing.assert_array_equal(build_model(single, sorted(SPECIES)).fc.weight.detach(), theirs.fc["0"].weight.detach())
+    np.testing.assert_array_equal(make_plan(single).model.fc.weight.detach(), theirs.fc["0"].weight.detach())
 
 
 def test_folds_and_ensembles_score_every_target(drawn, tmp_path):
@@ -166,11 +165,11 @@ def test_folds_and_ensembles_score_every_target(drawn, tmp_path):
 def test_a_target_weighs_what_the_file_says(drawn):
     import torch
 
-    from snakecls.experiment.learner import build_loss
+    from snakecls.experiment.plan import make_plan
 
-    counts = {"binomial": [4, 4, 4], "genus": [8, 4], "side": [6, 6]}
-    plain, weighed = (build_loss(make_experiment(settings(drawn, train=train)), counts=counts, n_photos=12) for train in ({}, {"target_weights": {"side": 0.25, "genus": 2}}))
-    logits, y = [torch.randn(5, len(each)) for each in counts.values()], [torch.randint(len(each), (5,)) for each in counts.values()]
+    plans = [make_plan(make_experiment(settings(drawn, train=train))) for train in ({}, {"target_weights": {"side": 0.25, "genus": 2}})]
+    (plain, weighed), names = (plan.parts["loss_func"] for plan in plans), plans[0].problem.by_target.values()
+    logits, y = [torch.randn(5, len(each)) for each in names], [torch.randint(len(each), (5,)) for each in names]
     each = [part(one, true) for part, one, true in zip(plain.parts, logits, y)]
     assert float(weighed(logits, *y)) == pytest.approx(float(each[0] + 2 * each[1] + 0.25 * each[2]), rel=1e-6)
     assert float(plain(logits, *y)) == pytest.approx(float(sum(each)), rel=1e-6)

@@ -86,7 +86,7 @@ def test_facts_are_joined_by_latin_name(snakeclef_2023, snakeclef_2021):
 
 
 def test_facts_are_what_an_experiment_reads(snakeclef_2023, tmp_path):
-    from snakecls.workflow.facts import load_facts
+    from snakecls.experiment.facts import load_facts
 
     folder = snakeclef_2023.parent
     facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").table

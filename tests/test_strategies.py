@@ -17,7 +17,8 @@ from snakecls.data.photos import open_photo, resize_photo
 from snakecls.deploy.predict import Predictor
 from snakecls.models.bundle import load_model, read_bundle
 from snakecls.experiment.file import make_experiment
-from snakecls.experiment.learner import build_callbacks, build_learner, build_saver, build_stages, build_table
+from snakecls.experiment.plan import fill_stages, make_callbacks, make_plan
+from snakecls.experiment.table import build_table
 from snakecls.train.precision_choice import PrecisionChoice
 from snakecls.workflow.run import run_experiment
 
@@ -42,7 +43,7 @@ def experiment(photos: Path, *overrides: str, **values):
 
 def learner(photos: Path, *overrides: str):
     made = experiment(photos, *overrides)
-    return build_learner(made, build_table(made)), made
+    return make_plan(made).open_photos().learn, made
 
 
 def run(photos: Path, tmp_path: Path, *overrides: str, say=lambda text: None, **values):
@@ -65,10 +66,10 @@ def test_losses_optimisers_metrics_and_sampling_are_the_experiments(photos):
 
 def test_callbacks_are_the_experiments(photos):
     made = experiment(photos, "train.ema=0.99", "train.patience=2", "train.min_delta=0.01", "train.validate_every=2", "train.accumulate=3", "train.clip=0.5")
-    found = {type(cb).__name__: cb for cb in build_callbacks(made, torch.nn.Linear(2, 2))}
+    found = {type(cb).__name__: cb for cb in make_callbacks(made, torch.nn.Linear(2, 2), "f1_macro")}
     assert set(found) == {"ExponentialMovingAverage", "EarlyStopping", "ValidateEvery", "AccumulateGradients", "ClipGradients"}
     assert (found["EarlyStopping"].patience, found["ExponentialMovingAverage"].decay) == (2, 0.99)
-    assert build_saver(experiment(photos, "monitor=composite")).rule == "composite"
+    assert make_plan(experiment(photos, "monitor=composite")).saver.rule == "composite"
 
 
 def test_colours_are_measured_where_no_weights_prescribe_them(photos, tmp_path):
@@ -155,20 +156,13 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
     (["schedule.0.gradual=true"], "at least 2 epochs"),
     (["schedule.0.lr_schedule=plateau"], "plateau"),
-    (["train.min_delta=0.1"], "without train.patience"),
-    (["train.patience=4", "schedule.0.epochs=5"], "give at most 3"),
-    (["train.patience=1", "train.validate_every=3", "schedule.0.epochs=6"], "2 validation"),
-    (["train.validate_every=3", "schedule.0.epochs=2"], "give at most 2"),
-    (["train.validate_every=2", "schedule.0.epochs=4", "schedule.0.lr_schedule=plateau"], "validate more often"),
     (["schedule.0.epochs=2", "schedule.0.gradual=true", "schedule.0.freeze=4"], "keeps them all"),
     (["schedule.0.layer_decay=0.5", "schedule.0.freeze=body"], "keeps them all"),
-    (["train.refit=true"], "no stage has a probe"),
     (["train.pos_weight=balanced", "train.oversample=0.5"], "pos_weight balanced both make up"),
     (["train.wd=.inf"], "train.wd is inf: .*finite number"),
     (["schedule.0.lr=.inf"], "schedule.0.lr is inf: .*finite number"),
     (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=3", "schedule.0.lr_options={cycel: 1}"], "did you mean 'cycle'"),
     (["schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={cycle: 1}"], "choose one of: factor"),
-    (["train.optimiser=adadelta", "schedule.0.lr=1.0e-3"], "leave lr out"),
     (["train.batch_norm=all"], "mean 0 and variance 1"),
     (["train.batch_norm=frozen", "model.arch=lenet5"], "has no batch norm"),
     (["top_k=[3, 0]"], "top_k.1 is 0"),
@@ -186,22 +180,41 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
 def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch, overrides, sentence):
     def refuse(*args, **kwargs):
         raise AssertionError("a photo was read")
-    for module in ("snakecls.workflow.run.keep_readable", "snakecls.models.info._photo_sums"):
+    for module in ("snakecls.experiment.plan.keep_readable", "snakecls.models.info._photo_sums"):
         monkeypatch.setattr(module, refuse)
     with pytest.raises(UserError, match=sentence):
         run(photos, tmp_path, *overrides)
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("override", ["schedule.0.mix_p=0.5", "augment.mix_p=0.5"])
-def test_a_share_of_batches_that_nothing_mixes_is_told_and_runs(photos, tmp_path, override):
-    said = []
-    run(photos, tmp_path, override, say=said.append)
-    assert f"Note: {override.replace('=', ' is ')}, but nothing is mixed; give mixup or cutmix, or leave mix_p out." in said
+@pytest.mark.parametrize("overrides, sentence", [
+    (["schedule.0.mix_p=0.5"], "schedule.0.mix_p is 0.5, but nothing is mixed"),
+    (["augment.mix_p=0.5"], "augment.mix_p is 0.5, but nothing is mixed"),
+    (["train.min_delta=0.1"], "without train.patience"),
+    (["train.patience=4", "schedule.0.epochs=5"], "give at most 3"),
+    (["train.patience=1", "train.validate_every=3", "schedule.0.epochs=6"], "2 validation"),
+    (["train.validate_every=3", "schedule.0.epochs=2"], "give at most 2"),
+    (["train.validate_every=2", "schedule.0.epochs=4", "schedule.0.lr_schedule=plateau"], "validate more often"),
+    (["train.refit=true"], "no stage has a probe"),
+])
+def test_what_does_nothing_is_told_and_runs(photos, overrides, sentence):
+    assert any(sentence in note for note in make_plan(experiment(photos, *overrides)).notes)
+
+
+def test_idle_options_change_nothing(photos, tmp_path):
+    said, idle = [], ["train.patience=9", "train.min_delta=0.1", "train.validate_every=3", "train.refit=true", "schedule.0.mix_p=0.5", "name=idle"]
+    plain, told = run(photos, tmp_path, "name=plain"), run(photos, tmp_path, *idle, say=said.append)
+    assert sum(text.startswith("Note: ") for text in said) >= 4
+    assert told.metrics["valid"] == plain.metrics["valid"] and told.metrics["best"] == plain.metrics["best"]
+
+
+def test_a_rate_at_which_adadelta_stands_still_is_told(photos):
+    notes = make_plan(experiment(photos, "train.optimiser=adadelta", "schedule.0.lr=1.0e-3")).open_photos().notes
+    assert any("leave lr out" in note for note in notes)
 
 
 def test_weights_that_no_photo_allows_are_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("snakecls.workflow.run.keep_readable", lambda *args: pytest.fail("a photo was read"))
+    monkeypatch.setattr("snakecls.experiment.plan.keep_readable", lambda *args: pytest.fail("a photo was read"))
     paths = sorted(photos.glob("*/*.png"))
     pd.DataFrame({"path": paths, "labels": [f"photo {path.parent.name}" for path in paths]}).to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(UserError, match="some label is on"):
@@ -221,7 +234,7 @@ def test_batch_norms_of_random_weights_are_trained_and_pretrained_ones_held(phot
 
 
 def test_options_of_a_rate_reach_the_optimiser_and_adadelta_has_its_own(photos, tmp_path):
-    stages = build_stages(experiment(photos, "schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={factor: 0.5, patience: 2}"))
+    stages = fill_stages(experiment(photos, "schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={factor: 0.5, patience: 2}"))
     assert stages[0].lr_options == {"factor": 0.5, "patience": 2} and stages[0].lr == 1e-3
     result = run(photos, tmp_path, "train.optimiser=adadelta", "schedule.0.epochs=6")
     assert pd.read_csv(result.run / "history.csv")["lr"].tolist() == [1.0] * 6
@@ -237,8 +250,8 @@ def choice(compiled: bool) -> PrecisionChoice:
 @pytest.mark.parametrize("pays", [True, False])
 def test_compiling_is_weighed_where_the_precision_is_measured(photos, tmp_path, monkeypatch, pays):
     asked, compiled = [], []
-    monkeypatch.setattr("snakecls.workflow.run.choose_precision", lambda model, size, **kwargs: asked.append(kwargs) or choice(pays))
-    monkeypatch.setattr("snakecls.workflow.run.compile_model", lambda learn: compiled.append(learn))
+    monkeypatch.setattr("snakecls.experiment.plan.measure_precision", lambda model, size, **kwargs: asked.append(kwargs) or choice(pays))
+    monkeypatch.setattr("snakecls.experiment.plan.compile_model", lambda learn: compiled.append(learn))
     result = run(photos, tmp_path, "train.precision=auto", "train.compile=true", schedule=[{"size": 32, "epochs": 2, "bs": 8}, {"size": 48, "epochs": 1, "bs": 4}])
     n = (pd.read_parquet(result.run / "manifest.parquet")["split"] == "train").sum()
     assert asked == [{"bs": 4, "compile": True, "planned_steps": 2 * (n // 8) + n // 4}]
@@ -246,14 +259,14 @@ def test_compiling_is_weighed_where_the_precision_is_measured(photos, tmp_path, 
 
 
 def test_compiling_that_was_asked_for_is_timed(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("snakecls.workflow.run.compile_model", lambda learn: learn.model.compile(backend="eager"))
+    monkeypatch.setattr("snakecls.experiment.plan.compile_model", lambda learn: learn.model.compile(backend="eager"))
     assert run(photos, tmp_path, "train.compile=true").metrics["compile_seconds"] > 0
     assert run(photos, tmp_path).metrics["compile_seconds"] is None
 
 
 def test_without_epochs_nothing_is_measured_or_compiled(photos, tmp_path, monkeypatch):
-    for name in ("choose_precision", "compile_model"):
-        monkeypatch.setattr(f"snakecls.workflow.run.{name}", lambda *args, **kwargs: pytest.fail("measured"))
+    for name in ("measure_precision", "compile_model"):
+        monkeypatch.setattr(f"snakecls.experiment.plan.{name}", lambda *args, **kwargs: pytest.fail("measured"))
     result = run(photos, tmp_path, "train.precision=auto", "train.compile=true", schedule=[{"size": 32, "epochs": 0, "head": "probe"}])
     assert (result.metrics["mode"], result.metrics["precision"]) == ("fp32+channels_last", None)
 

@@ -8,7 +8,7 @@ __all__ = ['FIXED_KWARGS', 'DEFAULT_SCHEDULE', 'DataConfig', 'ModelConfig', 'Tra
 
 # %% ../../nbs/experiment/01_schema.ipynb #632610a7
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,9 @@ from ..core import nearest
 from ..data.augmentation import Augment
 from ..settings import Settings
 from ..train.stages import Stage
+
+if TYPE_CHECKING:
+    from snakecls.data.problem import Problem
 
 # %% ../../nbs/experiment/01_schema.ipynb #fe5ef1ac
 class DataConfig(Settings):
@@ -44,6 +47,13 @@ class DataConfig(Settings):
     sample: int | None = Field(None, ge=2, description="train and validate on about so many photos only, for a quick try; the test stays whole")
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
+
+    @property
+    def problem(self) -> "Problem":
+        "What is asked about a photo, before its labels are known; raises `UserError` where settings contradict one another."
+        from snakecls.data.problem import asked_problem  # here, as it needs NumPy
+
+        return asked_problem(self.target, multi_label=self.multi_label)
 
     @field_validator("source", "root", "corrections", "facts")
     @classmethod

@@ -112,6 +112,20 @@ class Stage(Settings):
         "The size in px at which this stage validates, and at which its model would be served."
         return self.valid_size or self.size
 
+    def n_batches(
+        self,
+        n_photos: int,  # training photos, at least 1
+    ) -> int:
+        "Count the training batches of an epoch."
+        return n_photos // min(self.bs, n_photos)
+
+    def n_validations(
+        self,
+        every: int,  # epochs from one validation to the next; the last one always validates
+    ) -> int:
+        "Count the validations of the stage."
+        return -(-self.epochs // every)
+
     def fill(self, *, augment: Augment = Augment(), lr: float = 1e-3, bs: int = 32) -> "Stage":
         "Give what the stage leaves open: rate, batch, and what `augment` mixes in every stage; raises `UserError` where that does not go with the rest."
         open_ = {"lr": lr, "bs": bs, "mixup": augment.mixup, "cutmix": augment.cutmix, "mix_p": augment.mix_p}

@@ -16,7 +16,7 @@ from ..core import UserError
 from ..evaluate.predictions import score_table
 from ..models.bundle import BundleInfo, write_bundle
 from ..train.learner_probe import learner_problem
-from .facts import read_facts
+from ..experiment.facts import read_facts
 from .record import describe_bundle, photo_table, predict_valid
 from .results import load_examples
 

@@ -10,13 +10,14 @@ __all__ = ['MOST_COMBINATIONS', 'FoldsResult', 'run_folds', 'started_group', 'jo
 # %% ../../nbs/workflow/13_several.ipynb #e2d5ade7
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.meta import delegates
 
 from ..core import UserError
 from ..disk import read_parquet, write_json, write_table
@@ -27,14 +28,16 @@ from ..evaluate.predictions import score_table
 from ..models.bundle import load_model, read_bundle, write_bundle
 from ..stats import mean_sd
 from ..experiment.file import make_experiment
-from ..experiment.learner import build_model, build_table, several_targets, train_labels
+from ..experiment.plan import make_plan
+from ..experiment.table import build_table
 from ..train.precision_choice import compare_precisions
 from ..experiment.schema import Experiment
 from .results import predictions_name
 from .groups import Member, difference_text, find_folds, folds_verdict, judge_folds, make_group, settings_text, write_folds_entry, write_folds_manifest, write_settings
 from .ended import undisturbed
 from .killed import PROGRESS, end_group
-from .run import RunResult, check_room, resolve_parent, resolve_weights, run_experiment
+from .recorder import RunRecorder, check_room, resolve_names, resolve_parent
+from .run import RunResult, run_experiment
 from .run_folder import RunFolder, make_slug, open_lock, trained_score
 
 # %% ../../nbs/workflow/13_several.ipynb #9f26b38a
@@ -49,31 +52,31 @@ class FoldsResult:
     targets: dict[str, dict]  # with several: target -> {summary, out_of_fold, test}; what stands above is the first one's
 
 
+@delegates(RunRecorder)
 def run_folds(
     experiment: Experiment,
     folds: int,  # 2 or more
     *,
-    root: str | Path = "runs",
-    logbook: str | Path | None = "logbook.md",
-    command: str = "",
-    say: Callable[[str], None] = print,
+    recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
+    **kwargs,  # of `RunRecorder`
 ) -> FoldsResult:
     "Run an experiment once for each fold; raises `UserError` where a class has too few photos or groups."
     if experiment.train.refit:
         raise UserError("train.refit fits on the validation photos too, so its folds would say nothing; set train.refit to false for folds.")
     if folds < 2:
         raise UserError(f"folds is {folds}; give 2 or more.")
-    earlier = find_folds(root, experiment.parent) if experiment.parent else None
-    experiment = experiment.model_copy(update={"parent": None}) if earlier else resolve_parent(experiment, root)
+    recorder = recorder or RunRecorder(**kwargs)
+    earlier = find_folds(recorder.root, experiment.parent) if experiment.parent else None
+    experiment = experiment.replace(parent=None) if earlier else resolve_parent(experiment, recorder.root)
     chosen = [change(experiment, name=f"{experiment.name[:70]}-fold{fold + 1}", data={"folds": folds, "fold": fold}) for fold in range(folds)]
-    for one in chosen:
-        labels = train_labels(table := build_table(one), several_targets(one.data))  # a fold without a class is refused before the first is trained
-    check_room(build_model(resolve_weights(chosen[-1], root, say=lambda note: None), labels, table=table), root, folds)
+    for one in chosen[:-1]:
+        one.data.problem.learn(build_table(one))  # a fold without a class is refused before the first is trained
+    check_room(make_plan(resolve_names(chosen[-1], replace(recorder, say=lambda note: None))).model, recorder.root, folds)
     results = []
-    with started_group(root, experiment, "folds", folds, logbook=logbook, command=command, say=say) as folder:
+    with started_group(recorder, experiment, "folds", folds) as (folder, within):
         for fold, one in enumerate(chosen):
-            say(f"Fold {fold + 1} of {folds}")
-            results.append(run_experiment(one, root=root, logbook=logbook, command=command, say=say, part_of=folder.name))
+            recorder.say(f"Fold {fold + 1} of {folds}")
+            results.append(run_experiment(one, recorder=within))
     runs, labels = [result.run for result in results], results[0].metrics["labels"]
     write_folds_manifest(folder, runs)
     first = join_scores(results, labels, folder / predictions_name(None), top_k=experiment.top_k)
@@ -83,44 +86,39 @@ def run_folds(
     targets = {}
     for place, (target, names) in enumerate((read_bundle(results[0].run / "best").info.targets or {}).items()):
         targets[target] = join_scores(results, names, folder / predictions_name(None, target), target=target, top_k=experiment.top_k) if place else first
-    described = {"name": experiment.name, "parent": experiment.parent or (earlier and earlier.name), "command": command, "experiment": runs[0].experiment()}
+    described = {"name": experiment.name, "parent": experiment.parent or (earlier and earlier.name), "command": recorder.command, "experiment": runs[0].experiment()}
     write_json(folder / "folds.json", {"runs": [run.id for run in runs], "labels": labels, **first, "targets": targets} | described)
     result = FoldsResult(folder, runs, first["summary"], first["out_of_fold"], first["test"], targets)
     judged = judge_folds(folder, described["experiment"], earlier)
     write_json(folder / "verdict.json", judged)
     if judged["other"]:
-        say(f"Verdict: {folds_verdict(first['summary']['f1_macro'], judged)}{': ' + judged['reason'] if judged['reason'] else ''}.")
-    if logbook is not None and "logbook" in experiment.track:
-        write_folds_entry(folder, runs, text=folds_text(result), judged=judged, parent_run=Path(experiment.parent or "").name, logbook=logbook, command=command)
+        recorder.say(f"Verdict: {folds_verdict(first['summary']['f1_macro'], judged)}{': ' + judged['reason'] if judged['reason'] else ''}.")
+    if recorder.book(experiment) is not None:
+        write_folds_entry(folder, runs, text=folds_text(result), judged=judged, parent_run=Path(experiment.parent or "").name, logbook=recorder.logbook, command=recorder.command)
     return result
 
 
 @contextmanager
 def started_group(
-    root: str | Path,
+    recorder: RunRecorder,
     experiment: Experiment,
     kind: str,  # 'folds', 'grid' or 'precision'
     n: int,  # runs that it is to have
-    *,
-    logbook: str | Path | None,
-    command: str,
-    say: Callable[[str], None],
-) -> Iterator[Path]:  # the group's folder
+) -> Iterator[tuple[Path, RunRecorder]]:  # the group's folder, and the recorder of its runs
     "Make the folder of several runs and keep account of them; where they end early say how many are done, and leave no folder where the first was refused."
-    folder = make_group(root, experiment.name, kind)
-    book = str(Path(logbook).absolute()) if logbook is not None and "logbook" in experiment.track else None
-    said = {"kind": kind, "name": experiment.name, "of": n, "command": command, "logbook": book}
+    folder, book = make_group(recorder.root, experiment.name, kind), recorder.book(experiment)
+    said = {"kind": kind, "name": experiment.name, "of": n, "command": recorder.command, "logbook": book and str(book.absolute())}
     try:
         with open_lock(folder, 5):
             write_json(folder / PROGRESS, {"status": "running", **said})
-            yield folder
+            yield folder, recorder.within(folder)
     except BaseException as e:
         with undisturbed():
             stopped = isinstance(e, KeyboardInterrupt)
             why = f"stopped by {str(e) or 'Ctrl-C'}" if stopped else str(e).strip().splitlines()[0].rstrip(".") if str(e).strip() else type(e).__name__
             with suppress(OSError):  # a full disk has been told
                 if sentence := end_group(folder, "stopped" if stopped else "failed", why):
-                    say(f"{sentence[0].upper()}{sentence[1:]}")
+                    recorder.say(f"{sentence[0].upper()}{sentence[1:]}")
         raise
     write_json(folder / PROGRESS, {"status": "finished", **said})
 
@@ -212,43 +210,41 @@ class Compared:
     summary: dict  # of `write_settings`: mean, spread and comparison of each setting
 
 
+@delegates(RunRecorder)
 def run_grid(
     experiment: Experiment,
     axes: Sequence[str],  # 'key=value,value'
     *,
-    root: str | Path = "runs",
-    logbook: str | Path | None = "logbook.md",
-    command: str = "",
-    say: Callable[[str], None] = print,
+    recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
+    **kwargs,  # of `RunRecorder`
 ) -> Compared:  # its table: setting, run, scores, seconds, parameters, bundle_mb, note, best first
     "Run every combination."
-    combinations = parse_grid(axes)
+    recorder, combinations = recorder or RunRecorder(**kwargs), parse_grid(axes)
     keys = {override.partition("=")[0] for combination in combinations for override in combination}
     if "seed" in keys and "data.seed" not in keys and experiment.data.seed is None:  # else each seed would have validation photos of its own
         experiment = change(experiment, name=experiment.name, data={"seed": experiment.split_seed})
-        say(f"Note: all seeds are trained on one split, that of seed {experiment.data.seed}; set data.seed for another.")
-    experiment = resolve_parent(experiment, root)
+        recorder.tell([f"all seeds are trained on one split, that of seed {experiment.data.seed}; set data.seed for another."])
+    experiment = resolve_parent(experiment, recorder.root)
     changed = [make_experiment(experiment.model_dump(), overrides=combination) for combination in combinations]  # a mistyped key is refused before the first run
     changed = [change(one, name=make_slug(f"{experiment.name[:30]} {' '.join(map(short_setting, combination))}")) for one, combination in zip(changed, combinations)]
     rows, members = [], []
-    with started_group(root, experiment, "grid", len(combinations), logbook=logbook, command=command, say=say) as folder:
+    with started_group(recorder, experiment, "grid", len(combinations)) as (folder, within):
         for number, (combination, one) in enumerate(zip(combinations, changed), start=1):
             setting = " ".join(short_setting(override) for override in combination)
-            say(f"{number} of {len(combinations)}: {setting}")
+            recorder.say(f"{number} of {len(combinations)}: {setting}")
             without_seed = " ".join(short_setting(override) for override in combination if not override.startswith("seed="))
             try:
-                result = run_experiment(one, root=root, logbook=logbook, command=command, say=say, part_of=folder.name)
+                result = run_experiment(one, recorder=within)
                 rows.append({"setting": setting} | result_row(result) | {"note": ""})
                 members.append(Member(without_seed, result.run))
             except UserError as e:
-                say(f"Note: {e}")
+                recorder.tell([str(e)])
                 rows.append({"setting": setting, "note": str(e)})
                 members.append(Member(without_seed if len(without_seed) else setting, None, str(e)))
         if all(row["note"] for row in rows):
             raise UserError(f"none of the {len(rows)} combinations could run; the first says: {rows[0]['note']}")
     table = pd.DataFrame(rows).sort_values("f1_macro", ascending=False, na_position="last", ignore_index=True)
-    where = logbook if "logbook" in experiment.track else None
-    return Compared(table, write_settings(folder, members, kind="grid", axes=axes, logbook=where, command=command))
+    return Compared(table, write_settings(folder, members, kind="grid", axes=axes, logbook=recorder.book(experiment), command=recorder.command))
 
 
 def short_setting(override: str) -> str:
@@ -283,36 +279,35 @@ def summary_text(summary: dict) -> str:  # of `write_settings`
     return "\n".join([*lines, "", f"Verdict: {summary['verdict']}.", *filter(None, [settings_text(summary, summary['parent']).capitalize()])]).strip()
 
 # %% ../../nbs/workflow/13_several.ipynb #0122e3fd
+@delegates(RunRecorder)
 def compare_modes(
     experiment: Experiment,
     modes: Sequence[str] = ("fp32", "fp32+channels_last", "bf16", "bf16+channels_last"),  # what cannot train here gets a note
     *,
-    root: str | Path = "runs",
-    logbook: str | Path | None = "logbook.md",
-    command: str = "",
-    say: Callable[[str], None] = print,
+    recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
+    **kwargs,  # of `RunRecorder`
 ) -> Compared:  # its table: mode, seconds, speedup, f1_macro, difference, note
     "Run an experiment once in each precision and compare time and score."
-    experiment, members = resolve_parent(experiment, root), []
+    recorder = recorder or RunRecorder(**kwargs)
+    experiment, members = resolve_parent(experiment, recorder.root), []
 
     def run_one(mode: str) -> dict:
-        say(f"Precision {mode}")
+        recorder.say(f"Precision {mode}")
         one = experiment.model_copy(update={"name": f"{experiment.name[:60]}-{mode}", "train": experiment.train.model_copy(update={"precision": mode})})
-        result = run_experiment(one, root=root, logbook=logbook, command=command, say=say, part_of=folder.name)
+        result = run_experiment(one, recorder=within)
         members.append(Member(mode, result.run))
         metrics = result.metrics
         return {"f1_macro": metrics["valid"]["f1_macro"], "accuracy": metrics["valid"]["accuracy"], "seconds": sum(stage["seconds"] for stage in metrics["stages"])}
 
-    model = build_model(experiment, train_labels(build_table(experiment), several_targets(experiment.data)))  # what cannot run in any precision is refused at once
-    check_room(model, root, len(modes))
-    with started_group(root, experiment, "precision", len(modes), logbook=logbook, command=command, say=say) as folder:
+    check_room(make_plan(resolve_names(experiment, replace(recorder, say=lambda note: None))).model, recorder.root, len(modes))  # what cannot run in any precision is refused at once
+    with started_group(recorder, experiment, "precision", len(modes)) as (folder, within):
         table = compare_precisions(run_one, modes)
         if table["f1_macro"].isna().all():
             raise UserError(f"no precision could train: {table['note'].iloc[0]}")
     members += [Member(row.mode, None, row.note) for row in table.itertuples() if row.note]
     faster = {row.mode: {"training, s": f"{row.seconds:.1f}", "times as fast": f"{row.speedup:.2f}"} for row in table.itertuples() if not row.note}
-    where, axes = logbook if "logbook" in experiment.track else None, [f"train.precision={','.join(modes)}"]
-    return Compared(table, write_settings(folder, members, kind="precision", axes=axes, logbook=where, command=command, more=faster))
+    axes = [f"train.precision={','.join(modes)}"]
+    return Compared(table, write_settings(folder, members, kind="precision", axes=axes, logbook=recorder.book(experiment), command=recorder.command, more=faster))
 
 # %% ../../nbs/workflow/13_several.ipynb #40eb2b84
 def ensemble_runs(
