@@ -21,7 +21,8 @@ from snakecls.workers import keep_freed_memory
 from snakecls.data.photos import open_photo
 from snakecls.evaluate.predictions import predict_table
 from snakecls.experiment.file import make_experiment
-from snakecls.experiment.learner import build_callbacks, build_learner, build_saver, build_stages, build_table, precision_callback
+from snakecls.experiment.plan import make_plan
+from snakecls.experiment.table import build_table
 from snakecls.train.schedules import progressive_fit
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", "../shared/data")).resolve()
@@ -97,13 +98,12 @@ def predictions(folder: Path, data: str, arm: str, seed: int) -> pd.DataFrame:  
         if data == "butterflies_noisy":
             table = shrink(clean(table), folder / "small")
         start = time.perf_counter()
-        learn = build_learner(experiment, table, path=folder / "work" / there.stem)
-        photos, device = table[table["split"] == "test"], learn.dls.device
+        plan = make_plan(experiment, table=table).open_photos(folder / "work" / there.stem).choose_precision()
+        learn, photos = plan.learn, table[table["split"] == "test"]
         last = LastEpoch(photos, learn.dls.labels)
         with learn.no_logging(), learn.no_bar():
             result = progressive_fit(
-                learn, build_stages(experiment), saver=build_saver(experiment), seed=seed, batch_norm=experiment.train.batch_norm,
-                stage_cbs=lambda stage, number: [*build_callbacks(experiment, learn.model), precision_callback(experiment.train.precision, device), last])
+                learn, plan.stages, saver=plan.saver, seed=seed, batch_norm=plan.experiment.train.batch_norm, cbs=[*plan.cbs, last])
         seconds = time.perf_counter() - start
         said = predict_table(learn.model, photos, learn.dls.spec, learn.dls.labels, flip=True)[["path", "label", "predicted"]].rename(columns={"predicted": "kept"})
         said = said.assign(last=said["kept"] if last.table is None else last.table["predicted"], seconds=seconds, best=result.message)

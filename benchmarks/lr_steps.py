@@ -10,7 +10,7 @@ from common import record
 from snakecls.data.demo.draw import make_demo
 from snakecls.train import lr_finder
 from snakecls.experiment.file import make_experiment
-from snakecls.experiment.learner import build_learner, build_stages, build_table
+from snakecls.experiment.plan import make_plan
 from snakecls.train.learner_probe import probe_head
 from snakecls.train.schedules import prepare_stage
 
@@ -19,11 +19,12 @@ def suggestions(photos: Path, folder: Path, head: str, seed: int, steps: list[in
     "Search with each number of steps, from the same weights."
     stage = {"size": 96, "epochs": 2, "freeze": 4, "lr": "auto", "bs": 16, "head": head}
     experiment = make_experiment({"seed": seed, "data": {"source": str(photos / "photos.csv"), "target": "binomial", "test": 0.2}, "train": {"num_workers": 0}, "schedule": [stage]})
-    learn = build_learner(experiment, build_table(experiment), path=folder)
+    plan = make_plan(experiment).open_photos(folder)
+    learn = plan.learn
     if head == "probe":
         with learn.no_logging(), learn.no_bar():
             probe_head(learn, seed)
-    prepare_stage(learn, build_stages(experiment)[0])
+    prepare_stage(learn, plan.stages[0])
     return [lr_finder.find_lr(learn, num_it=n) for n in steps]
 
 

@@ -199,7 +199,7 @@ def _make_stages(
             **stage, **common, "what": n or ("probe" if n == 0 else "–"), "own": stage.get("own") or {}, "final": stage.get("final") or {},
             "best": kept is not None and not any(row["best"] for row in rows) and bool(kept or not n),
             "lr_picture": _embed_png(plots / f"lr-stage{number}.png") if plots else None,
-            "note": (stage.get("stopped") or "").replace("Stopped", f"Stage {number} ended", 1),
+            "note": f"Stage {number} ended {stage['ended']}" if stage.get("ended") else stage.get("stopped") or "",
             "minutes": seconds / 60 if seconds is not None else None,
         })
     return rows

@@ -8,7 +8,7 @@ __all__ = ['Plan', 'fill_stages', 'make_network', 'check_stages', 'choose_batch_
 
 # %% ../../nbs/experiment/06_plan.ipynb #dd166d65
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..core import UserError, seed_everything
 from ..data.balance import count_labels
 from ..data.columns import count
 from ..data.datablocks import photo_dls
-from ..data.files import keep_readable, why_unreadable
+from ..data.readable import keep_readable, why_unreadable
 from ..data.notes import Noted
 from ..data.photos import PhotoError, PhotoSpec
 from ..data.problem import Problem

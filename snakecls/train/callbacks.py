@@ -22,6 +22,7 @@ class FrozenBatchNorm(Callback):
     "Hold batch-norm statistics still while training: of frozen layers, or of all."
 
     order = -5  # after fastai's TrainEvalCallback has set training mode
+    in_lr_find = True  # a rate is searched with it
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class LabelSmoothing(Callback):
     "Smooth the labels in training by setting the loss's `label_smoothing`; validation keeps the loss as it is."
 
     order, run_valid = 16, False  # after MixUp (15) has asked the loss a second time
+    in_lr_find = True  # a rate is searched with it
 
     def __init__(
         self,

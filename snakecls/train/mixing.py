@@ -52,6 +52,7 @@ class Blend(Callback):
     "Train on blends of two photos; validation and prediction see plain ones. Subclasses say how to blend."
 
     order, run_valid = 15, False
+    in_lr_find = True  # a rate is searched with it
     stream = "blend"  # names the random draws
 
     def before_batch(self):

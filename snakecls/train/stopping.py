@@ -45,7 +45,7 @@ class EarlyStopping(TrackerCallback):
         "Forget everything: a new schedule."
         self.best = float("inf") if self.comp == np.less else -float("inf")
         self.waited, self.stage, self.best_stage, self.best_epoch, self.best_answers = 0, 0, None, None, None
-        self.message = ""  # why it stopped; empty until then
+        self.why = self.message = ""  # what ended it, and that as a sentence; empty until then
         self.told = True  # False: a resumed fit has not said yet how it compares with what was before
 
 # %% ../../nbs/train/11_stopping.ipynb #d6add884
@@ -79,7 +79,8 @@ def after_epoch(self: EarlyStopping) -> None:
         return
     self.waited += 1
     if self.waited >= self.patience and (self.across_stages or self.epoch + 1 < self.n_epoch):
-        self.message = self.explain()
+        self.why = self.explain()
+        self.message = f"Stopped {self.why}"
         if self.verbose:
             print(self.message)
         raise CancelFitException
@@ -87,9 +88,9 @@ def after_epoch(self: EarlyStopping) -> None:
 # %% ../../nbs/train/11_stopping.ipynb #773d5bed
 @patch
 def explain(self: EarlyStopping) -> str:
-    "Say why it stops, in one sentence."
+    "Say why it stops, as the end of a sentence: after epoch 4 of 8: …"
     times = f"in {self.waited} validation{'s' * (self.waited > 1)}"
-    start = f"Stopped after epoch {self.epoch + 1} of {self.n_epoch}: {self.monitor}"
+    start = f"after epoch {self.epoch + 1} of {self.n_epoch}: {self.monitor}"
     if self.best_epoch is None:
         return f"{start} was not a number {times}."
     by = f" by more than {abs(self.min_delta):g}" if self.min_delta else ""
@@ -102,7 +103,7 @@ def explain(self: EarlyStopping) -> str:
 def state_dict(self: EarlyStopping) -> dict:
     "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
     answers = None if self.best_answers is None else self.best_answers.to_state()
-    return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "message")} | {"best_answers": answers}
+    return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "why", "message")} | {"best_answers": answers}
 
 
 @patch

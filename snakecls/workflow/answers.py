@@ -161,7 +161,7 @@ def give_facts(
     from snakecls.data.label_facts import model_dangers
     from snakecls.data.target_dangers import other_labels, shared_facts
     from snakecls.models.bundle import read_bundle
-    from snakecls.workflow.facts import add_facts, describe_facts
+    from snakecls.experiment.facts import add_facts, describe_facts
 
     opened = read_bundle(bundle, skip=["facts"] if table is not None else [])
     info, notes = opened.info, list(opened.notes)

@@ -9,7 +9,7 @@ __all__ = ['record_run', 'RecordRun', 'describe_learner', 'photo_table', 'find_k
 # %% ../../nbs/workflow/14_record.ipynb #d6dc0939
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
+from fastcore.meta import delegates
 
 from ..core import UserError
 from ..disk import write_table
@@ -36,24 +37,24 @@ from ..train.epochs import epoch_values
 from ..train.monitoring import SaveBestF1
 from ..train.learner_probe import known_targets
 from .logbook import LogbookTracker
+from .recorder import RunRecorder
 from .results import load_examples, predictions_name
 from .trackers import Trackers
 from .run_folder import LOG, RunFolder, find_run
 
 # %% ../../nbs/workflow/14_record.ipynb #9ce5ca96
+@delegates(RunRecorder)
 @contextmanager
 def record_run(
     name: str,  # of the run
     learn: Learner,  # trained within the block, in one fit or in several
     *,
-    root: str | Path = "runs",  # the folder of all runs
-    logbook: str | Path | None = "logbook.md",  # None writes no entry
     question: str = "",  # what it is to find out, for the logbook
     parent: str | None = None,  # the run that this one changes
-    say: Callable[[str], None] = print,
+    **kwargs,  # of `RunRecorder`: root, logbook, say
 ) -> Iterator[RunFolder]:
     "Record what is trained within the block as a run; its weights are those that the Learner has at the end."
-    recorder = RecordRun(name, root=root, logbook=logbook, question=question, parent=parent, say=say, whole_block=True)
+    recorder = RecordRun(name, question=question, parent=parent, whole_block=True, **kwargs)
     learn.add_cb(recorder)
     try:
         recorder.begin()
@@ -70,27 +71,26 @@ class RecordRun(Callback):
     "Record a fit as a run (with `record_run` several fits as one)."
 
     order = SaveModelCallback.order + 2  # after the recorder, and after what brings back the best weights
+    _learn = None
 
     def __init__(
         self,
         name: str,  # of the run
         *,
-        root: str | Path = "runs",  # the folder of all runs
-        logbook: str | Path | None = "logbook.md",  # None writes no entry
         question: str = "",  # what it is to find out, for the logbook
         parent: str | None = None,  # the run that this one changes
-        say: Callable[[str], None] = print,
         whole_block: bool = False,  # begin and end are told from outside
+        **kwargs,  # of `RunRecorder`: root, logbook, say
     ):
-        self.run_name, self.root, self.question, self.say, self.whole_block = name, root, question, say, whole_block
-        self.parent = find_run(root, parent).id if parent else None
-        self.trackers = Trackers([] if logbook is None else [LogbookTracker(logbook, question=question)], say=say)
+        self.run_name, self.question, self.whole_block, self.where = name, question, whole_block, RunRecorder(**kwargs)
+        self.parent = find_run(self.where.root, parent).id if parent else None
+        self.trackers = Trackers([] if self.where.logbook is None else [LogbookTracker(self.where.logbook, question=question)], say=self.where.say)
         self.run_folder, self.rows, self.stages, self.kept = None, [], [], {}
 
     def begin(self) -> None:
         "Make the run folder and write what is known before training."
         self.start, self.clock = time.perf_counter(), time.perf_counter()
-        self.run_folder = RunFolder.create(self.root, self.run_name, logbook=next((str(tracker.path.absolute()) for tracker in self.trackers.trackers), None))
+        self.run_folder = RunFolder.create(self.where.root, self.run_name, logbook=next((str(tracker.path.absolute()) for tracker in self.trackers.trackers), None))
         self.run_folder.write_environment()
         self.write_known()
         self.trackers.start(self.run_folder.experiment(), self.run_folder)
@@ -145,11 +145,10 @@ class RecordRun(Callback):
             raise UserError("nothing was trained in the block of record_run; call learn.fit_one_cycle, or another fit, in it.")
         self.write_known()
         metrics = finish_recorded(self.learn, self.run_folder, self.run_name, self.rows, self.stages, self.kept, self.parent, self.start)
-        for note in metrics["notes"]:
-            self.say(f"Note: {note}")
+        self.where.tell(metrics["notes"])
         self.run_folder.finish()
         self.trackers.finish(metrics)
-        self.say(f"Run {self.run_folder.id}: macro F1 {metrics['valid']['f1_macro']:.3f} on {metrics['valid']['n']} validation photos. Report: {self.run_folder / 'report.html'}")
+        self.where.say(f"Run {self.run_folder.id}: macro F1 {metrics['valid']['f1_macro']:.3f} on {metrics['valid']['n']} validation photos. Report: {self.run_folder / 'report.html'}")
         self.is_over = True
 
     def fail(self, error: BaseException) -> None:
@@ -161,11 +160,16 @@ class RecordRun(Callback):
             self.trackers.finish({})
             self.is_over = True
 
-    def __setattr__(self, name, value):
-        "Record a fit that broke off, when fastai takes the callback off the Learner."
-        if name == "learn" and value is None and not self.__dict__.get("whole_block", True):
+    @property
+    def learn(self) -> Learner | None:
+        "The Learner; None before and after a fit."
+        return self._learn
+
+    @learn.setter
+    def learn(self, learn: Learner | None) -> None:
+        self._learn = learn
+        if learn is None and not self.whole_block:  # fastai has taken the callback off, after an error too
             self.fail(RuntimeError("the fit broke off"))
-        super().__setattr__(name, value)
 
 # %% ../../nbs/workflow/14_record.ipynb #c56c21ec
 def describe_learner(learn: Learner, stages: list[dict]) -> dict:  # as in experiment.yaml; what is not known is not there
