@@ -133,7 +133,9 @@ class _Tiles:
 
     def groups(self, kind: Kind, most: int) -> list[dict]:
         "Make the groups of a kind: a caption and tiles."
-        return [{"caption": self.caption(kind, rows), "photos": [self.tile(row, kind) for row in rows]} for rows in group_rows(kind, most=most)]
+        return [
+            {"caption": self.caption(kind, rows), "photos": [self.tile(row, kind) for row in rows]} for rows in group_rows(kind, most=most)
+        ]
 
     def caption(self, kind: Kind, rows: list) -> str:
         "Say what the photos of a group have in common, and in what they differ."
@@ -160,7 +162,10 @@ _EXPLAINED = {
 _CHAPTERS = {
     "unusable": ("Cannot be used", "No photo can be read from these files. Training leaves them out and says so."),
     "decide": ("To decide", "Proposals, no facts: look before you agree."),
-    "repaired": ("Read rightly as they are", "Nothing has to be done: training, predictions and the app all read these files the same way."),
+    "repaired": (
+        "Read rightly as they are",
+        "Nothing has to be done: training, predictions and the app all read these files the same way.",
+    ),
 }
 
 
@@ -170,8 +175,15 @@ def _make_chapters(kinds: Sequence[Kind], tiles: _Tiles) -> list[dict]:
     for name, (title, text) in _CHAPTERS.items():
         found, apart = [kind for kind in kinds if kind.chapter == name], name == "decide"
         ids = [f"{name}-{i}" if apart else name for i in range(len(found))]
-        rows = [{"id": id, "issue": kind.issue, "n": f"{len(kind.rows):,}", "proposal": "left out" if name == "unusable" else kind.proposal} for id, kind in zip(ids, found)]
-        parts = [_make_part(id, [kind], tiles, most) for id, kind in zip(ids, found)] if apart else [_make_part(name, found, tiles, most if name == "unusable" else 3)]
+        rows = [
+            {"id": id, "issue": kind.issue, "n": f"{len(kind.rows):,}", "proposal": "left out" if name == "unusable" else kind.proposal}
+            for id, kind in zip(ids, found)
+        ]
+        parts = (
+            [_make_part(id, [kind], tiles, most) for id, kind in zip(ids, found)]
+            if apart
+            else [_make_part(name, found, tiles, most if name == "unusable" else 3)]
+        )
         chapters += [{"name": name, "title": title, "text": text, "kinds": rows, "parts": parts}] if found else []
     return chapters
 
@@ -216,7 +228,11 @@ def _describe_classes(table: pd.DataFrame, counts: pd.DataFrame) -> dict[str, An
         say = lambda i, j: f"{labels[i]} and {labels[j]}: {pairs[i, j]}"  # noqa: E731
         found["together"] = lay_grid(pairs, pairs / rarer, labels, say=say, kinds=("", "r"))
     return {
-        **found, "class_rows": rows[:_MOST_BARS], "more_classes": rows[_MOST_BARS:], "tail": describe_tail(counts), "most": int(counts["photos"].max()),
+        **found,
+        "class_rows": rows[:_MOST_BARS],
+        "more_classes": rows[_MOST_BARS:],
+        "tail": describe_tail(counts),
+        "most": int(counts["photos"].max()),
         "splits": [name for name in counts.columns if name not in ("label", "photos", "all")],
     }
 
@@ -227,5 +243,9 @@ def _describe_sizes(table: pd.DataFrame) -> dict[str, Any]:
         return {}
     sides = table[["width", "height"]].min(axis=1)
     sides = sides[sides > 0]
-    each = f"from {sides.min():g} to {sides.max():g} px, {sides.median():g} in the middle" if sides.min() < sides.max() else f"of {sides.min():g} px"
+    each = (
+        f"from {sides.min():g} to {sides.max():g} px, {sides.median():g} in the middle"
+        if sides.min() < sides.max()
+        else f"of {sides.min():g} px"
+    )
     return {"sizes": dots, "sizes_line": f"Shorter sides {each}. Each dot is a photo."}

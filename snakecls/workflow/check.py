@@ -21,7 +21,7 @@ from ..disk import check_writable
 from ..data.columns import count, set_aside
 from ..data.notes import Noted
 from ..data.tables import read_unlabelled
-from ..experiment.learner import load_source
+from ..experiment.table import load_source
 from ..experiment.schema import DataConfig
 
 # %% ../../nbs/workflow/16_check.ipynb #d8acace1
