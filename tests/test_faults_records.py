@@ -121,9 +121,9 @@ def test_runs_from_before_the_trained_weights_were_scored_get_no_verdict_from_th
     line = next(line for line in shown.splitlines() if line.startswith(runs[1].id))
     assert "not shown" in line and "0.660" in line and "better" not in line
     from snakecls.workflow.compare import judge_run
-    from snakecls.workflow.logbook import compared_text
+    from snakecls.workflow.logbook import _compared_text
 
-    assert "macro F1 after the last epoch 0.660 here and 0.476 there, without an interval" in compared_text(judge_run(runs[1]))
+    assert "macro F1 after the last epoch 0.660 here and 0.476 there, without an interval" in _compared_text(judge_run(runs[1]))
 
 
 @pytest.mark.parametrize("other, why", [

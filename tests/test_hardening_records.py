@@ -17,7 +17,7 @@ from test_hardening_runs import make_photos
 
 from snakecls.core import UserError
 from snakecls.workflow.models import all_runs, leaderboard_text, photo_group
-from snakecls.workflow.run_folder import RunFolder, find_run, read_status, summarise_run
+from snakecls.workflow.run_folder import RunFolder, find_run, read_status, _summarise_run
 
 ONE = ["--set", "data.test=0.25", "--set", "schedule=[{size: 32, epochs: 1}]"]
 
@@ -69,10 +69,10 @@ def test_a_damaged_run_is_a_row_with_its_message_or_right(runs, name):
     file, whole, seen = runs["bad"] / name, board_of(runs["one"].parent), Counter()
     n = 60 if name in ("environment.json", "verdict.json", "predictions-valid.parquet") else 300  # of each kind of file 300
     group_of = photo_group if name.endswith("parquet") else lambda run: {}
-    right, data = normal(summarise_run(runs["bad"]) | group_of(runs["bad"])), file.read_bytes()
+    right, data = normal(_summarise_run(runs["bad"]) | group_of(runs["bad"])), file.read_bytes()
     for number, damaged in enumerate(mutated_files(data, seed=11, n=n, plain=name.endswith("json"))):
         file.write_bytes(damaged)
-        row = normal(summarise_run(runs["bad"]) | (group := group_of(runs["bad"])))
+        row = normal(_summarise_run(runs["bad"]) | (group := group_of(runs["bad"])))
         row["message"] = row["message"] or group.get("fault")
         other = {key for key in row if row[key] not in (right.get(key), None)}
         seen["told" if row["message"] else "same"] += 1
