@@ -125,7 +125,7 @@ def fastai_batch_tfms(
 
 # %% ../../nbs/data/29_transforms.ipynb #71ab1963
 def make_albumentations(
-    transforms: Sequence[Mapping],  # such as [{'HorizontalFlip': {'p': 0.5}}, {'Blur': {}}]
+    transforms: Sequence[Mapping | str],  # such as [{'HorizontalFlip': {'p': 0.5}}, 'Blur']
 ):  # -> albumentations.Compose
     "Build an albumentations pipeline from names and parameters; raises `UserError` for an unknown name or parameter."
     A = _import_albumentations()

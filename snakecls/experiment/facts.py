@@ -63,9 +63,9 @@ def read_facts(
     if strange:
         guess = nearest(strange[0], labels)
         notes.append(f"{len(strange)} row{'s' if len(strange) > 1 else ''} of {path.name} fit{'' if len(strange) > 1 else 's'} no label, such as '{strange[0]}'" + (f" (did you mean '{guess}'?)" if guess and guess not in facts else "") + ".")
-    for name, names in ({target: own, **others} if others else {}).items():
-        if not facts.keys() & set(names):
-            notes.append(f"{path.name} has no row for any label of the target '{name}', such as '{names[0]}', so that nothing is known about these; give rows for them in the same column.")
+    for name, of_target in ({target: own, **others} if others else {}).items():
+        if not facts.keys() & set(of_target):
+            notes.append(f"{path.name} has no row for any label of the target '{name}', such as '{of_target[0]}', so that nothing is known about these; give rows for them in the same column.")
     notes += _shared_notes({target: own, **(others or {})}, facts, danger_columns)
     return check_facts(facts, own, also=danger_columns, others=labels), notes
 
@@ -302,7 +302,7 @@ def describe_facts(
     "Say for how many labels something is known, and above all what is not."
     facts, lines = info.label_facts, []
     keys = list(dict.fromkeys([*known_dangers(facts, info.danger_columns), *(model_dangers(info)[0] if info.targets else ())]))  # labels of several targets say themselves what they are
-    for target, labels in (info.targets or {"": info.labels}).items():
+    for target, labels in (info.targets or {"": list(info.labels)}).items():
         states = {key: [target_state(target, label, facts.get(label, {}), key, first=target == first_target(info)) if target else read_danger(facts.get(label, {}).get(key)) for label in labels] for key in keys}
         known = [label for i, label in enumerate(labels) if any(value not in (None, [], "") for value in facts.get(label, {}).values()) or any(states[key][i] is not None for key in keys)]
         lines.append((f"Target '{target}': something" if target else "Something") + f" is known about {len(known)} of {len(labels)} labels.")

@@ -10,6 +10,7 @@ __all__ = ['Plan', 'fill_stages', 'make_network', 'check_stages', 'choose_batch_
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def _check_size(model: nn.Module, size: int) -> None:
     except (AssertionError, RuntimeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         kwargs = {key: value for key, value in getattr(getattr(model, "backbone_info", None), "kwargs", {}).items() if key != "num_classes"}
-        kwargs = f" (or model.kwargs {kwargs}, which may not suit it)" if kwargs else ""
-        raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size{kwargs}, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e
+        own = f" (or model.kwargs {kwargs}, which may not suit it)" if kwargs else ""
+        raise UserError(f"the network does not take photos of {size} px ({reason}); choose another size{own}, or for a ViT model.kwargs {{dynamic_img_size: true}}.") from e
 
 
 def _check_answer(model: nn.Module, answer: object) -> None:
@@ -319,11 +320,12 @@ def _measure_colours(model: nn.Module, table: pd.DataFrame, experiment: Experime
     "Give a network without pretrained weights the mean and standard deviation of the training photos."
     if not model.backbone_info.pretrained:
         size = max(stage.size for stage in experiment.schedule)
-        paths, options = table.loc[table["split"] == "train", "path"].tolist(), {"size": size, "resize": experiment.data.resize, "seed": experiment.seed}
+        paths = table.loc[table["split"] == "train", "path"].tolist()
+        measure = partial(measure_normalisation, size=size, resize=experiment.data.resize, seed=experiment.seed)
         try:
-            found = measure_normalisation(paths, **options)
+            found = measure(paths)
         except PhotoError:  # one is gone since it was looked at; the loaders will tell it
-            found = measure_normalisation([path for path in paths if why_unreadable(path) is None], **options)
+            found = measure([path for path in paths if why_unreadable(path) is None])
         with_normalisation(model, *found)
     return model
 
@@ -342,7 +344,8 @@ def choose_precision(
 ) -> Plan:  # with the callback of the precision, and where it was measured the `choice`
     "Settle precision and compiling, and tell what is left out."
     train, trained, choice, notes = self.experiment.train, [stage for stage in self.stages if stage.epochs], None, []
-    mode, compiled = train.precision, train.compile
+    mode: str = train.precision
+    compiled = train.compile
     if not trained:
         notes += ["train.compile is left out, as the schedule has no epochs to train."] if compiled else []
         mode, compiled = TrainConfig().precision if mode == "auto" else mode, False

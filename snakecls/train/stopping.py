@@ -44,7 +44,10 @@ class EarlyStopping(TrackerCallback):
     def start_again(self) -> None:
         "Forget everything: a new schedule."
         self.best = float("inf") if self.comp == np.less else -float("inf")
-        self.waited, self.stage, self.best_stage, self.best_epoch, self.best_answers = 0, 0, None, None, None
+        self.waited = self.stage = 0
+        self.best_stage: int | None = None
+        self.best_epoch: int | None = None
+        self.best_answers: Answers | None = None
         self.why = self.message = ""  # what ended it, and that as a sentence; empty until then
         self.told = True  # False: a resumed fit has not said yet how it compares with what was before
 
