@@ -99,7 +99,7 @@ def test_a_bundle_of_several_targets_from_before_opens(tmp_path):
 def test_a_deadly_genus_is_told_though_the_species_is_harmless(photo, tmp_path):
     bundle = sure(tmp_path / "best", {"binomial": {"Lampropeltis getula": 9}, "genus": {"Micrurus": 9}}, KNOWN, SAFE)
     page, asked, row, line, cells = said_of(bundle, photo, tmp_path)
-    assert "sc-caution" in page and "None of these is listed" not in page and re.search(r'data-target="genus".*?⚠ venomous', page)
+    assert "sc-caution" in page and "None of these is listed" not in page and re.search(r'data-target="genus".*?⚠ venomous', page, re.DOTALL)
     for answer in (asked, row):
         assert answer["dangers"]["venomous"]["among_them"] is True and answer["dangers"]["venomous"]["at_most"] > 0.9 and "Micrurus" in answer["caution"]["sentence"]
     assert asked["targets"]["genus"]["facts"]["venomous"] is True and row["targets"]["genus"][0]["facts"]["venomous"] is True
@@ -396,7 +396,7 @@ def test_a_target_that_is_blind_for_one_danger_is_named_with_it(photo, tmp_path)
     page, _, row, line, _ = said_of(bundle, photo, tmp_path)
     assert "Of the answer for genus it is not known whether it is poisonous." in page and row["dangers"]["venomous"]["among_them"] is False and row["dangers"]["poisonous"]["among_them"] is None
     assert "It is not known which labels of the target 'genus' are poisonous." in line
-    assert "It is not known which labels of the target &#x27;genus&#x27; are poisonous." in header_html(read_bundle(bundle).info)
+    assert "It is not known which labels of the target &#39;genus&#39; are poisonous." in header_html(read_bundle(bundle).info)
 
 
 def test_a_first_target_named_after_a_danger_keeps_the_no_of_its_facts():
