@@ -249,7 +249,7 @@ name: first
 question: which size is best
 seed: 7
 data: {source: photos, target: label, valid: 0.25, splits: {val: valid}}
-augment: {mixup: 0.2, max_rotate: 10, transforms: [{Blur: {p: 0.5}}]}
+augment: {backend: albumentations, mixup: 0.2, max_rotate: 10, transforms: [{Blur: {p: 0.5}}]}
 model:
   arch: resnet18
   weights: none
@@ -337,7 +337,7 @@ def test_300_damaged_experiment_files(tmp_path):
     path = tmp_path / "first.yaml"
     path.write_text(GOOD)
     right, n_read = load_experiment(path), 0
-    for number, damaged in enumerate(mutated_files(GOOD.encode(), seed=5)):
+    for number, damaged in enumerate(mutated_files(GOOD.encode(), seed=3)):
         path.write_bytes(damaged)
         try:
             experiment = load_experiment(path)
