@@ -17,7 +17,7 @@ import psutil
 
 import snakecls
 
-# %% ../../nbs/workflow/01_environment.ipynb #34c2b0f2
+# %% ../../nbs/workflow/01_environment.ipynb #5958f266
 def _find_version(package: str) -> str | None:
     "Return the installed version of a package, or None where it is not installed."
     try:
@@ -25,7 +25,7 @@ def _find_version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
 
-
+# %% ../../nbs/workflow/01_environment.ipynb #7907dad5
 def _read_cpu_model() -> str:
     "Return the processor's name, as far as the system tells."
     try:
@@ -34,12 +34,12 @@ def _read_cpu_model() -> str:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
-
+# %% ../../nbs/workflow/01_environment.ipynb #32f66ee4
 def _count_cores() -> int:
     "Count the cores that this process may use; all of the machine's where the system does not tell."
     return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
 
-
+# %% ../../nbs/workflow/01_environment.ipynb #d5e18f38
 def _read_git(
     folder: str | Path,  # any folder of the project
 ) -> dict | None:  # {'commit', 'dirty'}; None where it is not under git
@@ -52,7 +52,7 @@ def _read_git(
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/workflow/01_environment.ipynb #68973571
+# %% ../../nbs/workflow/01_environment.ipynb #8e79657e
 def describe_environment(
     project: str | Path = ".",  # the user's project, for its commit
 ) -> dict:  # JSON values only
@@ -64,7 +64,7 @@ def describe_environment(
     return {"python": platform.python_version(), "platform": platform.platform(), "cpu": _read_cpu_model(), "cores": _count_cores(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpus": gpus, "versions": versions, "git": _read_git(project)}
 
-
+# %% ../../nbs/workflow/01_environment.ipynb #d276dfd3
 def describe_hardware(
     environment: dict,  # as `describe_environment` gives it
 ) -> str:  # such as '2 cores of Intel Xeon, 24 GiB, no GPU'

@@ -18,7 +18,7 @@ from typing import Any
 from ..core import UserError
 from ..disk import read_json, read_text
 
-# %% ../../nbs/workflow/02_run_files.ipynb #30000007
+# %% ../../nbs/workflow/02_run_files.ipynb #dfb5015a
 def read_history(
     path: Path,  # history.csv
 ):  # DataFrame, one row per epoch; empty where there is no such file
@@ -30,12 +30,9 @@ def read_history(
     if not os.path.lexists(path):
         return pd.DataFrame()
     text = read_text(path)
-    rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))  # a last line without its end was cut by whatever ended the run
-    header = rows[0] if rows else []
-    odd = next((number for number, row in enumerate(rows, start=1) if len(row) != len(header)), None)
-    if odd is not None or len(set(header)) < len(header):
-        raise UserError(f"{path} is damaged: line {odd or 1} has other columns than the first.")
-    history = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])) if len(rows) > 1 else pd.DataFrame(columns=header)
+    text = text[: text.rfind("\n") + 1]  # a last line without its end was cut by whatever ended the run
+    rows = _check_columns(text, path)
+    history = pd.read_csv(io.StringIO(text)) if len(rows) > 1 else pd.DataFrame(columns=rows[0] if rows else [])
     words = [name for name in history if name not in WORDS and len(history) and not pd.api.types.is_numeric_dtype(history[name])]
     if words:
         raise UserError(f"{path} is damaged: its column '{words[0]}' holds something else than numbers.")
@@ -44,39 +41,54 @@ def read_history(
 
 WORDS = ("freeze", "is_best")  # columns that hold no numbers
 
-# %% ../../nbs/workflow/02_run_files.ipynb #3000000c
+# %% ../../nbs/workflow/02_run_files.ipynb #19713fe1
+def _check_columns(text: str, path: Path) -> list[list[str]]:  # the lines' cells
+    "Refuse a table whose lines have other columns than its first."
+    rows = list(csv.reader(io.StringIO(text)))
+    header = rows[0] if rows else []
+    odd = next((number for number, row in enumerate(rows, start=1) if len(row) != len(header)), None)
+    if odd is not None or len(set(header)) < len(header):
+        raise UserError(f"{path} is damaged: line {odd or 1} has other columns than the first.")
+    return rows
+
+# %% ../../nbs/workflow/02_run_files.ipynb #79de72bd
 def read_experiment(
     path: Path,  # experiment.yaml
 ) -> dict:  # empty where there is no such file
     "Read what a run was to do; raises `UserError` for a damaged file."
-    import yaml
-
     if not os.path.lexists(path):
         return {}
-    text = read_text(path, max_bytes=4_000_000)
+    return _check_experiment(_load_plain(read_text(path, max_bytes=4_000_000), path), path)
+
+# %% ../../nbs/workflow/02_run_files.ipynb #8e96fbb6
+def _load_plain(text: str, path: Path) -> Any:
+    "Read YAML that a run can have written."
+    import yaml
+
     try:
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError(f"{path} refers to parts of itself (YAML's * and &), which no run writes.")
         values = yaml.safe_load(text) or {}
-        flat = json.dumps(values, default=str)
+        json.dumps(values, default=str)  # what is nested too deeply fails here
+        return values
+    except UserError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as e:
-        raise (
-            e
-            if isinstance(e, UserError)
-            else UserError(f"{path} is no YAML of an experiment ({str(e).splitlines()[0] if str(e) else type(e).__name__}).")
-        ) from e
-    parts = ("data", "model", "train", "augment", "predict")
-    if (
-        not isinstance(values, dict)
-        or not flat
-        or any(not isinstance(values.get(part), (dict, type(None))) for part in parts)
-        or any(not isinstance(values.get(name), (str, type(None))) for name in ("name", "question", "parent", "monitor"))
-    ):
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(f"{path} is no YAML of an experiment ({why}).") from e
+
+# %% ../../nbs/workflow/02_run_files.ipynb #506f0d23
+def _check_experiment(values: Any, path: Path) -> dict:  # `values`
+    "Refuse values that no experiment has."
+    parts, texts = ("data", "model", "train", "augment", "predict"), ("name", "question", "parent", "monitor")
+
+    def has(names: tuple[str, ...], kind: type) -> bool:
+        return all(isinstance(values.get(name), (kind, type(None))) for name in names)
+
+    if not isinstance(values, dict) or not has(parts, dict) or not has(texts, str):
         raise UserError(f"{path} does not describe an experiment; its parts are {', '.join(parts)}.")
-    seeds, arch = (
-        (values.get("seed"), (values.get("data") or {}).get("seed")),
-        (values.get("model") or {}).get("arch", "" if not values.get("model") else None),
-    )
+    seeds = values.get("seed"), (values.get("data") or {}).get("seed")
+    arch = (values.get("model") or {}).get("arch", "" if not values.get("model") else None)
     if any(seed is not None and not is_number(seed) for seed in seeds) or not _is_text(arch):
         raise UserError(f"{path} is damaged: a seed is no number, or model.arch no text.")
     return values
@@ -96,56 +108,36 @@ def read_mapping(path: Path) -> dict:  # empty where there is no such file
         raise UserError(f"{path} is damaged: it holds no names with values.")
     return values
 
-# %% ../../nbs/workflow/02_run_files.ipynb #30000012
+# %% ../../nbs/workflow/02_run_files.ipynb #173e7ada
 def _check_metrics(values: dict, path: Path) -> dict:  # `values`
     "Refuse metrics that no run writes, with the place; what is missing was not known yet."
-    def refuse(place: str, what: str) -> None:
-        raise UserError(f"{path} is damaged: {place} is no {what}.")
-
-    def check(part: dict, place: str, allowed: dict[str, Callable[[Any], bool]], what: dict[str, str]) -> None:
-        for name, test in allowed.items():
-            if part.get(name) is not None and not test(part[name]):
-                refuse(f"{place}{name}", what[name])
-
-    parts = dict.fromkeys(("valid", "test", "trained", "best", "probe", "targets", "fine_tuning", "thresholds"), _is_mapping)
-    plain_ones = {
-        "name": _is_text,
-        "message": _is_text,
-        "parent": _is_text,
-        "problem": _is_text,
-        "monitor": _is_text,
-        "seconds": is_number,
-        "labels": _is_names,
-        "stages": _is_rows,
-    }
-    kinds = dict.fromkeys(parts, "part with names") | {"seconds": "number", "labels": "list of names", "stages": "list of stages"}
-    check(values, "", parts | plain_ones, dict.fromkeys(plain_ones, "text") | kinds)
-    check(
-        values.get("best") or {},
-        "best.",
-        dict.fromkeys(("epoch", "stage", "size"), is_number),
-        dict.fromkeys(("epoch", "stage", "size"), "number"),
-    )
+    _check_part(values, "", _KINDS, path)
+    _check_part(values.get("best") or {}, "best.", dict.fromkeys(("epoch", "stage", "size"), "number"), path)
     targets = values.get("targets") or {}
-    check(targets, "targets.", dict.fromkeys(targets, _is_mapping), dict.fromkeys(targets, "part with names"))
+    _check_part(targets, "targets.", dict.fromkeys(targets, "part with names"), path)
     for place, whole in {"": values, **{f"targets.{name}.": each or {} for name, each in targets.items()}}.items():
         for split in ("valid", "test", "trained"):
-            scores = whole.get(split)
-            if scores is not None and not _is_mapping(scores):
-                refuse(f"{place}{split}", "part with names")
-            shares = [name for name in scores or {} if name in ("f1_macro", "f1_micro", "accuracy") or name.endswith("_accuracy")]
-            check(
-                scores or {},
-                f"{place}{split}.",
-                dict.fromkeys(shares, _is_share) | {"n": is_number, "f1_macro_interval": _is_interval, "chosen_on": _is_names},
-                dict.fromkeys(shares, "number from 0 to 1")
-                | {"n": "number", "f1_macro_interval": "interval of two numbers", "chosen_on": "list of names"},
-            )
-            if scores and "f1_macro" not in scores:
-                refuse(f"{place}{split}", "part with f1_macro")
+            _check_scores(whole.get(split), f"{place}{split}", path)
     return values
 
-# %% ../../nbs/workflow/02_run_files.ipynb #30000016
+
+_KINDS = {
+    **dict.fromkeys(("valid", "test", "trained", "best", "probe", "targets", "fine_tuning", "thresholds"), "part with names"),
+    **dict.fromkeys(("name", "message", "parent", "problem", "monitor"), "text"),
+    "seconds": "number", "labels": "list of names", "stages": "list of stages",
+}
+
+# %% ../../nbs/workflow/02_run_files.ipynb #15783abd
+def _check_scores(scores: Any, place: str, path: Path) -> None:
+    "Refuse scores of a split that no run writes."
+    _check_part({place: scores}, "", {place: "part with names"}, path)
+    shares = [name for name in scores or {} if name in ("f1_macro", "f1_micro", "accuracy") or name.endswith("_accuracy")]
+    others = {"n": "number", "f1_macro_interval": "interval of two numbers", "chosen_on": "list of names"}
+    _check_part(scores or {}, f"{place}.", dict.fromkeys(shares, "number from 0 to 1") | others, path)
+    if scores and "f1_macro" not in scores:
+        raise UserError(f"{path} is damaged: {place} is no part with f1_macro.")
+
+# %% ../../nbs/workflow/02_run_files.ipynb #f1a27de1
 def _is_text(value: Any) -> bool:
     "Tell whether a value is text."
     return isinstance(value, str)
@@ -165,7 +157,7 @@ def _is_interval(value: Any) -> bool:
     "Tell whether a value is two numbers from 0 to 1."
     return isinstance(value, list) and len(value) == 2 and all(map(_is_share, value))
 
-
+# %% ../../nbs/workflow/02_run_files.ipynb #f20efc56
 def _is_mapping(value: Any) -> bool:
     "Tell whether a value is names with values."
     return isinstance(value, dict)
@@ -187,3 +179,21 @@ def is_time(text: str) -> bool:
         return bool(datetime.fromisoformat(text))
     except ValueError:
         return False
+
+# %% ../../nbs/workflow/02_run_files.ipynb #c435fc66
+_TESTS: dict[str, Callable[[Any], bool]] = {
+    "text": _is_text, "number": is_number, "number from 0 to 1": _is_share, "interval of two numbers": _is_interval,
+    "part with names": _is_mapping, "list of names": _is_names, "list of stages": _is_rows,
+}
+
+
+def _check_part(
+    part: dict,
+    place: str,  # where it stands, such as 'targets.genus.'
+    kinds: dict[str, str],  # name -> kind, one of `_TESTS`
+    path: Path,  # of the file
+) -> None:
+    "Refuse a value of another kind; None and what is missing were not known yet."
+    for name, kind in kinds.items():
+        if part.get(name) is not None and not _TESTS[kind](part[name]):
+            raise UserError(f"{path} is damaged: {place}{name} is no {kind}.")
