@@ -351,9 +351,9 @@ def test_a_class_of_heic_alone_is_trained_checked_and_predicted(tmp_path):
 
 
 def test_a_space_requires_what_reads_heic():
-    from snakecls.deploy.hub import app_requirements
+    from snakecls.deploy.hub import _app_requirements
 
-    assert any(line.startswith("pillow-heif") for line in app_requirements())
+    assert any(line.startswith("pillow-heif") for line in _app_requirements())
 
 
 # Pipes, sockets, devices; names that are no text; folders that may not be read

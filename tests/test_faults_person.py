@@ -108,7 +108,7 @@ def test_facts_are_added_to_a_copied_bundle_without_training(photo, tmp_path):
 
 def test_nobody_is_sent_closer_to_a_snake_and_clothes_are_not_dangerous(photo, tmp_path):
     from snakecls.deploy.app import show_answer
-    from snakecls.deploy.hub import space_readme
+    from snakecls.deploy.hub import _space_readme
     from snakecls.deploy.answer import header_html, notice_html
     from snakecls.deploy.predict import Predictor
     from snakecls.models.bundle import read_bundle
@@ -122,7 +122,7 @@ def test_nobody_is_sent_closer_to_a_snake_and_clothes_are_not_dangerous(photo, t
     for labels, name in ((["shirt", "shoe", "boa"], "clothes"), (["checked", "unchecked"], "checkboxes")):
         bundle = make_bundle(tmp_path / name, labels, target="label", name=name, label_facts={"shoe": {"in_stock": True}} if "shoe" in labels else {})
         info = read_bundle(bundle).info
-        shown = [header_html(info), notice_html(info, len(labels)), show_answer(Predictor(bundle), None), space_readme(read_bundle(bundle), "a/b"), answer(bundle, [0.4, 0.35, 0.25][: len(labels)], photo), answer(bundle, [0.9, 0.06, 0.04][: len(labels)], photo)]
+        shown = [header_html(info), notice_html(info, len(labels)), show_answer(Predictor(bundle), None), _space_readme(read_bundle(bundle), "a/b"), answer(bundle, [0.4, 0.35, 0.25][: len(labels)], photo), answer(bundle, [0.9, 0.06, 0.04][: len(labels)], photo)]
         assert not [DANGER_WORDS.search(text)[0] for text in shown if DANGER_WORDS.search(re.sub(r"<[^>]*>", "", text))]
         assert "other two" not in answer(bundle, [0.6, 0.4, 0][: len(labels)], photo) or len(labels) == 3
     titled = make_bundle(tmp_path / "titled", list(FACTS), title="Snakes of <Luzon>", subject="snake")

@@ -336,9 +336,9 @@ def test_the_package_is_published_without_what_links_in_it_point_to(bundle, tmp_
     (package / "data.py").symlink_to(tmp_path / "secret.py")
     monkeypatch.setattr(snakecls, "__file__", str(package / "__init__.py"))
     with pytest.raises(UserError, match="is a link"):
-        hub.copy_package(tmp_path / "out")
+        hub._copy_package(tmp_path / "out")
     (package / "data.py").unlink()
-    hub.copy_package(tmp_path / "out2")
+    hub._copy_package(tmp_path / "out2")
     assert [file.name for file in (tmp_path / "out2").iterdir()] == ["__init__.py"]
 
 

@@ -212,10 +212,10 @@ def test_a_run_with_several_targets_takes_its_facts_from_the_experiment_and_its_
 
 
 def test_the_page_of_a_space_says_which_targets_have_no_facts(tmp_path):
-    from snakecls.deploy.hub import space_readme
+    from snakecls.deploy.hub import _space_readme
     from snakecls.models.bundle import read_bundle
 
-    assert "It is not known which labels of the target 'side' are venomous." in space_readme(read_bundle(sure(tmp_path / "best", {}, OF_ALL)), "me/snakes")
+    assert "It is not known which labels of the target 'side' are venomous." in _space_readme(read_bundle(sure(tmp_path / "best", {}, OF_ALL)), "me/snakes")
 
 
 def test_an_ensemble_keeps_the_facts_of_every_target(tmp_path):
@@ -300,11 +300,11 @@ def judged(first: dict[str, float], others: dict[str, dict[str, float]], facts: 
 
     from snakecls.data.label_facts import clean_facts, model_dangers
     from snakecls.deploy.answer import answer_html, judge
-    from snakecls.deploy.predict import rank_labels
+    from snakecls.deploy.predict import _rank_labels
 
     info = SimpleNamespace(labels=list(first), target=target, targets={target: list(first)} | {name: list(probs) for name, probs in others.items()}, label_facts=clean_facts(facts), danger_columns=[], subject=subject, name="", title="", problem="several_targets")
-    shown = rank_labels(list(first.values()), info.labels, facts=info.label_facts)
-    ranked = {name: rank_labels(list(probs.values()), list(probs), top=10**6, facts=info.label_facts) for name, probs in others.items()}
+    shown = _rank_labels(list(first.values()), info.labels, facts=info.label_facts)
+    ranked = {name: _rank_labels(list(probs.values()), list(probs), top=10**6, facts=info.label_facts) for name, probs in others.items()}
     said = judge(info, list(first.values()), shown, ranked)
     return said, re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer_html(shown, said.dangers, others={name: guesses[0] for name, guesses in ranked.items()}, known=model_dangers(info)[1], subject=subject, judged=said)))
 

@@ -576,8 +576,8 @@ def test_two_pages_of_one_process_keep_their_own_uploads(small):
 
 def test_where_it_cannot_listen_or_keep_photos_the_right_name_is_said(monkeypatch, tmp_path):
     from snakecls.core import UserError
-    from snakecls.deploy.service import names_text, serve
-    from snakecls.deploy.uploads import own_root
+    from snakecls.deploy.service import _names_text, serve
+    from snakecls.deploy.uploads import _own_root
 
     monkeypatch.setenv("GRADIO_SERVER_NAME", "192.0.2.1")
     with pytest.raises(UserError, match="GRADIO_SERVER_NAME=192.0.2.1"):
@@ -585,9 +585,9 @@ def test_where_it_cannot_listen_or_keep_photos_the_right_name_is_said(monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="GRADIO_TEMP_DIR"):
-        own_root()
+        _own_root()
     monkeypatch.setenv("SNAKECLS_HOSTS", "snakes.example")
-    assert "this machine's addresses, snakes.example" in names_text("0.0.0.0") and "SNAKECLS_HOSTS=NAME" in names_text("0.0.0.0") and names_text("127.0.0.1") == ""
+    assert "this machine's addresses, snakes.example" in _names_text("0.0.0.0") and "SNAKECLS_HOSTS=NAME" in _names_text("0.0.0.0") and _names_text("127.0.0.1") == ""
 
 
 @pytest.mark.parametrize("cut", ["queue/join", "queue/data"])

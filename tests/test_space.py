@@ -37,7 +37,7 @@ def test_the_space_answers_from_its_own_folder_alone(space, start_app, tiny_bund
 
 
 def test_the_space_has_the_same_app_and_versions(space):
-    from snakecls.deploy.hub import APP, requirement_lines
+    from snakecls.deploy.hub import APP, _requirement_lines
 
     assert (REPO / "app.py").read_text(encoding="utf-8") == APP == (space / "app.py").read_text(encoding="utf-8")
     assert len(APP.splitlines()) <= 60
@@ -45,7 +45,7 @@ def test_the_space_has_the_same_app_and_versions(space):
     config.read(REPO / "settings.ini", encoding="utf-8")
     required = {Requirement(line) for line in config["DEFAULT"]["requirements"].split()}  # a wheel writes the same bounds in another order
     for line in (space / "requirements.txt").read_text().split():
-        assert line in requirement_lines() and Requirement(line) in required
+        assert line in _requirement_lines() and Requirement(line) in required
 
 
 def test_the_space_holds_nothing_of_this_machine(space):

@@ -56,9 +56,9 @@ def test_the_wheel_holds_them(tmp_path):
 
 
 def test_a_space_holds_them(tmp_path):
-    from snakecls.deploy.hub import copy_package
+    from snakecls.deploy.hub import _copy_package
 
-    copy_package(tmp_path / "snakecls")
+    _copy_package(tmp_path / "snakecls")
     assert {path.relative_to(tmp_path / "snakecls/web").as_posix() for path in (tmp_path / "snakecls/web").rglob("*.*")} == FILES
 
 
