@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Prediction', 'PhotoPredictor', 'Predictor', 'EnsemblePredictor', 'answers_table']
 
-# %% ../../nbs/deploy/01_predict.ipynb #b2384475
+# %% ../../nbs/deploy/01_predict.ipynb #da076f0d
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown
@@ -53,7 +55,10 @@ def _finite_probs(
 ) -> np.ndarray:  # the same
     "Raise `UserError` for an answer that is no number: it would be shown as if it were one."
     if not np.isfinite(probs).all():
-        raise UserError("the model's answer to this photo is no number (NaN or infinite), so that it says nothing; its weights or its settings are damaged: take another copy, or train it again.")
+        raise UserError(
+            "the model's answer to this photo is no number (NaN or infinite), so that it says nothing; its "
+            "weights or its settings are damaged: take another copy, or train it again."
+        )
     return probs
 
 # %% ../../nbs/deploy/01_predict.ipynb #76919679
@@ -74,7 +79,7 @@ def _rank_several(
     above, below = [one for one in ranked if one.above], [one for one in ranked if not one.above]
     return above + below[: max(0, top - len(above)) if fill or not above else 0]
 
-# %% ../../nbs/deploy/01_predict.ipynb #e21f9172
+# %% ../../nbs/deploy/01_predict.ipynb #785a746c
 @singledispatch
 def _rank_part(
     part: OneLabel,  # or `MultiLabel`: what is asked
@@ -82,15 +87,17 @@ def _rank_part(
     *,
     thresholds: Sequence[float] | None = None,  # where a photo can have several labels
     top: int = 3,
-    fill: bool = False,  # as in `rank_several`
+    fill: bool = False,  # as in `_rank_several`
     facts: dict[str, dict[str, Any]] | None = None,
 ) -> list[Prediction]:
     "Turn a photo's probabilities into its answer."
     return _rank_labels(probs, part.labels, top=top, facts=facts)
 
-# %% ../../nbs/deploy/01_predict.ipynb #1951a5fb
+
 @_rank_part.register
-def _(part: MultiLabel, probs: np.ndarray, *, thresholds: Sequence[float] | None = None, top: int = 3, fill: bool = False, facts: dict[str, dict[str, Any]] | None = None) -> list[Prediction]:
+def _(
+    part: MultiLabel, probs: np.ndarray, *, thresholds: Any = None, top: int = 3, fill: bool = False, facts: Any = None
+) -> list[Prediction]:
     return _rank_several(probs, part.labels, thresholds=thresholds, top=top, fill=fill, facts=facts)
 
 # %% ../../nbs/deploy/01_predict.ipynb #7e834c45
@@ -103,13 +110,11 @@ def _as_photo_list(
         raise UserError("probs takes a list of photos and a batch size (bs) of at least 1; for one photo give [photo].")
     return list(photos)
 
-# %% ../../nbs/deploy/01_predict.ipynb #0958203a
-class PhotoPredictor:
-    "What every predictor does with its `model` (a network in evaluation mode) and its `info` (a `BundleInfo`)."
+# %% ../../nbs/deploy/01_predict.ipynb #171705c7
+class _PhotoProbs:
+    "What a `model` (a network in evaluation mode) and its `info` (a `BundleInfo`) say about photos, in numbers."
 
     info: BundleInfo
-    examples: list[tuple[Path, str]] = []  # photos with their labels, for the app
-    notes: Sequence[str] = ()  # what is odd about the model, in sentences
 
     @property
     def labels(self) -> Sequence[str]:
@@ -128,10 +133,6 @@ class PhotoPredictor:
         photos = _as_photo_list(photos, bs)
         return _finite_probs(photo_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs)))
 
-    def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
-        "Say how the bundle wants `n` photos to be predicted."
-        return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs, "prepare": prepare_shown, "description": "Predicting" if n > bs else None}
-
     def probs_all(
         self,
         photos: Iterable,  # anything that `open_photo` takes
@@ -144,7 +145,20 @@ class PhotoPredictor:
         if self.info.targets is None:
             return {self.info.target: self.probs(photos, bs=bs)}
         photos = _as_photo_list(photos, bs)
-        return dict(zip(self.info.targets, map(_finite_probs, target_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs)))))
+        answers = target_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs))
+        return dict(zip(self.info.targets, map(_finite_probs, answers)))
+
+    def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
+        "Say how the bundle wants `n` photos to be predicted."
+        return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs,
+                "prepare": prepare_shown, "description": "Predicting" if n > bs else None}
+
+# %% ../../nbs/deploy/01_predict.ipynb #3e8756f8
+class PhotoPredictor(_PhotoProbs):
+    "What every predictor does with its `model` (a network in evaluation mode) and its `info` (a `BundleInfo`)."
+
+    examples: list[tuple[Path, str]] = []  # photos with their labels, for the app
+    notes: Sequence[str] = ()  # what is odd about the model, in sentences
 
     def predict(
         self,
@@ -163,6 +177,17 @@ class PhotoPredictor:
         first, *others = self.probs_all([photo]).items()
         return {first[0]: self.rank(first[1][0], top=top)} | self.rank_others({target: probs[0] for target, probs in others}, top=top)
 
+    def rank(
+        self,
+        probs: np.ndarray,  # (n_classes,), a row of `probs`
+        *,
+        top: int = 3,
+        fill: bool = False,  # where fewer than `top` are above their threshold, add the next ones below theirs
+    ) -> list[Prediction]:
+        "Turn one photo's probabilities into the answer that `predict` gives."
+        part, info = bundle_problem(self.info).parts[0], self.info
+        return _rank_part(part, probs, thresholds=info.thresholds, top=top, fill=fill, facts=info.label_facts)
+
     def rank_others(
         self,
         probs: dict[str, np.ndarray],  # target -> (n_classes,), of targets beside the first
@@ -170,17 +195,8 @@ class PhotoPredictor:
         top: int = 1,
     ) -> dict[str, list[Prediction]]:
         "Rank the labels of the other targets."
-        return {target: _rank_labels(values, self.info.targets[target], top=top, facts=self.info.label_facts) for target, values in probs.items()}
-
-    def rank(
-        self,
-        probs: np.ndarray,  # (n_classes,), a row of `probs`
-        *,
-        top: int = 3,
-        fill: bool = False,  # as in `rank_several`
-    ) -> list[Prediction]:
-        "Turn one photo's probabilities into the answer that `predict` gives."
-        return _rank_part(bundle_problem(self.info).parts[0], probs, thresholds=self.info.thresholds, top=top, fill=fill, facts=self.info.label_facts)
+        labels, facts = self.info.targets, self.info.label_facts
+        return {target: _rank_labels(values, labels[target], top=top, facts=facts) for target, values in probs.items()}
 
 # %% ../../nbs/deploy/01_predict.ipynb #5eea6e23
 class Predictor(PhotoPredictor):
@@ -199,7 +215,7 @@ class Predictor(PhotoPredictor):
         except (AssertionError, RuntimeError, NotImplementedError) as e:  # torch's ways to say that a device is not there
             raise UserError(f"device '{device}' cannot be used here ({e}); use 'cpu'.") from e
 
-# %% ../../nbs/deploy/01_predict.ipynb #715472c1
+# %% ../../nbs/deploy/01_predict.ipynb #9b1e0278
 class EnsemblePredictor(PhotoPredictor):
     "Predict photos with several bundles of the same labels: the mean of their probabilities, each prepared as its own bundle says."
 
@@ -212,14 +228,16 @@ class EnsemblePredictor(PhotoPredictor):
         if not bundles:
             raise UserError("an ensemble needs at least one bundle; give their folders.")
         self.members = [Predictor(bundle, device=device) for bundle in bundles]
-        first = self.members[0]
-        for member, bundle in zip(self.members, bundles):
-            if bundle_problem(member.info).asks != bundle_problem(first.info).asks:
-                raise UserError(f"the bundles {bundles[0]} and {bundle} do not have the same labels in the same order; an ensemble needs that, so train them on the same classes.")
-        thresholds = bundle_problem(first.info).mean_cuts([member.info.thresholds for member in self.members])
-        known = join_infos([member.info for member in self.members])
+        infos = [member.info for member in self.members]
+        first, problem = infos[0], bundle_problem(infos[0])
+        for info, bundle in zip(infos, bundles):
+            if bundle_problem(info).asks != problem.asks:
+                raise UserError(f"the bundles {bundles[0]} and {bundle} do not have the same labels in the same order; "
+                                "an ensemble needs that, so train them on the same classes.")
+        thresholds = problem.mean_cuts([info.thresholds for info in infos])
         self.notes = list(dict.fromkeys(note for member in self.members for note in member.notes))
-        self.info, self.examples = replace(first.info, name=f"ensemble of {len(bundles)}", thresholds=thresholds, **known), first.examples
+        self.info = replace(first, name=f"ensemble of {len(bundles)}", thresholds=thresholds, **join_infos(infos))
+        self.examples = self.members[0].examples
 
     def probs(self, photos: Iterable, *, bs: int = 16) -> np.ndarray:
         "Give the mean of the members' probabilities; the cost is that of all members. Photos are decoded once for each."
@@ -232,37 +250,58 @@ class EnsemblePredictor(PhotoPredictor):
         answers = [member.probs_all(photos, bs=bs) for member in self.members]
         return {target: np.mean([answer[target] for answer in answers], axis=0) for target in answers[0]}
 
-# %% ../../nbs/deploy/01_predict.ipynb #3c5d7e12
+# %% ../../nbs/deploy/01_predict.ipynb #65d077be
 def answers_table(
-    rows: Sequence[dict[str, Any]],  # path, and top (label, prob, facts, perhaps above) or error; perhaps caution and dangers (of all labels), and targets (of the further ones)
-    dangers: Sequence[str] = (),  # from `data.dangers.model_dangers`
+    rows: Sequence[dict[str, Any]],  # path, and top (label, prob, facts, perhaps above) or error; perhaps caution, dangers and targets
+    dangers: Sequence[str] = (),  # from `data.label_facts.model_dangers`
     *,
-    problem: Problem | str = "single_label",  # what the first target asks: of several labels on a photo, `predicted` are those above their threshold
-) -> Any:  # DataFrame: path, predicted (of several labels, joined by ';'), rank1, prob1, …, two columns for each danger (yes, no, not known; and the probability of all labels that have it or may), caution, those of further targets, with a column for each danger of the labels in the row (yes, no, not known), error
+    problem: Problem | str = "single_label",  # what the first target asks; of several labels, `predicted` are those above their threshold
+) -> Any:  # DataFrame: path, predicted (labels joined by ';'), rank1, prob1, …, two columns a danger, caution, further targets, error
     "Write answers as a table, with every photo that was asked about."
     import pandas as pd
 
-    table = []
-    for row in rows:
-        guesses = row.get("top", [])
-        values = {"path": row["path"]} | as_part(problem).above(guess["label"] for guess in guesses if guess.get("above", True))
-        for rank, guess in enumerate(guesses, start=1):
-            values |= {f"rank{rank}": guess["label"], f"prob{rank}": round(guess["prob"], 6)}
-        for key in dangers if guesses else ():
-            states = [danger_state(guess["facts"], key) for guess in guesses]
-            judged = row.get("dangers", {}).get(key, {"among_them": True if True in states else None if None in states else False})
-            values[f"{key}_among_them"] = {True: "yes", None: "not known", False: "no"}[judged["among_them"]]
-            values |= {f"{key}_at_most": judged["at_most"]} if "at_most" in judged else {}
-        if "caution" in row:
-            values["caution"] = " ".join(row["caution"].values()) if row["caution"] else ""
-        for target, ranked in row.get("targets", {}).items():
-            for rank, guess in enumerate(ranked, start=1):
-                values |= {f"{target}_rank{rank}": guess["label"], f"{target}_prob{rank}": round(guess["prob"], 6)}
-            for key in dangers:
-                states = [guess.get("facts", {}).get(key) for guess in ranked]
-                values[f"{target}_{key}_among_them"] = "yes" if True in states else "no" if states and all(state is False for state in states) else "not known"
-        table.append(values | ({"error": row["error"]} if "error" in row else {}))
-    shown = pd.DataFrame(table)
+    shown = pd.DataFrame([_answer_row(row, dangers, problem) for row in rows])
     first = [name for name in ("path", "predicted") if name in shown]
-    ranks = [name for rank in range(1, 1 + max((len(row.get("top", [])) for row in rows), default=0)) for name in (f"rank{rank}", f"prob{rank}")]
+    n_ranks = max((len(row.get("top", [])) for row in rows), default=0)
+    ranks = [name for rank in range(1, 1 + n_ranks) for name in (f"rank{rank}", f"prob{rank}")]
     return shown[[*first, *ranks, *(name for name in shown if name not in {*first, *ranks})]]
+
+
+def _answer_row(row: dict[str, Any], dangers: Sequence[str], problem: Problem | str) -> dict[str, Any]:  # column -> value
+    "Write the answer to one photo as a row."
+    guesses = row.get("top", [])
+    values = {"path": row["path"]} | as_part(problem).above(guess["label"] for guess in guesses if guess.get("above", True))
+    values |= _rank_columns(guesses)
+    for key in dangers if guesses else ():
+        values |= _danger_columns(key, guesses, row.get("dangers", {}))
+    if "caution" in row:
+        values["caution"] = " ".join(row["caution"].values()) if row["caution"] else ""
+    for target, ranked in row.get("targets", {}).items():
+        values |= _target_columns(target, ranked, dangers)
+    return values | ({"error": row["error"]} if "error" in row else {})
+
+
+def _rank_columns(guesses: Sequence[dict[str, Any]], of: str = "") -> dict[str, Any]:
+    "Write the labels by rank, each with its probability."
+    columns = {}
+    for rank, guess in enumerate(guesses, start=1):
+        columns |= {f"{of}rank{rank}": guess["label"], f"{of}prob{rank}": round(guess["prob"], 6)}
+    return columns
+
+# %% ../../nbs/deploy/01_predict.ipynb #201be83e
+def _danger_columns(key: str, guesses: Sequence[dict[str, Any]], judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    "Say whether a danger is among the labels (yes, no, not known), and of a judged row how likely that is at most."
+    states = [danger_state(guess["facts"], key) for guess in guesses]
+    found = judged.get(key, {"among_them": True if True in states else None if None in states else False})
+    said = {True: "yes", None: "not known", False: "no"}[found["among_them"]]
+    return {f"{key}_among_them": said} | ({f"{key}_at_most": found["at_most"]} if "at_most" in found else {})
+
+
+def _target_columns(target: str, ranked: Sequence[dict[str, Any]], dangers: Sequence[str]) -> dict[str, Any]:
+    "Write the labels of a further target, and whether a danger is among them."
+    columns = _rank_columns(ranked, f"{target}_")
+    for key in dangers:
+        states = [guess.get("facts", {}).get(key) for guess in ranked]
+        safe = states and all(state is False for state in states)
+        columns[f"{target}_{key}_among_them"] = "yes" if True in states else "no" if safe else "not known"
+    return columns

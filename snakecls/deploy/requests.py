@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# %% ../../nbs/deploy/05_requests.ipynb #c8eb21d5
+# %% ../../nbs/deploy/05_requests.ipynb #4c5f43bf
 class Refused(Exception):
     "A request that does not pass: a status and a sentence."
 
@@ -32,12 +32,15 @@ class Refused(Exception):
         super().__init__(reason)
         self.status, self.reason, self.wait_s = status, reason, wait_s
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #9f8b1ff6
 NOT_HERE = "There is nothing here; the page needs no such address."
-NOT_YOURS = "A request can only name a photo that was uploaded to this page a short time ago, or one of its examples; upload the photo, and name it as the answer says."
+NOT_YOURS = (
+    "A request can only name a photo that was uploaded to this page a short time ago, or one of its examples; "
+    "upload the photo, and name it as the answer says."
+)
 BUSY = "Many photos are waiting for their answer just now. Wait a moment, and try again."
 
-# %% ../../nbs/deploy/05_requests.ipynb #5c55ef97
+# %% ../../nbs/deploy/05_requests.ipynb #c0f33bdb
 def _host_name(
     host: str,  # a Host header, or what stands behind '://' of an origin
 ) -> str:  # without the port, in lower case; empty where it is none
@@ -45,7 +48,7 @@ def _host_name(
     found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::\d{1,5})?", host.strip().lower())
     return found[1] if found else ""
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #5f9b8491
 def host_address(name: str) -> "ipaddress.IPv4Address | ipaddress.IPv6Address | None":
     "Read a name as an address; None where it is a name."
     try:
@@ -53,12 +56,13 @@ def host_address(name: str) -> "ipaddress.IPv4Address | ipaddress.IPv6Address | 
     except ValueError:
         return None
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #7c4746c8
 def told_hosts() -> tuple[str, ...]:  # in lower case
     "Read from the environment which names are allowed: SNAKECLS_HOSTS (joined by commas; '*' is every name), and the Space's."
-    return tuple(name.strip().lower() for name in f"{os.environ.get('SNAKECLS_HOSTS', '')},{os.environ.get('SPACE_HOST', '')}".split(",") if name.strip())
+    names = f"{os.environ.get('SNAKECLS_HOSTS', '')},{os.environ.get('SPACE_HOST', '')}".split(",")
+    return tuple(name.strip().lower() for name in names if name.strip())
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #54c0005b
 def _is_own_name(
     name: str,  # from `host_name`
     listening: str,  # where the page listens, such as '127.0.0.1' or '0.0.0.0'
@@ -70,26 +74,35 @@ def _is_own_name(
     if "*" in told or name in told or name == "localhost" or name.endswith(".localhost") or name == listening.lower():
         return True
     address, everywhere = host_address(name), host_address(listening)
-    return address is not None and (address.is_loopback or (everywhere is not None and (everywhere.is_unspecified or everywhere == address)))
+    return address is not None and (
+        address.is_loopback or (everywhere is not None and (everywhere.is_unspecified or everywhere == address))
+    )
 
-# %% ../../nbs/deploy/05_requests.ipynb #d02738ff
+# %% ../../nbs/deploy/05_requests.ipynb #e84f7ddb
 def check_host(
     headers: dict[str, str],  # names in lower case
     listening: str,
     told: Sequence[str] = (),
 ) -> None:
     "Refuse a request to another name than the page's, or from another page; SNAKECLS_HOSTS=* allows every name, but no other page."
-    host = headers.get("host", "")
+    host, origin = headers.get("host", ""), headers.get("origin")
     if not _is_own_name(_host_name(host), listening, told):
-        raise Refused(403, f"This page does not answer to the name '{host[:100]}'. If that is a name of yours, start it with SNAKECLS_HOSTS={_host_name(host) or 'NAME'} (several are joined by commas).")
-    origin = headers.get("origin")
-    if origin is None:
-        return
-    (scheme, _, given), own = origin.lower().partition("://"), {host.lower(), headers.get("x-forwarded-host", host).split(",")[0].strip().lower()}
-    if scheme not in ("http", "https") or (given not in {re.sub(r":(80|443)$", "", name) for name in own} | own and _host_name(given) not in told):
-        raise Refused(403, f"A request from the page {origin[:100]} is not answered here. If that is this page under another name, start it with SNAKECLS_HOSTS={_host_name(given) or 'NAME'}.")
+        raise Refused(403, f"This page does not answer to the name '{host[:100]}'. If that is a name of yours, "
+                      f"start it with SNAKECLS_HOSTS={_host_name(host) or 'NAME'} (several are joined by commas).")
+    if origin is not None and not _is_own_origin(
+        origin, {host.lower(), headers.get("x-forwarded-host", host).split(",")[0].strip().lower()}, told
+    ):
+        given = _host_name(origin.lower().partition("://")[2])
+        raise Refused(403, f"A request from the page {origin[:100]} is not answered here. If that is this page under another name, "
+                      f"start it with SNAKECLS_HOSTS={given or 'NAME'}.")
 
-# %% ../../nbs/deploy/05_requests.ipynb #cc7065fa
+
+def _is_own_origin(origin: str, own: set[str], told: Sequence[str]) -> bool:  # `own`: hosts of this page, perhaps with a port
+    "Tell whether a request comes from the page itself."
+    scheme, _, given = origin.lower().partition("://")
+    return scheme in ("http", "https") and (given in {re.sub(r":(80|443)$", "", name) for name in own} | own or _host_name(given) in told)
+
+# %% ../../nbs/deploy/05_requests.ipynb #d9c53657
 @dataclass(frozen=True)
 class Open:
     "An address that is open, and what is done with requests to it."
@@ -98,7 +111,7 @@ class Open:
     path: str  # a regular expression for the whole path
     what: str  # 'pass', 'stream', 'json', 'upload', 'progress' or 'file'
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #8a84a84f
 NAME = r"[A-Za-z0-9_-]{1,64}"
 PAGE = (
     Open("GET HEAD", r"/", "pass"),
@@ -109,6 +122,8 @@ PAGE = (
     Open("POST", rf"/gradio_api/run/{NAME}", "json"),  # what is not queued: a click on an example
     Open("GET", r"/gradio_api/queue/data", "stream"),
 )
+
+# %% ../../nbs/deploy/05_requests.ipynb #13fb50ba
 FILES = (
     Open("POST", r"/gradio_api/upload", "upload"),
     Open("GET", r"/gradio_api/upload_progress", "progress"),
@@ -121,7 +136,7 @@ PROGRAMS = (
     Open("GET", rf"/gradio_api/call/(v2/)?{NAME}/{NAME}", "stream"),
 )
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #3179d45a
 def find_open(
     method: str,
     path: str,  # as decoded
@@ -133,7 +148,7 @@ def find_open(
             return one.what
     raise Refused(404, NOT_HERE)
 
-# %% ../../nbs/deploy/05_requests.ipynb #a5e42537
+# %% ../../nbs/deploy/05_requests.ipynb #6aa326c5
 def _read_json(
     body: bytes,
     *,
@@ -141,19 +156,9 @@ def _read_json(
 ) -> dict[str, Any]:
     "Read a request's JSON; refuse what is none, is nested without end, or holds numbers that are none."
     try:
-        text, depth, within = body.decode(), 0, False
-        for mark in re.finditer(r'\\.|["\[\]{}]', text, re.DOTALL):  # one step each, so that no text takes long
-            if mark[0] == '"':
-                within = not within
-            elif not within:
-                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
-            if depth > max_depth:
-                raise Refused(400, f"The request's JSON is nested deeper than {max_depth} levels.")
-
-        def no_number(name: str) -> None:
-            raise ValueError(f"{name} is no number in JSON")
-
-        value = json.loads(text, parse_constant=no_number)
+        text = body.decode()
+        _check_depth(text, max_depth)
+        value = json.loads(text, parse_constant=_no_number)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # 1e999, and halves of letters, cannot go on
     except (ValueError, RecursionError) as e:
         raise Refused(400, "The request's body is not valid JSON.") from e
@@ -162,6 +167,22 @@ def _read_json(
     return value
 
 
+def _check_depth(text: str, max_depth: int) -> None:
+    "Refuse JSON that is nested too deep, before anything reads it."
+    depth, within = 0, False
+    for mark in re.finditer(r'\\.|["\[\]{}]', text, re.DOTALL):  # one step each, so that no text takes long
+        if mark[0] == '"':
+            within = not within
+        elif not within:
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth > max_depth:
+            raise Refused(400, f"The request's JSON is nested deeper than {max_depth} levels.")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+# %% ../../nbs/deploy/05_requests.ipynb #496c6fbd
 def _known_files(
     value: Any,  # JSON
     may_name: Callable[[Any], bool],  # of a path
@@ -180,7 +201,7 @@ def _known_files(
     name = value.get("orig_name")
     return {"path": path, "orig_name": name[:200] if isinstance(name, str) else None, "meta": {"_type": "gradio.FileData"}}
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #c8fe66b3
 KEYS = {"data": list, "fn_index": int, "trigger_id": int, "session_hash": str, "event_data": None}  # of a request to a function
 
 
@@ -203,7 +224,7 @@ def clean_call(
         raise Refused(400, "The request's 'session_hash' is not up to 64 letters and digits.")
     return _known_files(value, may_name, files), files
 
-# %% ../../nbs/deploy/05_requests.ipynb #7d1e3a68
+# %% ../../nbs/deploy/05_requests.ipynb #b68b9a9b
 @dataclass(frozen=True)
 class Limits:
     "How much may come in."
@@ -224,7 +245,7 @@ class Limits:
     connections_each: int = 100
     header_bytes: int = 8_000  # of a photo in a form
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #c29f3c46
 def client_key(
     address: str | None,
 ) -> str | None:  # None for this machine; of IPv6 the network, as one client has many addresses
@@ -234,7 +255,7 @@ def client_key(
         return None
     return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #cd431d42
 class Counts:
     "What is going on for whom, and how much lately."
 
@@ -274,5 +295,9 @@ class Counts:
         while times and now - times[0] >= 600:
             times.popleft()
         if len(times) >= self.limits.requests_each:
-            raise Refused(429, f"More than {self.limits.requests_each} requests in ten minutes from one address are not taken; wait a few minutes.", wait_s=math.ceil(600 - (now - times[0])))
+            raise Refused(
+                429,
+                f"More than {self.limits.requests_each} requests in ten minutes from one address are not taken; wait a few minutes.",
+                wait_s=math.ceil(600 - (now - times[0])),
+            )
         times.append(now)

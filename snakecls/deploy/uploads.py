@@ -27,11 +27,12 @@ from filelock import FileLock, Timeout
 
 from ..core import UserError
 
-# %% ../../nbs/deploy/04_uploads.ipynb #b25bfb2e
+# %% ../../nbs/deploy/04_uploads.ipynb #4e34fceb
 def _own_root() -> Path:  # exists, and nobody else may look into it
     "Find the folder that holds the folders of this user's processes."
     user = os.getuid() if hasattr(os, "getuid") else None
-    root = Path(os.environ.get("SNAKECLS_UPLOADS") or os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()) / ("snakecls" if user is None else f"snakecls-{user}")
+    place = os.environ.get("SNAKECLS_UPLOADS") or os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    root = Path(place) / ("snakecls" if user is None else f"snakecls-{user}")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         root.mkdir(mode=0o700, exist_ok=True)
@@ -44,9 +45,11 @@ def _own_root() -> Path:  # exists, and nobody else may look into it
 
 
 def _no_folder(folder: Path, error: OSError) -> UserError:
-    return UserError(f"Uploads cannot be kept in {folder} ({error.strerror or error}); name a folder that can be written by GRADIO_TEMP_DIR=….")
+    return UserError(
+        f"Uploads cannot be kept in {folder} ({error.strerror or error}); name a folder that can be written by GRADIO_TEMP_DIR=…."
+    )
 
-
+# %% ../../nbs/deploy/04_uploads.ipynb #1c2d8d2d
 def _remove_abandoned(
     root: Path,  # from `own_root`
 ) -> list[str]:  # the folders' names
@@ -62,7 +65,7 @@ def _remove_abandoned(
             continue
     return removed
 
-
+# %% ../../nbs/deploy/04_uploads.ipynb #a258d10c
 @functools.cache
 def private_folder() -> Path:  # the same for the whole life of the process; Gradio keeps its files there, too
     "Make this process' folder; what killed processes left is removed first."
@@ -84,7 +87,7 @@ def private_folder() -> Path:  # the same for the whole life of the process; Gra
     atexit.register(remove)
     return folder
 
-# %% ../../nbs/deploy/04_uploads.ipynb #1b2e0747
+# %% ../../nbs/deploy/04_uploads.ipynb #e7d0edcd
 ANSWERED_S, UNASKED_S, WAITING_S = 60, 120, 600  # how long a photo is kept
 
 
@@ -100,37 +103,14 @@ class _Upload:
         "How long it is kept."
         return WAITING_S if self.waiting else ANSWERED_S if self.answered else UNASKED_S
 
+# %% ../../nbs/deploy/04_uploads.ipynb #f0946afc
+class _Room:
+    "The files that clients sent, within a bound of bytes."
 
-_PAGES: "weakref.WeakSet[Uploads]" = weakref.WeakSet()
-
-
-class Uploads:
-    "The files that clients sent, and the examples: what a request may name."
-
-    def __init__(
-        self,
-        folder: str | Path,  # for its owner alone
-        *,
-        examples: Iterable[str | Path] = (),  # files that may be named for ever
-        max_bytes: int = 1_000_000_000,  # of all uploads together
-    ):
-        self.folder, self.max_bytes = Path(folder), max_bytes
-        self.examples = {str(file) for file in examples}
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.held = max_bytes, 0  # bytes; of files that are being written too
         self.files: dict[str, _Upload] = {}
-        self.held = 0  # bytes, of files that are being written too
         self.lock = threading.RLock()
-        _PAGES.add(self)
-
-    def new_path(
-        self,
-        name: str,  # as the client calls it
-    ) -> Path:  # does not exist yet; its folder does
-        "Think of a place for a file: nobody can guess it, and nothing of its name can lead elsewhere."
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[\\/]", name)[-1]).lstrip(".")[-80:] or "photo"
-        folder = self.folder / secrets.token_hex(16)
-        for place in (self.folder.parent, self.folder, folder):  # whoever tidies up temporary files may have been here
-            place.mkdir(mode=0o700, exist_ok=True)
-        return folder / name
 
     def reserve(
         self,
@@ -138,7 +118,8 @@ class Uploads:
     ) -> bool:  # False: there is no room
         "Make room; photos that nobody waits for go first."
         with self.lock:
-            for path, upload in sorted(self.files.items(), key=lambda item: (item[1].kept_s, item[1].since)) if self.held + n > self.max_bytes else ():
+            by_need = sorted(self.files.items(), key=lambda item: (item[1].kept_s, item[1].since)) if self.held + n > self.max_bytes else ()
+            for path, upload in by_need:
                 if self.held + n <= self.max_bytes or upload.waiting:
                     break
                 self.remove(path)
@@ -158,6 +139,19 @@ class Uploads:
         shutil.rmtree(path.parent, ignore_errors=True)
         with self.lock:
             self.held -= size
+
+    def remove(self, path: str) -> None:
+        "Remove an upload."
+        with self.lock:
+            if (upload := self.files.pop(path, None)) is not None:
+                self.held -= upload.size
+                shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+# %% ../../nbs/deploy/04_uploads.ipynb #736abe90
+class _Named(_Room):
+    "What a request may name, and whose answer is waited for."
+
+    examples: set[str]  # files that may be named for ever
 
     def may_name(self, path: Any) -> bool:
         "Tell whether a request may name a file; the disk is not asked about other names."
@@ -184,12 +178,34 @@ class Uploads:
         if (upload := self.files.get(path or "")) is not None:
             upload.answered = True
 
-    def remove(self, path: str) -> None:
-        "Remove an upload."
-        with self.lock:
-            if (upload := self.files.pop(path, None)) is not None:
-                self.held -= upload.size
-                shutil.rmtree(Path(path).parent, ignore_errors=True)
+# %% ../../nbs/deploy/04_uploads.ipynb #1c3d1d94
+_PAGES: "weakref.WeakSet[Uploads]" = weakref.WeakSet()
+
+
+class Uploads(_Named):
+    "The files that clients sent, and the examples: what a request may name."
+
+    def __init__(
+        self,
+        folder: str | Path,  # for its owner alone
+        *,
+        examples: Iterable[str | Path] = (),  # files that may be named for ever
+        max_bytes: int = 1_000_000_000,  # of all uploads together
+    ):
+        super().__init__(max_bytes)
+        self.folder, self.examples = Path(folder), {str(file) for file in examples}
+        _PAGES.add(self)
+
+    def new_path(
+        self,
+        name: str,  # as the client calls it
+    ) -> Path:  # does not exist yet; its folder does
+        "Think of a place for a file: nobody can guess it, and nothing of its name can lead elsewhere."
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[\\/]", name)[-1]).lstrip(".")[-80:] or "photo"
+        folder = self.folder / secrets.token_hex(16)
+        for place in (self.folder.parent, self.folder, folder):  # whoever tidies up temporary files may have been here
+            place.mkdir(mode=0o700, exist_ok=True)
+        return folder / name
 
     def sweep(self, now: float | None = None) -> list[str]:  # what was removed
         "Remove the photos whose time is over."
@@ -205,7 +221,7 @@ class Uploads:
         for path in list(self.files):
             self.remove(path)
 
-# %% ../../nbs/deploy/04_uploads.ipynb #607852f5
+# %% ../../nbs/deploy/04_uploads.ipynb #565118fd
 def new_uploads() -> Uploads:
     "Make the place for a page's uploads; no other page of the process can name them."
     return Uploads(private_folder() / secrets.token_hex(8))
@@ -215,7 +231,7 @@ def is_upload(file: Path) -> bool:
     "Tell whether a file lies where one of the process' pages keeps uploads."
     return any(uploads.folder in file.parents for uploads in list(_PAGES))
 
-
+# %% ../../nbs/deploy/04_uploads.ipynb #944b273e
 def note_answered(path: str | None) -> None:
     "Note that a file got its answer, whichever page it was sent to."
     for uploads in list(_PAGES):
