@@ -50,7 +50,10 @@ class Settings(BaseModel):
         "Refuse true and false where they would silently count as 1 and 0."
         given = value if isinstance(value, (list, tuple)) else [value]
         if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(v, bool) for v in given):
-            raise PydanticCustomError("truth_value", "YAML reads yes, no, on, off, true and false as a truth value; write what is meant, in quotes if it is a text")
+            raise PydanticCustomError(
+                "truth_value",
+                "YAML reads yes, no, on, off, true and false as a truth value; write what is meant, in quotes if it is a text",
+            )
         return value
 
     @field_validator("*", mode="after")
@@ -175,9 +178,25 @@ def _key_places(schema: type[BaseModel], word: str, *, prefix: str = "") -> Iter
 
 # %% ../nbs/06_settings.ipynb #0fa2680d
 _SYNONYMS = {
-    "batch_size": "bs", "learning_rate": "lr", "image_size": "size", "img_size": "size", "imgsz": "size", "resolution": "size", "weight_decay": "wd",
-    "n_epochs": "epochs", "num_epochs": "epochs", "epoch": "epochs", "architecture": "arch", "backbone": "arch", "pretrained": "weights",
-    "workers": "num_workers", "stages": "schedule", "augmentation": "augment", "augmentations": "augment", "metric": "monitor", "tracking": "track",
+    "batch_size": "bs",
+    "learning_rate": "lr",
+    "image_size": "size",
+    "img_size": "size",
+    "imgsz": "size",
+    "resolution": "size",
+    "weight_decay": "wd",
+    "n_epochs": "epochs",
+    "num_epochs": "epochs",
+    "epoch": "epochs",
+    "architecture": "arch",
+    "backbone": "arch",
+    "pretrained": "weights",
+    "workers": "num_workers",
+    "stages": "schedule",
+    "augmentation": "augment",
+    "augmentations": "augment",
+    "metric": "monitor",
+    "tracking": "track",
 }
 
 
@@ -203,5 +222,11 @@ def _explain_shape(schema: type[BaseModel], place: tuple, given: Any) -> str:
     first = next(iter(part.model_fields))
     if "schedule" in place:
         example = "- {size: 64, epochs: 3}"
-        return f"{key} is {shown(given)}, but every stage is a list entry with keys ({', '.join(part.model_fields)}); write it below schedule: as {example}"
-    return f"{key} is {shown(given)}, but has keys of its own ({', '.join(part.model_fields)}); write {key}: {{{first}: {'…' if isinstance(given, (list, dict)) else str(given)[:120]}}}."
+        return (
+            f"{key} is {shown(given)}, but every stage is a list entry with keys "
+            f"({', '.join(part.model_fields)}); write it below schedule: as {example}"
+        )
+    return (
+        f"{key} is {shown(given)}, but has keys of its own ({', '.join(part.model_fields)}); write {key}: "
+        f"{{{first}: {'…' if isinstance(given, (list, dict)) else str(given)[:120]}}}."
+    )

@@ -24,7 +24,11 @@ from .schema import DEFAULT_SCHEDULE, Experiment
 from ..settings import Settings, SettingsError, explain_error, shown
 
 # %% ../../nbs/experiment/02_file.ipynb #1c9a0b2f
-_MOST_CHARACTERS, _MOST_DEPTH, _MOST_DIGITS = 2**20, 40, 100  # of a file, with what its aliases stand for; of parts within parts; of a number
+_MOST_CHARACTERS, _MOST_DEPTH, _MOST_DIGITS = (
+    2**20,
+    40,
+    100,
+)  # of a file, with what its aliases stand for; of parts within parts; of a number
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -47,7 +51,10 @@ class _UniqueLoader(yaml.SafeLoader):
         self.n_characters += self.lengths[node] if alias else len(node.value) + 1 if isinstance(node, yaml.ScalarNode) else 1
         self.lengths[node] = self.n_characters - before
         if self.n_characters > _MOST_CHARACTERS:
-            raise UserError(f"up to line {line} it unfolds to more than {_MOST_CHARACTERS:,} characters; write out what its aliases (*name) stand for, or less of it.")
+            raise UserError(
+                f"up to line {line} it unfolds to more than {_MOST_CHARACTERS:,} characters; write out what "
+                "its aliases (*name) stand for, or less of it."
+            )
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -65,9 +72,19 @@ class _UniqueLoader(yaml.SafeLoader):
         "Build a value; raises `UserError` for a date or a number that there is none of."
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > _MOST_DIGITS:
-            raise UserError(f"line {line} holds a number of {len(node.value):,} digits; write a smaller one, or put it in quotes if it is a text.")
-        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and (":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value)):
-            raise UserError(f"line {line} holds {shown(node.value)[1:-1]}, which YAML reads as {super().construct_object(node, deep=deep)}; put it in quotes if it is a text, or write the number without {'colons' if ':' in node.value else 'a zero before it'}.")
+            raise UserError(
+                f"line {line} holds a number of {len(node.value):,} digits; write a smaller one, or put it in quotes if it is a text."
+            )
+        if (
+            isinstance(node, yaml.ScalarNode)
+            and node.tag.endswith((":int", ":float"))
+            and (":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value))
+        ):
+            raise UserError(
+                f"line {line} holds {shown(node.value)[1:-1]}, which YAML reads as "
+                f"{super().construct_object(node, deep=deep)}; put it in quotes if it is a text, or write the "
+                f"number without {'colons' if ':' in node.value else 'a zero before it'}."
+            )
         if isinstance(node, yaml.ScalarNode) and ("\0" in node.value or any(0xD800 <= ord(char) <= 0xDFFF for char in node.value)):
             raise UserError(f"line {line} holds {shown(node.value)}, with a character that no text or path has; leave it out.")
         try:
@@ -76,7 +93,9 @@ class _UniqueLoader(yaml.SafeLoader):
             raise
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
             kind = {"int": "a number", "float": "a number", "timestamp": "a date"}.get(node.tag.rpartition(":")[2], node.tag)
-            raise UserError(f"line {line} holds {shown(node.value)}, which cannot be {kind} ({e}); put it in quotes if it is a text.") from e
+            raise UserError(
+                f"line {line} holds {shown(node.value)}, which cannot be {kind} ({e}); put it in quotes if it is a text."
+            ) from e
 
 
 def read_yaml(
@@ -90,7 +109,12 @@ def read_yaml(
     try:
         return yaml.load(text, Loader=_UniqueLoader)
     except yaml.YAMLError as e:
-        raise UserError(one_line(f"{where} is not valid YAML ({' '.join(str(e).split())[:200]}); mind the indentation, and put text with special characters in quotes.")) from e
+        raise UserError(
+            one_line(
+                f"{where} is not valid YAML ({' '.join(str(e).split())[:200]}); mind the indentation, and put text "
+                "with special characters in quotes."
+            )
+        ) from e
     except UserError as e:
         raise UserError(one_line(f"{where}: {e}")) from e
 
@@ -107,7 +131,9 @@ def make_experiment(
     try:
         values = yaml.safe_load(yaml.safe_dump(_to_plain(values)))
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise UserError(f"{where} holds what no experiment file can ({' '.join(str(e).split())[:200]}); give texts, numbers, lists and dictionaries.") from e
+        raise UserError(
+            f"{where} holds what no experiment file can ({' '.join(str(e).split())[:200]}); give texts, numbers, lists and dictionaries."
+        ) from e
     for override in overrides:
         override_key(values, override)
     if place := _not_finite(values):
@@ -187,12 +213,18 @@ def load_experiment(
     except FileNotFoundError as e:
         raise UserError(f"the experiment file {path} does not exist; give the path of a YAML file, or --data FOLDER.") from e
     except UnicodeError as e:
-        raise UserError(f"{path} cannot be read as an experiment file (line {e.object[: e.start].count(10) + 1 if isinstance(e, UnicodeDecodeError) else 1} holds a byte that is no {getattr(e, 'encoding', 'text').upper()}); save it as UTF-8.") from e
+        raise UserError(
+            f"{path} cannot be read as an experiment file (line "
+            f"{e.object[: e.start].count(10) + 1 if isinstance(e, UnicodeDecodeError) else 1} holds a byte "
+            f"that is no {getattr(e, 'encoding', 'text').upper()}); save it as UTF-8."
+        ) from e
     except OSError as e:
         raise UserError(f"{path} cannot be read as an experiment file ({e}); give a YAML file.") from e
     values = read_yaml(text, where=str(path))
     experiment = make_experiment(values if values is not None else {}, overrides=overrides, where=path.name)
-    data = experiment.data.model_copy(update=_paths_beside(path, experiment.data, "data", ("source", "root", "facts", "corrections"), overrides))
+    data = experiment.data.model_copy(
+        update=_paths_beside(path, experiment.data, "data", ("source", "root", "facts", "corrections"), overrides)
+    )
     model = experiment.model.model_copy(update=_paths_beside(path, experiment.model, "model", ("weights",), overrides))
     name = name_after(path) if "name" not in experiment.model_fields_set else experiment.name
     return experiment.model_copy(update={"data": data, "model": model, "name": name})

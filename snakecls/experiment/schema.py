@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED_KWARGS', 'DEFAULT_SCHEDULE', 'DataConfig', 'ModelConfig', 'TrainConfig', 'WandbConfig', 'PredictConfig',
-           'monitors', 'Experiment']
+           'Experiment']
 
 # %% ../../nbs/experiment/01_schema.ipynb #632610a7
 import re
@@ -25,17 +25,27 @@ if TYPE_CHECKING:
 class DataConfig(Settings):
     "Where the photos are and how they are divided."
     source: str = Field(description="a folder of class folders, or a CSV or Parquet table; relative to the experiment file")
-    target: str | list[str] = Field("label", description="label, or any column; binomial, genus, species from Latin names; a list learns several at once")
+    target: str | list[str] = Field(
+        "label", description="label, or any column; binomial, genus, species from Latin names; a list learns several at once"
+    )
     path_column: str | None = Field(None, description="column with the photo's path; recognised by its name if not given")
-    label_column: str | list[str] | None = Field(None, description="column with the label; several for 0/1 columns with multi_label; recognised by its name if not given")
+    label_column: str | list[str] | None = Field(
+        None, description="column with the label; several for 0/1 columns with multi_label; recognised by its name if not given"
+    )
     split_column: str | None = Field(None, description="column with train, valid, test; recognised by its name if not given")
     root: str | None = Field(None, description="folder that a table's relative paths start from; the table's own if not given")
     multi_label: bool = Field(False, description="a photo may have several labels")
     separator: str | None = Field(None, min_length=1, description="between several labels in a cell; guessed if not given")
-    unlabelled: Literal["drop", "negative"] | None = Field(None, description="what a photo without labels means with multi_label; asked for where there are any")
+    unlabelled: Literal["drop", "negative"] | None = Field(
+        None, description="what a photo without labels means with multi_label; asked for where there are any"
+    )
     corrections: str | None = Field(None, description="corrections.csv of the review page, applied before anything else")
     splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}; {test: ignore} leaves one out")
-    label_level: int | str = Field("auto", description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told")
+    label_level: int | str = Field(
+        "auto",
+        description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for "
+        "all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told",
+    )
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
     folds: int | None = Field(None, ge=2, description="divide what is not the test into so many folds")
@@ -44,7 +54,9 @@ class DataConfig(Settings):
     seed: int | None = Field(None, ge=0, description="of the split; the experiment's seed if not given")
     top_classes: int | None = Field(None, ge=2, description="keep the N classes with the most photos")
     min_per_class: int | None = Field(None, ge=1, description="leave out classes with fewer photos")
-    sample: int | None = Field(None, ge=2, description="train and validate on about so many photos only, for a quick try; the test stays whole")
+    sample: int | None = Field(
+        None, ge=2, description="train and validate on about so many photos only, for a quick try; the test stays whole"
+    )
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
 
@@ -80,14 +92,20 @@ class DataConfig(Settings):
 
 FIXED_KWARGS = {
     "features_only": "makes a network that gives maps of features and no classes",
-    "num_classes": "comes from the labels of the photos", "in_chans": "is always 3, as photos have three colours",
-    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "could load something from elsewhere, so a bundle may not hold it; use model.weights"),
+    "num_classes": "comes from the labels of the photos",
+    "in_chans": "is always 3, as photos have three colours",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+        "could load something from elsewhere, so a bundle may not hold it; use model.weights",
+    ),
 }
 
 
 class ModelConfig(Settings):
     "The network."
-    arch: str = Field("tf_efficientnet_lite0", description="timm's or torchvision's name, or lenet5, alexnet_scratch, googlenet_scratch, cnn")
+    arch: str = Field(
+        "tf_efficientnet_lite0", description="timm's or torchvision's name, or lenet5, alexnet_scratch, googlenet_scratch, cnn"
+    )
     weights: str = Field("auto", description="auto, none, a weights file, or an earlier run or bundle to start from")
     kwargs: dict[str, Any] = Field({}, description="passed on to the network, such as {drop_rate: 0.2}")
 
@@ -105,7 +123,9 @@ class TrainConfig(Settings):
     "How the network is trained."
     bs: int = Field(32, ge=2, description="training batch at 224 px; other sizes keep the number of pixels")
     wd: float = Field(0.01, ge=0, description="weight decay")
-    loss: Literal["auto", "cross_entropy", "focal", "seesaw", "bce"] = Field("auto", description="auto: cross-entropy, with several labels on a photo binary cross-entropy")
+    loss: Literal["auto", "cross_entropy", "focal", "seesaw", "bce"] = Field(
+        "auto", description="auto: cross-entropy, with several labels on a photo binary cross-entropy"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced", "effective"] = Field("none", description="weight of rare classes in the loss")
     focal_gamma: float = Field(2.0, ge=0, description="how much the focal loss looks away from easy photos")
@@ -120,10 +140,19 @@ class TrainConfig(Settings):
     patience: int | None = Field(None, ge=1, description="validations without improvement after which a stage ends")
     min_delta: float = Field(0.0, ge=0, description="what counts as an improvement for patience")
     validate_every: int = Field(1, ge=1, description="epochs from one validation to the next; the last one always validates")
-    precision: Literal["fp32", "fp32+channels_last", "bf16", "bf16+channels_last", "fp16", "fp16+channels_last", "auto"] = Field("fp32+channels_last", description="of training; auto measures a few steps of each and keeps the fastest that is sound")
+    precision: Literal["fp32", "fp32+channels_last", "bf16", "bf16+channels_last", "fp16", "fp16+channels_last", "auto"] = Field(
+        "fp32+channels_last", description="of training; auto measures a few steps of each and keeps the fastest that is sound"
+    )
     compile: bool = Field(False, description="torch.compile the network, where there is a C++ compiler")
-    batch_norm: Literal["auto", "all", "frozen", "train"] = Field("auto", description="batch-norm statistics that are held still: all, those of frozen blocks, or none (train); auto: all of pretrained weights, none of random ones")
-    refit: bool = Field(False, description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before")
+    batch_norm: Literal["auto", "all", "frozen", "train"] = Field(
+        "auto",
+        description="batch-norm statistics that are held still: all, those of frozen blocks, or none (train); auto: all "
+        "of pretrained weights, none of random ones",
+    )
+    refit: bool = Field(
+        False,
+        description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before",
+    )
     num_workers: int | None = Field(None, ge=0, description="loading processes; one less than the processors if not given")
     device: str | None = Field(None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given")
 
@@ -153,11 +182,17 @@ class WandbConfig(Settings):
 class PredictConfig(Settings):
     "How photos are predicted, in validation and in the bundle alike."
     flip: bool = Field(False, description="average each photo with its mirror image")
-    thresholds: Literal["half", "global", "per_class"] = Field("half", description="with several labels: above which probability a label is given; tuned on validation but for half")
+    thresholds: Literal["half", "global", "per_class"] = Field(
+        "half", description="with several labels: above which probability a label is given; tuned on validation but for half"
+    )
     examples: int = Field(6, ge=0, description="photos kept in the bundle for the app to show")
     title: str = Field("", description="above the app, such as Snakes of Luzon")
-    subject: str = Field("", description="what the photos show, in the singular: snake, mushroom, piece of clothing; guessed from the labels if not given")
-    danger_column: list[str] = Field([], description="columns of data.facts whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS")
+    subject: str = Field(
+        "", description="what the photos show, in the singular: snake, mushroom, piece of clothing; guessed from the labels if not given"
+    )
+    danger_column: list[str] = Field(
+        [], description="columns of data.facts whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS"
+    )
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
 
@@ -174,7 +209,7 @@ DEFAULT_SCHEDULE = [
 ]
 
 
-def monitors(data: DataConfig, top_k: list[int]) -> list[str]:
+def _monitors(data: DataConfig, top_k: list[int]) -> list[str]:
     "Name what an epoch reports and the best one can be chosen by."
     single = ["f1_macro", "accuracy", *(f"top{k}_accuracy" for k in top_k)]
     several = [f"{target}_{name}" for target in data.target for name in single] if isinstance(data.target, list) else []
@@ -194,7 +229,11 @@ class Experiment(Settings):
     schedule: list[Stage] = Field(DEFAULT_SCHEDULE, min_length=1, description="the stages")
     predict: PredictConfig = PredictConfig()
     top_k: list[Annotated[int, Field(ge=1)]] = Field([3], min_length=1, description="for which k the top-k accuracy is reported")
-    monitor: str = Field("f1_macro", description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)")
+    monitor: str = Field(
+        "f1_macro",
+        description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with "
+        "several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)",
+    )
     track: list[Literal["logbook", "wandb"]] = Field(["logbook"], description="beside the run folder")
     wandb: WandbConfig = WandbConfig()
 
@@ -208,9 +247,13 @@ class Experiment(Settings):
     @classmethod
     def check_monitor(cls, monitor: str, info: ValidationInfo) -> str:
         "Refuse what no epoch reports."
-        if "data" in info.data and "top_k" in info.data and monitor not in (names := monitors(info.data["data"], info.data["top_k"])):
+        if "data" in info.data and "top_k" in info.data and monitor not in (names := _monitors(info.data["data"], info.data["top_k"])):
             guess = nearest(monitor, names)
-            raise PydanticCustomError("monitor", "{hint}choose one of: {names}", {"hint": f"did you mean '{guess}'? Or " if guess else "", "names": ", ".join(names)})
+            raise PydanticCustomError(
+                "monitor",
+                "{hint}choose one of: {names}",
+                {"hint": f"did you mean '{guess}'? Or " if guess else "", "names": ", ".join(names)},
+            )
         return monitor
 
     @field_validator("track", mode="before")

@@ -23,13 +23,24 @@ def load_source(data: DataConfig) -> tuple[Noted, pd.DataFrame | None]:  # the p
     "Load the photos and apply the corrections that were decided on."
     target = data.problem.target
     noted = read_table(
-        data.source, path_column=data.path_column, label_column=data.label_column, split_column=data.split_column, root=data.root, splits=data.splits, label_level=data.label_level,
-        target=None if target == "label" else target, multi_label=data.multi_label, separator=data.separator, unlabelled=data.unlabelled,
+        data.source,
+        path_column=data.path_column,
+        label_column=data.label_column,
+        split_column=data.split_column,
+        root=data.root,
+        splits=data.splits,
+        label_level=data.label_level,
+        target=None if target == "label" else target,
+        multi_label=data.multi_label,
+        separator=data.separator,
+        unlabelled=data.unlabelled,
     )
     if data.corrections is None:
         return noted, None
     corrections = read_corrections(data.corrections)
-    corrected, done = apply_corrections(noted.table, corrections, column=_reviewed_column(noted.table, corrections.decisions), group=data.group)
+    corrected, done = apply_corrections(
+        noted.table, corrections, column=_reviewed_column(noted.table, corrections.decisions), group=data.group
+    )
     outcomes = done["outcome"].str.partition(",")[0].value_counts()
     note = f"applied {data.corrections}: {', '.join(f'{n} {outcome}' for outcome, n in outcomes.items()) or 'nothing is decided in it'}."
     return noted.then(lambda table: corrected).tell(note), done
@@ -54,7 +65,9 @@ def divide_photos(
         noted = noted.then(keep_classes, top_classes=data.top_classes, min_per_class=data.min_per_class, **unlabelled)
     noted = _divide(noted, experiment)
     if (data.folds is None) != (data.fold is None):
-        raise UserError(f"data.folds is {data.folds} and data.fold {data.fold}; give both, such as folds: 5 and fold: 0, or run all with --folds 5.")
+        raise UserError(
+            f"data.folds is {data.folds} and data.fold {data.fold}; give both, such as folds: 5 and fold: 0, or run all with --folds 5."
+        )
     if data.folds is not None:
         table = kfold_table(noted.table, folds=data.folds, seed=experiment.split_seed, group=data.group)
         noted = replace(noted, table=use_fold(table, data.fold).drop(columns="fold"))

@@ -36,10 +36,16 @@ def cycle_ends(
         ends.append(ends[-1] + cycle * cycle_mult ** len(ends))
     if epochs <= cycle:
         least = cycle + cycle * cycle_mult
-        raise UserError(f"lr_schedule cosine_restarts has cycles of {cycle} epochs but only {epochs} to train, so it never restarts; give at least {least} epochs, or lr_schedule: cosine.")
+        raise UserError(
+            f"lr_schedule cosine_restarts has cycles of {cycle} epochs but only {epochs} to train, so it never "
+            f"restarts; give at least {least} epochs, or lr_schedule: cosine."
+        )
     if ends[-1] != epochs:
         near = f"{ends[-2]} or {ends[-1]}" if len(ends) > 2 else f"{ends[-1]}"
-        raise UserError(f"lr_schedule cosine_restarts with cycle {cycle} and cycle_mult {cycle_mult} would be cut off in a cycle after {epochs} epochs; give {near} epochs, or cycle_mult: 1.")
+        raise UserError(
+            f"lr_schedule cosine_restarts with cycle {cycle} and cycle_mult {cycle_mult} would be cut off in a "
+            f"cycle after {epochs} epochs; give {near} epochs, or cycle_mult: 1."
+        )
     return ends
 
 # %% ../../nbs/train/12_stages.ipynb #c907d1c6
@@ -53,7 +59,9 @@ def check_plateau(
     "Refuse what a plateau cannot be; raises `UserError`."
     if not 0 < factor < 1 or patience < 1 or patience != int(patience) or min_lr < 0 or min_delta < 0:
         said = f"factor {factor}, patience {patience}, min_lr {min_lr} and min_delta {min_delta}"
-        raise UserError(f"lr_options of plateau are {said}; give a factor between 0 and 1, a whole patience of at least 1, and no negative numbers.")
+        raise UserError(
+            f"lr_options of plateau are {said}; give a factor between 0 and 1, a whole patience of at least 1, and no negative numbers."
+        )
     return patience
 
 # %% ../../nbs/train/12_stages.ipynb #74ee9ff2
@@ -84,17 +92,24 @@ def check_policy(
     if name == "plateau":
         patience = check_plateau(**options)
         if 0 < epochs < patience + 2:
-            raise UserError(f"lr_schedule plateau with patience {patience} cannot act within {epochs} epochs; give at least {patience + 2}, or another lr_schedule.")
+            raise UserError(
+                f"lr_schedule plateau with patience {patience} cannot act within {epochs} epochs; give at "
+                f"least {patience + 2}, or another lr_schedule."
+            )
 
 # %% ../../nbs/train/12_stages.ipynb #dfbefac2
 class Stage(Settings):
     "Describe one stage of a schedule; raises `UserError` for what makes no sense."
     size: int = Field(ge=8, le=4096, description="px of training photos")
-    valid_size: int | None = Field(None, ge=8, le=4096, description="px of validation photos and of the served model; as training if not given")
+    valid_size: int | None = Field(
+        None, ge=8, le=4096, description="px of validation photos and of the served model; as training if not given"
+    )
     epochs: int = Field(1, ge=0, description="0 for a probe alone")
     freeze: Literal["body", "none"] | int = Field("none", description="body (head only), none, or k: stem and blocks 1 to k")
     gradual: bool = Field(False, description="unfreeze one block more each epoch, from what freeze names towards the stem")
-    lr: float | tuple[float, float] | Literal["auto"] | None = Field(None, description="one rate, [first block, head], or auto: what the lr finder suggests; 0.001 if not given, with adadelta 1.0")
+    lr: float | tuple[float, float] | Literal["auto"] | None = Field(
+        None, description="one rate, [first block, head], or auto: what the lr finder suggests; 0.001 if not given, with adadelta 1.0"
+    )
     layer_decay: float | None = Field(None, gt=0, le=1, description="rate of each block as a share of the next one's, from the head down")
     bs: int | None = Field(None, ge=2, description="training batch; train.bs scaled with the area if not given")
     head: Literal["keep", "probe"] = Field("keep", description="probe: fit the linear probe at this size first")
@@ -104,7 +119,11 @@ class Stage(Settings):
     label_smoothing: float | None = Field(None, ge=0, lt=1, description="train.label_smoothing if not given")
     wd: float | None = Field(None, ge=0, description="weight decay; train.wd if not given")
     lr_schedule: LrSchedule = Field("one_cycle", description="course of the rate within the stage")
-    lr_options: dict[str, int | float] = Field({}, description="of cosine_restarts: cycle, cycle_mult (epochs of the first cycle, growth of the next); of plateau: factor, patience, min_lr, min_delta")
+    lr_options: dict[str, int | float] = Field(
+        {},
+        description="of cosine_restarts: cycle, cycle_mult (epochs of the first cycle, growth of the next); of plateau: "
+        "factor, patience, min_lr, min_delta",
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage in which a cosine's rate rises")
 
     @property
@@ -159,13 +178,20 @@ def _check_stage(stage: Stage) -> None:
     if stage.lr == "auto" and stage.epochs == 0:
         raise UserError("lr is 'auto', but a stage with 0 epochs trains nothing; leave lr out.")
     if stage.layer_decay is not None and isinstance(stage.lr, tuple):
-        raise UserError(f"layer_decay and two rates, {stage.lr}, both spread the rate over the blocks; give one rate with layer_decay, or two without.")
+        raise UserError(
+            f"layer_decay and two rates, {stage.lr}, both spread the rate over the blocks; give one rate with layer_decay, or two without."
+        )
     if stage.cutmix and stage.size < 16:
-        raise UserError(f"cutmix pastes a part of another photo, and photos of {stage.size} px have no parts; give at least 16 px, or cutmix: 0.")
+        raise UserError(
+            f"cutmix pastes a part of another photo, and photos of {stage.size} px have no parts; give at least 16 px, or cutmix: 0."
+        )
     if stage.gradual and stage.freeze == "body":
         raise UserError("gradual frees one block more with each epoch, but freeze: body keeps them all; give freeze: none, or a block.")
     if stage.gradual and stage.epochs < 2:
-        raise UserError(f"gradual frees one block more with each epoch, and {stage.epochs} epoch(s) would train the head alone; give at least 2 epochs, or freeze: body.")
+        raise UserError(
+            f"gradual frees one block more with each epoch, and {stage.epochs} epoch(s) would train the head "
+            "alone; give at least 2 epochs, or freeze: body."
+        )
     check_policy(stage.lr_schedule, stage.epochs, warmup=stage.warmup, options=stage.lr_options)
 
 # %% ../../nbs/train/12_stages.ipynb #92506a0b
