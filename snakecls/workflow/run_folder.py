@@ -202,6 +202,9 @@ class RunFolder:
         self.path = Path(path)
         self._lock = self._handler = self._over = None
 
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
     @classmethod
     def create(
         cls,
@@ -235,11 +238,6 @@ class RunFolder:
         return self.path.name
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #c7cac9c4
-@patch
-def __truediv__(self: RunFolder, name: str) -> Path:
-    return self.path / name
-
-
 @patch
 def __repr__(self: RunFolder) -> str:
     return f"RunFolder({self.id}, {read_status(self.path)['status']})"
