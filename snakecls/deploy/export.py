@@ -33,7 +33,7 @@ from ..models.bundle import BundleInfo, info_from_dict
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-# %% ../../nbs/deploy/02_export.ipynb #a749e8e8
+# %% ../../nbs/deploy/02_export.ipynb #d2667d33
 def _inference_copy(
     learn: "Learner",
 ) -> "Learner":  # shares model, loss and transforms with `learn`; no items, optimizer, metrics or callbacks but those `for_inference`
@@ -42,8 +42,8 @@ def _inference_copy(
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import CastToTensor, Learner, Recorder
 
-    cbs = [TrainEvalCallback, Recorder, CastToTensor, ProgressCallback]
-    cbs += [copy.copy(cb) for cb in learn.cbs if getattr(type(cb), "for_inference", False)]  # copies, for a Learner makes a callback its own
+    chosen = [cb for cb in learn.cbs if getattr(type(cb), "for_inference", False)]
+    cbs = [TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, *map(copy.copy, chosen)]  # a Learner makes a callback its own
     dls = learn.dls.new_empty()
     dls.path = Path(".")  # not the folder of whoever trained it
     light = Learner(dls, learn.model, loss_func=learn.loss_func, path=".", cbs=cbs, default_cbs=False)
@@ -56,7 +56,7 @@ def _inference_copy(
     light.snakecls_info = info
     return light
 
-# %% ../../nbs/deploy/02_export.ipynb #f80f4d29
+# %% ../../nbs/deploy/02_export.ipynb #9082b57a
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -79,12 +79,12 @@ def _without_hooks(
         for module, kind, hooks in removed:
             module.__dict__[kind] = hooks
 
-
+# %% ../../nbs/deploy/02_export.ipynb #f3209632
 def _hook_owner(hook: Any) -> str:
     "Name the top package that a hook comes from."
     return (getattr(hook, "__module__", None) or type(hook).__module__).split(".")[0]
 
-# %% ../../nbs/deploy/02_export.ipynb #de1e7b0a
+# %% ../../nbs/deploy/02_export.ipynb #0a5c3ec7
 def _careful_pickler() -> Any:  # what `torch.save` takes as `pickle_module`
     "Make a cloudpickle that stores class methods by name, and paths for any system."
     import cloudpickle
@@ -100,7 +100,7 @@ def _careful_pickler() -> Any:  # what `torch.save` takes as `pickle_module`
 
     return SimpleNamespace(Pickler=Pickler, __name__="cloudpickle")
 
-
+# %% ../../nbs/deploy/02_export.ipynb #337c7836
 def _class_of_method(obj: Any) -> type | None:
     "Find the importable class whose class method has `obj` as its function."
     if not isinstance(obj, FunctionType) or obj.__module__ in (None, "__main__") or "." not in obj.__qualname__:
@@ -111,7 +111,7 @@ def _class_of_method(obj: Any) -> type | None:
         return None
     return found.__self__ if isinstance(found, MethodType) and found.__func__ is obj else None
 
-# %% ../../nbs/deploy/02_export.ipynb #b0101f98
+# %% ../../nbs/deploy/02_export.ipynb #3aecbc92
 def _stores_code(
     path: str | Path,  # what `torch.save` wrote
 ) -> bool:
@@ -121,7 +121,7 @@ def _stores_code(
         names = {str(value).split(" ")[-1] for _, value, _ in pickletools.genops(archive.read(name)) if value is not None}
     return bool(names & {"_make_function", "_make_skeleton_class", "_make_skel_func"})
 
-
+# %% ../../nbs/deploy/02_export.ipynb #c01c2f88
 def export_learner(
     learn: "Learner",  # left as it was; an attribute `snakecls_info` (a dict like bundle.json) goes along
     path: str | Path,  # such as 'export.pkl'; replaced when it exists
@@ -143,19 +143,11 @@ def export_learner(
         raise UserError(f"The learner cannot be stored in {path.name}: {e}; {hint}.") from e
     return path
 
-# %% ../../nbs/deploy/02_export.ipynb #8862b18b
+# %% ../../nbs/deploy/02_export.ipynb #588b534a
 class _ValidPhotos(list):
     "Photos as a dataset; fastai then uses its transforms as in validation."
 
     split_idx = 1
-
-
-def _transforms_problem(learn: "Learner") -> OneLabel | MultiLabel:
-    "Tell what a learner is asked by the transforms of its target, as any fastai learner has them."
-    from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize
-
-    tfms = getattr(learn.dls.valid_ds.tls[-1], "tfms", None) or []
-    return MultiLabel() if any(isinstance(tfm, (MultiCategorize, EncodedMultiCategorize)) for tfm in tfms) else OneLabel()
 
 
 def _loader_probs(
@@ -180,22 +172,31 @@ def _loader_probs(
             parts += [activation(model(batch[0])).float().cpu().numpy() for batch in loader]
     return np.concatenate(parts)
 
-# %% ../../nbs/deploy/02_export.ipynb #f9185024
+# %% ../../nbs/deploy/02_export.ipynb #b50a4eea
+def _transforms_problem(learn: "Learner") -> OneLabel | MultiLabel:
+    "Tell what a learner is asked by the transforms of its target, as any fastai learner has them."
+    from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize
+
+    tfms = getattr(learn.dls.valid_ds.tls[-1], "tfms", None) or []
+    return MultiLabel() if any(isinstance(tfm, (MultiCategorize, EncodedMultiCategorize)) for tfm in tfms) else OneLabel()
+
+# %% ../../nbs/deploy/02_export.ipynb #d42c702a
 def _learner_labels(learn: "Learner") -> list[str]:
-    "Give the labels of a learner in the order of its outputs, of several targets the first one's. Raises `UserError` where there are none, or targets without names."
+    "Give a learner's labels in the order of its outputs, of several targets the first one's. Raises `UserError` for names that do not fit."
     info = getattr(learn, "snakecls_info", None) or {}
     given, vocab = info.get("labels"), getattr(learn.dls, "vocab", None)
     if vocab is not None and len(vocab) and not isinstance(vocab[0], str) and hasattr(vocab[0], "__len__"):
         targets = list((info.get("targets") or {}).values())
         if "photo" not in info or [list(map(str, names)) for names in vocab] != targets:
-            raise UserError("The learner has several targets, which its snakecls_info does not name in their order; export a run of snakecls train, or a learner with a single target.")
+            raise UserError("The learner has several targets, which its snakecls_info does not name in their order; "
+                            "export a run of snakecls train, or a learner with a single target.")
         vocab = vocab[0]
     labels = [str(label) for label in (vocab if vocab is not None else given or [])]
     if not labels or (given is not None and list(map(str, given)) != labels):
         raise UserError("The learner's snakecls_info['labels'] are not the labels of its loaders (dls.vocab); set them alike.")
     return labels
 
-
+# %% ../../nbs/deploy/02_export.ipynb #b9fc2395
 def _learner_info(learn: "Learner") -> BundleInfo:  # of a bare learner, `photo` tells the size alone
     "Tell about a learner what a bundle would tell."
     labels, given = _learner_labels(learn), dict(getattr(learn, "snakecls_info", None) or {})
@@ -204,19 +205,20 @@ def _learner_info(learn: "Learner") -> BundleInfo:  # of a bare learner, `photo`
         batch = next(iter(learn.dls.valid.new(items, bs=1, shuffle=False, drop_last=False, num_workers=0)))
         given["photo"] = PhotoSpec(tuple(batch[0].shape[-2:]))
     given.setdefault("problem", _transforms_problem(learn).word)
-    if as_problem(given["problem"]).many and given.get("thresholds") is None and hasattr(learn.loss_func, "thresh"):  # where fastai's own `predict` cuts
-        given["thresholds"] = [float(learn.loss_func.thresh)] * len(labels)
+    many, cut = as_problem(given["problem"]).many, getattr(learn.loss_func, "thresh", None)  # where fastai's own `predict` cuts
+    if many and given.get("thresholds") is None and hasattr(learn.loss_func, "thresh"):
+        given["thresholds"] = [float(cut)] * len(labels)
     model = {"library": "fastai", "arch": type(learn.model).__name__, "kwargs": {"num_classes": len(labels)}}
     return info_from_dict({"model": model} | given | {"labels": labels}, strict=False)
 
-
+# %% ../../nbs/deploy/02_export.ipynb #5b042ae9
 def _learn_photo(learn: "Learner") -> Any:
     "Make a grey photo of fastai's type, to see what its transforms do to it."
     from fastai.vision.core import PILImage
 
     return PILImage.create(open_photo(np.full((256, 256, 3), 128, np.uint8)))
 
-# %% ../../nbs/deploy/02_export.ipynb #43717d32
+# %% ../../nbs/deploy/02_export.ipynb #bf03dda4
 class _Inert:
     "What stands for every object of a pickle that is only looked at: it takes whatever it is given, and does nothing."
 
@@ -243,7 +245,7 @@ class _Inert:
 
     def add(self, value: Any) -> None: ...
 
-
+# %% ../../nbs/deploy/02_export.ipynb #b38b4c50
 class _Looker(pickle.Unpickler):
     "Read a pickle without importing or calling anything that it names."
 
@@ -253,7 +255,7 @@ class _Looker(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Inert:
         return _Inert()
 
-
+# %% ../../nbs/deploy/02_export.ipynb #4912e244
 def pickled_info(
     path: str | Path,  # what `export_learner` wrote
 ) -> dict[str, Any] | None:  # the learner's `snakecls_info`; None where it has none, or cannot be looked at
@@ -267,7 +269,7 @@ def pickled_info(
         return None
     return info if isinstance(info, dict) else None
 
-
+# %% ../../nbs/deploy/02_export.ipynb #eae1351c
 def _load_trusted(path: Path, trust: bool) -> "Learner":
     "Load an exported learner. Raises `UserError` without trust, or when it is none."
     if not path.is_file():
@@ -284,7 +286,7 @@ def _load_trusted(path: Path, trust: bool) -> "Learner":
     except Exception as e:  # unpickling raises whatever the stored classes raise
         raise UserError(f"{path} cannot be loaded as an exported learner ({type(e).__name__}: {e}); export it again.") from e
 
-
+# %% ../../nbs/deploy/02_export.ipynb #6c51e032
 class LearnerPredictor(PhotoPredictor):
     "Predict photos with fastai's `export.pkl`; the interface is `Predictor`'s."
 
