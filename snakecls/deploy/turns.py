@@ -132,45 +132,14 @@ class _Places:
         done.add_done_callback(leave)
         return done
 
-# %% ../../nbs/deploy/08_turns.ipynb #d1c2bd88
-class Turns(_Places):
-    "Let a few photos at a time be looked at, at most one of them large."
+# %% ../../nbs/deploy/08_turns.ipynb #44cbecdd
+class _Workers(_Places):
+    "The threads that look at photos."
 
-    def __init__(
-        self,
-        at_once: int = 2,  # photos at a time
-        *,
-        large_pixels: int = LARGE_PIXELS,  # more than that is large
-        refused_pixels: float = float("inf"),  # more than that is refused by the work itself, at once, and need not wait as large
-        large_waiting: int = 64,  # large photos that may wait
-    ):
+    def __init__(self, at_once: int):
         super().__init__(at_once)
-        self.large_pixels, self.refused_pixels, self.large_waiting = large_pixels, refused_pixels, large_waiting
         self.tidied = 0.0  # when memory was given back
-        self.workers = ThreadPoolExecutor(
-            at_once, "photo"
-        )  # always the same threads: torch keeps a team of its own for each thread that asks
-        self.lookers = ThreadPoolExecutor(1, "head")
-
-    async def take(
-        self,
-        work: Callable,  # what to do; it runs in a thread
-        photo: Any,  # the last argument of `work`: a path, or None
-        *args: Any,  # arguments before it
-    ) -> Any:  # what `work` gives
-        "Do `work(*args, photo)` when it is the photo's turn. Raises `Busy` for a large photo where too many wait."
-        loop = asyncio.get_running_loop()
-        large = (
-            photo is not None and self.large_pixels < await loop.run_in_executor(self.lookers, count_pixels, photo) <= self.refused_pixels
-        )
-        if large and self.n_large > self.large_waiting:
-            raise Busy(f"{self.n_large} large photos are waiting for their answer just now; wait a minute, "
-                       f"or send a copy of at most {self.large_pixels // 1_000_000} megapixels.")
-        done = await self.work_in_turn(lambda: loop.run_in_executor(self.workers, self.work, work, *args, photo), large=large)
-        done.add_done_callback(_look_at)
-        waiting = asyncio.shield(done)
-        waiting.add_done_callback(_look_at)
-        return await waiting
+        self.workers, self.lookers = ThreadPoolExecutor(at_once, "photo"), ThreadPoolExecutor(1, "head")
 
     def work(self, work: Callable, *args: Any) -> Any:
         "Do the work in this thread, and tidy up."
@@ -183,6 +152,40 @@ class Turns(_Places):
             if self.n <= 1 or time.monotonic() > self.tidied + 1:
                 self.tidied = time.monotonic()
                 _give_back_memory()
+
+# %% ../../nbs/deploy/08_turns.ipynb #969d0e64
+class Turns(_Workers):
+    "Let a few photos at a time be looked at, at most one of them large."
+
+    def __init__(
+        self,
+        at_once: int = 2,  # photos at a time
+        *,
+        large_pixels: int = LARGE_PIXELS,  # more than that is large
+        refused_pixels: float = float("inf"),  # more than that is refused by the work itself, at once, and need not wait as large
+        large_waiting: int = 64,  # large photos that may wait
+    ):
+        super().__init__(at_once)
+        self.large_pixels, self.refused_pixels, self.large_waiting = large_pixels, refused_pixels, large_waiting
+
+    async def take(
+        self,
+        work: Callable,  # what to do; it runs in a thread
+        photo: Any,  # the last argument of `work`: a path, or None
+        *args: Any,  # arguments before it
+    ) -> Any:  # what `work` gives
+        "Do `work(*args, photo)` when it is the photo's turn. Raises `Busy` for a large photo where too many wait."
+        loop = asyncio.get_running_loop()
+        n_pixels = await loop.run_in_executor(self.lookers, count_pixels, photo) if photo is not None else 0
+        large = photo is not None and self.large_pixels < n_pixels <= self.refused_pixels
+        if large and self.n_large > self.large_waiting:
+            raise Busy(f"{self.n_large} large photos are waiting for their answer just now; wait a minute, "
+                       f"or send a copy of at most {self.large_pixels // 1_000_000} megapixels.")
+        done = await self.work_in_turn(lambda: loop.run_in_executor(self.workers, self.work, work, *args, photo), large=large)
+        done.add_done_callback(_look_at)
+        waiting = asyncio.shield(done)
+        waiting.add_done_callback(_look_at)
+        return await waiting
 
 
 def _look_at(done: asyncio.Future) -> None:
