@@ -23,7 +23,7 @@ from ..stats import encode_arrays, resample, score_draws, Comparison
 from ..experiment.schema import Experiment
 from .run_folder import RunFolder, list_statuses, read_status, trained_score
 
-# %% ../../nbs/workflow/04_compare.ipynb #c1c5caf2
+# %% ../../nbs/workflow/04_compare.ipynb #0e783561
 def _flatten(
     value: Any,  # nested dictionaries and lists
     place: str = "",  # where in the whole, such as 'schedule[0]'
@@ -37,7 +37,7 @@ def _flatten(
         return {place: value}
     return {inner: leaf for outer, item in pairs for inner, leaf in _flatten(item, outer).items()}
 
-
+# %% ../../nbs/workflow/04_compare.ipynb #d93aab95
 ABSENT = "(not there)"
 
 
@@ -56,7 +56,7 @@ def changed_places(
         each for each in found if each[0] != "data.seed" or ("seed", *each[1:]) not in found
     ]  # the split follows the seed, where it was not set
 
-
+# %% ../../nbs/workflow/04_compare.ipynb #49449b6a
 def diff_experiments(
     a: dict,  # the parent's experiment
     b: dict,  # this one
@@ -91,7 +91,7 @@ def only_training(
 
     return bool(changed) and all(trains(place) for place, *_ in changed)
 
-# %% ../../nbs/workflow/04_compare.ipynb #09969469
+# %% ../../nbs/workflow/04_compare.ipynb #f3647ffb
 def read_answers(
     folder: Path,  # a run's, or that of folds
     name: str = "predictions-valid",  # of the table of predictions
@@ -105,15 +105,12 @@ def read_answers(
     table = table[[column for column in ("path", "label", "labels", "predicted") if column in table]]
     if not {"path", "predicted"} <= set(table) or not {"label", "labels"} & set(table):
         raise UserError(f"{folder / name}.parquet is damaged: it has no column of paths, of labels or of answers.")
-    manifest = (
-        read_parquet(folder / "manifest.parquet")
-        if os.path.lexists(folder / "manifest.parquet")
-        else pd.DataFrame({"path": []}, dtype=object)
-    )
+    file = folder / "manifest.parquet"
+    manifest = read_parquet(file) if os.path.lexists(file) else pd.DataFrame({"path": []}, dtype=object)
     known = manifest.drop_duplicates("path").set_index("path").reindex(table["path"])
     return table.assign(**{column: known[column].to_numpy(object) if column in known else None for column in ("size_bytes", "hash")})
 
-
+# %% ../../nbs/workflow/04_compare.ipynb #3bd04ac2
 def match_answers(
     one: Any,  # as from `read_answers`
     two: Any,
@@ -125,17 +122,22 @@ def match_answers(
     if sorted(keys[0]) != sorted(keys[1]):
         return one, two, "other validation photos"
     one, two = (table.assign(key=list(key)).sort_values("key", kind="stable", ignore_index=True) for table, key in zip((one, two), keys))
-    hashed = one["hash"].notna() & two["hash"].notna()
-    sized = ~hashed & one["size_bytes"].notna() & two["size_bytes"].notna()
-    other = (hashed & (one["hash"] != two["hash"])) | (sized & (one["size_bytes"] != two["size_bytes"]))
-    if other.any():
-        return one, two, f"{int(other.sum())} of the {len(one)} validation photos have another content"
+    if other := _count_others(one, two):
+        return one, two, f"{other} of the {len(one)} validation photos have another content"
     part = table_problem(one)
     if part.answers not in two or not all(map(part.same, one[part.answers], two[part.answers])):
         return one, two, "other true labels of the same photos"
     return one, two, ""
 
 
+def _count_others(one: Any, two: Any) -> int:
+    "Count the rows whose photo has another content: by the hash where both have one, else by the size."
+    hashed = one["hash"].notna() & two["hash"].notna()
+    sized = ~hashed & one["size_bytes"].notna() & two["size_bytes"].notna()
+    other = (hashed & (one["hash"] != two["hash"])) | (sized & (one["size_bytes"] != two["size_bytes"]))
+    return int(other.sum())
+
+# %% ../../nbs/workflow/04_compare.ipynb #0170c53b
 def from_common_folder(paths: Iterable[str]) -> list[str]:
     "Write paths from the folder that all of them have in common."
     paths = [str(path) for path in paths]
@@ -145,13 +147,13 @@ def from_common_folder(paths: Iterable[str]) -> list[str]:
         return paths
     return [os.path.relpath(path, common).replace(os.sep, "/") for path in paths]
 
-# %% ../../nbs/workflow/04_compare.ipynb #f4f21cd8
+# %% ../../nbs/workflow/04_compare.ipynb #66833a30
 def compare_pairs(
     pairs: Sequence[tuple[Any, Any]],  # of tables as `match_answers` gives them, all of the same photos
     *,
     level: float = 0.95,
     n: int = 1000,  # draws
-) -> dict:  # difference, low, high, p: macro F1 of the first minus the second; n, differ: photos, and on how many the answers differ (mean over the pairs)
+) -> dict:  # difference, low, high, p: macro F1 of the first minus the second; n, differ: photos, those with other answers
     "Compare answers to the same photos, paired."
     import numpy as np
 
@@ -166,16 +168,15 @@ def compare_pairs(
     low, high = np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2])
     p = min(1.0, 2 * (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (n + 1))
     other = [(a != b).reshape(len(truth), -1).any(1).sum() for a, b in zip(answers[::2], answers[1::2])]
-    return {
-        "difference": float(differ(np.arange(len(truth))[None])[0]),
-        "low": float(low),
-        "high": float(high),
-        "p": float(p),
-        "n": len(truth),
-        "differ": float(np.mean(other)),
-    }
+    difference = float(differ(np.arange(len(truth))[None])[0])
+    return {"difference": difference, "low": float(low), "high": float(high), "p": float(p), "n": len(truth), "differ": float(np.mean(other))}
 
+# %% ../../nbs/workflow/04_compare.ipynb #5a65d3ee
+def is_clear(found: dict) -> bool:
+    "Say whether a comparison shows a difference."
+    return (found["low"] > 0 or found["high"] < 0) and found["differ"] > 5
 
+# %% ../../nbs/workflow/04_compare.ipynb #0ad6b586
 def _answer_arrays(tables: Sequence[Any]) -> tuple[Any, Any, list]:  # metric, truth, answers
     "Put tables of answers into the form that `stats` takes: names, or a matrix where a photo has several labels."
     if "labels" not in tables[0]:
@@ -188,12 +189,7 @@ def _answer_arrays(tables: Sequence[Any]) -> tuple[Any, Any, list]:  # metric, t
     )
     return multi_f1_score, encode_labels(tables[0]["labels"], names), [encode_labels(table["predicted"], names) for table in tables]
 
-
-def is_clear(found: dict) -> bool:
-    "Say whether a comparison shows a difference."
-    return (found["low"] > 0 or found["high"] < 0) and found["differ"] > 5
-
-
+# %% ../../nbs/workflow/04_compare.ipynb #3c25e1d7
 def compare_runs(
     a: Path,  # a run's folder
     b: Path,  # another's
@@ -206,13 +202,17 @@ def compare_runs(
         return None
     return Comparison(*(compare_pairs([matched[:2]])[key] for key in Comparison._fields))
 
-# %% ../../nbs/workflow/04_compare.ipynb #32be543e
+# %% ../../nbs/workflow/04_compare.ipynb #5056bcd4
 def _serves_probe(metrics: dict) -> bool:
     "Say whether a linear probe is what a run serves."
     return (metrics.get("best") or {}).get("epoch") == 0
 
 
-def _compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[dict, str]:  # {'served': …, 'trained': …}; why they cannot be compared
+def _compare_views(
+    run: RunFolder,
+    other: RunFolder,
+    target: str = "",  # empty: the first
+) -> tuple[dict, str]:  # {'served': …, 'trained': …}; why they cannot be compared
     "Compare two runs as served and as trained, in the first target or in one beside it."
     views, reason = {}, "one of them kept no predictions of its validation photos"
     for view, name in (("served", "predictions-valid"), ("trained", "predictions-valid-trained")):
@@ -225,7 +225,7 @@ def _compare_views(run: RunFolder, other: RunFolder, target: str = "") -> tuple[
         reason = why if view == "served" else reason
     return (views, "") if "served" in views else ({}, reason)
 
-
+# %% ../../nbs/workflow/04_compare.ipynb #0357570d
 def _target_end(run: RunFolder, name: str, target: str) -> str:
     "End the name of a file of predictions, by the target that it is about."
     from snakecls.evaluate.report_data import find_part  # here, as it brings torch
@@ -233,7 +233,7 @@ def _target_end(run: RunFolder, name: str, target: str) -> str:
     others = list(run.metrics().get("targets") or {})[1:]
     return f"-{find_part(target, others, lambda part: os.path.lexists(run.path / f'{name}-{part}.parquet'))}" if target else ""
 
-# %% ../../nbs/workflow/04_compare.ipynb #cc58959f
+# %% ../../nbs/workflow/04_compare.ipynb #6dd78793
 def parent_folder(run: RunFolder) -> Path | None:  # None without a parent
     "Find the folder of the parent that a run names."
     parent = run.metrics().get("parent") or run.experiment().get("parent")
@@ -252,33 +252,23 @@ def _runs_on_same_photos(
         try:
             answers, metrics = read_answers(path), RunFolder(path).metrics()
             scored = metrics.get("labels") == run.metrics().get("labels") and (metrics.get("valid") or {}).get("f1_macro") is not None
-        except Exception:  # noqa: BLE001  (whatever is wrong with another run's files, this one is recorded; `snakecls runs` shows the fault)
+        except Exception:  # noqa: BLE001  (whatever is wrong with another run's files, this one is recorded)
             continue
         if mine is not None and answers is not None and scored and not match_answers(mine, answers)[2]:
             found.append((status.get("ended", ""), (path / "status.json").stat().st_mtime_ns, path))
     return [RunFolder(path) for *_, path in sorted(found, reverse=True)]
 
-# %% ../../nbs/workflow/04_compare.ipynb #89068387
+# %% ../../nbs/workflow/04_compare.ipynb #9dae2480
 def judge_run(
     run: RunFolder,  # with metrics
     *,
     propose: bool = True,  # without a parent, compare with the newest run on the same photos
 ) -> dict:  # verdict, other, proposed, changed, reason, about, views, targets, last_epochs, best
-    "Judge a run against its parent: 'better', 'worse', 'no difference', 'another seed', 'thresholds' (chosen on these photos), 'not compared', 'not shown' or 'first'."
+    "Judge a run against its parent: better, worse, no difference, another seed, thresholds, not compared, not shown, or first."
     path, beside = parent_folder(run), _runs_on_same_photos(run) if propose else []
     alone = [other for other in beside if not read_status(other.path).get("part_of")]  # one of several runs is no finding of its own
-    result = {
-        "verdict": "first",
-        "other": None,
-        "proposed": False,
-        "changed": [],
-        "reason": "",
-        "about": None,
-        "views": {},
-        "targets": {},
-        "last_epochs": None,
-        "best": _judge_best(run, beside),
-    }
+    result = {"verdict": "first", "other": None, "proposed": False, "changed": [], "reason": "", "about": None, "views": {}, "targets": {},
+              "last_epochs": None, "best": _judge_best(run, beside)}
     if path is None and not alone:
         return result | {"members": len(beside)}
     other = RunFolder(path) if path else alone[0]
@@ -290,7 +280,7 @@ def judge_run(
     except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the run is recorded)
         return result | {"reason": f"its folder cannot be read ({type(e).__name__}: {e})"}
 
-
+# %% ../../nbs/workflow/04_compare.ipynb #225ba546
 def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: what belongs to the other run
     "Compare a run with another, in what was changed."
     mine, theirs = (fill_defaults(each.experiment()) for each in (run, other))
@@ -301,8 +291,7 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     views, reason = _compare_views(run, other)
     if reason:
         return result | {"reason": reason + _why_other_photos(changed, reason)}
-    tuned = [_tunes_thresholds(each.metrics()) for each in (run, other)]
-    result["tuned"] = [each.id for each, has in zip((run, other), tuned) if has]
+    result["tuned"] = [each.id for each in (run, other) if _tunes_thresholds(each.metrics())]
     for view, found in views.items():
         key = "valid" if view == "served" else "trained"
         found |= {"this": run.metrics()[key]["f1_macro"], "other": other.metrics()[key]["f1_macro"]}
@@ -310,31 +299,28 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     unseen = any(probes) and only_training(changed, mine.get("schedule") or [], theirs.get("schedule") or [])
     unseen = unseen and (not all(probes) or views["served"]["differ"] == 0)
     last = [trained_score(each) for each in (run, other)]
-    ends = [
-        ((each.metrics().get("trained") or {}).get("stage"), (each.metrics().get("trained") or {}).get("epoch")) for each in (run, other)
-    ]
-    served = [((each.metrics().get("best") or {}).get("stage"), (each.metrics().get("best") or {}).get("epoch")) for each in (run, other)]
-    result |= {
-        "views": views,
-        "probes": probes,
-        "same_weights": ends == served,
-        "about": "trained" if unseen and "trained" in views else "served",
-        "last_epochs": last if None not in last else None,
-    }
+    ends, served = ([_which_epoch(each, part) for each in (run, other)] for part in ("trained", "best"))
+    result |= {"views": views, "probes": probes, "same_weights": ends == served,
+               "about": "trained" if unseen and "trained" in views else "served", "last_epochs": last if None not in last else None}
     result["targets"] = {target: _compare_views(run, other, target)[0] for target in _other_targets(run, other)}
+    return result | {"verdict": _name_verdict(result, changed, unseen)}
+
+# %% ../../nbs/workflow/04_compare.ipynb #70df3c06
+def _name_verdict(
+    result: dict,  # with views, tuned, about
+    changed: Sequence[tuple],
+    unseen: bool,  # what was changed does not act on what is served
+) -> str:
+    "Name what came of a comparison."
+    views, tuned = result["views"], result["tuned"]
     if unseen and "trained" not in views:
-        return result | {"verdict": "not shown"}
-    if any(tuned) and (not all(tuned) or any(place == "predict.thresholds" for place, *_ in changed)):
-        return result | {"verdict": "thresholds"}
+        return "not shown"
+    if tuned and (len(tuned) < 2 or any(place == "predict.thresholds" for place, *_ in changed)):
+        return "thresholds"
     if only_seed(changed):
-        return result | {"verdict": "another seed"}
+        return "another seed"
     found = views[result["about"]]
-    return result | {"verdict": "no difference" if not is_clear(found) else "better" if found["difference"] > 0 else "worse"}
-
-
-def _tunes_thresholds(metrics: dict) -> bool:
-    "Say whether a run's thresholds were chosen on its validation photos, which makes their scores too good."
-    return "thresholds" in ((metrics.get("valid") or {}).get("chosen_on") or [])
+    return "no difference" if not is_clear(found) else "better" if found["difference"] > 0 else "worse"
 
 
 def only_seed(changed: Sequence[tuple]) -> bool:  # as `changed_places` gives them
@@ -342,10 +328,15 @@ def only_seed(changed: Sequence[tuple]) -> bool:  # as `changed_places` gives th
     return bool(changed) and all(place in ("seed", "data.seed") for place, *_ in changed)
 
 
-def _why_other_photos(changed: Sequence[tuple], reason: str) -> str:
-    "Name what made the photos others, where the experiment says it."
-    places = [place for place, *_ in changed if place in ("seed", "data.seed") or (place.startswith("data.") and place != "data.facts")]
-    return f" ({', '.join(places)} changed)" if places and reason == "other validation photos" else ""
+def _tunes_thresholds(metrics: dict) -> bool:
+    "Say whether a run's thresholds were chosen on its validation photos, which makes their scores too good."
+    return "thresholds" in ((metrics.get("valid") or {}).get("chosen_on") or [])
+
+# %% ../../nbs/workflow/04_compare.ipynb #42f83727
+def _which_epoch(run: RunFolder, part: str) -> tuple:  # stage, epoch
+    "Say which epoch a part of a run's metrics is about: 'trained' or 'best'."
+    found = run.metrics().get(part) or {}
+    return found.get("stage"), found.get("epoch")
 
 
 def _other_targets(run: RunFolder, other: RunFolder) -> list[str]:
@@ -354,31 +345,32 @@ def _other_targets(run: RunFolder, other: RunFolder) -> list[str]:
     return [target for target in list(run.metrics().get("targets") or {})[1:] if target in theirs]
 
 
-def _judge_best(run: RunFolder, beside: Sequence[RunFolder]) -> dict | None:  # run, f1_macro, runs, and where it is another one the comparison; None without others
+def _why_other_photos(changed: Sequence[tuple], reason: str) -> str:
+    "Name what made the photos others, where the experiment says it."
+    places = [place for place, *_ in changed if place in ("seed", "data.seed") or (place.startswith("data.") and place != "data.facts")]
+    return f" ({', '.join(places)} changed)" if places and reason == "other validation photos" else ""
+
+# %% ../../nbs/workflow/04_compare.ipynb #d12586cf
+def _judge_best(
+    run: RunFolder,
+    beside: Sequence[RunFolder],  # the others on the same photos
+) -> dict | None:  # run, f1_macro, runs, level, tuned, and where it is another one the comparison; None without others
     "Find the best of all runs on the same photos, and how this one stands to it."
     if not beside:
         return None
-    scores = {
-        each.id: each.metrics()["valid"]["f1_macro"] for each in [*reversed(beside), run]
-    }  # the oldest first: what is only as good does not take its place
-    best = max([*reversed(beside), run], key=lambda each: scores[each.id])
-    found = {
-        "run": best.id,
-        "f1_macro": scores[best.id],
-        "runs": len(beside) + 1,
-        "level": [each for each, score in scores.items() if each != best.id and abs(score - scores[best.id]) < 1e-9],
-        "tuned": [each.id for each in (best, run) if _tunes_thresholds(each.metrics())],
-    }
+    runs = [*reversed(beside), run]  # the oldest first: what is only as good does not take its place
+    scores = {each.id: each.metrics()["valid"]["f1_macro"] for each in runs}
+    best = max(runs, key=lambda each: scores[each.id])
+    level = [each for each, score in scores.items() if each != best.id and abs(score - scores[best.id]) < 1e-9]
+    tuned = [each.id for each in (best, run) if _tunes_thresholds(each.metrics())]
+    found = {"run": best.id, "f1_macro": scores[best.id], "runs": len(runs), "level": level, "tuned": tuned}
     return found if best is run else found | {"this": run.metrics()["valid"]["f1_macro"]} | _compare_views(run, best)[0]["served"]
 
-# %% ../../nbs/workflow/04_compare.ipynb #7151fe94
+# %% ../../nbs/workflow/04_compare.ipynb #4bcbd48b
 def read_verdict(run: RunFolder) -> dict:
     "Give a run's verdict: from `verdict.json`, or judged now, which writes nothing."
-    return (
-        read_json(run / "verdict.json")
-        if (run / "verdict.json").exists()
-        else judge_run(run, propose=not read_status(run.path).get("part_of"))
-    )
+    file = run / "verdict.json"
+    return read_json(file) if file.exists() else judge_run(run, propose=not read_status(run.path).get("part_of"))
 
 
 def write_verdict(run: RunFolder, **options) -> dict:
