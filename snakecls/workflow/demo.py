@@ -20,9 +20,8 @@ from ..deploy.predict import Predictor
 from ..experiment.file import load_experiment
 from .run import RunResult, run_experiment
 
-# %% ../../nbs/workflow/17_demo.ipynb #c8e2efa8
+# %% ../../nbs/workflow/17_demo.ipynb #0cb87a3a
 NOTICE = "Trained on drawings: it shows how the app works and knows nothing about real snakes."
-
 DEMO_EXPERIMENT = {
     "name": "demo", "question": "Does the whole loop work on the drawn species?",
     "data": {"source": "data/photos.csv", "target": "binomial", "group": "observation_id", "facts": "data/facts.csv"},
@@ -33,12 +32,32 @@ DEMO_EXPERIMENT = {
     ],
 }
 
+# %% ../../nbs/workflow/17_demo.ipynb #89591d17
 TINY = {
     "draw": {"n_per_species": 10, "size_px": 96, "species": ["Micrurus fulvius", "Lampropeltis elapsoides", "Thamnophis sirtalis"]},
     "schedule": [{"size": 64, "epochs": 0, "head": "probe"}, {"size": 96, "epochs": 1, "freeze": 5, "lr": [1e-5, 1e-4], "bs": 8}],
 }
 
-# %% ../../nbs/workflow/17_demo.ipynb #765a51f9
+# %% ../../nbs/workflow/17_demo.ipynb #5f835287
+def _write_once(path: Path, text: str, say: Callable[[str], None]) -> Path:  # `path`
+    "Write a file, but keep one that says something else: somebody has edited it."
+    if not path.exists():
+        return atomic_write(path, text)
+    if path.read_text(encoding="utf-8") != text:
+        say(f"Note: {path} has been edited; it is kept, and run as it is. Remove it to get the demonstration's own.")
+    return path
+
+# %% ../../nbs/workflow/17_demo.ipynb #cad467d2
+def _predict_held_out(result: RunResult, *, n: int = 3) -> list[dict]:  # path, label, top: [(label, probability)]
+    "Predict a few photos that neither training nor selection has seen, with the bundle."
+    predictor = Predictor(result.run / "best")
+    photos = read_parquet(result.run / "manifest.parquet").query("split == 'test'").drop_duplicates("label").head(n)
+    return [
+        {"path": path, "label": label, "top": [(guess.label, guess.prob) for guess in predictor.predict(path)]}
+        for path, label in photos[["path", "label"]].itertuples(index=False)
+    ]
+
+# %% ../../nbs/workflow/17_demo.ipynb #c086befd
 def run_demo(
     folder: str | Path = "snakecls-demo",
     *,
@@ -58,22 +77,3 @@ def run_demo(
         logbook = Path(temporary) / "logbook.md" if tiny else folder / "logbook.md"
         result = run_experiment(load_experiment(path), root=folder / "runs", logbook=logbook, command=command, say=say)
     return result, _predict_held_out(result)
-
-
-def _write_once(path: Path, text: str, say: Callable[[str], None]) -> Path:  # `path`
-    "Write a file, but keep one that says something else: somebody has edited it."
-    if not path.exists():
-        return atomic_write(path, text)
-    if path.read_text(encoding="utf-8") != text:
-        say(f"Note: {path} has been edited; it is kept, and run as it is. Remove it to get the demonstration's own.")
-    return path
-
-
-def _predict_held_out(result: RunResult, *, n: int = 3) -> list[dict]:  # path, label, top: [(label, probability)]
-    "Predict a few photos that neither training nor selection has seen, with the bundle."
-    predictor = Predictor(result.run / "best")
-    photos = read_parquet(result.run / "manifest.parquet").query("split == 'test'").drop_duplicates("label").head(n)
-    return [
-        {"path": path, "label": label, "top": [(guess.label, guess.prob) for guess in predictor.predict(path)]}
-        for path, label in photos[["path", "label"]].itertuples(index=False)
-    ]
