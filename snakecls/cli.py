@@ -24,7 +24,7 @@ from .core import UserError
 from .disk import check_name, check_writable, plain
 from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
 
-# %% ../nbs/90_cli.ipynb #47b26968
+# %% ../nbs/90_cli.ipynb #14829175
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 app = typer.Typer(
     cls=Commands,
@@ -33,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# %% ../nbs/90_cli.ipynb #e93f271a
 Runs = Annotated[Optional[Path], typer.Option("--runs", help="Folder of all runs; if not given, runs and snakecls-demo/runs.")]
 Overrides = Annotated[
     Optional[list[str]],
@@ -47,7 +49,7 @@ Model = Annotated[
 ]
 Named = Annotated[Optional[str], typer.Argument(metavar="MODEL", help="The same as --model MODEL.")]
 
-
+# %% ../nbs/90_cli.ipynb #572eab89
 def _tell(text: str) -> None:
     "Say what is going on, on standard error."
     print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
@@ -68,23 +70,10 @@ def _finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int)) else _finite(plain(value))
 
-
+# %% ../nbs/90_cli.ipynb #5fbf3d6b
 def _command_line() -> str:
     "Give the command as it was typed, for the logbook."
     return shlex.join(["snakecls", *sys.argv[1:]])
-
-
-def _program(name: str) -> str:
-    "Name a program of this environment as the shell knows it: by its path where the environment is not activated."
-    own, found = Path(sys.executable).parent / name, shutil.which(name)
-    if found and (Path(found) == own or not own.exists()):
-        return name
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
-
-
-def _app_command(bundle: Path) -> str:
-    "Give the command that opens the app with a model."
-    return shlex.join([_program("snakecls"), "app", "--model", str(bundle)])
 
 
 def _one_model(*names: str | None) -> str | None:
@@ -99,9 +88,22 @@ def _size_bytes(folder: Path) -> int:
     "Add up a bundle's files, and a little: what a copy of it needs."
     return 100_000 + sum(file.stat().st_size for file in Path(folder).glob("*") if file.is_file())
 
+# %% ../nbs/90_cli.ipynb #fb8e5c48
+def _program(name: str) -> str:
+    "Name a program of this environment as the shell knows it: by its path where the environment is not activated."
+    own, found = Path(sys.executable).parent / name, shutil.which(name)
+    if found and (Path(found) == own or not own.exists()):
+        return name
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
 
+
+def _app_command(bundle: Path) -> str:
+    "Give the command that opens the app with a model."
+    return shlex.join([_program("snakecls"), "app", "--model", str(bundle)])
+
+# %% ../nbs/90_cli.ipynb #30068139
 def scores_text(metrics: dict) -> str:
-    "Write a run's scores in lines: of what is served, and of what was trained where that is something else; and say which were chosen on their photos."
+    "Write a run's scores in lines: of what is served, and of what was trained where that is something else; with what chose them."
     from snakecls.evaluate.verdicts import is_served, say_chosen, say_epochs_trained, say_served
     from snakecls.stats import say_difference, top_names
 
@@ -123,7 +125,7 @@ def scores_text(metrics: dict) -> str:
         lines.append(f"Trained weights against the linear probe, on the validation photos: {say_difference(found, found['n'])}.")
     return "\n".join(lines)
 
-
+# %% ../nbs/90_cli.ipynb #f33c79c4
 def _ensemble_text(said: dict) -> str:
     "Write what an ensemble gave for one target."
     from snakecls.stats import say_difference
@@ -142,7 +144,7 @@ def _top_text(top: list[tuple[str, float]]) -> str:
     "Write ranked labels in a line."
     return ", ".join(f"{label} {prob:.0%}" for label, prob in top)
 
-# %% ../nbs/90_cli.ipynb #a9d8f790
+# %% ../nbs/90_cli.ipynb #210baddf
 def _say_version(
     wanted: bool,
 ) -> None:
@@ -154,14 +156,20 @@ def _say_version(
         raise typer.Exit
 
 
+_OptionsVersion = Annotated[bool, typer.Option(
+    "--version", callback=_say_version, is_eager=True, help="Say which version this is.")]
+_OptionsDebug = Annotated[bool, typer.Option(
+    "--debug", help="Show the whole traceback of an error that was not foreseen; SNAKECLS_DEBUG=1 does the same.")]
+
+
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error that was not foreseen; SNAKECLS_DEBUG=1 does the same.")] = False,  # read by `run_commands`
+    version: _OptionsVersion = False,
+    debug: _OptionsDebug = False,  # read by `run_commands`
 ):
     "From a table of photos to a classifier you can trust and serve, one logged experiment at a time."
 
-
+# %% ../nbs/90_cli.ipynb #4df6f12a
 @app.command()
 @stop_on_signals()
 def demo(
@@ -179,7 +187,7 @@ def demo(
     seen = f"\n\nPhotos it has never seen:\n{guesses}" if held_out else ""
     _show(_run_json(result) | {"held_out": held_out}, f"\n{scores_text(result.metrics)}{seen}\n\n{_run_text(result.run)}", json)
 
-
+# %% ../nbs/90_cli.ipynb #a8e02503
 def _run_text(run: Any) -> str:
     "Say where a run's results are, and how to try them."
     return f"Report:  {run / 'report.html'}\nBundle:  {run / 'best'}\nOpen the app:  {_app_command(run / 'best')}"
@@ -189,7 +197,15 @@ def _run_json(result: Any) -> dict:
     "Give a run's results for machines."
     return {"run": result.run.id, "metrics": result.metrics, "report": result.run / "report.html", "bundle": result.run / "best"}
 
+# %% ../nbs/90_cli.ipynb #ad395de2
+_TrainFolds = Annotated[Optional[int], typer.Option(
+    min=2, help="Run once for each of N folds: mean, spread, and a prediction of every photo by a model that has not seen it.")]
+_TrainGrid = Annotated[Optional[list[str]], typer.Option(
+    metavar="KEY=A,B", help="Run every combination of these values; may be given several times.")]
+_TrainComparePrecision = Annotated[bool, typer.Option(
+    "--compare-precision", help="Run once in each precision, and compare time and score.")]
 
+# %% ../nbs/90_cli.ipynb #3c0ee9c7
 @app.command()
 @stop_on_signals()
 def train(
@@ -200,37 +216,15 @@ def train(
     parent: Annotated[Optional[str], typer.Option(help="The run that this one changes.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
     logbook: Annotated[Path, typer.Option(help="Where the run's entry goes.")] = Path("logbook.md"),
-    folds: Annotated[
-        Optional[int],
-        typer.Option(
-            min=2, help="Run once for each of N folds: mean, spread, and a prediction of every photo by a model that has not seen it."
-        ),
-    ] = None,
-    grid: Annotated[
-        Optional[list[str]], typer.Option(metavar="KEY=A,B", help="Run every combination of these values; may be given several times.")
-    ] = None,
-    compare_precision: Annotated[
-        bool, typer.Option("--compare-precision", help="Run once in each precision, and compare time and score.")
-    ] = False,
+    folds: _TrainFolds = None,
+    grid: _TrainGrid = None,
+    compare_precision: _TrainComparePrecision = False,
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
-    from snakecls.experiment.file import load_experiment, make_experiment, name_after
-
-    if experiment is None and data is None:
-        raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
-    if experiment is not None and (experiment.is_dir() or experiment.suffix.lower() in (".csv", ".parquet")):
-        raise UserError(
-            f"{experiment} is {'a folder' if experiment.is_dir() else 'a table'}, not an experiment file; to "
-            f"train on its photos give --data {shlex.quote(str(experiment))}."
-        )
     given = {"data.source": str(data) if data else None, "question": question, "parent": parent}
     changes = [*(overrides or []), *(f"{key}={json_module.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value)]
-    described = (
-        load_experiment(experiment, overrides=changes)
-        if experiment
-        else make_experiment({"name": name_after(data), "data": {"source": str(data)}}, overrides=changes)
-    )
+    described = _describe_training(experiment, data, changes)
     if sum(map(bool, (folds, grid, compare_precision))) > 1:
         raise UserError("--folds, --grid and --compare-precision are three ways to run several times; give one of them.")
     from snakecls.data.sources import check_exists
@@ -246,30 +240,61 @@ def train(
     result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell)
     _show(_run_json(result), f"\n{scores_text(result.metrics)}\n\n{_run_text(result.run)}", json)
 
-# %% ../nbs/90_cli.ipynb #393f9594
+# %% ../nbs/90_cli.ipynb #b992ca70
+def _describe_training(experiment: Path | None, data: Path | None, changes: list[str]) -> Any:  # an Experiment
+    "Read the experiment file, or make an experiment of a folder of photos."
+    from snakecls.experiment.file import load_experiment, make_experiment, name_after
+
+    if experiment is None and data is None:
+        raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
+    if experiment is None:
+        return make_experiment({"name": name_after(data), "data": {"source": str(data)}}, overrides=changes)
+    if experiment.is_dir() or experiment.suffix.lower() in (".csv", ".parquet"):
+        what = "a folder" if experiment.is_dir() else "a table"
+        raise UserError(
+            f"{experiment} is {what}, not an experiment file; to train on its photos give --data {shlex.quote(str(experiment))}."
+        )
+    return load_experiment(experiment, overrides=changes)
+
+# %% ../nbs/90_cli.ipynb #73b31b42
+def _train_several(experiment: Any, folds: int | None, grid: list[str] | None, as_json: bool, **where: Any) -> None:
+    "Run folds, a grid or every precision, and print what they gave."
+    from snakecls.workflow.several import compare_modes, folds_text, run_folds, run_grid, table_text
+
+    if folds:
+        result = run_folds(experiment, folds, **where)
+        values = {
+            "folder": result.folder,
+            "runs": [run.id for run in result.runs],
+            "summary": result.summary,
+            "out_of_fold": result.scores,
+            "test": result.test,
+            "targets": result.targets,
+        }
+        _show(values, f"\n{folds_text(result)}\n\nPredictions of every photo:  {result.folder / 'predictions.parquet'}", as_json)
+        return
+    compared = run_grid(experiment, grid, **where) if grid else compare_modes(experiment, **where)
+    _show(json_module.loads(compared.table.to_json(orient="records")), f"\n{table_text(compared)}", as_json)
+
+# %% ../nbs/90_cli.ipynb #c39c1ba2
+_CheckFilesOnly = Annotated[bool, typer.Option(
+    "--files-only", help="Look at the files and not at the labels; the photos need none.")]
+
+# %% ../nbs/90_cli.ipynb #8a8fa938
 @app.command()
 @stop_on_signals()
 def check(
     source: Annotated[Path, typer.Argument(help="A folder, zip or table of photos, or an experiment file.")],
     overrides: Overrides = None,
     output: Annotated[Optional[Path], typer.Option(help="Folder for what is found; checks/NAME if not given.")] = None,
-    files_only: Annotated[
-        bool, typer.Option("--files-only", help="Look at the files and not at the labels; the photos need none.")
-    ] = False,
+    files_only: _CheckFilesOnly = False,
     size: Annotated[int, typer.Option(min=64, help="Pixels of the photos in the label check.")] = 256,
     min_size: Annotated[int, typer.Option(min=1, help="Photos whose shorter side has fewer pixels are an issue.")] = 64,
     show_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     json: Json = False,
 ):
     "Find what is wrong with photos: broken files, copies, leaks between splits, wrong labels, photos of something else."
-    from snakecls.experiment.file import load_experiment, make_experiment, name_after
-
-    is_file = source.suffix.lower() in (".yaml", ".yml")
-    experiment = (
-        load_experiment(source, overrides=overrides or [])
-        if is_file
-        else make_experiment({"name": name_after(source), "data": {"source": str(source)}}, overrides=overrides or [])
-    )
+    experiment = _describe_source(source, overrides or [])
     from snakecls.data.sources import check_exists
 
     check_exists(experiment.data.source)
@@ -286,38 +311,38 @@ def check(
         webbrowser.open(report.resolve().as_uri())
     decide = f"{shlex.join([_program('snakecls'), 'review', str(result.folder)])}" if len(result.issues) else "nothing to decide"
     text = f"\n{describe_check(result)}\n\nReport:  {report}\nDecide:  {decide}"
-    _show(
-        {
-            "folder": result.folder,
-            "photos": len(result.table),
-            "issues": result.counts.to_dict("records"),
-            "notes": result.notes,
-            "report": report,
-        },
-        text,
-        json,
-    )
+    values = {"folder": result.folder, "photos": len(result.table), "issues": result.counts.to_dict("records"), "notes": result.notes}
+    _show(values | {"report": report}, text, json)
 
+# %% ../nbs/90_cli.ipynb #0dc817a7
+def _describe_source(source: Path, overrides: list[str]) -> Any:  # an Experiment
+    "Read an experiment file, or make an experiment of the photos."
+    from snakecls.experiment.file import load_experiment, make_experiment, name_after
 
+    if source.suffix.lower() in (".yaml", ".yml"):
+        return load_experiment(source, overrides=overrides)
+    return make_experiment({"name": name_after(source), "data": {"source": str(source)}}, overrides=overrides)
+
+# %% ../nbs/90_cli.ipynb #d951ee3f
+_ReviewChecked = Annotated[Optional[str], typer.Argument(
+    metavar="CHECK", help="A check's folder or name; the newest in checks if not given.")]
+_ReviewCorrections = Annotated[Optional[Path], typer.Option(
+    help="Where decisions are kept; corrections.csv in the check's folder if not given.")]
+_ReviewAccept = Annotated[Optional[list[str]], typer.Option(
+    metavar="ISSUE", help="Take the suggestion for all photos with this issue, such as 'exact duplicate', and open no page; may be "
+         "given several times.")]
+_ReviewPort = Annotated[Optional[int], typer.Option(
+    min=1, max=65535, help="Port of the page; a free one from 7860 on if not given.")]
+
+# %% ../nbs/90_cli.ipynb #a484ffac
 @app.command()
 @stop_on_signals()
 def review(
-    checked: Annotated[
-        Optional[str], typer.Argument(metavar="CHECK", help="A check's folder or name; the newest in checks if not given.")
-    ] = None,
-    corrections: Annotated[
-        Optional[Path], typer.Option(help="Where decisions are kept; corrections.csv in the check's folder if not given.")
-    ] = None,
-    accept: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            metavar="ISSUE",
-            help="Take the suggestion for all photos with this issue, such as 'exact duplicate', and open no page; may be "
-            "given several times.",
-        ),
-    ] = None,
+    checked: _ReviewChecked = None,
+    corrections: _ReviewCorrections = None,
+    accept: _ReviewAccept = None,
     everything: Annotated[bool, typer.Option("--all", help="Show also what has been decided.")] = False,
-    port: Annotated[Optional[int], typer.Option(min=1, max=65535, help="Port of the page; a free one from 7860 on if not given.")] = None,
+    port: _ReviewPort = None,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
 ):
     "Decide on a check's issues, photo by photo: keep, relabel or drop. The photos themselves are never touched."
@@ -352,51 +377,31 @@ def review(
         )
         end_at_once()
 
-# %% ../nbs/90_cli.ipynb #73b31b42
-def _train_several(experiment: Any, folds: int | None, grid: list[str] | None, as_json: bool, **where: Any) -> None:
-    "Run folds, a grid or every precision, and print what they gave."
-    from snakecls.workflow.several import compare_modes, folds_text, run_folds, run_grid, table_text
+# %% ../nbs/90_cli.ipynb #4920e4bc
+_EvaluateData = Annotated[Optional[str], typer.Option(
+    help="A folder or table of photos, or a quoted pattern such as 'photos/*/*.jpg' (labelled by folder); the "
+         "run's own if not given.")]
+_EvaluateSplit = Annotated[Optional[str], typer.Option(
+    help="train, valid or test; with --data all photos if not given, else test where there is one.")]
+_EvaluateCsv = Annotated[Optional[Path], typer.Option(
+    help="Write each photo's label and most likely labels to this CSV file.")]
+_EvaluateReport = Annotated[Optional[Path], typer.Option(
+    metavar="FOLDER", help="Write a page with scores, dangerous confusions and the photos concerned into this folder.")]
+_EvaluateTta = Annotated[str, typer.Option(
+    help="Test-time augmentation: none, flip (2 times the work), scales (3.1) or five_crop (5).")]
 
-    if folds:
-        result = run_folds(experiment, folds, **where)
-        values = {
-            "folder": result.folder,
-            "runs": [run.id for run in result.runs],
-            "summary": result.summary,
-            "out_of_fold": result.scores,
-            "test": result.test,
-            "targets": result.targets,
-        }
-        _show(values, f"\n{folds_text(result)}\n\nPredictions of every photo:  {result.folder / 'predictions.parquet'}", as_json)
-        return
-    compared = run_grid(experiment, grid, **where) if grid else compare_modes(experiment, **where)
-    _show(json_module.loads(compared.table.to_json(orient="records")), f"\n{table_text(compared)}", as_json)
-
-# %% ../nbs/90_cli.ipynb #27e82a72
+# %% ../nbs/90_cli.ipynb #5aaa8e1e
 @app.command()
 @stop_on_signals()
 def evaluate(
     named: Named = None,
     model: Model = None,
-    data: Annotated[
-        Optional[str],
-        typer.Option(
-            help="A folder or table of photos, or a quoted pattern such as 'photos/*/*.jpg' (labelled by folder); the "
-            "run's own if not given."
-        ),
-    ] = None,
-    split: Annotated[
-        Optional[str], typer.Option(help="train, valid or test; with --data all photos if not given, else test where there is one.")
-    ] = None,
-    csv: Annotated[Optional[Path], typer.Option(help="Write each photo's label and most likely labels to this CSV file.")] = None,
-    report: Annotated[
-        Optional[Path],
-        typer.Option(metavar="FOLDER", help="Write a page with scores, dangerous confusions and the photos concerned into this folder."),
-    ] = None,
+    data: _EvaluateData = None,
+    split: _EvaluateSplit = None,
+    csv: _EvaluateCsv = None,
+    report: _EvaluateReport = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels the CSV names for each photo.")] = 3,
-    tta: Annotated[
-        str, typer.Option(help="Test-time augmentation: none, flip (2 times the work), scales (3.1) or five_crop (5).")
-    ] = "none",
+    tta: _EvaluateTta = "none",
     runs: Runs = None,
     json: Json = False,
 ):
@@ -425,15 +430,23 @@ def evaluate(
     )
     _show(said, "\n".join([scores_text({"test": said["scores"]}).replace("test ", "score", 1), *lines]), json)
 
+# %% ../nbs/90_cli.ipynb #09cbd505
+_PredictPhotos = Annotated[list[str], typer.Argument(
+    help="Photos, folders, quoted patterns such as '**/*.jpg', or tables with a column of paths.")]
+_PredictTop = Annotated[int, typer.Option(
+    min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")]
+_PredictCsv = Annotated[Optional[Path], typer.Option(
+    help="Write the answers to this CSV file too: path, then the labels by rank, each with its probability.")]
 
+# %% ../nbs/90_cli.ipynb #f5f06b6a
 @app.command()
 @stop_on_signals()
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="Photos, folders, quoted patterns such as '**/*.jpg', or tables with a column of paths.")],
+    photos: _PredictPhotos,
     model: Model = None,
     bundle: Annotated[Optional[str], typer.Option(hidden=True)] = None,  # what --model was called before
-    top: Annotated[int, typer.Option(min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")] = 3,
-    csv: Annotated[Optional[Path], typer.Option(help="Write the answers to this CSV file too: path, then the labels by rank, each with its probability.")] = None,
+    top: _PredictTop = 3,
+    csv: _PredictCsv = None,
     runs: Runs = None,
     json: Json = False,
 ):
@@ -452,33 +465,29 @@ def predict(
     if failed := sum("error" in row for row in rows):
         raise UserError(f"{failed} of {len(rows)} photos got no answer; each one's reason stands in its place, replace or leave them out.")
 
-# %% ../nbs/90_cli.ipynb #7f1e9d02
-@app.command()
+# %% ../nbs/90_cli.ipynb #ea821a81
+_FactsTable = Annotated[Optional[Path], typer.Argument(
+    metavar="FACTS", help="A CSV or Parquet table with one row per label: venomous or poisonous (yes, no, empty), common_name, "
+         "countries, and whatever else is known.")]
+_FactsDangerColumn = Annotated[Optional[list[str]], typer.Option(
+    help="A column whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS; may be given several times.")]
+_FactsSubject = Annotated[Optional[str], typer.Option(
+    help="What the photos show, in the singular: snake, mushroom, piece of clothing.")]
+
+# %% ../nbs/90_cli.ipynb #0c4ed1bc
+@app.command(help="Give a trained model what is known about its labels, without training again, in place of what it knew (a danger that "
+                  "FACTS does not speak of is kept); without FACTS, say what it knows.")
 @stop_on_signals()
 def facts(
-    table: Annotated[
-        Optional[Path],
-        typer.Argument(
-            metavar="FACTS",
-            help="A CSV or Parquet table with one row per label: venomous or poisonous (yes, no, empty), common_name, "
-            "countries, and whatever else is known.",
-        ),
-    ] = None,
+    table: _FactsTable = None,
     model: Model = None,
-    danger_column: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            help="A column whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS; may be given several times."
-        ),
-    ] = None,
+    danger_column: _FactsDangerColumn = None,
     title: Annotated[Optional[str], typer.Option(help="What stands above the app.")] = None,
-    subject: Annotated[
-        Optional[str], typer.Option(help="What the photos show, in the singular: snake, mushroom, piece of clothing.")
-    ] = None,
+    subject: _FactsSubject = None,
     runs: Runs = None,
     json: Json = False,
 ):
-    "Give a trained model what is known about its labels, without training again, in place of what it knew (a danger that FACTS does not speak of is kept); without FACTS, say what it knows."
+    "Give a trained model what is known about its labels, or say what it knows."
     from snakecls.workflow.answers import give_facts
     from snakecls.workflow.models import find_model
 
@@ -492,12 +501,16 @@ def facts(
     )
     _show(said, text, json)
 
-# %% ../nbs/90_cli.ipynb #0e827adc
+# %% ../nbs/90_cli.ipynb #2ee1f9d3
+_OpenAppPort = Annotated[Optional[int], typer.Option(
+    min=1, max=65535, help="Port of the page; a free one from 7860 on if not given.")]
+
+
 @app.command(name="app")
 def open_app(
     named: Named = None,
     model: Model = None,
-    port: Annotated[Optional[int], typer.Option(min=1, max=65535, help="Port of the page; a free one from 7860 on if not given.")] = None,
+    port: _OpenAppPort = None,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
     runs: Runs = None,
 ):
@@ -511,17 +524,16 @@ def open_app(
     launch_app(load_predictor(bundle), port=port, browser=browser)
     end_at_once()
 
+# %% ../nbs/90_cli.ipynb #62e355ad
+_RunsWide = Annotated[bool, typer.Option(
+    "--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")]
+
 
 @app.command()
 @stop_on_signals()
 def runs(
     folder: Runs = None,
-    wide: Annotated[
-        bool,
-        typer.Option(
-            "--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines."
-        ),
-    ] = False,
+    wide: _RunsWide = False,
     json: Json = False,
 ):
     "List all runs, those on the same photos together, the best first, one line each."
@@ -534,16 +546,22 @@ def runs(
     board = all_runs(folder, photos=True, verdicts=wide or json)
     _show(json_module.loads(board.to_json(orient="records")), leaderboard_text(board, folder, wide=wide), json)
 
+# %% ../nbs/90_cli.ipynb #fe1201d7
+_EnsembleNamed = Annotated[Optional[list[str]], typer.Argument(
+    metavar="MODEL…", help="Two or more runs (or their bundles) on the same photos and labels.")]
+_EnsembleModels = Annotated[Optional[list[str]], typer.Option(
+    "--model", "-m", metavar="MODEL", help="The same; given once for each.")]
+_EnsembleOutput = Annotated[Optional[Path], typer.Option(
+    help="Also write the mean of their weights as a bundle into this new folder.")]
 
+# %% ../nbs/90_cli.ipynb #e58f0b7e
 @app.command()
 @stop_on_signals()
 def ensemble(
-    named: Annotated[
-        Optional[list[str]], typer.Argument(metavar="MODEL…", help="Two or more runs (or their bundles) on the same photos and labels.")
-    ] = None,
-    models: Annotated[Optional[list[str]], typer.Option("--model", "-m", metavar="MODEL", help="The same; given once for each.")] = None,
+    named: _EnsembleNamed = None,
+    models: _EnsembleModels = None,
     split: Annotated[Optional[str], typer.Option(help="valid or test; test where all have it if not given.")] = None,
-    output: Annotated[Optional[Path], typer.Option(help="Also write the mean of their weights as a bundle into this new folder.")] = None,
+    output: _EnsembleOutput = None,
     runs: Runs = None,
     json: Json = False,
 ):
@@ -569,16 +587,17 @@ def ensemble(
         )
     _show(said | {"output": output}, "\n".join(lines), json)
 
+# %% ../nbs/90_cli.ipynb #3f5a47ca
+_ExportFormat = Annotated[Optional[str], typer.Option(
+    help="bundle (a folder, no pickle), or fastai (export.pkl for load_learner); as OUTPUT ends if not given.")]
+
 
 @app.command()
 @stop_on_signals()
 def export(
     output: Annotated[Path, typer.Argument(help="Folder of the bundle to write, or the file export.pkl.")],
     model: Model = None,
-    format: Annotated[
-        Optional[str],
-        typer.Option(help="bundle (a folder, no pickle), or fastai (export.pkl for load_learner); as OUTPUT ends if not given."),
-    ] = None,
+    format: _ExportFormat = None,
     runs: Runs = None,
     json: Json = False,
 ):
@@ -592,6 +611,10 @@ def export(
     written = copy_model(bundle, output, format=format, say=_tell)
     _show({"model": bundle, "output": written, "format": format}, f"Wrote {written}, a copy of {bundle}.", json)
 
+# %% ../nbs/90_cli.ipynb #e9d37a8d
+_PublishDryRun = Annotated[Optional[Path], typer.Option(
+    "--dry-run", help="Write the Space's files into this folder instead of uploading them.")]
+
 
 @app.command()
 @stop_on_signals()
@@ -599,9 +622,7 @@ def publish(
     named: Named = None,
     model: Model = None,
     space: Annotated[str, typer.Option(help="The Space's name, user/name.")] = ...,
-    dry_run: Annotated[
-        Optional[Path], typer.Option("--dry-run", help="Write the Space's files into this folder instead of uploading them.")
-    ] = None,
+    dry_run: _PublishDryRun = None,
     runs: Runs = None,
     json: Json = False,
 ):
@@ -622,7 +643,7 @@ def publish(
     )
     _show({"model": bundle, "space": space, "output": folder}, text, json)
 
-
+# %% ../nbs/90_cli.ipynb #84d183d7
 def main() -> None:
     "Run the command line; a `UserError` is one sentence and exit code 2, another error one sentence and exit code 1."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch about fastai and timm; no user can act on it

@@ -24,9 +24,9 @@ from typer.core import TyperGroup
 from ..core import UserError, printable
 from ..disk import is_disk_full
 
-# %% ../../nbs/workflow/19_terminal.ipynb #ceca4233
+# %% ../../nbs/workflow/19_terminal.ipynb #fb5d93db
 def _prepare_streams() -> None:
-    "Let standard output and error take any text: what their encoding has no place for is written as its code point. Where one is closed, what is said goes nowhere."
+    "Let standard output and error take any text, with code points for what they have no place for; what is said to a closed one goes nowhere."
     for number in range(3):
         try:
             os.fstat(number)
@@ -44,7 +44,7 @@ def takes_unicode() -> bool:
     "Tell whether standard output is in UTF-8."
     return (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").replace("_", "") == "utf8"
 
-# %% ../../nbs/workflow/19_terminal.ipynb #6972dde0
+# %% ../../nbs/workflow/19_terminal.ipynb #529d51a0
 class Terminated(KeyboardInterrupt):
     "The process was told to end by another signal than that of Ctrl-C."
 
@@ -53,10 +53,27 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
+        print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
+
+# %% ../../nbs/workflow/19_terminal.ipynb #24f43d0e
+def _take_signals(stop: Callable, look: Callable) -> dict:  # what handled them until now
+    "Take over the signals that nobody else has; nohup's stays."
+    def is_free(handler: object) -> bool:
+        return handler in (signal.SIG_DFL, signal.default_int_handler) or getattr(handler, "until_command", False)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+    old = {number: signal.signal(number, stop) for number in numbers if is_free(signal.getsignal(number))}
+    if hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
+        old[signal.SIGALRM] = signal.signal(signal.SIGALRM, look)
+    return old
+
+# %% ../../nbs/workflow/19_terminal.ipynb #cfad8237
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    "Let SIGTERM and SIGHUP end what runs inside as Ctrl-C does, with the exit code of the signal; an end that a library swallows comes again."
-    owner, old, sent = os.getpid(), {}, []
+    "Let SIGTERM and SIGHUP end what runs inside as Ctrl-C does, with the signal's exit code; an end that a library swallows comes again."
+    owner, sent = os.getpid(), []
 
     def stop(number: int, frame: object) -> None:
         if os.getpid() != owner:  # a worker process, which inherits this: it ends as it would
@@ -78,20 +95,11 @@ def stop_on_signals() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 1.0)
 
     def hide(what: object) -> None:
-        if not (
-            isinstance(what.exc_value, KeyboardInterrupt) or (sent and "_MultiProcessingDataLoaderIter" in repr(what.object))
-        ):  # one that an end left half made
+        half_made = sent and "_MultiProcessingDataLoaderIter" in repr(what.object)  # by an end
+        if not (isinstance(what.exc_value, KeyboardInterrupt) or half_made):
             hook(what)
 
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
-        old = {
-            number: signal.signal(number, stop)
-            for number in numbers
-            if (now := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler) or getattr(now, "until_command", False)
-        }  # nohup's stays
-        if hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
-            old[signal.SIGALRM] = signal.signal(signal.SIGALRM, look)
+    old = _take_signals(stop, look) if threading.current_thread() is threading.main_thread() else {}
     hook, sys.unraisablehook = sys.unraisablehook, hide
     try:
         yield
@@ -107,12 +115,7 @@ def stop_on_signals() -> Iterator[None]:
         for number, handler in old.items():
             signal.signal(number, handler)
 
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
-        print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
-
-# %% ../../nbs/workflow/19_terminal.ipynb #cf1f2969
+# %% ../../nbs/workflow/19_terminal.ipynb #c3ec9724
 def run_commands(
     app: Callable[[], None],  # reads sys.argv
 ) -> None:
@@ -123,14 +126,7 @@ def run_commands(
     if not debug:
         warnings.formatwarning = lambda message, *where, **more: f"Note: {message}\n"
     try:
-        for word in sys.argv[1:]:
-            if "\0" in word:
-                raise UserError(f"'{word}' holds a zero byte, which no name can have; leave it out.")
-            if printable(word) != word:
-                raise UserError(
-                    f"'{printable(word)}' holds a byte that is not UTF-8, so that neither a run nor an answer "
-                    "can name it; rename that file or folder."
-                )
+        _check_words(sys.argv[1:])
         app()
     except UserError as e:
         _say(f"snakecls: {e}")
@@ -140,17 +136,30 @@ def run_commands(
             raise
         e = _first_cause(e)
         if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # only a name that was given can be so
-            _say(
-                f"snakecls: the name {_short_text(OSError(os.fsdecode(e.filename or '')), 80)} "
-                f"{'is too long' if e.errno == errno.ENAMETOOLONG else 'is a link to itself'}; give another."
-            )
+            what = "is too long" if e.errno == errno.ENAMETOOLONG else "is a link to itself"
+            _say(f"snakecls: the name {_short_text(OSError(os.fsdecode(e.filename or '')), 80)} {what}; give another.")
             sys.exit(2)
         _say(f"snakecls: {_explain_failure(e)}")
         sys.exit(1)
 
+# %% ../../nbs/workflow/19_terminal.ipynb #63f1a5d9
+def _check_words(words: list[str]) -> None:
+    "Refuse words that no file can be named by."
+    for word in words:
+        if "\0" in word:
+            raise UserError(f"'{word}' holds a zero byte, which no name can have; leave it out.")
+        if printable(word) != word:
+            raise UserError(
+                f"'{printable(word)}' holds a byte that is not UTF-8, so that neither a run nor an answer "
+                "can name it; rename that file or folder."
+            )
+
+# %% ../../nbs/workflow/19_terminal.ipynb #5db40b49
+MACHINE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
 
 def _first_cause(error: Exception) -> Exception:  # with `log`, where `error` has one
-    "Find the error of the machine (no memory, a disk that fails) that another one came from: fastai trips over a `MemoryError` without a text."
+    "Find the error of the machine (no memory, a failing disk) that another one came from: fastai trips over a `MemoryError` without a text."
     found: BaseException | None = error
     while found is not None and not isinstance(found, (MemoryError, OSError)):
         found = found.__cause__ or found.__context__
@@ -160,10 +169,7 @@ def _first_cause(error: Exception) -> Exception:  # with `log`, where `error` ha
         found.log = error.log
     return found
 
-
-MACHINE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-
-
+# %% ../../nbs/workflow/19_terminal.ipynb #db58a6b8
 def _explain_failure(
     error: Exception,  # not a `UserError`; a run that failed has put its run.log into `error.log`
 ) -> str:  # one sentence
@@ -189,7 +195,7 @@ def _explain_failure(
         what = f"this was not foreseen: {type(error).__name__}: {_short_text(error)}"
     return f"{what}. {_write_traceback(error)}"
 
-
+# %% ../../nbs/workflow/19_terminal.ipynb #25b0b8c9
 def _short_text(error: Exception, length: int = 300) -> str:
     "Give an error's text in one line; of one that a worker process met, its own text."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
