@@ -169,7 +169,8 @@ def compare_pairs(
     p = min(1.0, 2 * (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (n + 1))
     other = [(a != b).reshape(len(truth), -1).any(1).sum() for a, b in zip(answers[::2], answers[1::2])]
     difference = float(differ(np.arange(len(truth))[None])[0])
-    return {"difference": difference, "low": float(low), "high": float(high), "p": float(p), "n": len(truth), "differ": float(np.mean(other))}
+    found = {"difference": difference, "low": float(low), "high": float(high), "p": float(p)}
+    return found | {"n": len(truth), "differ": float(np.mean(other))}
 
 # %% ../../nbs/workflow/04_compare.ipynb #5a65d3ee
 def is_clear(found: dict) -> bool:

@@ -90,8 +90,8 @@ def _early_metrics(run: RunFolder, info: BundleInfo, row: dict[str, Any], messag
     monitor = experiment.get("monitor", "f1_macro")
     best = {"monitor": monitor, "value": row.get(monitor), "stage": int(row["stage"]), "epoch": int(row["epoch"]),
             "size": int(row.get("valid_size", row["size"]))} if row else {}
-    return {"name": info.name, "problem": info.problem, "labels": list(info.labels), "monitor": monitor, "stages": [], "best": best, "probe": None,
-            "message": message, "valid": None, "test": None, "refit": False, "flip": info.flip, "parent": experiment.get("parent"),
+    return {"name": info.name, "problem": info.problem, "labels": list(info.labels), "monitor": monitor, "stages": [], "best": best,
+            "probe": None, "message": message, "valid": None, "test": None, "refit": False, "flip": info.flip, "parent": experiment.get("parent"),
             "thresholds": None, "ended_early": True}
 
 # %% ../../nbs/workflow/06_ended.ipynb #b5b45a2d

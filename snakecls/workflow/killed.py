@@ -167,13 +167,13 @@ def end_group(
             folder.rmdir()
         return ""
     done = [path.name for path, each in members if each["status"] == "finished"]
-    message = f"{status.capitalize()} after {len(done)} of {said.get('of', '?')} runs ({why}): {_say_done(done)}; for all of them give the command again."
+    ended = f"{status} after {len(done)} of {said.get('of', '?')}"
+    message = f"{ended.capitalize()} runs ({why}): {_say_done(done)}; for all of them give the command again."
     try:
         write_json(folder / PROGRESS, {**said, "status": status, "done": len(done), "message": message})
     except OSError as e:  # a full disk: the finished runs are to be told all the same, and the next command writes it
         message += f" This could not be written into {folder / PROGRESS} ({e.strerror or e})."
-    entry = LogbookEntry(said.get("name") or folder.name, f"{status} after {len(done)} of {said.get('of', '?')}", command=said.get("command", ""),
-                         run=folder.name, anchor=True, result=message, tags=("run", said.get("kind", "group")))
+    entry = LogbookEntry(said.get("name") or folder.name, ended, command=said.get("command", ""), run=folder.name, anchor=True, result=message, tags=("run", said.get("kind", "group")))
     if said.get("logbook"):
         path = Path(said["logbook"])
         entry.link = Path(os.path.relpath(folder.resolve(), path.resolve().parent)).as_posix()

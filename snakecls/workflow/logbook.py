@@ -64,7 +64,8 @@ def __str__(self: LogbookEntry) -> str:
         f"Changed against {_one_line(self.parent)}" if self.parent else "Changed": changed,
         "Command": _code(self.command), "Runs" if self.anchor else "Run": anchor + link, "Result": _one_line(self.result),
         f"Compared with {_one_line(self.parent)}" if self.parent else "Compared": _one_line(self.compared),
-        "Best so far": _one_line(self.best), "Seeds": _one_line(self.seeds), "Ran on": _one_line(self.hardware), "Next": _one_line(self.next_idea),
+        "Best so far": _one_line(self.best), "Seeds": _one_line(self.seeds), "Ran on": _one_line(self.hardware),
+        "Next": _one_line(self.next_idea),
     }
     body = "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
     tags = " ".join(f"#{tag.lstrip('#')}" for tag in self.tags)
@@ -186,7 +187,8 @@ def _compared_text(verdict: dict) -> str:  # of `judge_run`
     others = "".join(targets) + _tuned_text(verdict.get("tuned") or []) + end
     if verdict.get("same_weights"):
         return f"{gap_text(about, views[about])}; both serve the weights of their last epoch.{others}"
-    return f"{'; '.join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))}.{why if about == 'trained' else ''}{others}"
+    gaps = "; ".join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))
+    return f"{gaps}.{why if about == 'trained' else ''}{others}"
 
 # %% ../../nbs/workflow/05_logbook.ipynb #694db0c6
 def _tuned_text(tuned: Sequence[str]) -> str:  # a sentence; empty where there is nothing to say

@@ -425,7 +425,8 @@ def list_runs(
 
     rows = [_summarise_run(file.parent) for file in sorted(Path(root).glob("*/status.json"), reverse=True)]
     top, place = top_names({"top3_accuracy", *(key for row in rows for key in row)}), LEADERBOARD.index("top3_accuracy")
-    rows = pd.DataFrame(rows, columns=[*LEADERBOARD[:place], *top, *LEADERBOARD[place + 1:]]).assign(ended=lambda each: each.status == "finished")
+    rows = pd.DataFrame(rows, columns=[*LEADERBOARD[:place], *top, *LEADERBOARD[place + 1:]])
+    rows["ended"] = rows.status == "finished"
     order = rows.sort_values(["ended", "f1_macro"], ascending=False, na_position="last", kind="stable")
     return order.drop(columns="ended").reset_index(drop=True)
 

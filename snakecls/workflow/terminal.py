@@ -26,7 +26,7 @@ from ..disk import is_disk_full
 
 # %% ../../nbs/workflow/19_terminal.ipynb #fb5d93db
 def _prepare_streams() -> None:
-    "Let standard output and error take any text, with code points for what they have no place for; what is said to a closed one goes nowhere."
+    "Let standard output and error take any text, with code points where they have no place; what is said to a closed one goes nowhere."
     for number in range(3):
         try:
             os.fstat(number)
@@ -159,7 +159,7 @@ MACHINE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, err
 
 
 def _first_cause(error: Exception) -> Exception:  # with `log`, where `error` has one
-    "Find the error of the machine (no memory, a failing disk) that another one came from: fastai trips over a `MemoryError` without a text."
+    "Find the error of the machine (no memory, a failing disk) behind another one: fastai trips over a `MemoryError` without a text."
     found: BaseException | None = error
     while found is not None and not isinstance(found, (MemoryError, OSError)):
         found = found.__cause__ or found.__context__
