@@ -136,7 +136,7 @@ def test_a_table_of_names_keeps_the_dangers_and_says_so(tmp_path):
 
 def test_a_mean_of_models_takes_a_yes_before_not_known_before_a_no(tmp_path):
     from snakecls.models.bundle import read_bundle
-    from snakecls.workflow.several import soup_runs
+    from snakecls.workflow.ensemble import soup_runs
 
     said = [[False, False, False], [True, False, None]]
     bundles = [make_bundle(tmp_path / str(i) / "best", LABELS, label_facts={label: {"venomous": state} for label, state in zip(LABELS, states)}) for i, states in enumerate(said)]

@@ -153,11 +153,11 @@ def test_names_that_look_alike_are_one_class(tmp_path):
 
 
 def test_a_model_finds_the_level_of_its_labels(tmp_path):
-    from snakecls.workflow.models import load_known
+    from snakecls.workflow.evaluation import _load_known
 
     make(tmp_path, *photos(*SPECIES))
-    assert set(load_known(tmp_path, ["Natrix", "Vipera"]).table["label"]) == {"Natrix", "Vipera"}
-    assert load_known(tmp_path, ["Natrix natrix"]).table["label"].nunique() == 4
+    assert set(_load_known(tmp_path, ["Natrix", "Vipera"]).table["label"]) == {"Natrix", "Vipera"}
+    assert _load_known(tmp_path, ["Natrix natrix"]).table["label"].nunique() == 4
 
 
 # Pictures that are no photos of the user's

@@ -569,12 +569,12 @@ def test_no_choice_of_the_label_is_silent(tmp_path, columns, label, told):
 
 
 def test_the_column_that_the_model_knows_is_the_label(tmp_path):
-    from snakecls.workflow.models import load_known
+    from snakecls.workflow.evaluation import _load_known
 
     make(tmp_path, *(f"{i}.jpg" for i in range(24)))
     numbered(species=["a b", "c d"] * 12, breed=[f"B{i % 6}" for i in range(24)]).to_csv(tmp_path / "t.csv", index=False)
-    assert set(load_known(tmp_path / "t.csv", ["a b", "c d", "e f"]).table["label"]) == {"a b", "c d"}
-    noted = load_known(tmp_path / "t.csv", ["B1", "B2"])
+    assert set(_load_known(tmp_path / "t.csv", ["a b", "c d", "e f"]).table["label"]) == {"a b", "c d"}
+    noted = _load_known(tmp_path / "t.csv", ["B1", "B2"])
     table = noted.table
     assert table["label"].nunique() == 6 and "that the model knows" in notes(noted) and "label_column" not in notes(noted)
 

@@ -25,8 +25,9 @@ from snakecls.train.comparison import KeepAnswers
 from snakecls.train.monitoring import SaveBestF1
 from snakecls.train.learner_probe import answer_metrics
 from snakecls.train.stopping import EarlyStopping
-from snakecls.workflow.models import all_runs, leaderboard_text
+from snakecls.workflow.leaderboard import leaderboard_text
 from snakecls.workflow.run_folder import find_run
+from snakecls.workflow.runs import all_runs
 
 
 class Scripted(torch.nn.Module):

@@ -16,8 +16,9 @@ from test_faults_ends import SMALL, snakecls
 from test_hardening_runs import make_photos
 
 from snakecls.core import UserError
-from snakecls.workflow.models import all_runs, leaderboard_text, photo_group
-from snakecls.workflow.run_folder import RunFolder, find_run, read_status, _summarise_run
+from snakecls.workflow.leaderboard import leaderboard_text
+from snakecls.workflow.run_folder import RunFolder, _summarise_run, find_run, read_status
+from snakecls.workflow.runs import _photo_group, all_runs
 
 ONE = ["--set", "data.test=0.25", "--set", "schedule=[{size: 32, epochs: 1}]"]
 
@@ -68,7 +69,7 @@ def good_rows_are_right(runs: dict[str, Path], whole: dict[str, dict]) -> None:
 def test_a_damaged_run_is_a_row_with_its_message_or_right(runs, name):
     file, whole, seen = runs["bad"] / name, board_of(runs["one"].parent), Counter()
     n = 60 if name in ("environment.json", "verdict.json", "predictions-valid.parquet") else 300  # of each kind of file 300
-    group_of = photo_group if name.endswith("parquet") else lambda run: {}
+    group_of = _photo_group if name.endswith("parquet") else lambda run: {}
     right, data = normal(_summarise_run(runs["bad"]) | group_of(runs["bad"])), file.read_bytes()
     for number, damaged in enumerate(mutated_files(data, seed=11, n=n, plain=name.endswith("json"))):
         file.write_bytes(damaged)

@@ -21,7 +21,7 @@ from snakecls.data.tables import load_table, read_table, read_unlabelled
 from snakecls.models.bundle_info import read_strictly
 from snakecls.experiment.file import override_key
 from snakecls.experiment.facts import read_facts
-from snakecls.workflow.several import parse_grid
+from snakecls.workflow.grid import _parse_grid
 
 
 def attempt(function, text):
@@ -45,7 +45,7 @@ TEXTS = {
     "list": (labels._read_list, ['\\"', "'\\", "[", "'a' ", "-", "0 "]),
     "rows": (read_rows, ["a  ,  ", '",', '"a",', ' ,"', " ", '"', '""', '", "', 'a "b", ', '"\n', 'a,"b\n']),
     "row": (lambda text: messy_csv.read_messy(['"' + text], ",", columns=3), ['",', '"a",', " ", '"']),
-    "grid": (lambda text: parse_grid(["a=" + text]), [",", "],", "a,b ", "[,", '",']),
+    "grid": (lambda text: _parse_grid(["a=" + text]), [",", "],", "a,b ", "[,", '",']),
     "set": (lambda text: override_key({}, "model.arch=" + text), ["[", "a,", "'", "{a: ", "&a "]),
     "guess": (lambda text: core.nearest("resnet19", [text, text + "b"]), ["a", "resnet"]),
     "guesses": (lambda text: core.nearest(text, ["resnet18"] * 100), ["a", "resnet"]),
@@ -95,8 +95,8 @@ def test_a_csv_that_hung_is_read(tmp_path):
 def test_a_grid_has_an_end():
     axes = [f"{key}=1,2,3,4,5,6,7,8,9,10" for key in "abcdefghij"]
     with pytest.raises(UserError, match="asks for 10,000,000,000 combinations, and 10,000 are run at most"):
-        parse_grid(axes)
-    assert parse_grid(["a=[1,2],{b: 1, c: 2},3"]) == [["a=[1,2]"], ["a={b: 1, c: 2}"], ["a=3"]] and len(parse_grid(axes[:3])) == 1000
+        _parse_grid(axes)
+    assert _parse_grid(["a=[1,2],{b: 1, c: 2},3"]) == [["a=[1,2]"], ["a={b: 1, c: 2}"], ["a=3"]] and len(_parse_grid(axes[:3])) == 1000
 
 
 def test_labels_that_look_alike_are_told_in_a_line():

@@ -140,7 +140,8 @@ def test_another_experiment_starts_from_the_heads_of_the_same_name(trained, draw
 
 
 def test_folds_and_ensembles_score_every_target(drawn, tmp_path):
-    from snakecls.workflow.several import ensemble_runs, folds_text, run_folds
+    from snakecls.workflow.ensemble import ensemble_runs
+    from snakecls.workflow.folds import folds_text, run_folds
 
     probe = make_experiment(settings(drawn, schedule=[{"size": 64, "epochs": 0, "head": "probe"}], predict={"flip": False}))
     folds = run_folds(probe, 2, root=tmp_path / "runs", logbook=None, say=lambda text: None)

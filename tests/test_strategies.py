@@ -94,7 +94,7 @@ def test_early_stopping_validation_every_second_epoch_and_lr_auto(photos, tmp_pa
 def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):
     from snakecls.cli import scores_text
     from snakecls.evaluate.predictions import evaluate_bundle
-    from snakecls.workflow.models import leaderboard_text
+    from snakecls.workflow.leaderboard import leaderboard_text
     from snakecls.workflow.run_folder import list_runs
 
     said = []

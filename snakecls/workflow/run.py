@@ -57,7 +57,10 @@ def run_experiment(
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
     keep_freed_memory()
-    experiment, recorder = experiment if isinstance(experiment, Experiment) else load_experiment(experiment), recorder or RunRecorder(**kwargs)
+    experiment, recorder = (
+        experiment if isinstance(experiment, Experiment) else load_experiment(experiment),
+        recorder or RunRecorder(**kwargs),
+    )
     check_places(recorder.root, recorder.book(experiment))
     complete_killed([recorder.root], say=recorder.say)
     plan = make_plan(resolve_names(experiment, recorder), table=table)
@@ -79,7 +82,9 @@ def run_experiment(
             raise
         recorder.say(metrics["message"])
         if (lost := plan.learn.dls.lost).found:
-            recorder.tell([f"{lost}, and the run went on without; issues.parquet lists them, and every score says of how many photos it is."])
+            recorder.tell(
+                [f"{lost}, and the run went on without; issues.parquet lists them, and every score says of how many photos it is."]
+            )
         if verdict["other"] and not recorder.part_of:
             recorder.say(verdict_line(verdict))
         trackers.finish(metrics)
@@ -102,14 +107,24 @@ def _open_plan(plan: Plan, recorder: RunRecorder) -> Plan:
 def _describe_table(plan: Plan) -> str:
     "Say how many photos and classes there are."
     counts, first = plan.table["split"].value_counts(), plan.problem.parts[0]
-    return ", ".join(f"{counts[name]} {name}" for name in ("train", "valid", "test") if name in counts) + f", {len(first.labels)} {'labels' if first.many else 'classes'}"
+    return (
+        ", ".join(f"{counts[name]} {name}" for name in ("train", "valid", "test") if name in counts)
+        + f", {len(first.labels)} {'labels' if first.many else 'classes'}"
+    )
 
 
 def _foresee(plan: Plan) -> str:  # one sentence
     "Say about how long the run will take, from a few photos' time on this machine."
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
     try:
-        seconds = estimate_seconds(plan.learn, plan.stages, mode=train.precision, validate_every=train.validate_every, n_more=n_more, views=2 if plan.experiment.predict.flip else 1)
+        seconds = estimate_seconds(
+            plan.learn,
+            plan.stages,
+            mode=train.precision,
+            validate_every=train.validate_every,
+            n_more=n_more,
+            views=2 if plan.experiment.predict.flip else 1,
+        )
     except (RuntimeError, NotImplementedError) as e:  # whatever the network cannot do will show in training, with its own message
         return f"How long it will take cannot be said beforehand ({str(e).splitlines()[0] if str(e) else type(e).__name__})."
     early = ", or less where a stage ends early" if train.patience else ""
@@ -181,7 +196,9 @@ def _describe_epoch(row: dict) -> str:
     what = "probe  " if row["epoch"] == 0 else f"epoch {row['epoch']}"
     best = "  best so far" if row["is_best"] else ""
     seen = f" (validated at {row['valid_size']})" if row["valid_size"] != row["size"] else ""
-    values = "  ".join(f"{text} {row[name]:.3f}" for name, text in (SHOWN | top_names(row)).items() if row.get(name) is not None and row[name] == row[name])
+    values = "  ".join(
+        f"{text} {row[name]:.3f}" for name, text in (SHOWN | top_names(row)).items() if row.get(name) is not None and row[name] == row[name]
+    )
     return f"  stage {row['stage']}  {row['size']} px{seen}  {what}  {values or 'not validated'}  {row['seconds']:.0f} s{best}"
 
 # %% ../../nbs/workflow/11_run.ipynb #28392caa
