@@ -259,7 +259,8 @@ def _describe_training(experiment: Path | None, data: Path | None, changes: list
 # %% ../nbs/90_cli.ipynb #73b31b42
 def _train_several(experiment: Any, folds: int | None, grid: list[str] | None, as_json: bool, **where: Any) -> None:
     "Run folds, a grid or every precision, and print what they gave."
-    from snakecls.workflow.several import compare_modes, folds_text, run_folds, run_grid, table_text
+    from snakecls.workflow.folds import folds_text, run_folds
+    from snakecls.workflow.grid import compare_modes, run_grid, table_text
 
     if folds:
         result = run_folds(experiment, folds, **where)
@@ -538,7 +539,8 @@ def runs(
 ):
     "List all runs, those on the same photos together, the best first, one line each."
     from snakecls.workflow.killed import complete_killed, unfinished_groups
-    from snakecls.workflow.models import all_runs, leaderboard_text, run_roots
+    from snakecls.workflow.leaderboard import leaderboard_text
+    from snakecls.workflow.runs import all_runs, run_roots
 
     complete_killed(run_roots(folder), say=_tell)
     for sentence in unfinished_groups(run_roots(folder)):
@@ -567,7 +569,7 @@ def ensemble(
 ):
     "Average several runs: is their mean better than the best of them?"
     from snakecls.workflow.models import find_model
-    from snakecls.workflow.several import ensemble_runs, soup_runs
+    from snakecls.workflow.ensemble import ensemble_runs, soup_runs
 
     bundles = [find_model(model, root=runs, say=_tell) for model in [*(named or []), *(models or [])]]
     if output is not None and output.exists():
