@@ -256,7 +256,7 @@ def write_settings(
 def _write_entry(folder: Path, ran: Sequence[RunFolder], summary: dict, rows: list[dict], logbook: Path, question: str) -> None:
     "Write the one entry of a grid into the logbook."
     experiments = [run.experiment() for run in ran]
-    seconds = sum(float(run.metrics().get("seconds") or 0) for run in ran)
+    seconds = float(np.sum([run.metrics().get("seconds") or 0 for run in ran]))
     add_entry(logbook, LogbookEntry(
         question or experiments[0].get("question") or folder.name, summary["verdict"],
         varied=summary["axes"], changes=_common_changes(parent_folder(ran[0]), experiments[0], summary["axes"]), parent=summary["parent"],

@@ -221,7 +221,7 @@ def _write_entry(
     trained = [row["trained"] for row in rows if row["trained"] is not None]
     spread = [f"trained: f1_macro {mean_sd(trained)}"] if len(trained) == len(rows) else []
     experiments = [run.experiment() for run in runs]
-    seconds = sum(float(run.metrics().get("seconds") or 0) for run in runs)
+    seconds = float(np.sum([run.metrics().get("seconds") or 0 for run in runs]))
     add_entry(logbook, LogbookEntry(
         experiments[0].get("question") or said.get("name") or result.folder.name, _folds_verdict(result.summary["f1_macro"], judged),
         changes=[f"{place}: {old} -> {new}" for place, old, new in judged["changed"]], parent=judged["other"] or "",
