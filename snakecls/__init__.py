@@ -29,10 +29,6 @@ __all__ = [*FRONT]
 
 if TYPE_CHECKING:  # the same once more, for editors and type checkers
     # ruff: noqa: F401
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
-    from typing import Any
-
     from .data.augmentation import Augment
     from .data.datablocks import photo_dls
     from .data.demo.draw import make_demo
@@ -48,6 +44,10 @@ if TYPE_CHECKING:  # the same once more, for editors and type checkers
     from .workflow.record import record_run
     from .workflow.run import run_experiment
     from .workflow.saving import save_bundle
+if TYPE_CHECKING:  # what the annotations below name
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 def __getattr__(name: str) -> "Any":
