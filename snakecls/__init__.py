@@ -3,12 +3,8 @@
 `from snakecls import *` gives the names below. `import snakecls` loads none of them: each comes when it is first used.
 """
 import sys
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as a type checker reads it; the module typing, and whatever else takes time, is not loaded before Ctrl-C is looked after (`start`)
 __version__ = "0.1.0"
 
 FRONT = {  # name -> its module
@@ -48,10 +44,16 @@ if TYPE_CHECKING:  # the same once more, for editors and type checkers
     from .workflow.record import record_run
     from .workflow.run import run_experiment
     from .workflow.saving import save_bundle
+if TYPE_CHECKING:  # what the annotations below name
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     "Load a name of the front door (PEP 562)."
+    from importlib import import_module
+
     if name not in FRONT:
         raise AttributeError(f"module 'snakecls' has no attribute '{name}'; at its front door are {', '.join(FRONT)}.")
     found = globals()[name] = getattr(import_module(f"snakecls.{FRONT[name]}"), name)
@@ -65,13 +67,18 @@ def __dir__() -> list[str]:
 MOVED = {"snakecls.data.augment": "snakecls.data.transforms", "snakecls.train.targets": "snakecls.train.multi_target"}
 
 
-class _Moved(MetaPathFinder, Loader):
+class _Moved:
     "Find modules under the names that an export.pkl of version 0.1 knows them by."
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in MOVED else None
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
+        return type(__spec__)(name, self) if name in MOVED else None  # type: ignore[arg-type]  # a loader without its base class
 
-    def exec_module(self, module: ModuleType) -> None:
+    def create_module(self, spec: "ModuleSpec") -> None:
+        "Leave it to Python: a plain module."
+
+    def exec_module(self, module: "ModuleType") -> None:
+        from importlib import import_module
+
         sys.modules[module.__name__] = import_module(MOVED[module.__name__])
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from ..data.columns import some
 from ..data.notes import Noted
-from ..data.problem import MultiLabel, OneLabel, bundle_problem
+from ..data.problem import MultiLabel, Problem, bundle_problem
 from ..data.readable import keep_readable
 from ..data.tables import read_table
 from ..data.targets import find_targets
@@ -99,7 +99,7 @@ def _has_folders(data: str | Path) -> bool:
 
 # %% ../../nbs/workflow/18_evaluation.ipynb #891e700c
 @singledispatch
-def _known_photos(part: OneLabel, data: str | Path | pd.DataFrame) -> Noted:
+def _known_photos(part: Problem, data: str | Path | pd.DataFrame) -> Noted:
     "Read photos with the labels that a model knows."
     return _load_known(data, part.labels, min_classes=1, target=None if part.target == "label" else part.target)
 

@@ -243,7 +243,7 @@ def write_settings(
     "Summarise a grid, write `group.json`, and the one entry into the logbook."
     ran = [member.run for member in members if member.run is not None]
     parent = parent_folder(ran[0])
-    summary = {"kind": kind, "axes": list(axes), "command": command, "parent": parent.name if parent else ""}
+    summary: dict = {"kind": kind, "axes": list(axes), "command": command, "parent": parent.name if parent else ""}
     summary |= _summarise_settings(members, parent)
     summary["notes"] = {member.setting: member.note for member in members if member.note}
     summary["verdict"] = _settings_verdict(summary)
@@ -255,7 +255,8 @@ def write_settings(
 
 def _write_entry(folder: Path, ran: Sequence[RunFolder], summary: dict, rows: list[dict], logbook: Path, question: str) -> None:
     "Write the one entry of a grid into the logbook."
-    experiments, seconds = [run.experiment() for run in ran], sum(run.metrics().get("seconds") or 0 for run in ran)
+    experiments = [run.experiment() for run in ran]
+    seconds = float(np.sum([run.metrics().get("seconds") or 0 for run in ran]))
     add_entry(logbook, LogbookEntry(
         question or experiments[0].get("question") or folder.name, summary["verdict"],
         varied=summary["axes"], changes=_common_changes(parent_folder(ran[0]), experiments[0], summary["axes"]), parent=summary["parent"],

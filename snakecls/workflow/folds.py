@@ -220,7 +220,8 @@ def _write_entry(
     table = [{"fold": row["setting"], "run": run_link(row["run"], root, logbook), "photos": row["n"]} | score_cells(row) for row in rows]
     trained = [row["trained"] for row in rows if row["trained"] is not None]
     spread = [f"trained: f1_macro {mean_sd(trained)}"] if len(trained) == len(rows) else []
-    experiments, seconds = [run.experiment() for run in runs], sum(run.metrics().get("seconds") or 0 for run in runs)
+    experiments = [run.experiment() for run in runs]
+    seconds = float(np.sum([run.metrics().get("seconds") or 0 for run in runs]))
     add_entry(logbook, LogbookEntry(
         experiments[0].get("question") or said.get("name") or result.folder.name, _folds_verdict(result.summary["f1_macro"], judged),
         changes=[f"{place}: {old} -> {new}" for place, old, new in judged["changed"]], parent=judged["other"] or "",

@@ -127,8 +127,8 @@ def run_grid(
         if all(row["note"] for row in rows):
             raise UserError(f"none of the {len(rows)} combinations could run; the first says: {rows[0]['note']}")
     table = pd.DataFrame(rows).sort_values("f1_macro", ascending=False, na_position="last", ignore_index=True)
-    told = {"logbook": recorder.book(experiment), "command": recorder.command}
-    return Compared(table, write_settings(folder, members, kind="grid", axes=axes, **told))
+    book, command = recorder.book(experiment), recorder.command
+    return Compared(table, write_settings(folder, members, kind="grid", axes=axes, logbook=book, command=command))
 
 
 def _run_combination(combination: list[str], experiment: Experiment, recorder: RunRecorder) -> tuple[dict, Member]:  # its row
@@ -189,8 +189,9 @@ def compare_modes(
         if table["f1_macro"].isna().all():
             raise UserError(f"no precision could train: {table['note'].iloc[0]}")
     members += [Member(row.mode, None, row.note) for row in table.itertuples() if row.note]
-    told = {"logbook": recorder.book(experiment), "command": recorder.command, "more": _speed_cells(table)}
-    return Compared(table, write_settings(folder, members, kind="precision", axes=[f"train.precision={','.join(modes)}"], **told))
+    axes, book = [f"train.precision={','.join(modes)}"], recorder.book(experiment)
+    return Compared(table, write_settings(
+        folder, members, kind="precision", axes=axes, logbook=book, command=recorder.command, more=_speed_cells(table)))
 
 
 def _in_mode(experiment: Experiment, mode: str) -> Experiment:

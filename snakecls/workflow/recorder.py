@@ -20,7 +20,7 @@ from ..models.bundle import is_bundle
 from .ended import can_keep, revive
 from .logbook import LogbookTracker
 from .run_folder import RunFolder, find_run
-from .trackers import Tracker, Trackers, WandbTracker
+from .trackers import Trackers, WandbTracker
 
 # %% ../../nbs/workflow/09_recorder.ipynb #c582f63a
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RunRecorder:
     def trackers(self, experiment: Experiment) -> Trackers:
         "Make the trackers that the experiment asks for."
         wandb, book = experiment.wandb, self.book(experiment)
-        trackers: list[Tracker] = [WandbTracker(wandb.project, entity=wandb.entity, tags=wandb.tags)] if "wandb" in experiment.track else []
+        trackers: list = [WandbTracker(wandb.project, entity=wandb.entity, tags=wandb.tags)] if "wandb" in experiment.track else []
         if book is not None:
             trackers.append(LogbookTracker(self.logbook, question=experiment.question, command=self.command))
         return Trackers(trackers, say=self.say)
