@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fastai.callback import progress as _progress  # noqa: F401  gives Learner its no_bar
 
 from conftest import REPO
 from snakecls.core import UserError
