@@ -28,7 +28,7 @@ from .compare import match_answers, only_seed, only_training, read_answers
 from .groups import Member, markdown_table, member_scores, relative_path, run_link, score_cells
 from .groups import started_group, vary_experiment
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text
-from .recorder import RunRecorder, check_room, resolve_names, resolve_parent
+from .recorder import RunRecorder, check_room, make_recorder, resolve_names, resolve_parent
 from .results import predictions_name
 from .run import RunResult, run_experiment
 from .run_folder import RunFolder
@@ -243,13 +243,13 @@ def _compared_text(judged: dict, parent_run: str = "") -> str:
     return text
 
 # %% ../../nbs/workflow/15_folds.ipynb #ccdb51c2
-@delegates(RunRecorder)
+@delegates(make_recorder)
 def run_folds(
     experiment: Experiment,
     folds: int,  # 2 or more
     *,
     recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
-    **kwargs,  # of `RunRecorder`
+    **kwargs,  # of `make_recorder`
 ) -> FoldsResult:
     "Run an experiment once for each fold; raises `UserError` where a class has too few photos or groups."
     if experiment.train.refit:
@@ -257,7 +257,7 @@ def run_folds(
                         "set train.refit to false for folds.")
     if folds < 2:
         raise UserError(f"folds is {folds}; give 2 or more.")
-    recorder, results = recorder or RunRecorder(**kwargs), []
+    recorder, results = recorder or make_recorder(**kwargs), []
     earlier = find_folds(recorder.root, experiment.parent) if experiment.parent else None
     experiment = experiment.replace(parent=None) if earlier else resolve_parent(experiment, recorder.root)
     chosen = _fold_experiments(experiment, folds, recorder)

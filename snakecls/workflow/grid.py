@@ -22,7 +22,7 @@ from ..stats import mean_sd
 from ..train.precision_choice import compare_precisions
 from .findings import difference_text, settings_text, write_settings
 from .groups import Member, started_group, vary_experiment
-from .recorder import RunRecorder, check_room, resolve_names, resolve_parent
+from .recorder import RunRecorder, check_room, make_recorder, resolve_names, resolve_parent
 from .run import RunResult, run_experiment
 from .run_folder import make_slug, trained_score
 
@@ -107,16 +107,16 @@ def _result_row(result: RunResult) -> dict:
     }
 
 # %% ../../nbs/workflow/16_grid.ipynb #1ca9c17b
-@delegates(RunRecorder)
+@delegates(make_recorder)
 def run_grid(
     experiment: Experiment,
     axes: Sequence[str],  # 'key=value,value'
     *,
     recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
-    **kwargs,  # of `RunRecorder`
+    **kwargs,  # of `make_recorder`
 ) -> Compared:  # its table: setting, run, scores, seconds, parameters, bundle_mb, note, best first
     "Run every combination."
-    recorder, combinations = recorder or RunRecorder(**kwargs), _parse_grid(axes)
+    recorder, combinations = recorder or make_recorder(**kwargs), _parse_grid(axes)
     experiment = resolve_parent(_keep_split(experiment, combinations, recorder), recorder.root)
     changed, found = _grid_experiments(experiment, combinations), []
     with started_group(recorder, experiment, "grid", len(combinations)) as (folder, within):
@@ -163,16 +163,16 @@ def _summary_text(summary: dict) -> str:  # of `write_settings`
     return "\n".join([*lines, "", f"Verdict: {summary['verdict']}.", *filter(None, [measured])]).strip()
 
 # %% ../../nbs/workflow/16_grid.ipynb #affd6ab9
-@delegates(RunRecorder)
+@delegates(make_recorder)
 def compare_modes(
     experiment: Experiment,
     modes: Sequence[str] = ("fp32", "fp32+channels_last", "bf16", "bf16+channels_last"),  # what cannot train here gets a note
     *,
     recorder: RunRecorder | None = None,  # where runs are written and told; None: made from what follows
-    **kwargs,  # of `RunRecorder`
+    **kwargs,  # of `make_recorder`
 ) -> Compared:  # its table: mode, seconds, speedup, f1_macro, difference, note
     "Run an experiment once in each precision and compare time and score."
-    recorder = recorder or RunRecorder(**kwargs)
+    recorder = recorder or make_recorder(**kwargs)
     experiment, members = resolve_parent(experiment, recorder.root), []
 
     def run_one(mode: str) -> dict:

@@ -37,7 +37,7 @@ from ..train.epochs import epoch_values
 from ..train.learner_probe import known_targets
 from ..train.monitoring import SaveBestF1
 from .logbook import LogbookTracker
-from .recorder import RunRecorder
+from .recorder import make_recorder
 from .results import load_examples, predictions_name
 from .run_folder import LOG, RunFolder, find_run
 from .trackers import Trackers
@@ -194,9 +194,9 @@ class RecordRun(Callback):
         question: str = "",  # what it is to find out, for the logbook
         parent: str | None = None,  # the run that this one changes
         whole_block: bool = False,  # begin and end are told from outside
-        **kwargs,  # of `RunRecorder`: root, logbook, say
+        **kwargs,  # of `make_recorder`: root, logbook, say
     ):
-        self.run_name, self.question, self.whole_block, self.where = name, question, whole_block, RunRecorder(**kwargs)
+        self.run_name, self.question, self.whole_block, self.where = name, question, whole_block, make_recorder(**kwargs)
         self.parent = find_run(self.where.root, parent).id if parent else None
         book = [] if self.where.logbook is None else [LogbookTracker(self.where.logbook, question=question)]
         self.trackers = Trackers(book, say=self.where.say)
@@ -353,7 +353,7 @@ def fail(self: RecordRun, error: BaseException) -> None:
         self.is_over = True
 
 # %% ../../nbs/workflow/17_record.ipynb #9ce5ca96
-@delegates(RunRecorder)
+@delegates(make_recorder, but="command")
 @contextmanager
 def record_run(
     name: str,  # of the run
@@ -361,7 +361,7 @@ def record_run(
     *,
     question: str = "",  # what it is to find out, for the logbook
     parent: str | None = None,  # the run that this one changes
-    **kwargs,  # of `RunRecorder`: root, logbook, say
+    **kwargs,  # of `make_recorder`: root, logbook, say
 ) -> Iterator[RunFolder]:
     "Record what is trained within the block as a run; its weights are those that the Learner has at the end."
     recorder = RecordRun(name, question=question, parent=parent, whole_block=True, **kwargs)

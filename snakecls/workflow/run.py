@@ -31,7 +31,7 @@ from .compare import write_verdict
 from .ended import describe_model, end_early, undisturbed
 from .killed import complete_killed
 from .logbook import verdict_line
-from .recorder import RunRecorder, check_places, check_room, resolve_names
+from .recorder import RunRecorder, check_places, check_room, make_recorder, resolve_names
 from .results import finish_records, make_info
 from .run_folder import LOG, RunFolder
 from .trackers import Trackers
@@ -45,21 +45,21 @@ class RunResult:
     message: str  # one sentence: what won
 
 
-@delegates(RunRecorder)
+@delegates(make_recorder)
 def run_experiment(
     experiment: Experiment | str | Path,  # or an experiment file
     *,
     recorder: RunRecorder | None = None,  # where it is written and told; None: made from what follows
     table: pd.DataFrame | None = None,  # path, label or labels, split; None: the experiment's own
     hashes: bool = False,  # write every photo's content hash into the manifest, not only those of the validation photos
-    **kwargs,  # of `RunRecorder`
+    **kwargs,  # of `make_recorder`
 ) -> RunResult:
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
     keep_freed_memory()
     experiment, recorder = (
         experiment if isinstance(experiment, Experiment) else load_experiment(experiment),
-        recorder or RunRecorder(**kwargs),
+        recorder or make_recorder(**kwargs),
     )
     check_places(recorder.root, recorder.book(experiment))
     complete_killed([recorder.root], say=recorder.say)
