@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UMASK', 'MAX_BYTES', 'FULL', 'FILES', 'NotAFileError', 'open_file', 'file_hash', 'atomic_path', 'usual_mode',
-           'atomic_write', 'write_table', 'write_json', 'plain', 'read_json', 'read_text', 'parquet_bytes',
-           'read_parquet', 'check_writable', 'is_disk_full', 'check_name']
+           'atomic_write', 'write_table', 'write_json', 'plain', 'read_json', 'parse_file', 'read_text',
+           'parquet_bytes', 'read_parquet', 'check_writable', 'is_disk_full', 'check_name']
 
 # %% ../nbs/02_disk.ipynb #3bb98c9b
 import errno
@@ -139,15 +139,27 @@ MAX_BYTES = 32_000_000  # of a file of records; none that is written here comes 
 
 def read_json(path: str | Path) -> Any:
     "Read a JSON file strictly, see `parse_json`; raises `UserError` where it is missing, or is not JSON with one meaning."
-    data = _read_bytes(path, MAX_BYTES)
+    return parse_file(_read_bytes(path, MAX_BYTES), path)
+
+# %% ../nbs/02_disk.ipynb #e9800097
+def parse_file(
+    data: bytes,  # what was read
+    path: str | Path,  # from where, for the messages
+    *,
+    remedy: str = "take another copy of the file",  # the end of the messages
+    **how,  # finite, forgive: passed on to `parse_json`
+) -> Any:
+    "Read a file's JSON strictly, see `parse_json`; raises `UserError` with the file's name."
     try:
-        return parse_json(data)
+        return parse_json(data, remedy=remedy, **how)
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is no text in UTF-8 (byte {e.start}); take another copy of the file.") from e
+        raise UserError(f"{path} is no text in UTF-8 (byte {e.start}); save it as UTF-8, or {remedy}.") from e
     except UnsoundError as e:
         raise UserError(f"{path} cannot be used: {e}") from None
     except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}); take another copy of the file.") from e
+        raise UserError(f"{path} is not valid JSON ({e}); {remedy}.") from e
+    except MemoryError as e:
+        raise UserError(f"there is not enough memory to read {path}; close other programs.") from e
 
 # %% ../nbs/02_disk.ipynb #261024c6
 def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:

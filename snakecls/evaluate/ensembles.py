@@ -17,6 +17,7 @@ from ..core import UserError
 from ..data.problem import MultiLabel, OneLabel, table_problem
 from .predictions import compare_answers, probs_table, score_table, table_lists, table_probs
 from ..models.bundle import read_bundle, read_weights
+from ..models.info import weights_kind
 from ..stats import mean_sd
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,7 @@ def average_weights(
         raise UserError(f"there are {len(opened)} bundles; averaging needs at least two.")
     shares = _check_weights(weights, len(opened))
     first = opened[0].info
-    if first.weights_source.startswith("none"):
+    if weights_kind(first.weights_source) == "none":
         raise UserError(f"{opened[0].folder.parent.name}/{opened[0].folder.name} was trained from random weights, and the mean of networks with different starts is none of them; average fine-tunings of one pretrained network, or their probabilities.")
     for bundle in opened[1:]:
         for what in ("model", "labels", "problem", "weights_source", "photo"):

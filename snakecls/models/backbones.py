@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import nn
 from ..core import UserError
 from .bundle import Bundle, read_bundle
-from .info import BackboneInfo, measure_normalisation, with_normalisation  # noqa: F401  for those who make a network
+from .info import BackboneInfo, name_source, weights_kind
+from .info import measure_normalisation, with_normalisation  # noqa: F401  for those who make a network
 from .networks import build_network, check_arch, class_tensors, find_library
 from .pretrained import WEIGHT_PACKAGES, load_file, run_weights, timm_weights, torchvision_weights
 
@@ -40,16 +41,17 @@ def _with_weights(library: str, arch: str, make: dict, weights: str) -> tuple[nn
         return (timm_weights if library == "timm" else torchvision_weights)(arch, make)
     model = build_network(library, arch, make)
     if weights == "auto":
-        return model, f"none (there are none for {arch})"
+        return model, name_source("none", f"(there are none for {arch})")
     if weights == "none":
-        return model, "none"
+        return model, name_source("none")
     load_file(model, weights, class_tensors(library, arch, make))
-    return model, f"file {Path(weights).name}"
+    return model, name_source("file", Path(weights).name)
 
 # %% ../../nbs/models/14_backbones.ipynb #0129ac23
 def _weights_facts(library: str, arch: str, model: nn.Module, source: str) -> dict:  # mean, std, interpolation, licence
     "Tell what the weights prescribe for photos, and their licence; for random weights that of ImageNet's stands in."
-    licence = "none" if source.startswith("none") else "unknown"
+    kind = weights_kind(source)
+    licence = "none" if kind == "none" else "unknown"
     if library == "snakecls":
         return {"interpolation": "bilinear", "licence": licence}
     if library == "torchvision":
@@ -59,9 +61,9 @@ def _weights_facts(library: str, arch: str, model: nn.Module, source: str) -> di
         mean, std = ((0.5,) * 3, (0.5,) * 3) if arch == "googlenet" else (tuple(given.mean), tuple(given.std))
         return {"mean": mean, "std": std, "interpolation": given.interpolation.value, "licence": licence}
     cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
-    if source.startswith("package"):
+    if kind == "package":
         licence = WEIGHT_PACKAGES[arch.split(".")[0]][2]
-    elif source.startswith("hub"):
+    elif kind in ("hub", "hub cache"):
         licence = cfg.get("license") or "unknown"
     interpolation = cfg.get("interpolation") or "bicubic"
     return {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "interpolation": interpolation, "licence": licence}

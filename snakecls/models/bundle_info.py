@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 import snakecls
 from ..core import UserError, printable, unknown_name
-from ..disk import NotAFileError, open_file
+from ..disk import NotAFileError, open_file, parse_file
 from ..data.label_facts import DANGERS, clean_facts, danger_key
 from ..data.target_dangers import other_labels
 from ..data.photos import PhotoSpec
 from ..data.problem import PROBLEMS, MultiLabel, MultiTarget, Problem, as_problem
-from ..strict import UnsoundError, parse_json
 
 # %% ../../nbs/models/11_bundle_info.ipynb #87a738f1
 MAX_BYTES = 64 << 20  # of bundle.json: 10,000 labels with their facts take 3 MB
@@ -35,30 +34,26 @@ def read_strictly(
 ) -> dict[str, Any]:
     """Read a JSON object; raises `UserError` for another encoding, a key that is there twice, a number without end or that is none,
     and for what is nested too deeply or too large."""
-    file = Path(file)
+    name = printable(file)
+    values = parse_file(_read_description(Path(file)), name, finite=True, forgive=forgive, remedy="copy the bundle again")
+    if not isinstance(values, dict):
+        raise UserError(f"{name} holds no object with the bundle's keys, but {_short(values)}; copy the bundle again.")
+    return values
+
+# %% ../../nbs/models/11_bundle_info.ipynb #52d43687
+def _read_description(file: Path) -> bytes:
+    "Read a file that is not too large for a description; raises `UserError`."
     try:
         with open_file(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > MAX_BYTES:
                 most = f"a description of a model at most {MAX_BYTES >> 20}"
                 raise UserError(f"{printable(file)} takes {size / 2**20:,.0f} MB, and {most}; take another copy.")
-            data = stream.read(MAX_BYTES)
-        values = parse_json(data, finite=True, forgive=forgive, remedy="copy the bundle again")
+            return stream.read(MAX_BYTES)
     except (FileNotFoundError, NotAFileError, IsADirectoryError, PermissionError) as e:
         raise UserError(f"{printable(file)} cannot be read: {e.strerror or e}; give a bundle that is whole.") from e
-    except (UserError, UnsoundError) as e:
-        raise e if isinstance(e, UserError) and str(file) in str(e) else UserError(f"{printable(file)} cannot be used: {e}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{printable(file)} is no text in UTF-8 (byte {e.start}); save it as UTF-8, or copy the bundle again.") from e
-    except ValueError as e:
-        raise UserError(f"{printable(file)} is not valid JSON ({e}); copy the bundle again.") from e
-    except MemoryError as e:
-        raise UserError(f"there is not enough memory to read {printable(file)}; close other programs.") from e
     except OSError as e:
         raise UserError(f"{printable(file)} cannot be read ({str(e) or type(e).__name__}); copy the bundle again.") from e
-    if not isinstance(values, dict):
-        raise UserError(f"{printable(file)} holds no object with the bundle's keys, but {_short(values)}; copy the bundle again.")
-    return values
 
 # %% ../../nbs/models/11_bundle_info.ipynb #db4ccea5
 def _short(value: Any) -> str:

@@ -22,6 +22,7 @@ from torch import nn
 from ..core import UserError
 from .bundle import Bundle, read_weights
 from .heads import find_heads, head_tensor
+from .info import name_source
 from .networks import build_network, class_tensors, import_timm
 
 # %% ../../nbs/models/13_pretrained.ipynb #356f7777
@@ -114,7 +115,7 @@ def _from_package(arch: str, make: dict, path: Path) -> tuple[nn.Module, str]:
     _load_by_position(whole, path)
     model, heads = build_network("timm", arch, make), class_tensors("timm", arch, make)
     model.load_state_dict({name: t for name, t in whole.state_dict().items() if name not in heads}, strict=False)
-    return model, f"package {WEIGHT_PACKAGES[arch.split('.')[0]][1]}"
+    return model, name_source("package", WEIGHT_PACKAGES[arch.split(".")[0]][1])
 
 # %% ../../nbs/models/13_pretrained.ipynb #edb31caa
 def _hub_is_off() -> bool:
@@ -159,10 +160,10 @@ def timm_weights(arch: str, make: dict) -> tuple[nn.Module, str]:
         remedy = "give a local file as model.weights, or model.weights none to train from scratch"
         raise UserError(f"timm has no pretrained weights for '{arch}'; {remedy}.")
     if (path := _cached_weights(cfg)) is not None:
-        return _from_hub(arch, make, pretrained_cfg_overlay={"file": path}), f"hub cache {cfg.hf_hub_id}"
+        return _from_hub(arch, make, pretrained_cfg_overlay={"file": path}), name_source("hub cache", cfg.hf_hub_id)
     if _hub_is_off() or not _hub_answers():
         raise UserError(_no_weights(arch, "the hub's cache", "the hub"))
-    return _from_hub(arch, make), f"hub {cfg.hf_hub_id}"
+    return _from_hub(arch, make), name_source("hub", cfg.hf_hub_id)
 
 # %% ../../nbs/models/13_pretrained.ipynb #17235817
 def _from_hub(arch: str, make: dict, **kwargs) -> nn.Module:
@@ -206,9 +207,9 @@ def torchvision_weights(arch: str, make: dict) -> tuple[nn.Module, str]:
 
     url = get_model_weights(arch).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    model, source = build_network("torchvision", arch, make), f"torch cache {path.name}"
+    model, source = build_network("torchvision", arch, make), name_source("torch cache", path.name)
     if not path.is_file():
-        source = f"download {url.removeprefix('https://')}"
+        source = name_source("download", url.removeprefix("https://"))
         if _hub_is_off() or not _hub_answers(endpoint=url):
             raise UserError(_no_weights(arch, f"torch's cache ({path.parent})", "download.pytorch.org"))
         _download(url, path)
@@ -262,7 +263,7 @@ def run_weights(
         elif shared:
             new, old = map(list, zip(*shared))
             t[new] = theirs[name][old]
-    return model, f"run {_run_name(bundle)}"
+    return model, name_source("run", _run_name(bundle))
 
 # %% ../../nbs/models/13_pretrained.ipynb #0bc44007
 def _shared_rows(labels: Sequence[str], known: Sequence[str]) -> list[tuple[int, int]]:  # (row of the new classifier, row of the old)
