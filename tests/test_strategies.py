@@ -147,35 +147,24 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["schedule.0.cutmix=1", "schedule.0.size=8"], "at least 16 px"),
     (["schedule.0.freeze=9"], "to 4"),
     (["train.loss=bce"], "several labels"),
-    (["train.loss=seesaw", "train.label_smoothing=0.1"], "label_smoothing|label smoothing"),
-    (["train.loss=seesaw", "train.class_weights=balanced"], "class_weights|class weights"),
-    (["train.pos_weight=balanced"], "pos_weight"),
     (["train.optimiser=adma"], "did you mean 'adam'"),
-    (["train.optimiser=adadelta", "train.momentum=0.5"], "adadelta has none"),
     (["schedule.0.lr=fast"], "auto"),
     (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
     (["schedule.0.gradual=true"], "at least 2 epochs"),
     (["schedule.0.lr_schedule=plateau"], "plateau"),
     (["schedule.0.epochs=2", "schedule.0.gradual=true", "schedule.0.freeze=4"], "keeps them all"),
-    (["schedule.0.layer_decay=0.5", "schedule.0.freeze=body"], "keeps them all"),
-    (["train.pos_weight=balanced", "train.oversample=0.5"], "pos_weight balanced both make up"),
     (["train.wd=.inf"], "train.wd is inf: .*finite number"),
     (["schedule.0.lr=.inf"], "schedule.0.lr is inf: .*finite number"),
     (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=3", "schedule.0.lr_options={cycel: 1}"], "did you mean 'cycle'"),
     (["schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={cycle: 1}"], "choose one of: factor"),
-    (["train.batch_norm=all"], "mean 0 and variance 1"),
-    (["train.batch_norm=frozen", "model.arch=lenet5"], "has no batch norm"),
     (["top_k=[3, 0]"], "top_k.1 is 0"),
-    (["train.loss=focal", "schedule.0.label_smoothing=0.1"], "cannot be smoothed"),
     (["monitor=top5_accuracy"], "choose one of"),
     (["monitor=top3_accuracy"], "always 1 with 3 classes"),
     (["train.precision=fp61"], "fp16"),
     (["train.precision=fp16"], "needs a GPU"),
-    (["train.oversample=1", "train.class_weights=balanced"], "oversample"),
     (["train.oversample=2"], "oversample"),
     (["model.arch=lenet"], "did you mean 'lenet5'"),
     (["model.arch=cnn", "model.kwargs={kernel_size: 99}"], "from 800 px"),
-    (["predict.thresholds=per_class"], "multi_label|several labels"),
 ])
 def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path, monkeypatch, overrides, sentence):
     def refuse(*args, **kwargs):
@@ -196,15 +185,29 @@ def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path,
     (["train.validate_every=3", "schedule.0.epochs=2"], "give at most 2"),
     (["train.validate_every=2", "schedule.0.epochs=4", "schedule.0.lr_schedule=plateau"], "validate more often"),
     (["train.refit=true"], "no stage has a probe"),
+    (["train.loss=seesaw", "train.label_smoothing=0.1"], "the loss seesaw has none"),
+    (["train.loss=seesaw", "train.class_weights=balanced"], "do nothing with seesaw"),
+    (["train.focal_gamma=1"], "the loss is cross_entropy"),
+    (["train.loss=focal", "train.focal_gamma=0"], "with which focal is cross_entropy"),
+    (["train.pos_weight=balanced"], "these photos have one"),
+    (["train.optimiser=adadelta", "train.momentum=0.5"], "adadelta has none"),
+    (["schedule.0.layer_decay=0.5", "schedule.0.freeze=body"], "keeps them all"),
+    (["train.class_weights=effective", "train.oversample=0.5"], "both make up for rare classes"),
+    (["train.batch_norm=all"], "mean 0 and variance 1"),
+    (["train.batch_norm=frozen", "model.arch=lenet5"], "has no batch norm"),
+    (["train.loss=focal", "schedule.0.label_smoothing=0.1"], "cannot be smoothed"),
+    (["predict.thresholds=per_class"], "does nothing here"),
+    (["train.target_weights={label: 2}"], "one target alone"),
 ])
 def test_what_does_nothing_is_told_and_runs(photos, overrides, sentence):
     assert any(sentence in note for note in make_plan(experiment(photos, *overrides)).notes)
 
 
 def test_idle_options_change_nothing(photos, tmp_path):
-    said, idle = [], ["train.patience=9", "train.min_delta=0.1", "train.validate_every=3", "train.refit=true", "schedule.0.mix_p=0.5", "name=idle"]
+    said, idle = [], ["train.patience=9", "train.min_delta=0.1", "train.validate_every=3", "train.refit=true", "schedule.0.mix_p=0.5", "name=idle",
+                      "train.focal_gamma=3", "train.pos_weight=balanced", "predict.thresholds=global", "train.target_weights={label: 2}"]
     plain, told = run(photos, tmp_path, "name=plain"), run(photos, tmp_path, *idle, say=said.append)
-    assert sum(text.startswith("Note: ") for text in said) >= 4
+    assert sum(text.startswith("Note: ") for text in said) >= 8
     assert told.metrics["valid"] == plain.metrics["valid"] and told.metrics["best"] == plain.metrics["best"]
 
 

@@ -21,7 +21,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import UserError, seed_everything
+from ..core import UserError, gather_notes, seed_everything, tell
 from ..data.balance import count_labels
 from ..data.columns import count
 from ..data.datablocks import photo_dls
@@ -43,7 +43,7 @@ from ..models.pretrained import run_heads
 from ..models.probe import check_probe
 from ..train.auxiliary import AuxLoss, auxiliary_network
 from ..train.averaging import ExponentialMovingAverage
-from ..train.callbacks import FlipAverage, smoothable
+from ..train.callbacks import FlipAverage, check_smoothable
 from ..train.gradients import AccumulateGradients, ClipGradients
 from ..train.monitoring import SaveBestF1
 from ..train.multi_target import problem_loss, problem_metrics
@@ -148,7 +148,7 @@ def _check_answer(model: nn.Module, answer: object) -> None:
 
 
 def _check_head_alone(model: nn.Module, stages: Sequence[Stage]) -> None:
-    "Refuse what spreads training over the blocks where only the head trains."
+    "Refuse or tell what spreads training over the blocks where only the head trains."
     for place, stage in enumerate(stages):
         if n_frozen_groups(model, stage.freeze) < len(stage_groups(model)) - 1:
             continue
@@ -158,7 +158,7 @@ def _check_head_alone(model: nn.Module, stages: Sequence[Stage]) -> None:
                 "keeps them all; give freeze: none, or an earlier block."
             )
         if stage.layer_decay is not None:
-            raise UserError(
+            tell(
                 f"schedule.{place}.layer_decay spreads the rate over the blocks, but freeze: {stage.freeze} "
                 "keeps them all; leave it out, or give freeze: none, or an earlier block."
             )
@@ -169,16 +169,16 @@ def _choose_batch_norm(
     model: nn.Module,  # with its `backbone_info`
     stages: Sequence[Stage],
 ) -> str:  # all, frozen or train
-    "Give `train.batch_norm` with `auto` resolved; raises `UserError` where what is given holds nothing, or what nothing has trained."
+    "Give `train.batch_norm` with `auto` resolved; tells where what is given holds nothing, or what nothing has trained."
     given = experiment.train.batch_norm
     if given == "auto":
         return auto_batch_norm(model)
     if given != "train" and next(iter(batch_norms(model)), None) is None:
-        raise UserError(f"train.batch_norm is {given}, but {experiment.model.arch} has no batch norm; leave it out.")
+        tell(f"train.batch_norm is {given}, but {experiment.model.arch} has no batch norm; leave it out.")
     if given == "all" and not model.backbone_info.pretrained and any(stage.epochs for stage in stages):
-        raise UserError(
+        tell(
             "train.batch_norm is all, but with random weights there are no statistics to hold, so every batch "
-            "norm would keep mean 0 and variance 1; leave it out, or give train."
+            "norm keeps mean 0 and variance 1; leave it out, or give train."
         )
     return given
 
@@ -188,7 +188,7 @@ def _make_parts(
     problem: Problem,  # with its labels
     table: pd.DataFrame,  # its training photos are counted
 ) -> dict[str, Any]:  # loss_func, opt_func, metrics of a Learner
-    "Make loss, optimiser and metrics; raises `UserError` for options that do not go together."
+    "Make loss, optimiser and metrics; raises `UserError` for what cannot be, and tells options that do nothing."
     _check_rare_classes(experiment, problem)
     train, counts = experiment.train, [count_labels(table, part.column, labels=part.labels) for part in problem.parts]
     loss = problem_loss(
@@ -210,20 +210,19 @@ def _make_parts(
 
 
 def _check_rare_classes(experiment: Experiment, problem: Problem) -> None:
-    "Refuse two ways at once of making up for rare classes, and what is for another kind of label."
+    "Tell two ways at once of making up for rare classes, and what is for another kind of label."
     train, asked = experiment.train, experiment.data
-    others = [
-        f"{name} {value}" for name, value in (("class_weights", train.class_weights), ("pos_weight", train.pos_weight)) if value != "none"
-    ] + ["loss seesaw"] * (train.loss == "seesaw")
+    weights = ("pos_weight", train.pos_weight) if problem.many else ("class_weights", train.class_weights)
+    others = [f"{weights[0]} {weights[1]}"] * (weights[1] != "none") + ["loss seesaw"] * (train.loss == "seesaw")
     if train.oversample and others:
-        raise UserError(
+        tell(
             f"train.oversample {train.oversample:g} and {others[0]} both make up for rare classes, and "
-            "together overdo it; keep one of them."
+            "together usually overdo it; try one of them."
         )
     if experiment.predict.thresholds != "half" and not problem.many:
-        raise UserError(
+        tell(
             f"predict.thresholds is {experiment.predict.thresholds}, which is for several labels on a photo "
-            "(data.multi_label); leave it out."
+            "(data.multi_label) and does nothing here; leave it out."
         )
     if train.oversample and len(problem.parts) > 1:
         raise UserError(
@@ -231,7 +230,7 @@ def _check_rare_classes(experiment: Experiment, problem: Problem) -> None:
             "rare in different photos; leave it out, or use class_weights."
         )
     if train.target_weights and len(problem.parts) == 1:
-        raise UserError(
+        tell(
             f"train.target_weights weighs {', '.join(train.target_weights)}, but there is one target alone "
             f"({asked.target}); leave it out, or name several in data.target."
         )
@@ -288,16 +287,17 @@ def make_plan(
         make_albumentations(experiment.augment.transforms)
     _find_device(experiment.train.device)
     model = make_network(experiment, problem)
-    _check_stages(model, stages)
-    experiment = _with_train(experiment, batch_norm=_choose_batch_norm(experiment, model, stages))
-    parts, saver = _make_parts(experiment, problem, noted.table), _make_saver(experiment, problem)
-    if any(stage.label_smoothing is not None for stage in stages):
-        smoothable(parts["loss_func"])
+    with gather_notes() as idle:
+        _check_stages(model, stages)
+        experiment = _with_train(experiment, batch_norm=_choose_batch_norm(experiment, model, stages))
+        parts, saver = _make_parts(experiment, problem, noted.table), _make_saver(experiment, problem)
+        if any(stage.label_smoothing for stage in stages):
+            check_smoothable(parts["loss_func"])
     if experiment.train.precision != "auto":
         check_mode(experiment.train.precision, _find_device(experiment.train.device) or default_device())
     facts, told = _known_facts(experiment, problem)
     issues = pd.DataFrame(noted.issues, columns=["path", "issue", "reason"])
-    cbs, notes = make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(experiment, stages)]
+    cbs, notes = make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(experiment, stages), *idle]
     return Plan(experiment, noted.table, issues, corrected, problem, facts, stages, model, parts, cbs, saver, notes)
 
 
@@ -338,7 +338,8 @@ def open_photos(
         raise UserError(
             f"a class has no training photo that can be read ({notes[0].rstrip('.')}); repair its photos or leave the class out."
         )
-    parts = self.parts if unreadable.empty else _make_parts(self.experiment, self.problem, table)  # classes are weighed by what is left
+    with gather_notes():  # which the plan has told already
+        parts = self.parts if unreadable.empty else _make_parts(self.experiment, self.problem, table)  # classes are weighed by what is left
     learn = _make_learner(self, table, parts, Path(path))
     check_schedule(learn, self.stages, learn.dls.rebuild, self.saver)
     largest = max(self.stages, key=lambda stage: stage.bs * stage.size**2)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import UserError, unknown_name
+from ..core import UserError, tell, unknown_name
 from ..data.balance import CLASS_WEIGHTS, POS_WEIGHTS, balanced_weights, effective_weights, positive_weights
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 
@@ -225,15 +225,17 @@ def make_loss(
     n_photos: int | None = None,  # training photos in all; `len(dls.train_ds)`; for pos_weight
     label_smoothing: float = 0.0,  # in [0, 1)
     class_weights: str = "none",  # 'none', 'balanced', or 'effective' (Cui et al. 2019)
-    focal_gamma: float = 2.0,  # above 0
+    focal_gamma: float = 2.0,  # 0 or more; 0 is the plain loss
     pos_weight: str = "none",  # 'none' or 'balanced'
 ) -> PhotoLoss:
-    "Make a loss by name; raises `UserError` for what makes no sense."
+    "Make a loss by name; raises `UserError` for what cannot be, and tells what the loss does not use."
     for what, value, allowed in (("loss", name, LOSSES), ("class_weights", class_weights, CLASS_WEIGHTS), ("pos_weight", pos_weight, POS_WEIGHTS)):
         if value not in allowed:
             raise unknown_name(what, value, allowed)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing is {label_smoothing}; give at least 0 and less than 1.")
+    if focal_gamma < 0:
+        raise UserError(f"focal_gamma is {focal_gamma}; give 0 or more, such as 2.")
     return _part_loss(as_part(problem), name, counts=counts, n_photos=n_photos, label_smoothing=label_smoothing, class_weights=class_weights, focal_gamma=focal_gamma, pos_weight=pos_weight)
 
 # %% ../../nbs/train/02_losses.ipynb #8f9f43f5
@@ -243,12 +245,12 @@ def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, 
     if name == "bce":
         raise UserError("the loss bce is for several labels per photo, but these photos have one; use cross_entropy, focal or seesaw.")
     name = "cross_entropy" if name == "auto" else name
-    _check_options(name, label_smoothing, focal_gamma, plain="cross_entropy")
+    _tell_idle(name, label_smoothing, focal_gamma, plain="cross_entropy")
     if class_weights != "none" and name == "seesaw":
-        raise UserError(f"class_weights '{class_weights}' would correct the long tail twice, as seesaw already does; use one of them.")
+        tell(f"class_weights '{class_weights}' do nothing with seesaw, which makes up for rare classes by itself; leave them out, or use cross_entropy or focal.")
     if pos_weight != "none":
-        raise UserError(f"pos_weight '{pos_weight}' is for several labels per photo, but these photos have one; use class_weights.")
-    _check_counts(name, counts, class_weights, pos_weight)
+        tell(f"pos_weight '{pos_weight}' does nothing, as it is for several labels per photo and these photos have one; use class_weights.")
+    _check_counts(name, counts, class_weights)
     weights = {"none": lambda _: None, "balanced": balanced_weights, "effective": effective_weights}[class_weights](counts)
     if name == "seesaw":
         return Seesaw(len(counts))
@@ -260,27 +262,27 @@ def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_w
     if name in ("cross_entropy", "seesaw"):
         raise UserError(f"the loss {name} chooses one label per photo, but these photos have several; use bce or focal.")
     name = "bce" if name == "auto" else name
-    _check_options(name, label_smoothing, focal_gamma, plain="bce")
+    _tell_idle(name, label_smoothing, focal_gamma, plain="bce")
     if class_weights != "none":
-        raise UserError(f"class_weights '{class_weights}' are for one label per photo, but these photos have several; use pos_weight.")
-    _check_counts(name, counts, class_weights, pos_weight)
+        tell(f"class_weights '{class_weights}' do nothing, as they are for one label per photo and these photos have several; use pos_weight.")
+    _check_counts(name, counts, pos_weight)
     return MultiLabelLoss(pos_weight=_make_pos_weight(pos_weight, counts, n_photos), label_smoothing=label_smoothing, gamma=focal_gamma if name == "focal" else 0.0)
 
 # %% ../../nbs/train/02_losses.ipynb #9cf9d741
-def _check_options(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing
-    "Refuse options that the loss does not have."
+def _tell_idle(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing
+    "Tell options that the loss does not have."
     if label_smoothing and name in ("focal", "seesaw"):
-        raise UserError(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
-    if focal_gamma <= 0:
-        raise UserError(f"focal_gamma is {focal_gamma}; give a number above 0, such as 2 (0 would be {plain}).")
+        tell(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
+    if focal_gamma == 0 and name == "focal":
+        tell(f"focal_gamma is 0, with which focal is {plain}; give a number above 0, such as 2.")
     if focal_gamma != 2.0 and name != "focal":
-        raise UserError(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
+        tell(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
 
 
-def _check_counts(name: str, counts: Sequence[int] | pd.Series | None, class_weights: str, pos_weight: str) -> None:
+def _check_counts(name: str, counts: Sequence[int] | pd.Series | None, weights: str) -> None:  # weights: of classes, or of positives
     "Refuse weights without anything to reckon them by."
-    if counts is None and (name == "seesaw" or class_weights != "none" or pos_weight != "none"):
-        raise UserError(f"the loss {name} with class_weights '{class_weights}' and pos_weight '{pos_weight}' needs the training photos of each class; give counts=dls.counts.")
+    if counts is None and (name == "seesaw" or weights != "none"):
+        raise UserError(f"the loss {name} with the weights '{weights}' needs the training photos of each class; give counts=dls.counts.")
 
 
 def _make_pos_weight(pos_weight: str, counts: Sequence[int] | pd.Series | None, n_photos: int | None) -> np.ndarray | None:
