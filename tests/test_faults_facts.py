@@ -10,9 +10,13 @@ from test_faults_person import answer, make_bundle, run
 
 from snakecls.core import UserError
 from snakecls.data.label_facts import clean_facts, model_dangers, target_danger
-from snakecls.experiment.facts import load_facts, read_facts
+from snakecls.experiment.facts import read_facts
 
 LABELS = ["Naja naja", "Natrix natrix", "Coronella austriaca"]
+
+
+def facts_of(*args, **kwargs):
+    return read_facts(*args, **kwargs)[0]
 
 
 def table(folder: Path, text: str) -> Path:
@@ -25,7 +29,7 @@ def table(folder: Path, text: str) -> Path:
     + [("danger_level", "high"), ("Toxicity level", "3"), ("edibility", "deadly"), ("class", "poisonous"), ("bite", "deadly"), ("venom_type", "neurotoxic"), ("effect", "causes death"), ("bite severity", "4"), ("can kill", "1"), ("fatalities", "12")])
 def test_a_column_that_sounds_of_danger_is_refused_by_name_beside_a_known_one(header, cell, photo, tmp_path):
     with pytest.raises(UserError, match="venomous") as refused:
-        load_facts(table(tmp_path, f"label,venomous,{header}\nNaja naja,no,{cell}\nNatrix natrix,no,\nCoronella austriaca,no,\n"), LABELS)
+        facts_of(table(tmp_path, f"label,venomous,{header}\nNaja naja,no,{cell}\nNatrix natrix,no,\nCoronella austriaca,no,\n"), LABELS)
     assert f"'{header}'" in str(refused.value)
     if header not in ("harmless?", "Edible?", "safe to eat", "usually harmless", "unbedenklich"):  # there yes is no word of danger
         bundle = make_bundle(tmp_path / "b", LABELS, label_facts={label: {"venomous": False, header: cell if label == "Naja naja" else ""} for label in LABELS})
@@ -35,17 +39,17 @@ def test_a_column_that_sounds_of_danger_is_refused_by_name_beside_a_known_one(he
 
 @pytest.mark.parametrize("header", ["has_venom", "isVenomous", "VenomousSnake", "Is it venomous?", "venomous (1 = yes)", "#venomous", "venomous\u200b", "v\u0435nomous", "peçonhenta", "Venom?", "is_venomous"])
 def test_a_header_that_means_venomous_is_read(header, tmp_path):
-    assert load_facts(table(tmp_path, f"label,{header}\nNaja naja,yes\nNatrix natrix,no\n"), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
+    assert facts_of(table(tmp_path, f"label,{header}\nNaja naja,yes\nNatrix natrix,no\n"), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
 
 
 @pytest.mark.parametrize("header", ["Venomous (1 = no)", "Venomous (0=yes, 1=no)", "venomous (yes=0, no=1)", "venomous (0=venomous)", "venomous 0=dangerous", "dangerous: 0=yes", "venomous (1=harmless)", "venomous 1=nonvenomous", "deadly 1=no", "poisonous 0=poisonous", "venomous (Y = no)", "venomous (x = harmless)",
                                    "venomous (1 means harmless)", "venomous 1: no", "venomous (0/1 = yes/no)", "venomous? no=1", "venomous (inverse)", "venomous reversed", "not venomous?", "giftig (1 = nein)", "giftig (0=ja)", "venimeux (0 = oui)", "venomous yes/no 0/1", "venomous (1 != yes)", "venomous (1≠yes)", "venomous (1 -> no)", "MIVS (1=no)", "venemous 1=no", "Venomous (１＝no)"])
 def test_a_header_that_turns_its_cells_round_is_refused_and_never_a_no(header, photo, tmp_path):
     with pytest.raises(UserError) as refused:
-        load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS)
+        facts_of(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS)
     assert f"'{header}'" in str(refused.value)
     with pytest.raises(UserError):  # nor does it help to name it
-        load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS, danger_columns=[header])
+        facts_of(table(tmp_path, f'label,"{header}"\nNaja naja,0\nNatrix natrix,1\n'), LABELS, danger_columns=[header])
     cobra, other = (clean_facts({"Naja naja": {"venomous": False, header: value}})["Naja naja"] for value in (0, 1))
     assert cobra["venomous"] is None and (header == "not venomous?" or other["venomous"] is None)
     bundle = make_bundle(tmp_path / "b", LABELS, label_facts={label: {header: 1 - (label == "Naja naja")} for label in LABELS})
@@ -56,7 +60,7 @@ def test_a_header_that_turns_its_cells_round_is_refused_and_never_a_no(header, p
 
 @pytest.mark.parametrize("header", ["venomous (1=yes, 0=no)", "venomous (yes=1, no=0)", "venomous (0=harmless)", "venomous (x = venomous)", "venomous (y/n)", "venomous [1=venomous; 0=non-venomous]", "venomous (yes/no, 1/0)", "venomous (1=present)", "venomous (1=venomous to humans)", "venimeux (1 = oui)"])
 def test_a_header_that_explains_its_cells_plainly_is_read(header, tmp_path):
-    assert load_facts(table(tmp_path, f'label,"{header}"\nNaja naja,1\nNatrix natrix,0\n'), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
+    assert facts_of(table(tmp_path, f'label,"{header}"\nNaja naja,1\nNatrix natrix,0\n'), LABELS) == {"Naja naja": {"venomous": True}, "Natrix natrix": {"venomous": False}}
 
 
 @pytest.mark.parametrize("header, cell", [("endangered", "yes"), ("venom_source_url", "https://example.org/venomous"), ("skill", "yes"), ("gift_shop", "yes"), ("common_name", "Deadly viper"), ("genus", "Toxicodendron"), ("notes", "A deadly snake of the forests"), ("dishwasher safe", "yes")])
@@ -89,7 +93,7 @@ def test_labels_give_a_danger_away_and_a_moth_is_no_scorpion(labels, danger):
     (["Amanita phalloides", "Boletus edulis", "Russula emetica"], "venomous", ["no"] * 3, "May be poisonous. Do not eat", "None of these"), (["Amanita phalloides", "Boletus edulis", "Russula emetica"], "deadly", ["yes", "no", "no"], "Poisonous. Do not eat", "Keep away"),
     (["one", "two", "three"], "deadly", ["no"] * 3, "May be dangerous", "None of these"), (["one", "two", "three"], "fatal", ["yes", "no", "no"], "Dangerous. Keep away.", "None of these")])
 def test_the_danger_of_the_subject_is_spoken_of(labels, column, cells, said, unsaid, photo, tmp_path):
-    facts = load_facts(table(tmp_path, f"label,{column}\n" + "".join(f"{label},{cell}\n" for label, cell in zip(labels, cells))), labels)
+    facts = facts_of(table(tmp_path, f"label,{column}\n" + "".join(f"{label},{cell}\n" for label, cell in zip(labels, cells))), labels)
     page = answer(make_bundle(tmp_path / "b", labels, label_facts=facts), [0.5, 0.3, 0.2], photo)
     assert said in page and unsaid not in page
 
@@ -105,7 +109,7 @@ def test_several_targets_are_all_judged():
 def test_an_opposite_is_no_danger_column_and_no_chip(photo, tmp_path):
     for name in ("harmless", "non-venomous", "Edible?"):
         with pytest.raises(UserError, match="opposite"):
-            load_facts(table(tmp_path, f"label,{name}\nNaja naja,yes\n"), LABELS, danger_columns=[name])
+            facts_of(table(tmp_path, f"label,{name}\nNaja naja,yes\n"), LABELS, danger_columns=[name])
     names = ("harmless?", "Edible?", "safe to eat", "completely harmless", "usually harmless", "safe to handle", "unbedenklich")
     page = answer(make_bundle(tmp_path / "b", LABELS, label_facts={"Naja naja": dict.fromkeys(names, True)}), [0.9, 0.06, 0.04], photo)
     assert not [name for name in names if name in page]
@@ -114,13 +118,13 @@ def test_an_opposite_is_no_danger_column_and_no_chip(photo, tmp_path):
 def test_rows_that_contradict_are_refused_and_the_labels_are_found(tmp_path):
     for text, labels in (("label,venomous\nNaja naja,no\nnaja naja,yes\n", ["Naja naja"]), ("label,venomous\nPhilippine Cobra (Naja philippinensis),no\nNaja philippinensis,yes\n", ["Philippine Cobra (Naja philippinensis)"])):
         with pytest.raises(UserError, match="2 rows for .* that differ"):
-            load_facts(table(tmp_path, text), labels)
+            facts_of(table(tmp_path, text), labels)
     facts, notes = read_facts(table(tmp_path, "id,species,venomous,common_name\n1,Naja naja,yes,nan\n2,Natrix natrix,no, \n"), LABELS)
     assert facts == {"Naja naja": {"id": "1", "venomous": True, "common_name": None}, "Natrix natrix": {"id": "2", "venomous": False, "common_name": None}} and not notes
     with pytest.raises(UserError, match="no column beside its labels"):
-        load_facts(table(tmp_path, "label\nNaja naja\n"), LABELS)
+        facts_of(table(tmp_path, "label\nNaja naja\n"), LABELS)
     with pytest.raises(UserError, match="is 'mildly', which is neither yes nor no"):
-        load_facts(table(tmp_path, "label,venomous\nNaja naja,mildly\n"), LABELS)
+        facts_of(table(tmp_path, "label,venomous\nNaja naja,mildly\n"), LABELS)
 
 
 def test_a_table_of_names_keeps_the_dangers_and_says_so(tmp_path):

@@ -213,15 +213,15 @@ def test_a_run_without_facts_says_so_in_its_report():
 
 def test_the_facts_of_the_philippine_snakes_agree_with_the_experiment():
     from snakecls.experiment.file import load_experiment
-    from snakecls.experiment.facts import load_facts
+    from snakecls.experiment.facts import read_facts
 
     experiment = load_experiment(REPO / "experiments/snakes_ph.yaml")
     table = pd.read_csv(experiment.data.facts)
-    facts = load_facts(experiment.data.facts, table["label"].tolist())
+    facts, _ = read_facts(experiment.data.facts, table["label"].tolist())
     assert len(facts) == 14 and experiment.predict.subject == "snake"
     for label, known in facts.items():
         if any(word in label for word in ("Naja", "Tropidolaemus", "Trimeresurus")):
             assert known["venomous"] is True
         assert known["countries"] and known["binomial"] in label
     with pytest.raises(UserError):
-        load_facts(experiment.data.facts, ["Homo sapiens"])
+        read_facts(experiment.data.facts, ["Homo sapiens"])

@@ -122,7 +122,7 @@ def test_old_bundles_are_told_once_on_standard_error_and_export_seals_them(bundl
 
 def test_whoever_rewrites_a_bundle_seals_it_anew(bundle, photo, tmp_path):
     from snakecls.models.bundle import edit_bundle, load_model, read_bundle
-    from snakecls.experiment.facts import add_facts
+    from snakecls.experiment.bundle_facts import add_facts
 
     (tmp_path / "facts.csv").write_text("label,venomous\nNatrix natrix,no\nMicrurus fulvius,yes\n")
     add_facts(bundle, tmp_path / "facts.csv", title="Mine", subject="snake")

@@ -109,7 +109,7 @@ def test_a_table_of_facts_has_bounds(tmp_path, monkeypatch):
     (tmp_path / "facts.csv").write_text("label," + ",".join(f"c{number}" for number in range(50_000)) + "\na" + ",1" * 50_000)
     with pytest.raises(UserError, match="has 50,001 columns, and 1,000 are read at most"):
         read_facts(tmp_path / "facts.csv", ["a", "b"])
-    monkeypatch.setattr("snakecls.experiment.facts.MOST_BYTES", 1000)
+    monkeypatch.setattr("snakecls.experiment.facts._MOST_BYTES", 1000)
     with pytest.raises(UserError, match="has more than"):
         read_facts(tmp_path / "facts.csv", ["a", "b"])
 

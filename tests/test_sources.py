@@ -86,12 +86,12 @@ def test_facts_are_joined_by_latin_name(snakeclef_2023, snakeclef_2021):
 
 
 def test_facts_are_what_an_experiment_reads(snakeclef_2023, tmp_path):
-    from snakecls.experiment.facts import load_facts
+    from snakecls.experiment.facts import read_facts
 
     folder = snakeclef_2023.parent
     facts = snakeclef_facts(snakeclef_2023, venom=folder / "venomous_status.csv", countries=folder / "species_to_country.csv").table
     facts.to_csv(tmp_path / "facts.csv", index=False)
-    known = load_facts(tmp_path / "facts.csv", ["Naja haje", "Natrix natrix"], target="binomial")
+    known, _ = read_facts(tmp_path / "facts.csv", ["Naja haje", "Natrix natrix"], target="binomial")
     assert known == {"Naja haje": {"venomous": True, "medically_important": True, "countries": ["Namibia"]}, "Natrix natrix": {"venomous": None, "medically_important": None, "countries": None}}
 
 

@@ -193,7 +193,7 @@ def _write_page(report: str | Path, bundle: str | Path, tables: Any, scores: Any
 # %% ../../nbs/workflow/24_answers.ipynb #a4441167
 def _add_facts(bundle: Path, table: str | Path | None, more: dict[str, Any]) -> tuple[Any, list[str]]:  # what the bundle knows now; notes
     "Write facts, title or subject into a bundle, and its run's report anew."
-    from snakecls.experiment.facts import add_facts
+    from snakecls.experiment.bundle_facts import add_facts
 
     info, notes = add_facts(bundle, table, **more)
     if (bundle.parent / "metrics.json").exists():
@@ -226,7 +226,7 @@ def give_facts(
     say: Callable[[str], None] = lambda note: None,
 ) -> tuple[dict[str, Any], str]:  # bundle, title, subject, facts, dangers, known, notes; what is known, in words
     "Give a bundle facts, a title or a subject, or only say what it knows."
-    from snakecls.experiment.facts import describe_facts
+    from snakecls.experiment.bundle_facts import describe_facts
     from snakecls.models.bundle import read_bundle
 
     opened = read_bundle(bundle, skip=["facts"] if table is not None else [])
