@@ -1,4 +1,5 @@
 """Every experiment file can be read, and runs: small, for one epoch a stage, from random weights where its own cannot be had offline."""
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
+from snakecls.core import UserError
 from snakecls.experiment.file import load_experiment, make_experiment
+from snakecls.experiment.schema import FIXED_KWARGS
 from snakecls.workflow.run import run_experiment
 
 FILES = sorted((REPO / "experiments").glob("*.yaml"))
@@ -54,3 +57,65 @@ def test_every_experiment_file_runs(path, photos, tmp_path):
     result = run_experiment(experiment, root=tmp_path / "runs", logbook=None, say=lambda text: None)
     assert 0 <= result.metrics["test"]["f1_macro"] <= 1 and result.metrics["bundle_mb"] < 100
     assert (result.run / "report.html").exists()
+
+
+WRONG = [
+    ({"train": {"target_weights": 2}}, "holds names with values; write train.target_weights: {NAME: …}"),
+    ({"monitor": "f1_marco"}, "did you mean 'f1_macro'"),
+    *(({"model": {"kwargs": {key: 1}}}, f"model.kwargs is {{'{key}': 1}}: '{key}' ") for key in FIXED_KWARGS),
+    *(({"schedule": [{"size": 64} | stage]}, "as a truth value") for stage in (
+        {"freeze": False}, {"freeze": True}, {"mixup": False}, {"epochs": True}, {"size": True}, {"lr": [True, 1e-3]}, {"bs": True})),
+    ({"seed": True}, "seed is True: YAML reads"), ({"seed": False}, "seed is False: YAML reads"), ({"augment": {"backend": False}}, "in quotes"),
+    ({"model": {"weights": False}}, "truth value"), ({"schedule": [{"size": 64, "freeze": None}]}, "is left empty"),
+    *(({"schedule": [{"size": 64, "freeze": freeze}]}, "give body, none, or the number of a block from 0") for freeze in ("boddy", -1, 1.5, [1])),
+    ({"schedule": [64, 128]}, "- {size: 64, epochs: 3}"), ({"schedule": {"size": 64}}, "- {size: 64, epochs: 3}"), ({"track": ["wandbb"]}, "did you mean 'wandb'"),
+    ({"batch_size": 8}, "train.bs or schedule.N.bs"), ({"schedule": [{"size": 64, "batch_size": 8}]}, "did you mean 'bs'"),
+    *(({key: 3}, f"schedule.N.{key}") for key in ("epochs", "lr", "size")), ({"train": {"learning_rate": 0.1}}, "schedule.N.lr"),
+    ({"schedule": [{"size": 64, "learning_rate": 1}]}, "did you mean 'lr'"), ({"schedule": [{"image_size": 64}]}, "did you mean 'size'"),
+    ({"schedule": [{"size": 64, "lr": "fast"}]}, "unable to parse string as a number"), ({"train": {"weight_decay": 0}}, "did you mean 'wd'"),
+    *(({"train": {"device": device}}, "did you mean cuda") for device in ("gpu", "GPU:0", "cuda0")), ({"train": {"device": "tpu"}}, "cuda:N"),
+    ({"model": "resnet18"}, "model: {arch: resnet18}"), ({"data": None}, "'data.source' is missing"), ({"data": {"sorce": "x"}}, "did you mean 'source'"),
+]
+
+
+@pytest.mark.parametrize("values, said", WRONG, ids=[str(values) for values, _ in WRONG])
+def test_what_an_experiment_cannot_be_is_said_with_its_place(values, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        make_experiment({"data": {"source": "photos.csv"}} | values)
+
+
+@pytest.mark.parametrize("overrides, said", [(["model.arch"], "key=value"), (["schedule.7.epochs=1"], "counted from 0 to 1"), (["model.archi=resnet18"], "did you mean 'arch'")])
+def test_what_cannot_be_set_is_said_with_its_key(overrides, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        make_experiment({"data": {"source": "photos.csv"}}, overrides=overrides)
+
+
+@pytest.mark.parametrize("place", ["schedule[1].lr", "schedule.1.lr"])
+def test_a_place_in_a_list_is_taken_as_messages_and_as_comparisons_write_it(place):
+    experiment = make_experiment({"data": {"source": "photos.csv"}}, overrides=["model.arch=resnet18", f"{place}=1e-4", "data.top_classes=10"])
+    assert (experiment.model.arch, experiment.schedule[1].lr, experiment.data.top_classes) == ("resnet18", 1e-4, 10)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps", None])
+def test_a_device_is_taken_by_its_name(device):
+    assert make_experiment({"data": {"source": "photos.csv"}, "train": {"device": device}}).train.device == device
+
+
+@pytest.mark.parametrize("text, overrides, kept", [
+    ("data: photos\nname: 2024-05-01\nmodel: {weights: best.safetensors}\n", [], ("2024-05-01", "/photos", "/best.safetensors")),
+    ("data: photos\nname: 2024-05-01\nmodel: {weights: best.safetensors}\n", ["name=2025-05-01", "model.weights=mine.pth", "data=here"], ("2025-05-01", "here", "mine.pth")),
+    ("data: photos\nmodel: {weights: an-earlier-run}\n", [], ("first", "/photos", "an-earlier-run")),
+    ("data: photos\nmodel: {weights: best.safetensors}\n", ["model.weights=none"], ("first", "/photos", "none")),
+    ("data: {source: photos.csv, target: genus}\n", ["seed=7"], ("first", "/photos.csv", "auto")),
+])
+def test_paths_start_from_the_file_and_those_of_the_command_line_from_where_it_is_typed(text, overrides, kept, tmp_path):
+    (tmp_path / "first.yaml").write_text(text)
+    experiment = load_experiment(tmp_path / "first.yaml", overrides=overrides)
+    assert (experiment.name, experiment.data.source.replace(str(tmp_path), ""), experiment.model.weights.replace(str(tmp_path), "")) == kept
+
+
+@pytest.mark.parametrize("text, said", [("data: {source: [}", "not valid YAML"), ("data: photos\nseed: 1\nseed: 2\n", "the key 'seed' is given twice (again in line 3)")])
+def test_a_file_that_cannot_be_read_says_why(text, said, tmp_path):
+    (tmp_path / "first.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_experiment(tmp_path / "first.yaml")

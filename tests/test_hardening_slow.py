@@ -19,7 +19,7 @@ from snakecls.data import label_facts as dangers, labels, messy_csv
 from snakecls.data.given import find_photos
 from snakecls.data.tables import load_table, read_table, read_unlabelled
 from snakecls.models.bundle_info import read_strictly
-from snakecls.experiment.file import override_key
+from snakecls.experiment.file import _override_key
 from snakecls.experiment.facts import read_facts
 from snakecls.workflow.grid import _parse_grid
 
@@ -46,7 +46,7 @@ TEXTS = {
     "rows": (read_rows, ["a  ,  ", '",', '"a",', ' ,"', " ", '"', '""', '", "', 'a "b", ', '"\n', 'a,"b\n']),
     "row": (lambda text: messy_csv.read_messy(['"' + text], ",", columns=3), ['",', '"a",', " ", '"']),
     "grid": (lambda text: _parse_grid(["a=" + text]), [",", "],", "a,b ", "[,", '",']),
-    "set": (lambda text: override_key({}, "model.arch=" + text), ["[", "a,", "'", "{a: ", "&a "]),
+    "set": (lambda text: _override_key({}, "model.arch=" + text), ["[", "a,", "'", "{a: ", "&a "]),
     "guess": (lambda text: core.nearest("resnet19", [text, text + "b"]), ["a", "resnet"]),
     "guesses": (lambda text: core.nearest(text, ["resnet18"] * 100), ["a", "resnet"]),
 }
