@@ -264,7 +264,7 @@ def test_a_subject_in_the_plural_reads_well(photo, tmp_path):
 def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
     from snakecls.clean.duplicates import find_duplicates
     from snakecls.clean.cases import make_cases
-    from snakecls.deploy.review import case_html
+    from snakecls.deploy.review import _case_html
 
     photos = []
     for label in ("cobra", "rat snake"):
@@ -273,7 +273,7 @@ def test_no_keep_is_suggested_for_a_photo_under_two_labels(tmp_path):
         photos.append({"path": str(tmp_path / label / "a.png"), "label": label})
     table = pd.DataFrame(photos)
     for case in make_cases(find_duplicates(table), table=table):
-        assert case.suggested == "" and "keep it as it is" not in case_html(case, None)
+        assert case.suggested == "" and "keep it as it is" not in _case_html(case, None)
 
 
 def test_programs_and_the_page_are_told_what_the_terminal_is(tmp_path):

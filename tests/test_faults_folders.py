@@ -346,8 +346,8 @@ def test_a_class_of_heic_alone_is_trained_checked_and_predicted(tmp_path):
     code, out, err = command("check", "photos", "--files-only", "--json", cwd=tmp_path)
     assert code == 0 and not {row["issue"] for row in json.loads(out)["issues"]} & {"unknown format", "damaged", "not an image"}
 
-    from snakecls.deploy.review import photo_data
-    assert photo_data(str(tmp_path / "photos/snake/IMG_1.HEIC")).startswith("data:image/jpeg;base64,")
+    from snakecls.deploy.review import _photo_data
+    assert _photo_data(str(tmp_path / "photos/snake/IMG_1.HEIC")).startswith("data:image/jpeg;base64,")
 
 
 def test_a_space_requires_what_reads_heic():

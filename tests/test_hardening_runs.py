@@ -137,13 +137,13 @@ def test_photos_that_get_lost_while_a_model_is_scored_are_counted(tmp_path, monk
     assert train_and(monkeypatch, tmp_path, lambda run: None, epochs=1).returncode == 0
     import snakecls.evaluate.predictions as module
 
-    files, real = sorted((tmp_path / "photos").rglob("*.jpg")), module.check_sizes
+    files, real = sorted((tmp_path / "photos").rglob("*.jpg")), module._check_sizes
 
-    def check_sizes(*given):
+    def _check_sizes(*given):
         files[0].unlink(missing_ok=True)
         return real(*given)
 
-    monkeypatch.setattr(module, "check_sizes", check_sizes)
+    monkeypatch.setattr(module, "_check_sizes", _check_sizes)
     done = snakecls("evaluate", "--data", "photos", "--tta", "scales", "--json", cwd=tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout)["scores"]["n"] == 31, done.stderr
     assert "1 of 32 photos could not be read any more" in done.stderr and any("any more" in note for note in json.loads(done.stdout)["notes"])

@@ -34,7 +34,13 @@ def count_dangers(
     ranked = [[labels[i] for i in np.argsort(-row, kind="stable")[:top]] for row in probs]
     true, given = ([part.names(cell) for cell in predictions[column]] for column in (part.answers, "predicted"))
     found = known_dangers(label_facts, danger_columns) if keys is None else keys
-    return [count_danger(predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key, several=part.many, target=target, first=first) for key in found]
+    return [
+        count_danger(
+            predictions["path"].tolist(), true, given, ranked, probs, list(labels), label_facts, key,
+            several=part.many, target=target, first=first,
+        )
+        for key in found
+    ]
 
 # %% ../../nbs/evaluate/05_danger.ipynb #90a48ec5
 def count_target_dangers(
@@ -56,7 +62,11 @@ def count_target_dangers(
         if target in tables:
             found += count_dangers(tables[target], labels, label_facts, top=top, target=target, first=target == first, keys=keys)
         else:
-            found += [count_danger([], [], [], [], np.zeros((0, len(labels))), labels, label_facts, key, target=target, first=target == first) | {"counted": False} for key in keys]
+            found += [
+                count_danger([], [], [], [], np.zeros((0, len(labels))), labels, label_facts, key, target=target, first=target == first)
+                | {"counted": False}
+                for key in keys
+            ]
     return found
 
 # %% ../../nbs/evaluate/05_danger.ipynb #d2633592
@@ -79,15 +89,24 @@ def count_danger(
         facts = label_facts.get(label, {})
         return target_state(target, label, facts, key, first=first) if target else danger_state(facts, key)
 
-    state = {label: is_dangerous(label, first) for label in dict.fromkeys([*labels, *(label for names in (*true, *given, *ranked) for label in names)])}
+    state = {
+        label: is_dangerous(label, first)
+        for label in dict.fromkeys([*labels, *(label for names in (*true, *given, *ranked) for label in names)])
+    }
     called = {label: is_dangerous(label, False) for label in state}
     place = {label: i for i, label in enumerate(labels)}
     rows = []
     for path, names, said, first in zip(paths, true, given, ranked):
         is_danger, answers = any(state[label] is True for label in names), [called[label] for label in said]
-        rows.append({"path": path, "labels": names, "given": said, "danger": is_danger, "unknown": not is_danger and any(state[label] is None for label in names),
-                     "harmless": all(answer is False for answer in answers), "unsure": True not in answers and None in answers, "named": True in answers,
-                     "none_in_top": not any(state[label] is True for label in first), "ranked": first})
+        rows.append(
+            {
+                "path": path, "labels": names, "given": said, "danger": is_danger,
+                "unknown": not is_danger and any(state[label] is None for label in names),
+                "harmless": all(answer is False for answer in answers),
+                "unsure": True not in answers and None in answers, "named": True in answers,
+                "none_in_top": not any(state[label] is True for label in first), "ranked": first,
+            }
+        )
     dangerous = [row for row in rows if row["danger"]]
     safe = [row for row in rows if not row["danger"] and not row["unknown"]]
     classes = []
@@ -95,12 +114,26 @@ def count_danger(
         if state[label] is True and (own := [row for row in dangerous if label in row["labels"]]):
             taken = Counter(said for row in own if row["harmless"] for said in row["given"])
             classes.append({"label": label, **_rate(own), "took": dict(taken.most_common())})
-    photos = [{"path": row["path"], "label": _dangerous_first(row["labels"], state), "predicted": ", ".join(row["given"]) or "no label", "none_in_top": row["none_in_top"],
-               "prob": float(max((probs[i, place[label]] for label in row["given"] if label in place), default=0.0)), "prob_true": float(max((probs[i, place[label]] for label in row["labels"] if label in place and state[label] is True), default=0.0))}
-              for i, row in enumerate(rows) if row["danger"] and row["harmless"]]
+    photos = [
+        {
+            "path": row["path"], "label": _dangerous_first(row["labels"], state),
+            "predicted": ", ".join(row["given"]) or "no label", "none_in_top": row["none_in_top"],
+            "prob": float(max((probs[i, place[label]] for label in row["given"] if label in place), default=0.0)),
+            "prob_true": float(
+                max((probs[i, place[label]] for label in row["labels"] if label in place and state[label] is True), default=0.0)
+            ),
+        }
+        for i, row in enumerate(rows)
+        if row["danger"] and row["harmless"]
+    ]
     named = {"target": target, "known": any(state[label] is not None for label in labels), "counted": True} if target else {}
-    return {**named, "danger": key, "several": several, **_rate(dangerous), "top": max(map(len, ranked), default=0), "harmless": len(safe), "false_alarms": sum(row["named"] for row in safe),
-            "unknown": sum(row["unknown"] for row in rows), "classes": sorted(classes, key=lambda row: (-row["as_harmless"], -row["n"], row["label"])), "photos": sorted(photos, key=lambda photo: -photo["prob"])}
+    return {
+        **named, "danger": key, "several": several, **_rate(dangerous), "top": max(map(len, ranked), default=0),
+        "harmless": len(safe), "false_alarms": sum(row["named"] for row in safe),
+        "unknown": sum(row["unknown"] for row in rows),
+        "classes": sorted(classes, key=lambda row: (-row["as_harmless"], -row["n"], row["label"])),
+        "photos": sorted(photos, key=lambda photo: -photo["prob"]),
+    }
 
 # %% ../../nbs/evaluate/05_danger.ipynb #1cc3c4f1
 def _dangerous_first(names: Sequence[str], state: Mapping[str, bool | None]) -> str:
@@ -116,7 +149,10 @@ def _rate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if not n:
         return values
     (low, high), (top_low, top_high) = share_interval(harmless, n), share_interval(none_in_top, n)
-    return values | {"share": harmless / n, "low": low, "high": high, "top_share": none_in_top / n, "top_low": top_low, "top_high": top_high}
+    return values | {
+        "share": harmless / n, "low": low, "high": high, "top_share": none_in_top / n, "top_low": top_low,
+        "top_high": top_high,
+    }
 
 # %% ../../nbs/evaluate/05_danger.ipynb #ab154dd1
 def joined(
@@ -125,7 +161,10 @@ def joined(
     "Take dangers that gave the same counts, class by class and photo by photo, as one: nobody reads everything twice."
     found: list[dict[str, Any]] = []
     for danger in dangers:
-        name, same = danger_name(danger["danger"]), next((other for other in found if {**other, "danger": "", "names": ""} == {**danger, "danger": "", "names": ""}), None)
+        name, same = (
+            danger_name(danger["danger"]),
+            next((other for other in found if {**other, "danger": "", "names": ""} == {**danger, "danger": "", "names": ""}), None),
+        )
         if same is None:
             found.append({**danger, "names": name})
         else:
@@ -148,16 +187,28 @@ def say_danger(
     if target and not danger["known"]:
         return f"Target '{target}': of none of its labels is it known whether it is {name}, so that nothing is counted."
     if target and not danger["counted"]:
-        return f"Target '{target}': these photos do not say what is right for it, so that it is not counted how often something {name} is called harmless."
+        return (
+            f"Target '{target}': these photos do not say what is right for it, so that it is not counted how "
+            f"often something {name} is called harmless."
+        )
     if target:
         said = say_danger({key: value for key, value in danger.items() if key != "target"})
         return f"Target '{target}': {said[:1].lower()}{said[1:]}"
-    apart = f" {danger['unknown']} photo{'s' if danger['unknown'] > 1 else ''} of labels of which this is not known {'are' if danger['unknown'] > 1 else 'is'} not counted." if danger["unknown"] else ""
+    apart = (
+        f" {danger['unknown']} photo{'s' if danger['unknown'] > 1 else ''} of labels of which this is not "
+        f"known {'are' if danger['unknown'] > 1 else 'is'} not counted."
+        if danger["unknown"]
+        else ""
+    )
     if not danger["n"]:
         return f"No photo is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
     unsure = f" {danger['as_unknown']} more got {an_answer} of which it is not known." if danger["as_unknown"] else ""
-    return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%}).{unsure} "
-            f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} ({danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}).{apart}")
+    return (
+        f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {danger['share']:.1%} (95 %: "
+        f"{danger['low']:.1%} to {danger['high']:.1%}).{unsure} "
+        f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} "
+        f"({danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}).{apart}"
+    )
 
 # %% ../../nbs/evaluate/05_danger.ipynb #09e3340e
 def danger_lines(

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['count_confusion', 'list_confused', 'score_classes', 'score_labels', 'count_together', 'list_together',
-           'pick_most_wrong', 'top_losses', 'pick_wrong', 'pick_right', 'new_figure', 'confusion_size',
-           'plot_confusion', 'plot_together', 'plot_counts', 'find_stages', 'say_size', 'name_epochs', 'plot_history',
-           'draw_png']
+           'pick_most_wrong', 'top_losses', 'pick_wrong', 'pick_right', 'confusion_size', 'plot_confusion',
+           'plot_together', 'find_stages', 'say_size', 'name_epochs', 'plot_history', 'draw_png']
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #477dd4f2
 import hashlib
@@ -86,9 +85,12 @@ def score_labels(
     found, missed, added = (y_true & y_pred).sum(0), (y_true & ~y_pred).sum(0), (~y_true & y_pred).sum(0)
     n, n_predicted = found + missed, found + added
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: not known, and not a score of zero
-        table = pd.DataFrame({"label": list(labels), "precision": found / n_predicted, "recall": found / n, "f1": 2 * found / (n + n_predicted),
-                              "threshold": 0.5 if thresholds is None else list(thresholds), "n": n, "n_predicted": n_predicted,
-                              "found": found, "missed": missed, "added": added, "left_out": len(y_true) - n - added})
+        table = pd.DataFrame({
+            "label": list(labels), "precision": found / n_predicted, "recall": found / n,
+            "f1": 2 * found / (n + n_predicted), "threshold": 0.5 if thresholds is None else list(thresholds),
+            "n": n, "n_predicted": n_predicted, "found": found, "missed": missed, "added": added,
+            "left_out": len(y_true) - n - added,
+        })
     return table.sort_values(["f1", "label"], na_position="last", ignore_index=True)
 
 
@@ -112,10 +114,12 @@ def list_together(
 
     true, predicted = count_together(y_true), count_together(y_pred)
     rows, columns = np.triu_indices(len(labels), 1)
-    table = pd.DataFrame({"label": np.asarray(labels, object)[rows], "other": np.asarray(labels, object)[columns],
-                          "true": true[rows, columns], "predicted": predicted[rows, columns]}).assign(difference=lambda t: t.predicted - t.true)
-    order = table[table.difference != 0].assign(size=lambda t: -t.difference.abs()).sort_values(["size", "label", "other"], ignore_index=True)
-    return order.drop(columns="size").head(top)
+    names = np.asarray(labels, object)
+    table = pd.DataFrame({"label": names[rows], "other": names[columns], "true": true[rows, columns],
+                          "predicted": predicted[rows, columns]})
+    table["difference"] = table.predicted - table.true
+    table = table[table.difference != 0].assign(size=lambda t: -t.difference.abs())
+    return table.sort_values(["size", "label", "other"], ignore_index=True).drop(columns="size").head(top)
 
 
 def pick_most_wrong(
@@ -182,7 +186,7 @@ def pick_right(
     return np.array([i for _, _, i in sorted(ranked)[:n]], int)
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #8e931246
-def new_figure(width: float, height: float) -> Any:  # in inches
+def _new_figure(width: float, height: float) -> Any:  # in inches
     "Make a figure of pyplot, that a notebook shows by itself."
     import matplotlib.pyplot as plt
 
@@ -202,7 +206,7 @@ def plot_confusion(
     ax: Any = None,  # matplotlib axes; a new figure of a fitting size without
 ) -> Any:  # the axes
     "Plot a confusion matrix that stays readable from 3 to 50 classes."
-    return plot_counts(matrix, matrix / np.maximum(matrix.sum(1, keepdims=True), 1), labels, names=("predicted", "true"), ax=ax)
+    return _plot_counts(matrix, matrix / np.maximum(matrix.sum(1, keepdims=True), 1), labels, names=("predicted", "true"), ax=ax)
 
 
 def plot_together(
@@ -212,10 +216,10 @@ def plot_together(
     ax: Any = None,
 ) -> Any:  # the axes
     "Plot which labels stand together; the colour is the share of the row's photos that have the column's label, too."
-    return plot_counts(matrix, matrix / np.maximum(np.diag(matrix)[:, None], 1), labels, names=("also has", "photos with"), ax=ax)
+    return _plot_counts(matrix, matrix / np.maximum(np.diag(matrix)[:, None], 1), labels, names=("also has", "photos with"), ax=ax)
 
 
-def plot_counts(
+def _plot_counts(
     matrix: np.ndarray,  # (n, n), int
     share: np.ndarray,  # (n, n), in [0, 1], the colour
     labels: Sequence[str],
@@ -227,7 +231,7 @@ def plot_counts(
     n = len(labels)
     if matrix.shape != (n, n):
         raise UserError(f"the matrix is {matrix.shape[0]} x {matrix.shape[1]}, but there are {n} labels; give one label per row.")
-    ax = ax or new_figure(*confusion_size(n)).gca()
+    ax = ax or _new_figure(*confusion_size(n)).gca()
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     font = max(4.5, min(9, 190 / n))
     ax.set_xticks(range(n), labels, rotation=90, fontsize=font, parse_math=False)  # a label with two $ is no formula
@@ -281,7 +285,7 @@ def plot_history(
 ) -> Any:  # the two axes
     "Plot losses and scores per epoch, stage by stage."
     if axes is None:
-        axes = new_figure(9, 3.2).subplots(1, 2)
+        axes = _new_figure(9, 3.2).subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     shown = slice(None, None, int(np.ceil(len(history) / 12)) or 1)
     for ax, columns in zip(axes, (["train_loss", "valid_loss"], ["f1_macro", "f1_micro", "accuracy", *top_names(history)])):

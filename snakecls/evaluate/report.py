@@ -77,12 +77,15 @@ def write_plots(
     for name in facts.predictions:
         if (lists := read_lists(facts, name)) is not None:
             matrix = count_together(lists.y_true)
-            written.append(_write_square(facts.path / "plots" / f"together-{name}.png", matrix, _most_photos(matrix), lists.labels, plot_together))
+            file = facts.path / "plots" / f"together-{name}.png"
+            written.append(_write_square(file, matrix, _most_photos(matrix), lists.labels, plot_together))
         if (split := read_split(facts, name)) is not None:
             matrix = count_confusion(split.y_true, split.y_pred, split.labels)
-            written.append(_write_square(facts.path / "plots" / f"confusion-{name}.png", matrix, _most_involved(matrix), split.labels, plot_confusion))
+            file = facts.path / "plots" / f"confusion-{name}.png"
+            written.append(_write_square(file, matrix, _most_involved(matrix), split.labels, plot_confusion))
     if facts.history is not None and len(facts.history):
-        written.append(draw_png(facts.path / "plots" / "history.png", (9, 3.2), lambda figure: plot_history(facts.history, axes=figure.subplots(1, 2))))
+        file = facts.path / "plots" / "history.png"
+        written.append(draw_png(file, (9, 3.2), lambda figure: plot_history(facts.history, axes=figure.subplots(1, 2))))
     return written
 
 # %% ../../nbs/evaluate/08_report.ipynb #83fe5eb8
@@ -122,7 +125,10 @@ def write_evaluation(
         raise UserError(f"the page cannot be written to {folder} ({e.strerror or e}); give another folder with --report.") from e
 
 # %% ../../nbs/evaluate/08_report.ipynb #c5cb61a3
-_LIST_SCORES = {"f1_macro": "Macro F1", "f1_micro": "Micro F1", "mean_average_precision": "Mean average precision", "accuracy": "All labels right"}
+_LIST_SCORES = {
+    "f1_macro": "Macro F1", "f1_micro": "Micro F1", "mean_average_precision": "Mean average precision",
+    "accuracy": "All labels right",
+}
 
 
 def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str) -> list[dict]:
@@ -156,8 +162,9 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
     "Make what is read from the history and the stages."
     history = facts.history
     return {
-        "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history), "best_line": _say_best(facts.metrics),
-        "probed": history is not None and "P" in name_epochs(history), "mean_of_targets": facts.metrics.get("problem") == "several_targets",
+        "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
+        "best_line": _say_best(facts.metrics), "probed": history is not None and "P" in name_epochs(history),
+        "mean_of_targets": facts.metrics.get("problem") == "several_targets",
     }
 
 
@@ -166,10 +173,15 @@ def _make_curves(history: Any) -> list[dict]:  # of DataFrame
     if history is None or not len(history):
         return []
     accuracy = "all labels right" if "f1_micro" in history else "accuracy"
-    scores = {"f1_macro": "macro F1", "f1_micro": "micro F1", "accuracy": accuracy, **{key: f"{text} accuracy" for key, text in top_names(history).items()}}
+    scores = {
+        "f1_macro": "macro F1", "f1_micro": "micro F1", "accuracy": accuracy,
+        **{key: f"{text} accuracy" for key, text in top_names(history).items()},
+    }
     charts = []
     for names, ceiling in ((scores, 1.0), ({"valid_loss": "validation loss", "train_loss": "training loss"}, None)):
-        series = {title: history[key].astype(float).tolist() for key, title in names.items() if key in history and history[key].notna().any()}
+        series = {
+            title: history[key].astype(float).tolist() for key, title in names.items() if key in history and history[key].notna().any()
+        }
         if series:
             best = _find_best(history) if "macro F1" in series else None
             charts.append(lay_curves(series, find_stages(history), best=best, ceiling=ceiling, names=name_epochs(history)))
@@ -196,7 +208,8 @@ def _make_stages(
                 rows.append({**common, "what": what, "own": own, "final": own if last else {}, "best": epoch == kept, "minutes": None})
         seconds = stage.get("seconds")
         rows.append({
-            **stage, **common, "what": n or ("probe" if n == 0 else "–"), "own": stage.get("own") or {}, "final": stage.get("final") or {},
+            **stage, **common, "what": n or ("probe" if n == 0 else "–"),
+            "own": stage.get("own") or {}, "final": stage.get("final") or {},
             "best": kept is not None and not any(row["best"] for row in rows) and bool(kept or not n),
             "lr_picture": _embed_png(plots / f"lr-stage{number}.png") if plots else None,
             "note": f"Stage {number} ended {stage['ended']}" if stage.get("ended") else stage.get("stopped") or "",
@@ -237,7 +250,8 @@ def _make_photos(split: SplitFacts, chosen: np.ndarray, folders: list[Path]) -> 
 # %% ../../nbs/evaluate/08_report.ipynb #2fc6a2a3
 def _make_label_rows(split: ListFacts, thresholds: list[float]) -> list[dict]:
     "Make the rows of the table of labels, each with the widths of its bar."
-    rows, parts = score_labels(split.y_true, split.y_pred, split.labels, thresholds=thresholds or None).to_dict("records"), ("found", "missed", "added")
+    rows = score_labels(split.y_true, split.y_pred, split.labels, thresholds=thresholds or None).to_dict("records")
+    parts = ("found", "missed", "added")
     most = max((sum(row[part] for part in parts) for row in rows), default=0) or 1
     return [row | {"widths": {part: f"{100 * row[part] / most:.1f}" for part in parts}} for row in rows]
 
@@ -254,7 +268,10 @@ def _make_together(y: np.ndarray, labels: list[str]) -> dict:
 def _make_thresholds(metrics: dict) -> list[dict]:
     "Make the rows of the comparison of thresholds."
     chosen = metrics.get("thresholds") or {}
-    return [{**row, "title": MODE_NAMES.get(mode, mode), "chosen": mode == chosen.get("mode")} for mode, row in (chosen.get("table") or {}).items()]
+    return [
+        {**row, "title": MODE_NAMES.get(mode, mode), "chosen": mode == chosen.get("mode")}
+        for mode, row in (chosen.get("table") or {}).items()
+    ]
 
 # %% ../../nbs/evaluate/08_report.ipynb #fb446780
 def _make_label_photos(split: ListFacts, chosen: np.ndarray, folders: list[Path]) -> list[dict]:
@@ -262,7 +279,10 @@ def _make_label_photos(split: ListFacts, chosen: np.ndarray, folders: list[Path]
     kinds, tiles = {(True, False): "missed", (False, True): "added", (True, True): "found"}, []
     for i in chosen:
         y = np.stack([split.y_true[i], split.y_pred[i]]).astype(bool)
-        marks = [{"label": split.labels[j], "prob": float(split.probs[i, j]), "kind": kinds[tuple(y[:, j].tolist())]} for j in np.flatnonzero(y.any(0))]
+        marks = [
+            {"label": split.labels[j], "prob": float(split.probs[i, j]), "kind": kinds[tuple(y[:, j].tolist())]}
+            for j in np.flatnonzero(y.any(0))
+        ]
         order = list(kinds.values())
         tiles.append({"labels": sorted(marks, key=lambda mark: order.index(mark["kind"])), **find_thumbnail(split.paths[i], folders)})
     return tiles
@@ -277,7 +297,9 @@ def _make_dangers(facts: RunFacts, split: SplitFacts | ListFacts, folders: list[
     for danger in dangers:
         danger |= {"kind": "warn" if danger["as_harmless"] or not danger["n"] else "", "name": danger["names"],
                    "title": _title_danger(danger, _name_photos(split.name)), "text": say_danger(danger)}
-        danger["rows"] = [{**row, "took": ", ".join(f"{label} ({n})" for label, n in row["took"].items()) or "–"} for row in danger["classes"]]
+        danger["rows"] = [
+            {**row, "took": ", ".join(f"{label} ({n})" for label, n in row["took"].items()) or "–"} for row in danger["classes"]
+        ]
     return {"dangers": dangers, "danger_photos": [_show_danger(danger, folders) for danger in dangers if danger["photos"]]}
 
 # %% ../../nbs/evaluate/08_report.ipynb #b2011200
@@ -331,7 +353,10 @@ def _warn(note: str) -> dict:
 
 def _make_names(label_facts: dict) -> dict[str, dict]:  # label -> common_name, marks
     "Take from facts what stands beside a label's name."
-    return {label: {"common_name": known.get("common_name"), "marks": [key for key, value in known.items() if value is True]} for label, known in label_facts.items()}
+    return {
+        label: {"common_name": known.get("common_name"), "marks": [key for key, value in known.items() if value is True]}
+        for label, known in label_facts.items()
+    }
 
 
 def _make_header(facts: RunFacts) -> dict[str, Any]:
@@ -358,7 +383,9 @@ def _make_details(facts: RunFacts) -> dict[str, Any]:
     "Make the folded parts: experiment, environment and all epochs."
     versions, git = (facts.environment.get(key) or {} for key in ("versions", "git"))
     flat = {**{key: value for key, value in facts.environment.items() if key not in ("versions", "git")}, **versions, **git}
-    shown = [(key, ", ".join(map(str, value)) if isinstance(value, list) else value) for key, value in flat.items() if value not in (None, [])]
+    shown = [
+        (key, ", ".join(map(str, value)) if isinstance(value, list) else value) for key, value in flat.items() if value not in (None, [])
+    ]
     values: dict[str, Any] = {"experiment": facts.experiment, "environment": shown}
     if facts.history is not None and len(facts.history):
         rows = csv.reader(io.StringIO(facts.history.to_csv(index=False, float_format="%.5g")))
@@ -405,7 +432,10 @@ def _make_trained_tile(metrics: dict) -> dict:
     trained = metrics["trained"]
     low, high = trained.get("f1_macro_interval") or (None, None)
     lines = [f"on {trained.get('n')} validation photos", *filter(None, [say_chosen(trained)]), "not what is served"]
-    return {"title": f"Macro F1, trained: {say_epochs_trained(metrics)}", "value": trained["f1_macro"], "low": low, "high": high, "lines": lines}
+    return {
+        "title": f"Macro F1, trained: {say_epochs_trained(metrics)}", "value": trained["f1_macro"], "low": low,
+        "high": high, "lines": lines,
+    }
 
 
 def _say_epochs(history: Any) -> list[str]:  # of DataFrame; no line where nothing is known
@@ -454,7 +484,16 @@ def _embed_png(file: Path) -> str | None:  # a data URI; None where there is no 
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.exists() else None
 
 # %% ../../nbs/evaluate/08_report.ipynb #7e7a36c4
-def _make_cells(counts: np.ndarray, shares: np.ndarray, labels: list[str], shown: Sequence[int], say: str, say_own: str = "", *, kinds: tuple[str, str] = ("r", "w")) -> list[dict]:  # say: with row, column, count, n; say_own: on the diagonal
+def _make_cells(
+    counts: np.ndarray,
+    shares: np.ndarray,
+    labels: list[str],
+    shown: Sequence[int],
+    say: str,  # with row, column, count, n
+    say_own: str = "",  # on the diagonal
+    *,
+    kinds: tuple[str, str] = ("r", "w"),
+) -> list[dict]:
     "Lay out those rows and columns of a square that are shown."
     counts, shares, names = counts[np.ix_(shown, shown)], shares[np.ix_(shown, shown)], [labels[i] for i in shown]
 
@@ -505,7 +544,8 @@ def _count_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]
 def _title_danger(danger: dict, photos: str) -> str:
     "Say in a line how often something dangerous was called harmless."
     name, n, missed = danger["names"], danger["n"], danger["as_harmless"]
-    said = f"{missed or 'None'} of {n} {name} {photos} {'was' if missed < 2 else 'were'} called not {name}" if n else f"No photo here is known to be {name}"
+    said = f"{missed or 'None'} of {n} {name} {photos} {'was' if missed < 2 else 'were'} called not {name}"
+    said = said if n else f"No photo here is known to be {name}"
     if not (target := danger.get("target")):
         return said
     if not (danger["known"] and danger["counted"]):
@@ -519,4 +559,7 @@ def _show_danger(danger: dict, folders: list[Path]) -> dict[str, Any]:  # title,
     photos = [{**photo, "right": False, **find_thumbnail(photo["path"], folders)} for photo in danger["photos"][:_MOST_PHOTOS]]
     more = f" {n - _MOST_PHOTOS} more are not shown." if n > _MOST_PHOTOS else ""
     where = f" (target '{danger['target']}')" if danger.get("target") else ""
-    return {"title": f"{name.capitalize()}, and called harmless{where}", "text": f"The surest mistakes first. Tap a photo to see all of it.{more}", "photos": photos}
+    return {
+        "title": f"{name.capitalize()}, and called harmless{where}",
+        "text": f"The surest mistakes first. Tap a photo to see all of it.{more}", "photos": photos,
+    }

@@ -161,10 +161,19 @@ def read_lists(
     "Take one split's predictions of several labels apart; labels that the model does not know are left out."
     table, labels = facts.predictions.get(name), [str(label) for label in facts.metrics.get("labels") or []]
     columns = [f"p_{i}" for i in range(len(labels))]
-    if table is None or not len(table) or not labels or not {"path", "labels", "predicted", *columns} <= set(table) or table["labels"].isna().any():
+    if (
+        table is None
+        or not len(table)
+        or not labels
+        or not {"path", "labels", "predicted", *columns} <= set(table)
+        or table["labels"].isna().any()
+    ):
         return None
     known = set(labels)
-    y_true, y_pred = (encode_labels([[label for label in names if label in known] for names in table[column]], labels) for column in ("labels", "predicted"))
+    y_true, y_pred = (
+        encode_labels([[label for label in names if label in known] for names in table[column]], labels)
+        for column in ("labels", "predicted")
+    )
     return ListFacts(name, labels, y_true, y_pred, table[columns].to_numpy(float), table["path"].astype(str).tolist())
 
 

@@ -188,7 +188,9 @@ def judge_lost(
 ) -> dict | None:
     "Tell of photos that got lost while a run went on."
     text = say_lost(metrics)
-    return {"kind": "warn", "title": "Photos got lost while this run went on", "text": f"{text} issues.parquet lists them."} if text else None
+    if not text:
+        return None
+    return {"kind": "warn", "title": "Photos got lost while this run went on", "text": f"{text} issues.parquet lists them."}
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #1dce1be7
 def judge_targets(
@@ -218,8 +220,9 @@ def judge_refit(
     "Say that the served model has seen the validation photos."
     if not metrics.get("refit"):
         return None
-    return {"kind": "", "title": "The probe was fitted again", "text": "After it had been chosen, on training and validation photos together. "
-            "Validation scores are from before, test scores from after."}
+    text = ("After it had been chosen, on training and validation photos together. "
+            "Validation scores are from before, test scores from after.")
+    return {"kind": "", "title": "The probe was fitted again", "text": text}
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #320f6189
 def _judge_both(metrics: dict) -> dict:

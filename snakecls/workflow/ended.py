@@ -90,9 +90,11 @@ def _early_metrics(run: RunFolder, info: BundleInfo, row: dict[str, Any], messag
     monitor = experiment.get("monitor", "f1_macro")
     best = {"monitor": monitor, "value": row.get(monitor), "stage": int(row["stage"]), "epoch": int(row["epoch"]),
             "size": int(row.get("valid_size", row["size"]))} if row else {}
-    return {"name": info.name, "problem": info.problem, "labels": list(info.labels), "monitor": monitor, "stages": [], "best": best,
-            "probe": None, "message": message, "valid": None, "test": None, "refit": False, "flip": info.flip, "parent": experiment.get("parent"),
-            "thresholds": None, "ended_early": True}
+    return {
+        "name": info.name, "problem": info.problem, "labels": list(info.labels), "monitor": monitor, "stages": [],
+        "best": best, "probe": None, "message": message, "valid": None, "test": None, "refit": False,
+        "flip": info.flip, "parent": experiment.get("parent"), "thresholds": None, "ended_early": True,
+    }
 
 # %% ../../nbs/workflow/06_ended.ipynb #b5b45a2d
 NO_MODEL = "no epoch was measured, so there is no model"

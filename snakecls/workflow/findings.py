@@ -257,9 +257,15 @@ def _write_entry(folder: Path, ran: Sequence[RunFolder], summary: dict, rows: li
     "Write the one entry of a grid into the logbook."
     experiments = [run.experiment() for run in ran]
     seconds = float(np.sum([run.metrics().get("seconds") or 0 for run in ran]))
-    add_entry(logbook, LogbookEntry(
-        question or experiments[0].get("question") or folder.name, summary["verdict"],
-        varied=summary["axes"], changes=_common_changes(parent_folder(ran[0]), experiments[0], summary["axes"]), parent=summary["parent"],
-        command=summary["command"], run=folder.name, link=relative_path(folder, logbook), anchor=True,
-        result=_settings_result(summary), compared=settings_text(summary, summary["parent"]), seeds=seeds_text(experiments),
-        hardware=ran_on(ran[0].environment(), ran[0].metrics() | {"seconds": seconds}), table=markdown_table(rows), tags=("run", summary["kind"])))
+    add_entry(
+        logbook,
+        LogbookEntry(
+            question or experiments[0].get("question") or folder.name, summary["verdict"], varied=summary["axes"],
+            changes=_common_changes(parent_folder(ran[0]), experiments[0], summary["axes"]),
+            parent=summary["parent"], command=summary["command"], run=folder.name,
+            link=relative_path(folder, logbook), anchor=True, result=_settings_result(summary),
+            compared=settings_text(summary, summary["parent"]), seeds=seeds_text(experiments),
+            hardware=ran_on(ran[0].environment(), ran[0].metrics() | {"seconds": seconds}),
+            table=markdown_table(rows), tags=("run", summary["kind"]),
+        ),
+    )

@@ -71,7 +71,7 @@ def started_group(
     kind: str,  # 'folds', 'grid' or 'precision'
     n: int,  # runs that it is to have
 ) -> Iterator[tuple[Path, RunRecorder]]:  # the group's folder, and the recorder of its runs
-    "Make a group's folder and keep account of it; where it ends early say how many runs are done, and leave no folder where the first was refused."
+    "Make a group's folder and keep account of it; an early end says how many runs are done, and a refusal of the first leaves no folder."
     folder, book = make_group(recorder.root, experiment.name, kind), recorder.book(experiment)
     said = {"kind": kind, "name": experiment.name, "of": n, "command": recorder.command, "logbook": book and str(book.absolute())}
     try:

@@ -173,7 +173,10 @@ def end_group(
         write_json(folder / PROGRESS, {**said, "status": status, "done": len(done), "message": message})
     except OSError as e:  # a full disk: the finished runs are to be told all the same, and the next command writes it
         message += f" This could not be written into {folder / PROGRESS} ({e.strerror or e})."
-    entry = LogbookEntry(said.get("name") or folder.name, ended, command=said.get("command", ""), run=folder.name, anchor=True, result=message, tags=("run", said.get("kind", "group")))
+    entry = LogbookEntry(
+        said.get("name") or folder.name, ended, command=said.get("command", ""), run=folder.name, anchor=True,
+        result=message, tags=("run", said.get("kind", "group")),
+    )
     if said.get("logbook"):
         path = Path(said["logbook"])
         entry.link = Path(os.path.relpath(folder.resolve(), path.resolve().parent)).as_posix()

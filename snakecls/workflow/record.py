@@ -291,10 +291,12 @@ def _recorded_metrics(record: RecordRun, problem: str, labels: list[str], scores
     is_last = (kept.get("stage"), kept.get("epoch")) == (last["stage"], last["epoch"])
     whose = f"epoch {kept['epoch']} of fit {kept['stage']}" if kept else "an epoch that it does not tell"
     metrics = {
-        "name": record.run_name, "problem": problem, "labels": labels, "monitor": None, "stages": record.stages, "best": best, "probe": None,
-        "message": f"Recorded from a Learner that was trained by hand; its weights are those of {whose}.", "valid": valid, "test": None,
-        "trained": valid | best if is_last else None, "flip": _flips(learn), "parent": record.parent,
-        "parameters": count_parameters(learn.model), "seconds": round(time.perf_counter() - record.start, 1), "recorded": True,
+        "name": record.run_name, "problem": problem, "labels": labels, "monitor": None, "stages": record.stages,
+        "best": best, "probe": None,
+        "message": f"Recorded from a Learner that was trained by hand; its weights are those of {whose}.",
+        "valid": valid, "test": None, "trained": valid | best if is_last else None, "flip": _flips(learn),
+        "parent": record.parent, "parameters": count_parameters(learn.model),
+        "seconds": round(time.perf_counter() - record.start, 1), "recorded": True,
     }
     targets = {target: {"valid": values, "test": None} for target, values in scores.items()}
     return metrics | ({"target": first, "targets": targets} if len(scores) > 1 else {})

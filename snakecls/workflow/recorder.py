@@ -93,7 +93,11 @@ def check_room(
     there = next(place for place in (Path(root).absolute(), *Path(root).absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UserError(f"the disk of {root} has {free / 1e6:.1f} MB left, and the checkpoint, the model and its export{f' of {n} runs' if n > 1 else ''} need about {needed / 1e6:.1f} MB; make room, or give --runs on another disk.")
+        whose = f" of {n} runs" if n > 1 else ""
+        raise UserError(
+            f"the disk of {root} has {free / 1e6:.1f} MB left, and the checkpoint, the model and its export{whose} "
+            f"need about {needed / 1e6:.1f} MB; make room, or give --runs on another disk."
+        )
 
 # %% ../../nbs/workflow/09_recorder.ipynb #f1abef80
 def resolve_names(
@@ -126,15 +130,18 @@ def _find_weights(weights: str, root: str | Path) -> tuple[str, str]:  # as the 
     if is_bundle(run / "best"):
         return str(run / "best"), ""
     if not can_keep(run):
-        raise UserError(f"model.weights names the run {run.id}, which has no model (it ended before one was kept); choose another run, or auto.")
+        raise UserError(
+            f"model.weights names the run {run.id}, which has no model (it ended before one was kept); choose another run, or auto."
+        )
     return str(run / "best"), f"model.weights: {revive(run)}"
 
 
 def _absolute_paths(experiment: Experiment) -> Experiment:
     "Let every path start from the root of the disk, so that the run's own experiment.yaml can be run again from anywhere."
     def resolved(part, *names: str):
-        given = {name: getattr(part, name) for name in names}
-        return part.model_copy(update={name: str(Path(value).expanduser().absolute()) for name, value in given.items() if isinstance(value, str)})
+        given = {name: value for name in names if isinstance(value := getattr(part, name), str)}
+        return part.model_copy(update={name: str(Path(value).expanduser().absolute()) for name, value in given.items()})
 
     is_file = isinstance(experiment.model.weights, str) and Path(experiment.model.weights).expanduser().exists()
-    return experiment.model_copy(update={"data": resolved(experiment.data, "source", "root", "facts", "corrections"), "model": resolved(experiment.model, *(["weights"] if is_file else []))})
+    data = resolved(experiment.data, "source", "root", "facts", "corrections")
+    return experiment.model_copy(update={"data": data, "model": resolved(experiment.model, *(["weights"] if is_file else []))})

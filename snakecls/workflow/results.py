@@ -116,7 +116,8 @@ def _(problem: MultiLabel, tables: dict[str, pd.DataFrame], mode: str = "half") 
     return {"mode": mode, "values": [float(value) for value in values], "table": compared}
 
 # %% ../../nbs/workflow/10_results.ipynb #8128c535
-NOT_SERVED = {"trained": "valid-trained", "probe": "valid-probe"}  # weights that were not kept, and the file of what they say about the validation photos
+# weights that were not kept, and the file of what they say about the validation photos
+NOT_SERVED = {"trained": "valid-trained", "probe": "valid-probe"}
 
 
 def _decide_tables(
@@ -265,7 +266,7 @@ def _answer_test(plan: Plan) -> dict[str, pd.DataFrame]:  # target -> prediction
 
 # %% ../../nbs/workflow/10_results.ipynb #7d13152d
 def _answers_beside(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
-    "Give what the probe and the last epoch say about the validation photos, where they were not kept; the last epoch also where it is served."
+    "Give what the probe and the last epoch say about validation photos, where they were not kept; the last epoch also where it is served."
     beside = {name: answers for name, answers in result.answers.items() if name != "best"}
     found = _kept_answers(plan.problem, _photos(plan, "valid"), beside)
     if result.trained and all(result.trained[key] == result.best.get(key) for key in ("stage", "epoch")):
@@ -312,11 +313,13 @@ def _make_metrics(plan: Plan, result: ScheduleResult, by_target: dict, known: Ma
     "Put metrics.json together."
     problem, experiment, lost = plan.problem, plan.experiment, plan.learn.dls.lost
     metrics = {
-        "name": experiment.name, "problem": problem.word, "labels": list(problem.labels), "monitor": experiment.monitor, "stages": result.stages,
-        "best": result.best, "probe": result.probe, "message": known["message"], **by_target[problem.target],
-        "fine_tuning": known["fine_tuning"], "refit": known["refit"], "flip": experiment.predict.flip, "seconds": known["seconds"],
-        "parent": experiment.parent, "thresholds": known["thresholds"], "parameters": count_parameters(plan.learn.model),
-        "mode": experiment.train.precision, "bundle_mb": known["bundle_mb"], **more,
+        "name": experiment.name, "problem": problem.word, "labels": list(problem.labels),
+        "monitor": experiment.monitor, "stages": result.stages, "best": result.best, "probe": result.probe,
+        "message": known["message"], **by_target[problem.target], "fine_tuning": known["fine_tuning"],
+        "refit": known["refit"], "flip": experiment.predict.flip, "seconds": known["seconds"],
+        "parent": experiment.parent, "thresholds": known["thresholds"],
+        "parameters": count_parameters(plan.learn.model), "mode": experiment.train.precision,
+        "bundle_mb": known["bundle_mb"], **more,
     }
     metrics |= {"target": problem.target, "targets": by_target} if len(by_target) > 1 else {}
     return metrics | ({"lost": lost.counts, "photos": plan.table["split"].value_counts().to_dict()} if lost.found else {})

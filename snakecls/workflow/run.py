@@ -57,10 +57,8 @@ def run_experiment(
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
     keep_freed_memory()
-    experiment, recorder = (
-        experiment if isinstance(experiment, Experiment) else load_experiment(experiment),
-        recorder or make_recorder(**kwargs),
-    )
+    experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    recorder = recorder or make_recorder(**kwargs)
     check_places(recorder.root, recorder.book(experiment))
     complete_killed([recorder.root], say=recorder.say)
     plan = make_plan(resolve_names(experiment, recorder), table=table)
@@ -82,9 +80,8 @@ def run_experiment(
             raise
         recorder.say(metrics["message"])
         if (lost := plan.learn.dls.lost).found:
-            recorder.tell(
-                [f"{lost}, and the run went on without; issues.parquet lists them, and every score says of how many photos it is."]
-            )
+            where = "issues.parquet lists them, and every score says of how many photos it is"
+            recorder.tell([f"{lost}, and the run went on without; {where}."])
         if verdict["other"] and not recorder.part_of:
             recorder.say(verdict_line(verdict))
         trackers.finish(metrics)
@@ -118,11 +115,7 @@ def _foresee(plan: Plan) -> str:  # one sentence
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
     try:
         seconds = estimate_seconds(
-            plan.learn,
-            plan.stages,
-            mode=train.precision,
-            validate_every=train.validate_every,
-            n_more=n_more,
+            plan.learn, plan.stages, mode=train.precision, validate_every=train.validate_every, n_more=n_more,
             views=2 if plan.experiment.predict.flip else 1,
         )
     except (RuntimeError, NotImplementedError) as e:  # whatever the network cannot do will show in training, with its own message
@@ -160,7 +153,12 @@ def _write_issues(plan: Plan, run: RunFolder) -> None:
     write_table(run / "issues.parquet", pd.concat([plan.issues, lost.issues], ignore_index=True) if lost.found else plan.issues)
 
 # %% ../../nbs/workflow/11_run.ipynb #974af42c
-def _train(plan: Plan, run: RunFolder, trackers: Trackers, recorder: RunRecorder) -> tuple[ScheduleResult, dict]:  # what the schedule did; for metrics.json: precision, compile_seconds
+def _train(
+    plan: Plan,
+    run: RunFolder,
+    trackers: Trackers,
+    recorder: RunRecorder,
+) -> tuple[ScheduleResult, dict]:  # what the schedule did; for metrics.json: precision, compile_seconds
     "Run the schedule and record every epoch."
     learn, lost, known = plan.learn, plan.learn.dls.lost, 0
 

@@ -88,7 +88,7 @@ def _verdict_row(path: Path) -> dict:  # the columns `VERDICT`; empty where ther
 def all_runs(
     root: str | Path | None = None,  # None: the usual folders
     *,
-    photos: bool = False,  # also `photos`, equal for runs with equal validation photos and labels, and `validated_on`, which says it in words
+    photos: bool = False,  # also `photos`, equal where validation photos and labels are, and `validated_on`, the same in words
     verdicts: bool = False,  # also what each run changed and what came of it, which takes longer
 ) -> pd.DataFrame:  # as from `list_runs`, in its order; with the columns `VERDICT` where they are asked for
     "List the runs of one folder, or of the usual ones together."
