@@ -12,7 +12,7 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from ..train.metrics import multi_f1_score, predict_labels
 
-# %% ../../nbs/evaluate/02_thresholds.ipynb #9539d163
+# %% ../../nbs/evaluate/02_thresholds.ipynb #1ad1c5f4
 def _f1_by_cut(
     targets: np.ndarray,  # (n,), bool
     probs: np.ndarray,  # (n,), in [0, 1]
@@ -24,7 +24,7 @@ def _f1_by_cut(
     last = values > np.append(values[1:], 0.0)  # equal probabilities cannot be cut apart
     return values[last], f1[last]
 
-
+# %% ../../nbs/evaluate/02_thresholds.ipynb #31555f45
 def _best_threshold(
     values: np.ndarray,  # probabilities, falling
     scores: np.ndarray,  # where everything from each one up is found
@@ -37,7 +37,35 @@ def _best_threshold(
     best = middle[cuts & (scores >= scores[cuts].max(initial=0) - 1e-9)]
     return float(best[np.abs(best - 0.5).argmin()]) if len(best) else 0.5
 
-# %% ../../nbs/evaluate/02_thresholds.ipynb #e4c2ebc8
+# %% ../../nbs/evaluate/02_thresholds.ipynb #d89cc3e0
+def _global_threshold(
+    targets: np.ndarray,  # (n, n_classes), bool
+    probs: np.ndarray,  # (n, n_classes), in [0, 1]
+) -> float:
+    "Find the one threshold with the best macro F1."
+    steps = []
+    for y, p in zip(targets.T, probs.T):
+        values, f1 = _f1_by_cut(y, p)
+        joins = np.arange(len(values)) == (-1 if y.any() else 0)  # a class without positives counts from its first photo
+        steps.append(np.stack([values, np.diff(f1, prepend=0), joins]))
+    steps = np.concatenate(steps, axis=1)
+    values, f1, joins = steps[:, np.argsort(-steps[0], kind="stable")]
+    return _best_threshold(values, f1.cumsum() / np.maximum(1, targets.any(0).sum() + joins.cumsum()))
+
+# %% ../../nbs/evaluate/02_thresholds.ipynb #8fb44212
+def _check_answers(targets: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # bool, float
+    "Refuse targets and probabilities that do not fit together."
+    targets, probs = np.asarray(targets), np.asarray(probs, np.float64)
+    if targets.ndim != 2 or targets.shape != probs.shape or not len(targets):
+        raise UserError(
+            f"targets have the shape {targets.shape} and probabilities {probs.shape}; give both as (photos, "
+            "classes), with at least one photo."
+        )
+    if not ((probs >= 0) & (probs <= 1)).all():
+        raise UserError(f"the probabilities lie between {probs.min():.3g} and {probs.max():.3g}; give numbers from 0 to 1, not logits.")
+    return targets.astype(bool), probs
+
+# %% ../../nbs/evaluate/02_thresholds.ipynb #0ff6b8f3
 MODES = ("half", "global", "per_class")
 
 
@@ -55,40 +83,14 @@ def tune_thresholds(
     if few < 0:
         raise UserError(f"few is {few}; give the number of positives below which a class leans on the global threshold, or 0.")
     shared = _global_threshold(targets, probs) if mode == "global" or (mode == "per_class" and few) else 0.5
-    if mode != "per_class":
-        return np.full(targets.shape[1], shared)
-    n_positives = targets.sum(0)
+    return _lean(targets, probs, shared, few) if mode == "per_class" else np.full(targets.shape[1], shared)
+
+
+def _lean(targets: np.ndarray, probs: np.ndarray, shared: float, few: int) -> np.ndarray:  # (n_classes,)
+    "Choose one threshold for each class; one with fewer than `few` positives leans on the shared one."
     own = np.array([_best_threshold(*_f1_by_cut(y, p)) if y.any() else shared for y, p in zip(targets.T, probs.T)])
-    weight = np.minimum(1, n_positives / few) if few else 1.0
+    weight = np.minimum(1, targets.sum(0) / few) if few else 1.0
     return weight * own + (1 - weight) * shared
-
-
-def _global_threshold(
-    targets: np.ndarray,  # (n, n_classes), bool
-    probs: np.ndarray,  # (n, n_classes), in [0, 1]
-) -> float:
-    "Find the one threshold with the best macro F1."
-    steps = []
-    for y, p in zip(targets.T, probs.T):
-        values, f1 = _f1_by_cut(y, p)
-        joins = np.arange(len(values)) == (-1 if y.any() else 0)  # a class without positives counts from its first photo
-        steps.append(np.stack([values, np.diff(f1, prepend=0), joins]))
-    steps = np.concatenate(steps, axis=1)
-    values, f1, joins = steps[:, np.argsort(-steps[0], kind="stable")]
-    return _best_threshold(values, f1.cumsum() / np.maximum(1, targets.any(0).sum() + joins.cumsum()))
-
-
-def _check_answers(targets: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # bool, float
-    "Refuse targets and probabilities that do not fit together."
-    targets, probs = np.asarray(targets), np.asarray(probs, np.float64)
-    if targets.ndim != 2 or targets.shape != probs.shape or not len(targets):
-        raise UserError(
-            f"targets have the shape {targets.shape} and probabilities {probs.shape}; give both as (photos, "
-            "classes), with at least one photo."
-        )
-    if not ((probs >= 0) & (probs <= 1)).all():
-        raise UserError(f"the probabilities lie between {probs.min():.3g} and {probs.max():.3g}; give numbers from 0 to 1, not logits.")
-    return targets.astype(bool), probs
 
 # %% ../../nbs/evaluate/02_thresholds.ipynb #37010556
 def compare_thresholds(
