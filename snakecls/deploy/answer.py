@@ -12,13 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
 from ..data.label_facts import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless
 from snakecls.data.target_dangers import (
     blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger,
 )
 from ..page import render
-
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
 
@@ -41,12 +39,12 @@ ADVICE = {  # else: "Be careful."
     "poisonous": "Do not eat or touch it.", "toxic": "Do not eat or touch it.",
 }
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #606aee45
 def advice(key: str) -> str:
     "Say what to do about a danger."
     return ADVICE.get(key, "Be careful.")
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #4c52622a
 def _keep_away(dangers: Sequence[str]) -> bool:
     "Tell whether the photos are of something that one keeps away from."
     return any(advice(key) == "Keep away." for key in dangers)
@@ -54,7 +52,7 @@ def _keep_away(dangers: Sequence[str]) -> bool:
 # %% ../../nbs/deploy/03_answer.ipynb #afc0324e
 SURE, LIKELY = 0.85, 0.5  # probabilities from which the answer is called most likely, or a guess
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #8ede9c1b
 def verdict(
     prob: float,  # of the first answer, in [0, 1]
     *,
@@ -70,7 +68,7 @@ def verdict(
     perhaps = "It may be one of these, or something else." if n > 1 else "It may be this, or something else."
     return "Not sure", f"{perhaps} {_better_photo(dangers)}"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #1da74d5d
 def _better_photo(dangers: Sequence[str]) -> str:
     "Say how a photo could be better."
     if _keep_away(dangers):
@@ -92,7 +90,7 @@ def _verdict_several(
 HIDDEN = 0.05  # together, from which probability on labels that are not shown ask for a caution
 SEVERITY = ("medically_important", "venomous", "dangerous", "poisonous", "toxic")  # the worst first; the user's own come last
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #06e7ca31
 def caution(
     predictions: Sequence["Prediction"],  # what is shown, most likely first
     dangers: Sequence[str],  # from `model_dangers`
@@ -209,7 +207,7 @@ def promise(
         unknown += f" Of the answer for {named} it is not known whether it is {' or '.join(map(danger_name, keys))}."
     return f"None of these is listed as {' or '.join(map(danger_name, dangers))}{left}.{unknown} {no_promise(dangers, subject)}"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #d6fa5db6
 def no_promise(dangers: Sequence[str], subject: str = "") -> str:
     "Say that an answer is a guess, and what not to do because of it."
     if _keep_away(dangers):
@@ -220,7 +218,7 @@ def no_promise(dangers: Sequence[str], subject: str = "") -> str:
         away = "do not rely on it alone"
     return f"This is a guess from a photo and no promise: {away}."
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #a8d23337
 def no_all_clear(dangers: Sequence[str]) -> str:  # empty where the model has no danger to speak of
     "Say that a photo without an answer is not a photo without danger."
     return f"This does not mean that nothing {' or '.join(map(danger_name, dangers))} is there." if dangers else ""
@@ -276,7 +274,7 @@ def header_html(
     unknown = say_unknown(dangers, subject) if dangers and not known else say_blind(blind_targets(info, dangers))
     return render("app/header.html", title=page_title(info), what=what, urgent=urgent(dangers), unknown=unknown)
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #3db1131c
 def notice_html(
     info: Any,  # a `BundleInfo`
     n_labels: int,
@@ -291,7 +289,7 @@ def notice_html(
 # %% ../../nbs/deploy/03_answer.ipynb #81b5e7ac
 TITLES = {"binomial": "Which species is this?", "species": "Which species is this?", "genus": "Which genus is this?"}  # by target
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #706dd855
 def page_title(
     info: Any,  # a `BundleInfo`
 ) -> str:
@@ -303,7 +301,7 @@ def page_title(
         return f"Which {subject} {'is this' if _with_article(subject) != subject else 'are these'}?"
     return "What is in this photo?"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #5322da62
 def first_hint(
     info: Any,  # a `BundleInfo`
 ) -> str:
@@ -318,17 +316,17 @@ def _with_article(noun: str) -> str:
         return noun
     return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #7ce5b800
 def listed(names: Sequence[str], word: str = "and") -> str:
     "Write names as people do: a, b and c."
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #72af6a55
 def percent(prob: float) -> str:
     "Write a probability for people; nothing is ever certain."
     return "<1%" if prob < 0.01 else ">99%" if prob > 0.99 else f"{prob:.0%}"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #176c8693
 def _up_to(prob: float) -> str:
     "Write the most that a probability can be, never rounded down."
     return "less than 1%" if prob < 0.01 else f"at most {min(100, math.ceil(round(100 * prob, 6)))}%"
@@ -338,12 +336,12 @@ def _has_thresholds(predictions: Sequence["Prediction"]) -> bool:
     "Tell whether the answer is of a model with several labels per photo."
     return any(prediction.threshold is not None for prediction in predictions)
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #260f9eb0
 def _shown_name(prediction: "Prediction") -> str:
     "Give the common name of an answer, or its label."
     return str(prediction.facts.get("common_name") or prediction.label)
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #84f303cc
 def urgent(dangers: Sequence[str]) -> str:  # empty where nothing is urgent
     "Say what cannot wait for an answer."
     if _keep_away(dangers):
@@ -354,7 +352,7 @@ def urgent(dangers: Sequence[str]) -> str:  # empty where nothing is urgent
         return ""
     return f"{who} Do not wait for this answer."
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #700abdcc
 def _row(prediction: "Prediction", dangers: Sequence[str]) -> dict[str, Any]:
     "Give what one answer's row shows: names, marks, where it lives, bar."
     name, facts, cut = _shown_name(prediction), prediction.facts, prediction.threshold
@@ -369,7 +367,7 @@ def _row(prediction: "Prediction", dangers: Sequence[str]) -> dict[str, Any]:
         "places": ", ".join(map(str, countries[:6])) + (" …" if len(countries) > 6 else "") if known else "",
     }
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #752a26c4
 def _other(target: str, guess: "Prediction", dangers: Sequence[str]) -> dict[str, Any]:
     "Give what the line of a further target shows, with what is known of its danger."
     title = target[:1].upper() + target[1:].replace("_", " ")
@@ -379,12 +377,12 @@ def _other(target: str, guess: "Prediction", dangers: Sequence[str]) -> dict[str
 # %% ../../nbs/deploy/03_answer.ipynb #73be2ec1
 _Finding = tuple[int, int, str, str, str]  # rank from `_caution_of`, place in the order of severity, advice, heading, sentence
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #82bc8d33
 def _severity(dangers: Sequence[str]) -> list[str]:
     "Sort dangers, the worst first."
     return sorted(dangers, key=lambda key: SEVERITY.index(key) if key in SEVERITY else len(SEVERITY))
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #5ed173e0
 def _findings(
     predictions: Sequence["Prediction"], dangers: Sequence[str], *, hidden: float | Mapping[str, float], known: bool, subject: str,
 ) -> list[_Finding]:
@@ -397,7 +395,7 @@ def _findings(
             found.append((said[0], place, advice(key), *said[1:]))
     return found
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #395d1576
 def _join_findings(each: Sequence[Sequence[_Finding]]) -> tuple[str, str] | None:  # of each target
     "Write findings as one caution, the surest and worst first; of what one target says, one sentence for each advice."
     kept = []
@@ -413,7 +411,7 @@ def _join_findings(each: Sequence[Sequence[_Finding]]) -> tuple[str, str] | None
         told.add(advised)
     return (min(kept)[4], " ".join(parts)) if kept else None
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #40eaaef0
 def _treat_every(finding: _Finding, subject: str, dangers: Sequence[str]) -> _Finding:
     "Add what to do where the model knows nothing of a danger."
     *first, said = finding
@@ -440,12 +438,12 @@ def _judge_first(
         among_them[key] = True if certain else None if perhaps else False
     return among_them, at_most, hidden
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #803dd0a5
 def _share(guesses: Sequence["Prediction"], states: Sequence[bool | None], *wanted: bool | None) -> float:
     "Sum up the probability of the guesses that are in one of these states."
     return min(1.0, sum(guess.prob for guess, state in zip(guesses, states) if state in wanted))
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #3a0939a2
 def _answer_there(
     target: str, ranked: Sequence["Prediction"], states: Sequence[bool | None], key: str,
 ) -> tuple[bool | None, str] | None:  # whether it is dangerous (None: not known), and a sentence; None where nothing asks for one
@@ -466,18 +464,18 @@ def _answer_there(
         said.append(f"{answer} may be {_which(open_, 'another')}, which are, or may be, {name}.")
     return (True if states[0] is True or shares[True] >= HIDDEN else None, " ".join(said)) if said else None
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #5e0ed950
 def _alone(guesses: Sequence["Prediction"]) -> bool:
     "Tell whether the first of some guesses has nearly all of their probability."
     return sum(guess.prob for guess in guesses) - guesses[0].prob < 0.01
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #d12cda6a
 def _which(guesses: Sequence["Prediction"], others: str) -> str:
     "Name the first of some guesses, with their probability together."
     share = min(1.0, sum(guess.prob for guess in guesses))
     return f"{guesses[0].label} ({percent(share)})" if _alone(guesses) else f"{guesses[0].label} or {others} ({percent(share)} together)"
 
-
+# %% ../../nbs/deploy/03_answer.ipynb #f5e61db8
 def _named_there(others: Mapping[str, Sequence["Prediction"]], dangers: Sequence[str]) -> list[str]:  # beside those
     "Find dangers that the answers for further targets name and that the model has not to speak of otherwise, from `HIDDEN` on."
     found: dict[str, float] = {}

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 from ..core import UserError
 from ..disk import open_file
 from ..data.label_facts import model_dangers
@@ -28,7 +27,6 @@ from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import note_answered
 from ..models.bundle import is_bundle
 from ..page import call_script, read_file, render
-
 if TYPE_CHECKING:
     import gradio as gr
     import numpy as np
@@ -67,7 +65,7 @@ _UNSHOWN = (
 )  # how TIFF, PPM and JPEG 2000 begin
 MAX_APP_PIXELS = 50_000_000  # unfolded, 150 MB; people in a hurry send what a telephone takes
 
-
+# %% ../../nbs/deploy/10_app.ipynb #ffc682a3
 def _preview_html(
     photo: str | None,  # the uploaded file
     *,
@@ -173,7 +171,7 @@ def build_app(
 # %% ../../nbs/deploy/10_app.ipynb #b8cfe9d6
 RUN_ROOTS = ("runs", "snakecls-demo/runs")  # where runs lie unless said otherwise
 
-
+# %% ../../nbs/deploy/10_app.ipynb #0c9703f3
 def newest_bundle(
     roots: Iterable[str | Path] = RUN_ROOTS,
 ) -> Path | None:  # a bundle's folder; None where there is none
@@ -181,7 +179,7 @@ def newest_bundle(
     found = [run / "best" for root in roots for run in Path(root).glob("*") if is_bundle(run / "best")]
     return max(found, key=lambda folder: folder.parent.name, default=None)  # names begin with the time of the run
 
-
+# %% ../../nbs/deploy/10_app.ipynb #24f28528
 def find_bundle(
     beside: str | Path = ".",  # the folder of app.py
 ) -> Path:  # a bundle's folder, or an export.pkl
@@ -237,7 +235,7 @@ def launch_app(
 class _TooManyPixels(PhotoError):
     "A photo that unfolds to more than the app takes."
 
-
+# %% ../../nbs/deploy/10_app.ipynb #1fd3fc48
 def _check_pixels(
     photo: Any,  # a path or bytes
     *,
@@ -260,12 +258,12 @@ def _all_probs(predictor: "Predictor | LearnerPredictor", photo: str) -> "tuple[
     first, *others = (probs[0] for probs in predictor.probs_all([photo]).values())
     return first, predictor.rank_others(dict(zip(list(predictor.info.targets or ())[1:], others)), top=10**6)
 
-
+# %% ../../nbs/deploy/10_app.ipynb #be48f05a
 def _target_json(target: str, guess: "Prediction", dangers: Iterable[str]) -> dict[str, Any]:
     "Give the best guess of a further target as plain values."
     return {"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, dangers)}
 
-
+# %% ../../nbs/deploy/10_app.ipynb #80fb9235
 def _message(name: str) -> str:  # HTML
     "Write a message that the page shows without the server."
     busy = ("The program is busy with other photos, could not be reached, or failed. Wait a moment, then send the photo again; "

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
-
 from .forms import PhotoWriter
 from snakecls.deploy.requests import (
     BUSY, NAME, NOT_HERE, NOT_YOURS, PAGE, Counts, Limits, Open, Refused, check_host, clean_call, client_key, find_open,
@@ -125,7 +124,7 @@ class Door:
 # %% ../../nbs/deploy/07_door.ipynb #ac293f2f
 _KINDS: dict[str, Callable] = {}  # what is done with a request (`Open.what`) -> the function that does it
 
-
+# %% ../../nbs/deploy/07_door.ipynb #e2e52fc8
 async def _let_in(door: Door, talk: _Talk) -> None:
     "Look who asks whom for what, and do what that kind of request needs; refuse all else."
     scope, talk.headers = talk.scope, _headers(talk.scope)
@@ -136,7 +135,7 @@ async def _let_in(door: Door, talk: _Talk) -> None:
     talk.who = client_key((scope.get("client") or [None])[0])
     await _KINDS[what](door, talk)
 
-
+# %% ../../nbs/deploy/07_door.ipynb #5a698283
 def _kind(what: str) -> Callable:
     "Say of a function which kind of request it answers."
     def note(function: Callable) -> Callable:
@@ -160,7 +159,7 @@ ENDING = "The program that answers here is ending; try again when it runs again.
 FAILED = "The request could not be understood, or its answer failed; see /gradio_api/info for what is asked."
 _CLOSE = (b"connection", b"close")
 
-
+# %% ../../nbs/deploy/07_door.ipynb #839afa97
 async def _tell_why(talk: _Talk, error: Exception) -> None:
     "Answer with a sentence in place of what failed."
     if isinstance(error, Refused):
@@ -242,7 +241,7 @@ async def _upload(door: Door, talk: _Talk) -> None:
             writer.close()
         leave()
 
-
+# %% ../../nbs/deploy/07_door.ipynb #171fa411
 async def _take_photos(door: Door, talk: _Talk, writer: PhotoWriter, upload_id: str, end: float) -> None:
     "Write a form while it comes in, and note how far it is."
     more = True
@@ -255,7 +254,7 @@ async def _take_photos(door: Door, talk: _Talk, writer: PhotoWriter, upload_id: 
             door.progress[upload_id].append((writer.path.name, len(message.get("body", b""))))
         more = message.get("more_body", False)
 
-
+# %% ../../nbs/deploy/07_door.ipynb #33e96de6
 def _upload_id(talk: _Talk) -> str:  # empty where there is none
     "Read by which name the page asks how far an upload is."
     return parse_qs(talk.scope["query_string"].decode("latin-1")).get("upload_id", [""])[-1]
@@ -352,7 +351,7 @@ async def _call_gradio(door: Door, talk: _Talk, body: bytes) -> int:  # the stat
         _log(scope, e)
     return status
 
-
+# %% ../../nbs/deploy/07_door.ipynb #268623a9
 def _with_body(scope: dict, body: bytes) -> dict:
     "Say of a request that its body is this one, in JSON."
     of_a_body = (b"content-type", b"content-length", b"transfer-encoding", b"content-encoding")
@@ -371,7 +370,7 @@ def _check_function(page: Any, path: str, value: dict[str, Any], *, named: bool 
     if not all(_fits(block, given) for block, given in inputs):
         raise Refused(400, "The request's 'data' has a value of another kind than is asked for; reload the page.")
 
-
+# %% ../../nbs/deploy/07_door.ipynb #959823d1
 def _find_function(page: Any, path: str, value: dict[str, Any]) -> Any:
     "Find the function that is called; refuse one that the page does not have, or not in this way."
     kind, _, name = path.removeprefix("/gradio_api/").replace("call/v2", "call").rstrip("/").partition("/")
@@ -393,7 +392,7 @@ def _listed_inputs(function: Any, data: list) -> list[tuple[Any, Any]]:  # input
         raise Refused(400, f"The request's 'data' has {len(data)} values; {max(sizes)} {'is' if max(sizes) == 1 else 'are'} asked for.")
     return list(zip(function.inputs, data))
 
-
+# %% ../../nbs/deploy/07_door.ipynb #c4768deb
 def _named_inputs(page: Any, function: Any, value: dict[str, Any]) -> list[tuple[Any, Any]]:
     "Put named values beside the inputs they are for; refuse other names."
     names = _parameters(page, function.api_name)
@@ -403,7 +402,7 @@ def _named_inputs(page: Any, function: Any, value: dict[str, Any]) -> list[tuple
     blocks = [block for block in function.inputs if not block.skip_api]
     return [(block, value.get(one)) for one, block in zip(names or [], blocks)]
 
-
+# %% ../../nbs/deploy/07_door.ipynb #c9f0088d
 def _parameters(page: Any, name: str) -> list[str] | None:  # None where the page does not say
     "Name the inputs of a function for programs."
     try:
@@ -416,7 +415,7 @@ def _takes_file(block: Any) -> bool:  # an input of a page
     "Tell whether an input is a file, which Gradio wants as a dictionary."
     return "path" in getattr(getattr(block, "data_model", None), "model_fields", {})
 
-
+# %% ../../nbs/deploy/07_door.ipynb #26f82eb7
 def _fits(block: Any, given: Any) -> bool:
     "Tell whether an input of a page can be what a request gives."
     kind = getattr(block, "get_block_name", lambda: "")()
@@ -443,7 +442,7 @@ async def _stream(door: Door, talk: _Talk) -> None:
     finally:
         leave()
 
-
+# %% ../../nbs/deploy/07_door.ipynb #ea55b7e7
 def _is_asked(page: Any, session: str | None, event: str) -> bool:
     "Tell whether an answer can still come; Gradio would break off in the middle of a stream."
     queue = getattr(page, "_queue", None)

@@ -16,7 +16,6 @@ from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
 import snakecls
 from ..core import UserError
 from ..data.label_facts import model_dangers, say_unknown
@@ -63,7 +62,7 @@ APP_REQUIREMENTS = (
     "torchvision",
 )  # what the app imports; Pillow and NumPy come along
 
-
+# %% ../../nbs/deploy/12_hub.ipynb #b52fb42c
 def _app_requirements() -> list[str]:
     "List those requirements that the app needs, with the versions that the package asks for."
     names = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-"): line for line in _requirement_lines()}
@@ -88,7 +87,7 @@ def _space_readme(
         rows=_card_rows(bundle), dangerous=bool(dangers), cautions=[one for one in cautions if one],
     ) + "\n"
 
-
+# %% ../../nbs/deploy/12_hub.ipynb #101b0c15
 def _one_line(text: Any) -> str:
     "Write a text without line breaks, which could begin something else."
     return " ".join(str(text).split())
@@ -160,7 +159,7 @@ def _licence_text() -> str:
 # %% ../../nbs/deploy/12_hub.ipynb #2d2a2e6e
 PACKAGE_FILES = (".py", ".html", ".css", ".js", ".json", ".md", ".typed")  # what the package consists of
 
-
+# %% ../../nbs/deploy/12_hub.ipynb #a2b7389e
 def _copy_package(
     output: Path,  # a new folder
 ) -> None:
@@ -180,7 +179,7 @@ def _copy_package(
 CONTENT = (".gitattributes", "LICENSE", "README.md", "app.py", "bundle", "requirements.txt", "snakecls")
 BINARY = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.safetensors", "*.onnx", "*.jpg"))
 
-
+# %% ../../nbs/deploy/12_hub.ipynb #c89d1227
 def write_space(
     bundle: str | Path,  # the bundle's folder
     folder: str | Path,  # the Space; empty, new, or one that was written before
@@ -206,7 +205,7 @@ def write_space(
         atomic_write(folder / name, text)
     return folder
 
-
+# %% ../../nbs/deploy/12_hub.ipynb #9bdf522a
 def _check_folder(folder: Path, source: Bundle) -> None:
     "Refuse a folder that is none, or holds something else than a Space."
     if folder.exists() and not folder.is_dir():

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
-
 import numpy as np
-
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown
@@ -93,7 +91,7 @@ def _rank_part(
     "Turn a photo's probabilities into its answer."
     return _rank_labels(probs, part.labels, top=top, facts=facts)
 
-
+# %% ../../nbs/deploy/01_predict.ipynb #fee8127b
 @_rank_part.register
 def _(
     part: MultiLabel, probs: np.ndarray, *, thresholds: Any = None, top: int = 3, fill: bool = False, facts: Any = None
@@ -266,7 +264,7 @@ def answers_table(
     ranks = [name for rank in range(1, 1 + n_ranks) for name in (f"rank{rank}", f"prob{rank}")]
     return shown[[*first, *ranks, *(name for name in shown if name not in {*first, *ranks})]]
 
-
+# %% ../../nbs/deploy/01_predict.ipynb #d18e08b4
 def _answer_row(row: dict[str, Any], dangers: Sequence[str], problem: Problem | str) -> dict[str, Any]:  # column -> value
     "Write the answer to one photo as a row."
     guesses = row.get("top", [])
@@ -280,7 +278,7 @@ def _answer_row(row: dict[str, Any], dangers: Sequence[str], problem: Problem | 
         values |= _target_columns(target, ranked, dangers)
     return values | ({"error": row["error"]} if "error" in row else {})
 
-
+# %% ../../nbs/deploy/01_predict.ipynb #440cd010
 def _rank_columns(guesses: Sequence[dict[str, Any]], of: str = "") -> dict[str, Any]:
     "Write the labels by rank, each with its probability."
     columns = {}
@@ -296,7 +294,7 @@ def _danger_columns(key: str, guesses: Sequence[dict[str, Any]], judged: dict[st
     said = {True: "yes", None: "not known", False: "no"}[found["among_them"]]
     return {f"{key}_among_them": said} | ({f"{key}_at_most": found["at_most"]} if "at_most" in found else {})
 
-
+# %% ../../nbs/deploy/01_predict.ipynb #7809b137
 def _target_columns(target: str, ranked: Sequence[dict[str, Any]], dangers: Sequence[str]) -> dict[str, Any]:
     "Write the labels of a further target, and whether a danger is among them."
     columns = _rank_columns(ranked, f"{target}_")

@@ -96,7 +96,7 @@ def check_host(
         raise Refused(403, f"A request from the page {origin[:100]} is not answered here. If that is this page under another name, "
                       f"start it with SNAKECLS_HOSTS={given or 'NAME'}.")
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #ad553c8b
 def _is_own_origin(origin: str, own: set[str], told: Sequence[str]) -> bool:  # `own`: hosts of this page, perhaps with a port
     "Tell whether a request comes from the page itself."
     scheme, _, given = origin.lower().partition("://")
@@ -166,7 +166,7 @@ def _read_json(
         raise Refused(400, "The request's JSON is not an object.")
     return value
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #2f336593
 def _check_depth(text: str, max_depth: int) -> None:
     "Refuse JSON that is nested too deep, before anything reads it."
     depth, within = 0, False
@@ -178,7 +178,7 @@ def _check_depth(text: str, max_depth: int) -> None:
         if depth > max_depth:
             raise Refused(400, f"The request's JSON is nested deeper than {max_depth} levels.")
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #cb7bb2e5
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
@@ -204,7 +204,7 @@ def _known_files(
 # %% ../../nbs/deploy/05_requests.ipynb #c8fe66b3
 KEYS = {"data": list, "fn_index": int, "trigger_id": int, "session_hash": str, "event_data": None}  # of a request to a function
 
-
+# %% ../../nbs/deploy/05_requests.ipynb #60125b01
 def clean_call(
     body: bytes,
     may_name: Callable[[Any], bool],

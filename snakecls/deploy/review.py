@@ -9,9 +9,7 @@ __all__ = ['answer', 'build_review', 'launch_review']
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 import pandas as pd
-
 from ..clean.cases import Case, Review, make_cases, shown_labels
 from ..clean.issues import short_path
 from ..core import UserError
@@ -21,14 +19,13 @@ from ..data.problem import Problem, as_part
 from ..data.thumbnails import jpeg_uri
 from .service import Served, prepare_gradio, serve
 from ..page import call_script, read_file, render
-
 if TYPE_CHECKING:
     import gradio as gr
 
 # %% ../../nbs/deploy/11_review.ipynb #0a01f175
 _MOST_OTHERS = 3  # photos that show the same, below the one in question
 
-
+# %% ../../nbs/deploy/11_review.ipynb #b7cdbeae
 def _photo_data(
     path: str,
     *,
@@ -37,7 +34,7 @@ def _photo_data(
     "Read a photo as training sees it (turned rightly, on white); raises `PhotoError`."
     return jpeg_uri(open_photo(path), side=longest_px, quality=88)
 
-
+# %% ../../nbs/deploy/11_review.ipynb #a18b512f
 def _photo_html(case: Case) -> str:
     "Show a photo and those that show the same, or why it cannot be shown."
     image, problem = "", ""
@@ -76,7 +73,7 @@ def _progress_html(
     place, percent = f"{index + 1} of {n_cases}" if index < n_cases else "Done", 100 * n_decided / max(1, n_cases)
     return render("review/progress.html", place=place, n_decided=n_decided, file=Path(file).name, percent=percent)
 
-
+# %% ../../nbs/deploy/11_review.ipynb #404fa302
 def _end_html(
     decisions: Iterable[dict[str, Any]],  # with their action
     n_open: int,  # photos that were skipped
@@ -213,7 +210,7 @@ def _relabel_button(review: Review, path: str, label: str | list[str] | None) ->
     same = case is None or chosen is None or review.part.same(chosen, case.label)
     return gr.update(value="Relabel" if same else f"Relabel: {_button_text(chosen) or 'no label'}", interactive=not same)
 
-
+# %% ../../nbs/deploy/11_review.ipynb #96607c05
 def _button_text(label: str | list[str]) -> str:
     "Write a label, or several, so that they fit on a button; all of it stands beside the photo."
     text = shown_labels(label)
@@ -258,12 +255,12 @@ def _choices(cases: Sequence[Case], labels: Sequence[str], part: Any) -> list[st
     named = [part.names(names) for case in cases for names in (case.new_label, case.label)]
     return sorted({*labels, *(name for names in named for name in names if name)})
 
-
+# %% ../../nbs/deploy/11_review.ipynb #5332396c
 def _decision_text(decision: dict[str, Any]) -> str:
     "Write a decision for people."
     return f"relabel as {shown_labels(decision['label']) or 'no label'}" if decision["action"] == "relabel" else decision["action"]
 
-
+# %% ../../nbs/deploy/11_review.ipynb #9a589b3a
 def _other(path: str, label: str) -> dict[str, str]:
     "Give what is shown of a photo that the one in question is confused with."
     try:

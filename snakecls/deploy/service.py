@@ -19,13 +19,11 @@ import time
 import webbrowser
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
 from ..core import UserError
 from .door import Door, Limits, client_key
 from .requests import FILES, PAGE, PROGRAMS, host_address, told_hosts
 from .turns import bound_page
 from .uploads import is_upload, new_uploads, private_folder, remove_uploads
-
 if TYPE_CHECKING:
     import gradio as gr
 
@@ -38,7 +36,7 @@ def _server_address() -> tuple[str, int | None]:  # name, port (None: the first 
     name = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if _on_space() else "127.0.0.1")
     return name, int(port) if port else None
 
-
+# %% ../../nbs/deploy/09_service.ipynb #19e0ba1c
 def _on_space() -> bool:
     "Tell whether this is a Hugging Face Space."
     return bool(os.environ.get("SPACE_ID")) or os.environ.get("SYSTEM") == "spaces"
@@ -106,7 +104,7 @@ def _put_behind_door(
     frames = ("https://huggingface.co", "https://*.hf.space") if _on_space() else ()
     return Door(outer, page, uploads, allowed=allowed, listening=listening, told=told_hosts(), limits=limits, frames=frames)
 
-
+# %% ../../nbs/deploy/09_service.ipynb #76874a61
 def _own_files() -> list[str]:
     "List the files that the page itself shows, such as its examples: known by now, and all that can be named beside uploads."
     return [str(file) for file in private_folder().rglob("*") if file.is_file() and not is_upload(file)]
@@ -131,7 +129,7 @@ def _mount(page: "gr.Blocks", limits: Limits, **kwargs: Any) -> Any:  # kwargs f
 # %% ../../nbs/deploy/09_service.ipynb #406fd013
 HEADER_S = 20  # until a request's headers have come in
 
-
+# %% ../../nbs/deploy/09_service.ipynb #08042f2b
 def _make_protocol(
     door: Door,  # whose limits hold
 ) -> type:
@@ -173,7 +171,7 @@ def _make_protocol(
 # %% ../../nbs/deploy/09_service.ipynb #dfeeff52
 _PROXIES = "127.0.0.1,::1"  # whose X-Forwarded-For is believed
 
-
+# %% ../../nbs/deploy/09_service.ipynb #eae0c230
 class _Server:
     "A running page: Uvicorn in a thread, and what removes old photos."
 
@@ -260,7 +258,7 @@ def serve(
         _wait_until_stopped(page)
     return Served(address, page)
 
-
+# %% ../../nbs/deploy/09_service.ipynb #fd6d9f0d
 def _cannot_listen(error: OSError, name: str, server_name: str, port: int | None) -> str:
     "Say why a page cannot start, and what to change."
     if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -284,7 +282,7 @@ def _wait_until_stopped(page: "gr.Blocks") -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
+# %% ../../nbs/deploy/09_service.ipynb #cbae3c6c
 def _ending_signals() -> list[int]:
     "List the signals beside Ctrl-C that end a page; only a program's main thread may take them."
     if threading.current_thread() is not threading.main_thread():

@@ -14,19 +14,16 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-
 from PIL import Image
-
 from ..core import UserError
 from ..data.photos import known_formats, open_stream
-
 if TYPE_CHECKING:
     import gradio as gr
 
 # %% ../../nbs/deploy/08_turns.ipynb #7138c595
 LARGE_PIXELS = 25_000_000  # the 12 and 24 megapixels of most telephones are not large
 
-
+# %% ../../nbs/deploy/08_turns.ipynb #2d687bdf
 def count_pixels(
     photo: Any,  # a path or bytes
 ) -> int:  # 0 where it cannot be told, as of a file that is no photo
@@ -54,7 +51,7 @@ def _few_arenas(
     mallopt, m_arena_max = _glibc("mallopt"), -8  # from malloc.h
     return mallopt is not None and bool(mallopt(m_arena_max, n))
 
-
+# %% ../../nbs/deploy/08_turns.ipynb #856f6d16
 def _give_back_memory() -> bool:  # whether there was anything to give; only glibc on Linux does
     "Give freed memory back to the system."
     trim = _glibc("malloc_trim")
@@ -187,7 +184,7 @@ class Turns(_Workers):
         waiting.add_done_callback(_look_at)
         return await waiting
 
-
+# %% ../../nbs/deploy/08_turns.ipynb #7a62a924
 def _look_at(done: asyncio.Future) -> None:
     "Take an exception, so that none is told as lost where nobody waits any more."
     if not done.cancelled():

@@ -12,10 +12,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pandas as pd
-
 from ..charts import lay_curves, lay_grid
 from ..core import UserError
 from ..disk import atomic_write, read_json
@@ -39,7 +37,7 @@ from ..stats import find_top_k, top_names
 # %% ../../nbs/evaluate/08_report.ipynb #32d36124
 _GIVEN = "given"  # photos of no run, that somebody scored a model on
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #7231e052
 def write_report(
     folder: str | Path,  # a run folder
     *,
@@ -130,7 +128,7 @@ _LIST_SCORES = {
     "accuracy": "All labels right",
 }
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #7d60e529
 def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str) -> list[dict]:
     "Make the tiles on top of the page: the scores of a split, and what the run cost."
     metrics, tiles = facts.metrics, []
@@ -167,7 +165,7 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
         "mean_of_targets": facts.metrics.get("problem") == "several_targets",
     }
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #22e5734b
 def _make_curves(history: Any) -> list[dict]:  # of DataFrame
     "Lay out scores and losses over the epochs."
     if history is None or not len(history):
@@ -220,14 +218,14 @@ def _make_stages(
 # %% ../../nbs/evaluate/08_report.ipynb #2be53081
 _MOST_CLASSES, _MOST_ROWS = 40, 20  # of a matrix; of a table before the rest is folded
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #70db95cd
 def _make_matrix(matrix: np.ndarray, labels: list[str]) -> dict:
     "Lay out the confusion matrix."
     share, shown = matrix / np.maximum(matrix.sum(1, keepdims=True), 1), _most_involved(matrix)
     note = f"The {_MOST_CLASSES} of {len(labels)} classes that take part in most mistakes." if len(labels) > _MOST_CLASSES else ""
     return {"rows": _make_cells(matrix, share, labels, shown, "{row} taken for {column}: {count}"), "note": note}
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #582b6c35
 def _make_pairs(matrix: np.ndarray, labels: list[str], label_facts: dict) -> list[dict]:
     "Make the list of the most confused pairs, with a mark where a fact was lost."
     totals = dict(zip(labels, matrix.sum(1).tolist()))
@@ -255,7 +253,7 @@ def _make_label_rows(split: ListFacts, thresholds: list[float]) -> list[dict]:
     most = max((sum(row[part] for part in parts) for row in rows), default=0) or 1
     return [row | {"widths": {part: f"{100 * row[part] / most:.1f}" for part in parts}} for row in rows]
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #48871862
 def _make_together(y: np.ndarray, labels: list[str]) -> dict:
     "Lay out the square of labels that stand together."
     counts = count_together(y)
@@ -264,7 +262,7 @@ def _make_together(y: np.ndarray, labels: list[str]) -> dict:
     say = "{count} of {n} photos with {row} have {column}", "{count} of {n} photos with {row}"
     return {"rows": _make_cells(counts, share, labels, shown, *say, kinds=("d", "r")), "note": note}
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #69c1c474
 def _make_thresholds(metrics: dict) -> list[dict]:
     "Make the rows of the comparison of thresholds."
     chosen = metrics.get("thresholds") or {}
@@ -290,7 +288,7 @@ def _make_label_photos(split: ListFacts, chosen: np.ndarray, folders: list[Path]
 # %% ../../nbs/evaluate/08_report.ipynb #022748fe
 _MOST_PHOTOS = 24  # of a danger; the others are counted
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #66a23f52
 def _make_dangers(facts: RunFacts, split: SplitFacts | ListFacts, folders: list[Path]) -> dict[str, Any]:
     "Say how often something dangerous was called harmless, and show those photos."
     dangers = _count_dangers(facts, split) if split.probs is not None else []
@@ -317,7 +315,7 @@ def _make_analysis(facts: RunFacts, split: SplitFacts | ListFacts, label_facts: 
         "wrong": _make_photos(split, wrong, folders), "right": _make_photos(split, right, folders),
     }
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #25e71216
 def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path]) -> dict[str, Any]:
     "Make what is read from predictions of several labels."
     rows, names = _make_label_rows(split, facts.thresholds), np.array(split.labels, object)
@@ -339,18 +337,18 @@ def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
     return [verdict for verdict in verdicts if verdict]
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #725f0484
 def _judge_facts(facts: RunFacts, split: SplitFacts | ListFacts, label_facts: dict) -> list[dict]:
     "Say how often a fact was lost; dangers are counted more closely."
     judge = judge_missed_labels if isinstance(split, ListFacts) else judge_missed
     return judge(split, label_facts, but=known_dangers(label_facts, facts.bundle.get("danger_columns") or []))
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #a67a97e6
 def _warn(note: str) -> dict:
     "Make a verdict of what has to be known first."
     return {"kind": "warn", "title": "Before you read on", "text": note[:1].upper() + note[1:]}
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #f54e4b0a
 def _make_names(label_facts: dict) -> dict[str, dict]:  # label -> common_name, marks
     "Take from facts what stands beside a label's name."
     return {
@@ -358,7 +356,7 @@ def _make_names(label_facts: dict) -> dict[str, dict]:  # label -> common_name, 
         for label, known in label_facts.items()
     }
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #5ae00cac
 def _make_header(facts: RunFacts) -> dict[str, Any]:
     "Make title, subtitle, footer and the notice of a run that did not finish."
     metrics, settings, status = facts.metrics, facts.settings, facts.status
@@ -378,7 +376,7 @@ def _make_header(facts: RunFacts) -> dict[str, Any]:
         values["problem"] = {"title": title, "text": status.get("message") or "The page shows what there is so far."}
     return values
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #ab899d84
 def _make_details(facts: RunFacts) -> dict[str, Any]:
     "Make the folded parts: experiment, environment and all epochs."
     versions, git = (facts.environment.get(key) or {} for key in ("versions", "git"))
@@ -398,12 +396,12 @@ def _choose_split(facts: RunFacts) -> str:
     measured = [name for name in ("test", "valid") if facts.metrics.get(name) or name in facts.predictions]
     return next(iter([*measured, *facts.predictions]), "valid")
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #c75427df
 def _name_photos(split: str) -> str:  # 'test photos', 'photos'
     "Name the photos of a split, within a sentence."
     return {"test": "test photos", "valid": "validation photos", _GIVEN: "photos"}.get(split, f"photos of '{split}'")
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #9ceccb32
 def _say_split(name: str, scores: dict | None = None) -> str:
     "Say what it means that numbers come from a split."
     less = f"; {chosen}, so expect a little less on new ones" if (chosen := say_chosen(scores)) else ""
@@ -416,7 +414,7 @@ def _score_titles(scores: dict, n_classes: int) -> dict[str, str]:  # of a split
     top = {name: text for name, text in (top_names(scores) or top_names(["top3_accuracy"])).items() if find_top_k([name])[0] < n_classes}
     return {"f1_macro": "Macro F1", **{key: f"{text.capitalize()} accuracy" for key, text in top.items()}, "accuracy": "Accuracy"}
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #791933c7
 def _second_score(metrics: dict) -> tuple[str, str]:  # its name, its title
     "Choose the score that stands beside macro F1 in the table of stages."
     if metrics.get("problem") == "multi_label":
@@ -426,7 +424,7 @@ def _second_score(metrics: dict) -> tuple[str, str]:  # its name, its title
     top = ((name, text.capitalize()) for name, text in measured.items() if find_top_k([name])[0] < n_classes)
     return next(top, ("accuracy", "Accuracy"))
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #b1d8aa36
 def _make_trained_tile(metrics: dict) -> dict:
     "Make the tile of what the training led to, where something else is served."
     trained = metrics["trained"]
@@ -437,7 +435,7 @@ def _make_trained_tile(metrics: dict) -> dict:
         "high": high, "lines": lines,
     }
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #ab67dc12
 def _say_epochs(history: Any) -> list[str]:  # of DataFrame; no line where nothing is known
     "Say how many epochs a history has; a linear probe is none."
     if history is None or not len(history):
@@ -445,7 +443,7 @@ def _say_epochs(history: Any) -> list[str]:  # of DataFrame; no line where nothi
     n = sum(name != "P" for name in name_epochs(history))
     return [f"{n} epoch{'s' if n > 1 else ''}" if n else "a linear probe, no epochs"]
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #dad2142c
 def _say_duration(seconds: float) -> str:
     "Say a duration in the unit that suits it."
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -458,7 +456,7 @@ def _find_best(history: Any) -> int | None:  # a row
     marked = np.flatnonzero(history["is_best"].astype(str).str.lower().isin(["true", "1", "1.0"]))
     return int(marked[-1]) if marked.size else None
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #5fc10de6
 def _find_epoch(metrics: dict, history: Any, stage: int, epoch: int) -> dict:  # empty where it is not known
     "Find the scores of an epoch (0: the probe) in the history, or of the best probe in the metrics."
     if history is not None and {"stage", "epoch"} <= set(history):
@@ -468,7 +466,7 @@ def _find_epoch(metrics: dict, history: Any, stage: int, epoch: int) -> dict:  #
     probe = metrics.get("probe") or {}
     return probe if epoch == 0 and probe.get("stage") == stage else {}
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #f7fb57df
 def _say_best(metrics: dict) -> str:
     "Say where the best weights come from."
     best = metrics.get("best") or {}
@@ -478,7 +476,7 @@ def _say_best(metrics: dict) -> str:
     size = f", at {best['size']:g} px" if best.get("size") else ""
     return f"The weights that were kept: {when} of stage {best['stage']}{size}."
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #e2d007a7
 def _embed_png(file: Path) -> str | None:  # a data URI; None where there is no such file
     "Put a picture into the page, which stays one file."
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.exists() else None
@@ -503,25 +501,25 @@ def _make_cells(
 
     return lay_grid(counts, shares, names, say=title, kinds=kinds, short=_shorten)
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #d445796e
 def _most_involved(matrix: np.ndarray) -> list[int]:
     "Give the places of all classes, or of those that take part in most mistakes where there are too many."
     wrong = matrix - np.diag(np.diag(matrix))
     return sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES].tolist())
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #87ec0b14
 def _most_photos(counts: np.ndarray) -> list[int]:  # from `count_together`
     "Give the places of all labels, or of those with most photos where there are too many."
     return sorted(np.argsort(-np.diag(counts), kind="stable")[:_MOST_CLASSES].tolist())
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #e7b6700d
 def _shorten(label: str) -> str:
     "Shorten a binomial to 'G. species', the way it is written at the second mention; other labels stay."
     words = label.split()
     binomial = len(words) == 2 and words[0].istitle() and words[1].islower()
     return f"{words[0][0]}. {words[1]}" if binomial else label
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #7f9a3c0c
 def _write_square(file: Path, matrix: np.ndarray, shown: list[int], labels: list[str], plot: Any) -> Path:
     "Draw those rows and columns of a square that are shown into a file."
     part, names = matrix[np.ix_(shown, shown)], [labels[i] for i in shown]
@@ -540,7 +538,7 @@ def _count_dangers(facts: RunFacts, split: SplitFacts | ListFacts) -> list[dict]
     tables = {target: facts.predictions[file] for target, file in zip(targets, files) if file in facts.predictions}
     return joined(count_target_dangers(tables, targets, **known))
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #2e5b1c82
 def _title_danger(danger: dict, photos: str) -> str:
     "Say in a line how often something dangerous was called harmless."
     name, n, missed = danger["names"], danger["n"], danger["as_harmless"]
@@ -552,7 +550,7 @@ def _title_danger(danger: dict, photos: str) -> str:
         return f"Target '{target}': it is not known how often something {name} is called harmless"
     return f"Target '{target}': {said[:1].lower()}{said[1:]}"
 
-
+# %% ../../nbs/evaluate/08_report.ipynb #7d994447
 def _show_danger(danger: dict, folders: list[Path]) -> dict[str, Any]:  # title, text, photos
     "Show the photos of a danger that were called harmless, the surest mistakes first."
     name, n = danger["names"], len(danger["photos"])

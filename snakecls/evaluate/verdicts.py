@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
-
 from ..disk import read_json, read_parquet
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
 from ..stats import paired_bootstrap, say_difference
-
 if TYPE_CHECKING:
     from snakecls.evaluate.report_data import ListFacts, RunFacts, SplitFacts
 
@@ -50,7 +48,7 @@ def say_epochs_trained(
     n = _count_trained(metrics)
     return f"after {n} epoch{'s' * (n != 1)}"
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #2a0d9c47
 def is_served(
     metrics: dict,
 ) -> bool:  # False where nothing was trained
@@ -90,7 +88,7 @@ def judge_parent(
 # %% ../../nbs/evaluate/07_verdicts.ipynb #74ea493e
 MODE_NAMES = {"half": "0.5 for all", "global": "one for all, tuned", "per_class": "one for each label, tuned"}
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #d7f031e8
 def judge_thresholds(
     metrics: dict,
     test: "ListFacts | None",  # predictions of the test photos, decided by the thresholds that were chosen
@@ -123,16 +121,19 @@ def judge_missed(
     for key in _kinds_of_facts(label_facts, but):
         truth, guess = ([label_facts.get(label, {}).get(key) for label in labels] for labels in (split.y_true, split.y_pred))
         total, missed = truth.count(True), sum(t is True and g is False for t, g in zip(truth, guess))
+        if not total or False not in {known.get(key) for known in label_facts.values()}:
+            continue
         unknown = sum(t is True and g is None for t, g in zip(truth, guess))
-        if total and False in {known.get(key) for known in label_facts.values()}:
-            none = f"Mistakes among them, if any, did not lead to a label that is known not to be {key}."
-            verdicts.append({
-                "kind": "warn" if missed else "",
-                "title": f"{missed or 'None'} of {total} {key} photos {'were' if missed > 1 else 'was'} named as something not {key}",
-                "text": (f"{missed / total:.1%} of the photos whose true label is known to be {key}." if missed else none)
-                        + (f" {unknown} more went to a label of which it is not known." if unknown else ""),
-            })
+        text = f"{missed / total:.1%} of the photos whose true label is known to be {key}."
+        text = text if missed else f"Mistakes among them, if any, did not lead to a label that is known not to be {key}."
+        text += f" {unknown} more went to a label of which it is not known." if unknown else ""
+        verdicts.append(_tell_missed(missed, f"{total} {key} photos", f"named as something not {key}", text))
     return verdicts
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #f46ac4f8
+def _tell_missed(n: int, of: str, what: str, text: str) -> dict:
+    "Say how many were missed, as a warning where any was."
+    return {"kind": "warn" if n else "", "title": f"{n or 'None'} of {of} {'were' if n > 1 else 'was'} {what}", "text": text}
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #66f14faa
 def judge_missed_labels(
@@ -148,12 +149,9 @@ def judge_missed_labels(
         total = int(split.y_true[:, columns].sum())
         missed = int((split.y_true & ~split.y_pred)[:, columns].sum())
         if total:
-            verdicts.append({
-                "kind": "warn" if missed else "",
-                "title": f"{missed or 'None'} of {total} {key} labels {'were' if missed > 1 else 'was'} missed",
-                "text": f"{missed / total:.1%} of the times that a label known to be {key} was on a photo." if missed else
-                        f"Wherever a label known to be {key} was on a photo, it was found.",
-            })
+            text = f"{missed / total:.1%} of the times that a label known to be {key} was on a photo."
+            text = text if missed else f"Wherever a label known to be {key} was on a photo, it was found."
+            verdicts.append(_tell_missed(missed, f"{total} {key} labels", "missed", text))
     return verdicts
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #775f61be
@@ -182,7 +180,7 @@ def say_lost(
     return (f"{n}{whole} photo{'s' if n > 1 or whole else ''} could not be read any more ({each}); "
             f"the weights were chosen on {_n_chosen(metrics)} validation photos, and scored on {valid}.")
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #e3250745
 def judge_lost(
     metrics: dict,
 ) -> dict | None:
@@ -213,7 +211,7 @@ def judge_targets(
         verdicts.append({"kind": "", "title": f"Target '{target}': macro F1 {scores['f1_macro']:.3f}", "text": text})
     return verdicts
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #65d5b40d
 def judge_refit(
     metrics: dict,
 ) -> dict | None:
@@ -245,7 +243,7 @@ def _judge_both(metrics: dict) -> dict:
              f"length) shows in the trained weights{' alone' if probe else ''}.")
     return {"kind": "warn" if probe else "", "title": title, "text": text}
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #b5c0d3f9
 def _judge_tuned(metrics: dict) -> dict:
     "Say whether fine-tuning, whose last epoch is served, is better than its probe, as far as the photos can tell."
     found = metrics["fine_tuning"]
@@ -258,7 +256,7 @@ def _judge_tuned(metrics: dict) -> dict:
                 f"{found['low']:+.3f} to {found['high']:+.3f}), photo by photo on the same {found['n']} validation photos.",
     }
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #b03e2a67
 def _judge_unmeasured(metrics: dict) -> dict:
     "Give the scores of a run that did not compare its probe photo by photo, as older ones."
     best, probe, valid = (metrics.get(key) or {} for key in ("best", "probe", "valid"))
@@ -272,7 +270,7 @@ def _judge_unmeasured(metrics: dict) -> dict:
                 "known whether the training changed anything.",
     }
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #968ff3ae
 def _judge_kept(metrics: dict) -> dict:
     "Say that the model is a linear probe, without any training."
     valid, best = metrics.get("valid") or {}, metrics.get("best") or {}
@@ -304,20 +302,20 @@ def _compare_with_parent(facts: "RunFacts", before: Path, parent: str) -> dict |
                 f"{compared.low:+.3f} to {compared.high:+.3f}), photo by photo on the same {len(mine)} validation photos. Run {parent}.",
     }
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #85336e59
 def _count_trained(metrics: dict) -> int:
     "Count the epochs behind the trained weights, of all stages."
     trained = metrics.get("trained") or {}
     stages = [stage for stage in metrics.get("stages") or [] if stage.get("stage", 0) < trained.get("stage", 0)]
     return sum(stage.get("epochs") or 0 for stage in stages) + trained.get("epoch", 0)
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #1734eb06
 def _n_chosen(metrics: dict) -> int | None:
     "Count the validation photos that the weights were chosen on."
     all_photos = (metrics.get("photos") or {}).get("valid") or (metrics.get("valid") or {}).get("n")
     return (metrics.get("best") or {}).get("n_valid") or all_photos
 
-
+# %% ../../nbs/evaluate/07_verdicts.ipynb #d8c524f3
 def _kinds_of_facts(label_facts: dict, but: Iterable[str]) -> list[str]:
     "List the yes-or-no facts that are known, but those."
     return sorted({key for known in label_facts.values() for key, value in known.items() if isinstance(value, bool)} - set(but))

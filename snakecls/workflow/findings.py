@@ -8,9 +8,7 @@ __all__ = ['difference_text', 'settings_text', 'write_settings']
 # %% ../../nbs/workflow/14_findings.ipynb #c184d926
 from collections.abc import Sequence
 from pathlib import Path
-
 import numpy as np
-
 from ..disk import write_json
 from ..stats import mean_sd
 from .compare import changed_places, compare_pairs, fill_defaults, is_clear, judge_pair
@@ -54,7 +52,7 @@ def _compare_settings(
         "clear": is_clear(found) and agree and not seed_only, "seed_only": seed_only,
     }
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #4cd0c1f9
 def _matched_answers(pairs: Sequence[tuple[RunFolder, RunFolder]], name: str) -> tuple[list[tuple], str]:  # tables; why there are none
     "Read the answers of all pairs in the order of the first run's photos."
     tables, base = [], read_answers(pairs[0][0].path, name)
@@ -93,13 +91,13 @@ def _summarise_settings(
     settings = {name: _setting_scores([row for row in rows if row["setting"] == name]) | {"difference": found.get(name)} for name in names}
     return {"reference": reference, "parent_reason": reason, "settings": settings}
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #0123b74e
 def _setting_scores(rows: Sequence[dict]) -> dict:  # runs, seeds; served, trained, test and seconds of those that have them
     "Put the scores of one setting's runs into lists."
     found = {"runs": [row["run"] for row in rows], "seeds": [row["seed"] for row in rows], "difference": None}
     return found | {key: [row[key] for row in rows if row[key] is not None] for key in ("served", "trained", "test", "seconds")}
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #385c5364
 def _compare_with_parent(runs: dict[str, list[RunFolder]], parent: Path) -> dict[str, dict]:
     "Compare every setting with one earlier run."
     if not (parent / "status.json").exists():
@@ -137,7 +135,7 @@ def _settings_verdict(summary: dict) -> str:  # of `_summarise_settings`
         return f"other seeds than {reference} give {gap:+.3f}; that is the noise"
     return _who_differs(compared, reference)
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #7b10aa1a
 def _who_differs(compared: dict[str, dict], reference: str) -> str:
     "Name the settings that are better, those that are worse, and count the others."
     words = []
@@ -179,7 +177,7 @@ def _settings_result(summary: dict) -> str:
     gap = f"; against {summary['reference']} {difference_text(only['difference'])}" if only["difference"] else ""
     return f"macro F1 on the validation photos{over}: served {_mean_text(only['served'])}{trained}{gap}"
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #24f08edc
 def _highest_setting(settings: dict[str, dict]) -> str:
     "Name the setting with the highest mean, or those that are level with it."
     view = "trained" if any((each["difference"] or {}).get("about") == "trained" for each in settings.values()) else "served"
@@ -192,7 +190,7 @@ def _highest_setting(settings: dict[str, dict]) -> str:
     flatters = f"being the highest of {len(settings)} flatters it"
     return f"{len(settings)} settings; the highest {view} macro F1 has {best}, {text}, and {flatters}"
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #6ede0c12
 def _mean_text(values: Sequence[float]) -> str:
     "Write mean and spread, of one value the value alone."
     return mean_sd(values).replace(" (n=1)", "")
@@ -205,7 +203,7 @@ def _setting_row(name: str, each: dict, root: Path, logbook: Path) -> dict:
     scores = {key: _mean_text(each[key]) if each[key] else "" for key in ("served", "trained", "test")}
     return {"setting": name, "run": links} | scores | {"s": f"{np.mean(each['seconds']):.0f}" if each["seconds"] else ""}
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #515be653
 def _entry_rows(summary: dict, members: Sequence[Member], root: Path, logbook: Path, more: dict[str, dict]) -> list[dict]:
     "Make the rows of the entry's table."
     settings = summary["settings"]
@@ -252,7 +250,7 @@ def write_settings(
         _write_entry(folder, ran, summary, _entry_rows(summary, members, folder.parent, Path(logbook), more or {}), Path(logbook), question)
     return summary
 
-
+# %% ../../nbs/workflow/14_findings.ipynb #7c436d2d
 def _write_entry(folder: Path, ran: Sequence[RunFolder], summary: dict, rows: list[dict], logbook: Path, question: str) -> None:
     "Write the one entry of a grid into the logbook."
     experiments = [run.experiment() for run in ran]

@@ -9,11 +9,9 @@ __all__ = ['FoldsResult', 'folds_text', 'find_folds', 'run_folds']
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
-
 from ..core import UserError
 from ..disk import read_json, read_parquet, write_json, write_table
 from ..evaluate.ensembles import ensemble_probs, join_folds, summarise_folds
@@ -67,7 +65,7 @@ def _score_test(results: Sequence[RunResult], labels: Sequence[str], target: str
     thresholds = _mean_thresholds([result.metrics["thresholds"] for result in results])
     return score_table(ensemble_probs(tables, labels, thresholds=thresholds), labels, top_k=top_k)
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #c4623bcf
 def _mean_thresholds(thresholds: Sequence[dict | None]) -> list[float] | None:  # None with one label on a photo
     "Average what several runs chose as thresholds."
     return None if None in thresholds else np.mean([each["values"] for each in thresholds], axis=0).tolist()
@@ -106,7 +104,7 @@ def _join_runs(folder: Path, results: Sequence[RunResult], top_k: Sequence[int])
         targets[target] = _join_scores(results, names, file, target=target, top_k=top_k) if place else first
     return FoldsResult(folder, runs, first["summary"], first["out_of_fold"], first["test"], targets)
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #1f123eed
 def _write_manifest(folder: Path, runs: Sequence[RunFolder]) -> None:
     "Keep what is known about every photo that the folds validated."
     manifests = [read_parquet(run / "manifest.parquet") for run in runs]
@@ -120,7 +118,7 @@ def folds_text(result: FoldsResult) -> str:
         return "\n\n".join(f"Target {target}\n{_target_text(**scores)}" for target, scores in result.targets.items())
     return _target_text(result.summary, result.scores, result.test)
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #a4b9eaac
 def _target_text(summary: dict, out_of_fold: dict, test: dict | None) -> str:
     "Write what the folds gave for one target."
     low, high = out_of_fold["f1_macro_interval"]
@@ -149,7 +147,7 @@ def find_folds(
 # %% ../../nbs/workflow/15_folds.ipynb #25d49303
 _NOT_JUDGED = {"other": None, "proposed": False, "changed": [], "reason": "", "about": None, "views": {}}
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #87d5f19b
 def _judge_folds(
     folder: Path,  # with the joined predictions
     experiment: dict,  # of the first fold
@@ -169,7 +167,7 @@ def _judge_folds(
             return _NOT_JUDGED | {"other": other.name, "reason": reason}
     return dict(_NOT_JUDGED)
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #700e1ecd
 def _earlier_folds(folder: Path) -> list[Path]:  # the newest first
     "List the other folds beside a folder of folds."
     others = [file for file in folder.parent.glob("*/folds.json") if file.parent != folder]
@@ -239,7 +237,7 @@ def _write_entry(
         ),
     )
 
-
+# %% ../../nbs/workflow/15_folds.ipynb #58172ffd
 def _compared_text(judged: dict, parent_run: str = "") -> str:
     "Say what folds were compared with, or why with nothing."
     text = "folds have other photos, and are not compared with each other"

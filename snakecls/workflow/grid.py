@@ -10,10 +10,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
 import pandas as pd
 from fastcore.meta import delegates
-
 from ..core import UserError
 from ..experiment.file import make_experiment
 from ..experiment.plan import make_plan
@@ -48,7 +46,7 @@ def _split_values(text: str) -> list[str]:
 # %% ../../nbs/workflow/16_grid.ipynb #1995ea9f
 MOST_COMBINATIONS = 10_000  # each is a training of minutes
 
-
+# %% ../../nbs/workflow/16_grid.ipynb #2c501957
 def _parse_grid(
     axes: Sequence[str],  # 'key=value,value', as after --set
 ) -> list[list[str]]:  # the overrides of each combination
@@ -130,7 +128,7 @@ def run_grid(
     book, command = recorder.book(experiment), recorder.command
     return Compared(table, write_settings(folder, members, kind="grid", axes=axes, logbook=book, command=command))
 
-
+# %% ../../nbs/workflow/16_grid.ipynb #5e2f9235
 def _run_combination(combination: list[str], experiment: Experiment, recorder: RunRecorder) -> tuple[dict, Member]:  # its row
     "Run one combination, or note why it cannot run."
     setting = " ".join(map(_short_setting, combination))
@@ -150,7 +148,7 @@ def table_text(compared: Compared) -> str:
     text = table.drop(columns=[*empty, "run"], errors="ignore").round(3).to_string(index=False)
     return f"{text}\n\n{_summary_text(compared.summary)}"
 
-
+# %% ../../nbs/workflow/16_grid.ipynb #f2dfedc8
 def _summary_text(summary: dict) -> str:  # of `write_settings`
     "Say mean, spread and verdict of a grid for a terminal."
     lines = []
@@ -193,13 +191,13 @@ def compare_modes(
     return Compared(table, write_settings(
         folder, members, kind="precision", axes=axes, logbook=book, command=recorder.command, more=_speed_cells(table)))
 
-
+# %% ../../nbs/workflow/16_grid.ipynb #b05980a5
 def _in_mode(experiment: Experiment, mode: str) -> Experiment:
     "Copy an experiment with another precision."
     train = experiment.train.model_copy(update={"precision": mode})
     return experiment.model_copy(update={"name": f"{experiment.name[:60]}-{mode}", "train": train})
 
-
+# %% ../../nbs/workflow/16_grid.ipynb #7a9a454a
 def _speed_cells(table: pd.DataFrame) -> dict[str, dict[str, str]]:  # mode -> cells for the entry
     "Write how fast each precision is."
     ran = [row for row in table.itertuples() if not row.note]

@@ -12,7 +12,6 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
 from ..core import UserError
 from ..disk import read_json, write_json
 from ..models.bundle import is_bundle
@@ -23,7 +22,7 @@ from .run_folder import RunFolder, list_statuses, lock_is_held, open_lock, read_
 # %% ../../nbs/workflow/07_killed.ipynb #13ca74a7
 WHY_KILLED = "its process ended without a word, as after kill -9, without memory, or without power"
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #dc990cb9
 def complete_killed(
     roots: Iterable[str | Path],  # folders of runs
     *,
@@ -89,7 +88,7 @@ def _what_is_left(run: RunFolder) -> str:
     except (UserError, KeyError, ValueError, TypeError) as e:
         return f"its weights are in {run / CHECKPOINT}, though its records are damaged ({e})"
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #c69f926f
 def _last_sign(run: RunFolder) -> str:  # UTC, ISO 8601
     "Say when a run last wrote something."
     times = [file.stat().st_mtime for name in ("status.json", "history.csv", "run.log", CHECKPOINT) if (file := run / name).exists()]
@@ -114,7 +113,7 @@ def _write_missing_entry(
     add_entry(path, make_entry(run, logbook=path, command=str(status.get("command") or ""), message="" if scored(run) else message))
     return f" Its entry is in {path}."
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #36504403
 def _is_line(value: object) -> bool:
     "Tell whether a value is text that can be a path or a command."
     return isinstance(value, str) and "\0" not in value
@@ -122,7 +121,7 @@ def _is_line(value: object) -> bool:
 # %% ../../nbs/workflow/07_killed.ipynb #8019a707
 PROGRESS = "progress.json"  # in the folder of folds, a grid or a comparison
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #da13b831
 def _read_progress(
     folder: Path,  # of the group
 ) -> dict[str, Any]:  # status, kind, of, command, logbook; empty where the file is damaged, or there is none
@@ -133,7 +132,7 @@ def _read_progress(
         return {}
     return {name: value for name, value in values.items() if name not in ("logbook", "command", "message") or _is_line(value)}
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #9132ab22
 def _group_members(folder: Path) -> list[tuple[Path, dict]]:  # folder and status of each run
     "List the runs of a group."
     return [(path, status) for path, status in reversed(list_statuses(folder.parent)) if status.get("part_of") == folder.name]
@@ -186,7 +185,7 @@ def end_group(
             message += f" Its entry could not be written into the logbook ({e})."
     return f"{said.get('kind', 'group')} {folder.name}: {message[0].lower()}{message[1:]}"
 
-
+# %% ../../nbs/workflow/07_killed.ipynb #25f2a231
 def _say_done(done: list[str]) -> str:  # of the ids of finished runs
     "Say which runs of a group are finished, and how they can be used."
     if not done:

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pandas as pd
 from PIL import Image
-
 from ..disk import write_table
 from ..data.columns import some
 from ..data.lost import PhotosGone
@@ -107,7 +105,7 @@ def _choose_thresholds(
     "Tune the thresholds on the validation photos."
     return None
 
-
+# %% ../../nbs/workflow/10_results.ipynb #d549f954
 @_choose_thresholds.register
 def _(problem: MultiLabel, tables: dict[str, pd.DataFrame], mode: str = "half") -> dict | None:
     answers = {split: (problem.encode(table["labels"]), table_probs(table)) for split, table in tables.items()}
@@ -119,7 +117,7 @@ def _(problem: MultiLabel, tables: dict[str, pd.DataFrame], mode: str = "half") 
 # weights that were not kept, and the file of what they say about the validation photos
 NOT_SERVED = {"trained": "valid-trained", "probe": "valid-probe"}
 
-
+# %% ../../nbs/workflow/10_results.ipynb #17c1e075
 def _decide_tables(
     tables: dict[str, pd.DataFrame],  # predictions, by split or by weights
     problem: Problem,
@@ -170,7 +168,7 @@ def _photos(plan: Plan, split: str) -> pd.DataFrame:
     "Give the photos of a split."
     return plan.table[plan.table["split"] == split]
 
-
+# %% ../../nbs/workflow/10_results.ipynb #4fd8799d
 def _predict_split(plan: Plan, split: str) -> dict[str, pd.DataFrame]:  # target -> predictions; empty where the split has no photos
     "Predict a split as the app will do it; raises `PhotosGone` where no photo can be read any more."
     photos, dls, flip = _photos(plan, split), plan.learn.dls, plan.experiment.predict.flip
@@ -296,7 +294,7 @@ NOT_WRITTEN = (
 NOT_LEFT = " It was not fitted again (train.refit), as photos that it needs cannot be read any more."
 NOT_REFITTED = " It was not fitted again (train.refit), as that is for a probe, and an epoch of fine-tuning is served."
 
-
+# %% ../../nbs/workflow/10_results.ipynb #ccacd419
 def _refit(plan: Plan, result: ScheduleResult) -> tuple[bool, str]:  # whether it was done; a sentence for the run's message, or nothing
     "Fit a winning probe again on training and validation photos, where that is asked for."
     if not plan.experiment.train.refit:

@@ -12,10 +12,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
 import pandas as pd
 from fastcore.meta import delegates
-
 from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
@@ -44,7 +42,7 @@ class RunResult:
     metrics: dict
     message: str  # one sentence: what won
 
-
+# %% ../../nbs/workflow/11_run.ipynb #ac3b88a2
 @delegates(make_recorder)
 def run_experiment(
     experiment: Experiment | str | Path,  # or an experiment file
@@ -100,7 +98,7 @@ def _open_plan(plan: Plan, recorder: RunRecorder) -> Plan:
     recorder.tell(plan.notes)
     return plan
 
-
+# %% ../../nbs/workflow/11_run.ipynb #074be3ee
 def _describe_table(plan: Plan) -> str:
     "Say how many photos and classes there are."
     counts, first = plan.table["split"].value_counts(), plan.problem.parts[0]
@@ -109,7 +107,7 @@ def _describe_table(plan: Plan) -> str:
         + f", {len(first.labels)} {'labels' if first.many else 'classes'}"
     )
 
-
+# %% ../../nbs/workflow/11_run.ipynb #cba44c74
 def _foresee(plan: Plan) -> str:  # one sentence
     "Say about how long the run will take, from a few photos' time on this machine."
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
@@ -137,7 +135,7 @@ def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
         atomic_write(run / "corrections.csv", csv_text(plan.corrected))
     describe_model(run, make_info(plan, {}))
 
-
+# %% ../../nbs/workflow/11_run.ipynb #676b6df4
 def _known_hashes(paths: Iterable[str]) -> dict[str, str]:  # of those that can be read
     "Hash files; one that is gone has no hash, and the loaders will tell it."
     hashes = {}
@@ -146,7 +144,7 @@ def _known_hashes(paths: Iterable[str]) -> dict[str, str]:  # of those that can 
             hashes[path] = file_hash(path)
     return hashes
 
-
+# %% ../../nbs/workflow/11_run.ipynb #e5d10d9b
 def _write_issues(plan: Plan, run: RunFolder) -> None:
     "Write what was left out at the start, and what got lost since."
     lost = plan.learn.dls.lost
@@ -185,10 +183,10 @@ def _train(
         recorder.say(f"Compiling took {compiling} s of the training.")
     return result, {"precision": plan.choice and plan.choice.rows, "compile_seconds": compiling}
 
-
+# %% ../../nbs/workflow/11_run.ipynb #99829fa5
 SHOWN = {"valid_loss": "loss", "f1_macro": "macro F1", "f1_micro": "micro F1"}  # and each top-k accuracy
 
-
+# %% ../../nbs/workflow/11_run.ipynb #3833aa68
 def _describe_epoch(row: dict) -> str:
     "Say one epoch's numbers in a line."
     what = "probe  " if row["epoch"] == 0 else f"epoch {row['epoch']}"

@@ -23,9 +23,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
 from fastcore.basics import patch
-
 from ..core import UserError, unknown_name
 from ..disk import atomic_write, is_disk_full, plain, read_json, write_json
 from ..stats import top_names
@@ -93,7 +91,7 @@ def _format_rows(columns: list[str], rows: Iterable[dict], *, header: bool = Fal
 # %% ../../nbs/workflow/03_run_folder.ipynb #dca3f68d
 STATES = ("running", "finished", "failed", "stopped", "killed")
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #148c6b51
 def read_status(
     path: str | Path,  # a run's folder
 ) -> dict:  # {'status': one of `STATES`, 'name', 'started', …}, all of them text
@@ -131,7 +129,7 @@ def open_lock(path: Path, timeout_s: float):
 
     return FileLock(str(path / ".lock"), timeout=timeout_s)
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #15533094
 def lock_is_held(path: Path) -> bool:  # also where that cannot be found out, as in a folder of somebody else's
     "Say whether a living process has a run, without writing anything."
     lock = path / ".lock"
@@ -155,7 +153,7 @@ def lock_is_held(path: Path) -> bool:  # also where that cannot be found out, as
 # %% ../../nbs/workflow/03_run_folder.ipynb #38c239be
 BEAT_S, SILENT_S, DAY_S = 30.0, 900.0, 86400.0
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #3784e91c
 def _is_alive(
     path: Path,  # a run's folder
     status: dict,  # that says it is running
@@ -182,12 +180,12 @@ def _utc_now() -> str:
     "Return the present in UTC, as ISO 8601 to the second."
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #7c8378d3
 def _is_run(path: str | Path) -> bool:
     "Tell whether a folder is a run's, whatever stands in its files; a name that no file can have is none."
     return os.path.exists(os.path.join(path, "status.json"))
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #5830a258
 def list_statuses(
     root: str | Path,  # the folder of all runs
 ) -> list[tuple[Path, dict]]:  # (folder, as `read_status` gives it), the newest first
@@ -245,7 +243,7 @@ def __repr__(self: RunFolder) -> str:
 # %% ../../nbs/workflow/03_run_folder.ipynb #3187838d
 LOG = logging.getLogger("snakecls")
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #8b9dc5c4
 @patch
 def start(self: RunFolder) -> RunFolder:
     "Take the run's lock and begin to write `run.log`; raises `UserError` while another process has the run."
@@ -326,7 +324,7 @@ def write_status(path: Path, status: dict) -> None:
 def __enter__(self: RunFolder) -> RunFolder:
     return self
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #c73698bb
 @patch
 def __exit__(self: RunFolder, kind: type | None, error: BaseException | None, trace: Any) -> None:
     if self._lock is None:  # its end is recorded already
@@ -348,7 +346,7 @@ def write_experiment(self: RunFolder, experiment: dict) -> None:
     values = json.loads(json.dumps(experiment, default=plain))
     atomic_write(self / "experiment.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #279a4289
 @patch
 def experiment(self: RunFolder) -> dict:
     "Read `experiment.yaml`; empty where the run never got that far."
@@ -365,7 +363,7 @@ def write_environment(
     write_json(self / "environment.json", environment)
     return environment
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #a6945791
 @patch
 def environment(self: RunFolder) -> dict:
     "Read `environment.json`; empty where there is none."
@@ -380,13 +378,13 @@ def add_epoch(
     "Append an epoch to `history.csv`."
     append_row(self / "history.csv", row)
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #6f99f284
 @patch
 def history(self: RunFolder):  # DataFrame, one row per epoch; empty before the first
     "Read `history.csv`."
     return read_history(self / "history.csv")
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #00960625
 @patch
 def write_history(
     self: RunFolder,
@@ -403,7 +401,7 @@ def write_metrics(self: RunFolder, metrics: dict) -> None:
     "Write `metrics.json`."
     write_json(self / "metrics.json", metrics)
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #d6ee0a5a
 @patch
 def metrics(self: RunFolder) -> dict:
     "Read `metrics.json`; empty before the run has any."
@@ -416,7 +414,7 @@ LEADERBOARD = [
     "parent", "part_of", "message",
 ]
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #b2d5208f
 def list_runs(
     root: str | Path = "runs",  # the folder of all runs
 ):  # DataFrame with the columns `LEADERBOARD`, finished runs before others, the best validation macro F1 first
@@ -475,7 +473,7 @@ def _count_epochs(history: Any) -> int:  # of DataFrame
     "Count the epochs that were trained; a row with epoch 0 is a linear probe."
     return int((history["epoch"] != 0).sum()) if "epoch" in history else len(history)
 
-
+# %% ../../nbs/workflow/03_run_folder.ipynb #6f22205a
 def trained_score(
     run: RunFolder,
 ) -> float | None:  # macro F1 on the validation photos; None where nothing was trained, or the last epoch was not validated

@@ -17,10 +17,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
 import typer
 from typer.core import TyperGroup
-
 from ..core import UserError, printable
 from ..disk import is_disk_full
 
@@ -39,7 +37,7 @@ def _prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):  # a notebook's streams take any text as they are
             stream.reconfigure(errors="backslashreplace")
 
-
+# %% ../../nbs/workflow/25_terminal.ipynb #fb8634c1
 def takes_unicode() -> bool:
     "Tell whether standard output is in UTF-8."
     return (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").replace("_", "") == "utf8"
@@ -52,7 +50,7 @@ class _Terminated(KeyboardInterrupt):
         super().__init__(*[] if number == signal.SIGINT else [signal.Signals(number).name])
         self.number = number
 
-
+# %% ../../nbs/workflow/25_terminal.ipynb #7a5c92b4
 def _say(text: str) -> None:
     with suppress(OSError):  # a full disk, a closed terminal: the exit code still tells
         print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
@@ -157,7 +155,7 @@ def _check_words(words: list[str]) -> None:
 # %% ../../nbs/workflow/25_terminal.ipynb #5db40b49
 MACHINE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
-
+# %% ../../nbs/workflow/25_terminal.ipynb #bde1a467
 def _first_cause(error: Exception) -> Exception:  # with `log`, where `error` has one
     "Find the error of the machine (no memory, a failing disk) behind another one: fastai trips over a `MemoryError` without a text."
     found: BaseException | None = error
@@ -202,7 +200,7 @@ def _short_text(error: Exception, length: int = 300) -> str:
     text = lines[-1] if lines[0].startswith(("Caught ", "Exception occured in ")) else lines[0]  # as torch and fastai wrap it
     return text.rstrip(".") if len(text) <= length else f"{text[:length]}…"
 
-
+# %% ../../nbs/workflow/25_terminal.ipynb #f8704a3e
 def _write_traceback(error: Exception) -> str:  # a sentence
     "Keep the traceback in a file, unless a run's log has it, and say where it is."
     where = getattr(error, "log", None)

@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-
 from fastcore.basics import patch
-
 from ..disk import plain
 from .run_folder import RunFolder
 
@@ -38,10 +36,10 @@ class Tracker(Protocol):
 class TrackerWarning(UserWarning):
     "A tracker did not do its work; the run goes on."
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #29f23c16
 LOG = logging.getLogger("snakecls")
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #62265092
 def _warn_tracker(message: str) -> None:
     "Show a warning, and keep it in `run.log`."
     LOG.info("warning: %s", message)
@@ -80,7 +78,7 @@ class Trackers:
         "Tell every tracker that the run is over; `metrics` is empty when it failed."
         self._tell("finish", metrics)
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #de6367cf
 @patch
 def _tell(self: Trackers, event: str, *args: Any) -> None:
     for tracker in list(self.trackers):
@@ -153,7 +151,7 @@ def _server_answers(
 # %% ../../nbs/workflow/08_trackers.ipynb #05ff60dd
 WAIT_S = 10.0  # a run waits this long for a tracker at its end, in all
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #9eb982cf
 def _wandb_worker() -> None:
     "Record one run at W&B as told on standard input; the main program of the other process."
     import queue
@@ -242,7 +240,7 @@ def log(self: WandbTracker, row: dict) -> None:
     "Send one epoch's row."
     self._say(event="log", row=row)
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #a205dc11
 @patch
 def _say(self: WandbTracker, **message: Any) -> None:
     try:
@@ -252,13 +250,13 @@ def _say(self: WandbTracker, **message: Any) -> None:
         self._hang_up()
         raise RuntimeError("its process has ended; wandb.log in the run folder says why") from e
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #dd83d1d9
 @patch
 def _hang_up(self: WandbTracker) -> None:
     with suppress(OSError):  # what could not be sent cannot be sent now either
         self.process.stdin.close()
 
-
+# %% ../../nbs/workflow/08_trackers.ipynb #84244387
 @patch
 def _listen(self: WandbTracker) -> None:
     for line in self.process.stdout:
