@@ -9,7 +9,6 @@ __all__ = ['predict_given', 'evaluate_given', 'give_facts']
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
 from ..core import UserError
 
 # %% ../../nbs/workflow/24_answers.ipynb #180bdd74
@@ -49,13 +48,15 @@ def _say_guess(guess: dict[str, Any], dangers: Sequence[str]) -> str:
     below = "" if guess.get("above", True) else " (below its threshold)"
     return guess["label"] + (f" ({', '.join(said)})" if said else "") + below + f" {percent(guess['prob'])}"
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #df97087a
 def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
     "Write a photo's answer: its labels, those of further targets, and below them what to be careful about."
     if "error" in row:
         return row["error"]
     parts = [", ".join(_say_guess(guess, dangers) for guess in row["top"])]
-    parts += [f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()]
+    parts += [
+        f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()
+    ]
     return "; ".join(parts) + (f"\n  {' '.join(row['caution'].values())}" if row.get("caution") else "")
 
 # %% ../../nbs/workflow/24_answers.ipynb #b15686c1
@@ -89,7 +90,7 @@ def predict_given(
         say(f"Note: {no_promise(dangers, subject)}")
     return rows, [f"{row['path']}: {_say_answer(row, tuple(row.get('dangers', dangers)))}" for row in rows]
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #670314c0
 def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str]) -> dict[str, Any]:
     "Answer one photo, or give the reason why there is no answer."
     from snakecls.data.photos import PlainPhotoError
@@ -102,7 +103,7 @@ def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str]) -> 
     except UserError as e:
         return {"error": str(e)}
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #657a4912
 def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
     "Say plainly that a model, or one of its targets, does not know what is dangerous, where it should."
     from snakecls.data.label_facts import model_dangers, say_unknown
@@ -171,7 +172,7 @@ def evaluate_given(
     lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     return {"bundle": bundle, "scores": scores, "dangers": dangers, "notes": notes, "report": page}, lines
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #14aa241a
 def _write_ranks(tables: Any, labels: Sequence[str], data: str | None, csv: str | Path, top: int) -> None:
     "Write the first target's answers, with paths as they were given."
     from snakecls.data.cells import write_csv
@@ -182,7 +183,7 @@ def _write_ranks(tables: Any, labels: Sequence[str], data: str | None, csv: str 
     shown = predictions.assign(path=as_given(predictions["path"], data)) if data else predictions
     write_csv(ranked_table(shown, labels, top=top), csv)
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #2e5aa691
 def _write_page(report: str | Path, bundle: str | Path, tables: Any, scores: Any, *, photos: str, notes: list[str]) -> Path:
     "Write the page of an evaluation."
     from snakecls.evaluate.report import write_evaluation
@@ -204,7 +205,7 @@ def _add_facts(bundle: Path, table: str | Path | None, more: dict[str, Any]) -> 
             notes = [*notes, "export.pkl beside the model keeps the facts that it had."]
     return info, notes
 
-
+# %% ../../nbs/workflow/24_answers.ipynb #98cb9f56
 def _known_facts(info: Any) -> dict[str, Any]:  # facts (of every label, where there is a danger to speak of), dangers, known
     "Say what a bundle knows, for programs; `known` is whether it says anything of the danger."
     from snakecls.data.label_facts import model_dangers
