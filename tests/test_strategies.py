@@ -17,7 +17,7 @@ from snakecls.data.photos import open_photo, resize_photo
 from snakecls.deploy.predict import Predictor
 from snakecls.models.bundle import load_model, read_bundle
 from snakecls.experiment.file import make_experiment
-from snakecls.experiment.plan import fill_stages, make_callbacks, make_plan
+from snakecls.experiment.plan import _fill_stages, _make_callbacks, make_plan
 from snakecls.experiment.table import build_table
 from snakecls.train.precision_choice import PrecisionChoice
 from snakecls.workflow.run import run_experiment
@@ -66,7 +66,7 @@ def test_losses_optimisers_metrics_and_sampling_are_the_experiments(photos):
 
 def test_callbacks_are_the_experiments(photos):
     made = experiment(photos, "train.ema=0.99", "train.patience=2", "train.min_delta=0.01", "train.validate_every=2", "train.accumulate=3", "train.clip=0.5")
-    found = {type(cb).__name__: cb for cb in make_callbacks(made, torch.nn.Linear(2, 2), "f1_macro")}
+    found = {type(cb).__name__: cb for cb in _make_callbacks(made, torch.nn.Linear(2, 2), "f1_macro")}
     assert set(found) == {"ExponentialMovingAverage", "EarlyStopping", "ValidateEvery", "AccumulateGradients", "ClipGradients"}
     assert (found["EarlyStopping"].patience, found["ExponentialMovingAverage"].decay) == (2, 0.99)
     assert make_plan(experiment(photos, "monitor=composite")).saver.rule == "composite"
@@ -237,7 +237,7 @@ def test_batch_norms_of_random_weights_are_trained_and_pretrained_ones_held(phot
 
 
 def test_options_of_a_rate_reach_the_optimiser_and_adadelta_has_its_own(photos, tmp_path):
-    stages = fill_stages(experiment(photos, "schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={factor: 0.5, patience: 2}"))
+    stages = _fill_stages(experiment(photos, "schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={factor: 0.5, patience: 2}"))
     assert stages[0].lr_options == {"factor": 0.5, "patience": 2} and stages[0].lr == 1e-3
     result = run(photos, tmp_path, "train.optimiser=adadelta", "schedule.0.epochs=6")
     assert pd.read_csv(result.run / "history.csv")["lr"].tolist() == [1.0] * 6

@@ -27,8 +27,10 @@ from ..data.problem import Problem, find_problem, table_problem
 from ..data.splits import split_table
 from ..models.backbones import create_backbone
 from ..models.freezing import stage_groups
+from ..models.bundle import is_bundle, read_bundle
 from ..models.heads import add_heads
 from ..models.info import measure_normalisation, with_normalisation
+from ..models.pretrained import run_heads
 from .callbacks import FlipAverage
 from .multi_target import problem_loss, problem_metrics
 from .optimisers import make_optimiser
@@ -47,29 +49,38 @@ def with_splits(
 # %% ../../nbs/train/22_learner.ipynb #62cec980
 def make_network(
     problem: Problem,  # what is asked: one output for each of its labels
-    table: pd.DataFrame,  # whose training photos are measured where the weights are random
     arch: str | nn.Module,
+    /,
     *,
-    size: int = 224,  # px
-    resize: str = "crop",  # how a photo becomes a square: 'crop', 'squash' or 'pad'
     weights: str | Path = "auto",  # 'auto', 'none', a weights file, or a bundle
-    seed: int = 42,
     **kwargs,  # of the network
-) -> tuple[nn.Module, PhotoSpec]:  # and how photos are prepared for it
-    "Make the network for a problem; raises `UserError` for a name or weights that are not there."
-    seed_everything(seed)
-    first, n_classes = problem.parts[0], [len(part.labels) for part in problem.parts]
-    model = arch if isinstance(arch, nn.Module) else create_backbone(arch, n_classes[0], weights=weights, labels=first.labels, **kwargs)
+) -> nn.Module:  # with a head for each of several targets
+    "Make the network for a problem; heads of an earlier run are matched by the labels' names. Raises `UserError` for what is not there."
+    named = not isinstance(arch, nn.Module)
+    model = create_backbone(arch, len(problem.labels), weights=weights, labels=problem.labels, **kwargs) if named else arch
     if len(problem.parts) > 1:
-        add_heads(model, dict(zip(problem.by_target, n_classes)))
-    spec = PhotoSpec(size=size, resize=resize)
-    info = getattr(model, "backbone_info", None)
+        add_heads(model, {target: len(labels) for target, labels in problem.by_target.items()})
+        if named and is_bundle(earlier := Path(weights).expanduser()):
+            run_heads(model, problem.by_target, read_bundle(earlier))
+    return model
+
+# %% ../../nbs/train/22_learner.ipynb #ln00aa03
+def _photo_spec(
+    model: nn.Module,  # gets the colours where its weights are random
+    table: pd.DataFrame,
+    *,
+    size: int,  # px
+    resize: str,
+    seed: int,
+) -> PhotoSpec:
+    "Say how photos are prepared for a network: as its weights want them, or by the colours of the training photos."
+    spec, info = PhotoSpec(size=size, resize=resize), getattr(model, "backbone_info", None)
     if info is not None and info.pretrained:
-        return model, replace(spec, mean=info.mean, std=info.std)
+        return replace(spec, mean=info.mean, std=info.std)
     mean, std = measure_normalisation(table.loc[table["split"] == "train", "path"].tolist(), size=size, resize=resize, seed=seed)
     if info is not None:
         with_normalisation(model, mean, std)
-    return model, replace(spec, mean=mean, std=std)
+    return replace(spec, mean=mean, std=std)
 
 # %% ../../nbs/train/22_learner.ipynb #a054e523
 def photo_learner(
@@ -78,6 +89,7 @@ def photo_learner(
     *,
     size: int = 224,  # px, of training photos
     valid_size: int | None = None,  # px, of validation photos; None: as training
+    resize: str = "crop",  # how a photo becomes a square: 'crop', 'squash' or 'pad'
     target: str | Sequence[str] | None = None,  # column of the class, several columns for several targets; None: 'labels' where it is there, else 'label'
     augment: Augment = Augment(),  # of training photos
     loss: str | Callable = "auto",  # a name that `make_loss` knows, or a loss of your own
@@ -89,13 +101,15 @@ def photo_learner(
     num_workers: int | None = None,  # loading processes; None: one less than the processors, at most 8
     device: str | None = None,  # None: a GPU where there is one
     path: str | Path = ".",  # where the Learner saves
-    **network,  # of `make_network`: weights, resize, and what the network itself takes, such as drop_rate
+    **network,  # of `make_network`: weights, and what the network itself takes, such as drop_rate
 ) -> Learner:  # its loaders are as from `photo_dls`
     "Make a Learner for a table of photos; raises `UserError` for what cannot be trained."
     table = with_splits(table, seed)
     target = target or table_problem(table).answers
     problem = find_problem(training_rows(table), target)
-    model, spec = make_network(problem, table, arch, size=size, seed=seed, **network)
+    seed_everything(seed)
+    model = make_network(problem, arch, **network)
+    spec = _photo_spec(model, table, size=size, resize=resize, seed=seed)
     dls = photo_dls(table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device)
     return Learner(
         dls, model.to(dls.device, memory_format=torch.channels_last), splitter=stage_groups, train_bn=False, path=Path(path), model_dir="checkpoints",
