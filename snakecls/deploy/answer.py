@@ -12,11 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
 from ..data.label_facts import danger_name, danger_noun, danger_state, model_dangers, say_unknown, says_harmless
 from snakecls.data.target_dangers import (
     blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger,
 )
 from ..page import render
+
 if TYPE_CHECKING:
     from snakecls.deploy.predict import Prediction
 

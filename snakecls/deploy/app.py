@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 from ..core import UserError
 from ..disk import open_file
 from ..data.label_facts import model_dangers
@@ -27,6 +28,7 @@ from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import note_answered
 from ..models.bundle import is_bundle
 from ..page import call_script, read_file, render
+
 if TYPE_CHECKING:
     import gradio as gr
     import numpy as np
@@ -42,27 +44,34 @@ def show_answer(
     "Answer a photo; a photo that cannot be read gets a message."
     if photo is None:
         return message_html("No photo yet", first_hint(predictor.info))
-    danger = no_all_clear(model_dangers(predictor.info)[0])
     try:
         probs, others = _all_probs(predictor, photo)
         shown = predictor.rank(probs, fill=True)
-    except _TooManyPixels as e:
-        return message_html("This photo is too large", f"{e.reason[:1].upper()}{e.reason[1:]}.", kind="error")
-    except PlainPhotoError as e:
-        text = f"{e.reason.capitalize()}, so that no name would say anything about it. Try another one. {danger}"
-        return message_html("There is nothing to see on this photo", text.strip(), kind="error")
-    except PhotoError as e:
-        text = f"The file is damaged, or no photo ({e.reason}). Try another one. {danger}"
-        return message_html("This photo cannot be read", text.strip(), kind="error")
-    except UserError as e:
-        return message_html("There is no answer", str(e)[:1].upper() + str(e)[1:], kind="error")
+    except (PhotoError, UserError) as e:
+        return _say_why_not(e, no_all_clear(model_dangers(predictor.info)[0]))
     judged, best = judge(predictor.info, probs, shown, others), {target: ranked[0] for target, ranked in others.items()}
     return answer_html(shown, judged.dangers, hidden=judged.hidden, others=best, known=judged.known, subject=judged.subject, judged=judged)
 
+# %% ../../nbs/deploy/10_app.ipynb #54915cd5
+class _TooManyPixels(PhotoError):
+    "A photo that unfolds to more than the app takes."
+
+# %% ../../nbs/deploy/10_app.ipynb #07f05218
+def _say_why_not(error: PhotoError | UserError, danger: str) -> str:  # HTML
+    "Say why there is no answer; `danger` says that this is no all-clear."
+    if isinstance(error, _TooManyPixels):
+        return message_html("This photo is too large", f"{error.reason[:1].upper()}{error.reason[1:]}.", kind="error")
+    if isinstance(error, PlainPhotoError):
+        text = f"{error.reason.capitalize()}, so that no name would say anything about it. Try another one. {danger}"
+        return message_html("There is nothing to see on this photo", text.strip(), kind="error")
+    if isinstance(error, PhotoError):
+        text = f"The file is damaged, or no photo ({error.reason}). Try another one. {danger}"
+        return message_html("This photo cannot be read", text.strip(), kind="error")
+    return message_html("There is no answer", str(error)[:1].upper() + str(error)[1:], kind="error")
+
 # %% ../../nbs/deploy/10_app.ipynb #a690e36e
-_UNSHOWN = (
-    b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51",
-)  # how TIFF, PPM and JPEG 2000 begin
+# how TIFF, PPM and JPEG 2000 begin
+_UNSHOWN = (b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 MAX_APP_PIXELS = 50_000_000  # unfolded, 150 MB; people in a hurry send what a telephone takes
 
 # %% ../../nbs/deploy/10_app.ipynb #ffc682a3
@@ -230,10 +239,6 @@ def launch_app(
         script=f"{call_script('upload.js')}\n{_watch_js()}", files=True, programs=True,
         examples=[str(file) for file, _ in predictor.examples],
     )
-
-# %% ../../nbs/deploy/10_app.ipynb #54915cd5
-class _TooManyPixels(PhotoError):
-    "A photo that unfolds to more than the app takes."
 
 # %% ../../nbs/deploy/10_app.ipynb #1fd3fc48
 def _check_pixels(

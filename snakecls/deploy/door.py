@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
+
 from .forms import PhotoWriter
 from snakecls.deploy.requests import (
     BUSY, NAME, NOT_HERE, NOT_YOURS, PAGE, Counts, Limits, Open, Refused, check_host, clean_call, client_key, find_open,

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
 from .requests import BUSY, Limits, Refused
 from .uploads import Uploads
 

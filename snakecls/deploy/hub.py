@@ -16,6 +16,7 @@ from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
 import snakecls
 from ..core import UserError
 from ..data.label_facts import model_dangers, say_unknown

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown

@@ -9,7 +9,9 @@ __all__ = ['answer', 'build_review', 'launch_review']
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import pandas as pd
+
 from ..clean.cases import Case, Review, make_cases, shown_labels
 from ..clean.issues import short_path
 from ..core import UserError
@@ -19,6 +21,7 @@ from ..data.problem import Problem, as_part
 from ..data.thumbnails import jpeg_uri
 from .service import Served, prepare_gradio, serve
 from ..page import call_script, read_file, render
+
 if TYPE_CHECKING:
     import gradio as gr
 

@@ -19,11 +19,13 @@ import time
 import webbrowser
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
 from ..core import UserError
 from .door import Door, Limits, client_key
 from .requests import FILES, PAGE, PROGRAMS, host_address, told_hosts
 from .turns import bound_page
 from .uploads import is_upload, new_uploads, private_folder, remove_uploads
+
 if TYPE_CHECKING:
     import gradio as gr
 

@@ -14,9 +14,12 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
 from PIL import Image
+
 from ..core import UserError
 from ..data.photos import known_formats, open_stream
+
 if TYPE_CHECKING:
     import gradio as gr
 

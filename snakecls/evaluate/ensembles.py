@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
+
 from ..core import UserError
 from ..data.problem import MultiLabel, OneLabel, table_problem
 from .predictions import compare_answers, probs_table, score_table, table_lists, table_probs
 from ..models.bundle import read_bundle, read_weights
 from ..models.info import weights_kind
 from ..stats import mean_sd
+
 if TYPE_CHECKING:
     import torch
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core import UserError, unknown_name
 from ..data.labels import decode_labels, encode_labels, natural_order
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array

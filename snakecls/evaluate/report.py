@@ -12,8 +12,10 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
+
 from ..charts import lay_curves, lay_grid
 from ..core import UserError
 from ..disk import atomic_write, read_json

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
 from ..disk import read_json, read_parquet
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
 from ..stats import paired_bootstrap, say_difference
+
 if TYPE_CHECKING:
     from snakecls.evaluate.report_data import ListFacts, RunFacts, SplitFacts
 

@@ -9,6 +9,7 @@ __all__ = ['predict_given', 'evaluate_given', 'give_facts']
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
 from ..core import UserError
 
 # %% ../../nbs/workflow/24_answers.ipynb #180bdd74

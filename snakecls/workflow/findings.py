@@ -8,7 +8,9 @@ __all__ = ['difference_text', 'settings_text', 'write_settings']
 # %% ../../nbs/workflow/14_findings.ipynb #c184d926
 from collections.abc import Sequence
 from pathlib import Path
+
 import numpy as np
+
 from ..disk import write_json
 from ..stats import mean_sd
 from .compare import changed_places, compare_pairs, fill_defaults, is_clear, judge_pair

@@ -9,9 +9,11 @@ __all__ = ['FoldsResult', 'folds_text', 'find_folds', 'run_folds']
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
+
 from ..core import UserError
 from ..disk import read_json, read_parquet, write_json, write_table
 from ..evaluate.ensembles import ensemble_probs, join_folds, summarise_folds

@@ -10,8 +10,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
 import pandas as pd
 from fastcore.meta import delegates
+
 from ..core import UserError
 from ..experiment.file import make_experiment
 from ..experiment.plan import make_plan

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
 from ..core import UserError
 from ..disk import read_json, write_json
 from ..models.bundle import is_bundle

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 from PIL import Image
+
 from ..disk import write_table
 from ..data.columns import some
 from ..data.lost import PhotosGone

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
 import pandas as pd
 from fastcore.meta import delegates
+
 from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
@@ -76,14 +78,19 @@ def run_experiment(
         except BaseException as e:
             _break_off(e, plan, run, trackers, recorder)
             raise
-        recorder.say(metrics["message"])
-        if (lost := plan.learn.dls.lost).found:
-            where = "issues.parquet lists them, and every score says of how many photos it is"
-            recorder.tell([f"{lost}, and the run went on without; {where}."])
-        if verdict["other"] and not recorder.part_of:
-            recorder.say(verdict_line(verdict))
+        _tell_end(plan, metrics, verdict, recorder)
         trackers.finish(metrics)
     return RunResult(run, metrics, metrics["message"])
+
+# %% ../../nbs/workflow/11_run.ipynb #f92571cc
+def _tell_end(plan: Plan, metrics: dict, verdict: dict, recorder: RunRecorder) -> None:
+    "Say what won, what got lost on the way, and what came of the change; a group's runs leave that to the group."
+    recorder.say(metrics["message"])
+    if (lost := plan.learn.dls.lost).found:
+        where = "issues.parquet lists them, and every score says of how many photos it is"
+        recorder.tell([f"{lost}, and the run went on without; {where}."])
+    if verdict["other"] and not recorder.part_of:
+        recorder.say(verdict_line(verdict))
 
 # %% ../../nbs/workflow/11_run.ipynb #5f728620
 def _open_plan(plan: Plan, recorder: RunRecorder) -> Plan:

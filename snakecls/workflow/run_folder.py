@@ -23,7 +23,9 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
 from fastcore.basics import patch
+
 from ..core import UserError, unknown_name
 from ..disk import atomic_write, is_disk_full, plain, read_json, write_json
 from ..stats import top_names

@@ -17,8 +17,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
 import typer
 from typer.core import TyperGroup
+
 from ..core import UserError, printable
 from ..disk import is_disk_full
 

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
 from fastcore.basics import patch
+
 from ..disk import plain
 from .run_folder import RunFolder
 
