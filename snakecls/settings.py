@@ -9,16 +9,14 @@ __all__ = ['Settings', 'SettingsError', 'explain_error', 'shown']
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
-
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-
 from .core import UserError, nearest, unknown_name
 
 # %% ../nbs/06_settings.ipynb #51de833d
 _Own = TypeVar("_Own", bound="Settings")
 
-
+# %% ../nbs/06_settings.ipynb #4b43b1df
 class Settings(BaseModel):
     "Settings that are checked when they are made, and frozen; raises `SettingsError` in one sentence."
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -65,7 +63,7 @@ class Settings(BaseModel):
             raise PydanticCustomError("endless", "give a whole number below {most}", {"most": f"{_MOST:,}"})
         return value
 
-
+# %% ../nbs/06_settings.ipynb #c95f6984
 _MOST = 2**32  # whole numbers end below it
 
 # %% ../nbs/06_settings.ipynb #f23c5bd4
@@ -76,7 +74,7 @@ class SettingsError(UserError):
         self.errors = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
         super().__init__(explain_error(self.errors[0], schema=schema, root=schema.__name__.removesuffix("Config").lower()))
 
-
+# %% ../nbs/06_settings.ipynb #b5835cdb
 def _all_errors(error: ValidationError) -> list[Mapping]:
     "List pydantic's errors; those of settings within settings stand in an error of their own."
     found = []
@@ -116,7 +114,7 @@ def explain_error(
     message = error["msg"] if error["msg"][:2].isupper() else error["msg"][0].lower() + error["msg"][1:]
     return f"{key} is {shown(given)}: {message} ({help_})."
 
-
+# %% ../nbs/06_settings.ipynb #95fbadd8
 def shown(
     value: Any,
     longest: int = 120,  # characters
@@ -131,19 +129,19 @@ def _dotted(place: tuple, root: str = "") -> str:
     named = [part for part in place if isinstance(part, int) or (part.isidentifier() and part not in ("float", "int", "str", "literal"))]
     return ".".join(str(part) for part in [*filter(None, [root]), *named])
 
-
+# %% ../nbs/06_settings.ipynb #384a8af0
 def _inner_type(annotation: Any) -> Any:
     "Take the element type of a list and the type of an optional value."
     if get_origin(annotation) in (list, Union, types.UnionType):
         return _inner_type(next(arg for arg in get_args(annotation) if arg is not type(None)))
     return annotation
 
-
+# %% ../nbs/06_settings.ipynb #186ec629
 def _is_part(annotation: Any) -> bool:
     "Say whether a type has keys of its own."
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
-
+# %% ../nbs/06_settings.ipynb #1d9782a6
 def _model_at(schema: type[BaseModel], place: tuple) -> type[BaseModel] | None:
     "Find the schema's class at a place, to name its keys."
     current: Any = schema
@@ -166,7 +164,7 @@ def _describe(schema: type[BaseModel], place: tuple) -> str:
             return field.description or f"a part with the keys {', '.join(_inner_type(field.annotation).model_fields)}"
     return "see the README for the keys"
 
-
+# %% ../nbs/06_settings.ipynb #721fefd2
 def _key_places(schema: type[BaseModel], word: str, *, prefix: str = "") -> Iterator[str]:
     "Find every place of a key: bs -> train.bs, schedule.N.bs."
     for name, field in schema.model_fields.items():
@@ -199,7 +197,7 @@ _SYNONYMS = {
     "tracking": "track",
 }
 
-
+# %% ../nbs/06_settings.ipynb #b23e120c
 def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str) -> str:
     "Say where a key that does not exist here belongs, or what is like it."
     word, prefix = str(place[-1]), _dotted(place[:-1], root) + "." if len(place) > 1 or root else ""
@@ -213,7 +211,7 @@ def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str) -> st
     stage = " (N is a stage, counted from 0)" if any(".N." in key for key in elsewhere) else ""
     return f"key '{prefix}{word}' does not exist here; write it as {' or '.join(elsewhere)}{stage}."
 
-
+# %% ../nbs/06_settings.ipynb #a39fb1f1
 def _explain_shape(schema: type[BaseModel], place: tuple, given: Any) -> str:
     "Say how a part with keys, or a list of them, is written."
     key, part = _dotted(place), _model_at(schema, place)

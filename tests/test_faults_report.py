@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
-from snakecls.cli import app, scores_text
+from snakecls.cli import app, _scores_text
 from snakecls.disk import write_json
 from snakecls.evaluate.predictions import compare_tables
 from snakecls.evaluate.report import write_report
@@ -73,7 +73,7 @@ def test_what_was_trained_stands_beside_what_is_served(runs):
 
 def test_report_and_console_show_both(runs):
     metrics = runs[0].metrics
-    page, console = text_of((runs[0].run / "report.html").read_text()), scores_text(metrics)
+    page, console = text_of((runs[0].run / "report.html").read_text()), _scores_text(metrics)
     probe, trained = f"{metrics['valid']['f1_macro']:.3f}", f"{metrics['trained']['f1_macro']:.3f}"
     assert f"Served: the linear probe, macro F1 {probe}; trained: {trained} after 2 epochs" in page
     assert "Macro F1, trained: after 2 epochs" in page and "not what is served" in page
@@ -139,7 +139,7 @@ def test_two_classes_have_no_top_three(tmp_path):
     listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "runs")]).stdout
     evaluated = CliRunner().invoke(app, ["evaluate", str(result.run / "best"), "--split", "test"])
     assert evaluated.exit_code == 0, evaluated.output
-    texts = [(result.run / name).read_text() for name in ("metrics.json", "history.csv", "report.html", "best/bundle.json")] + [(tmp_path / "log.md").read_text(), listed, evaluated.output, scores_text(result.metrics)]
+    texts = [(result.run / name).read_text() for name in ("metrics.json", "history.csv", "report.html", "best/bundle.json")] + [(tmp_path / "log.md").read_text(), listed, evaluated.output, _scores_text(result.metrics)]
     experiment = (result.run / "experiment.yaml").read_text()
     for text in texts:
         assert not re.search(r"top-?3", text.replace(html.escape(experiment), "").replace("top_k", ""), flags=re.IGNORECASE), text[:2000]
@@ -163,7 +163,7 @@ def scenes(tmp_path_factory):
 def test_scores_on_photos_by_which_something_was_chosen_say_so(scenes):
     metrics = scenes.metrics
     assert metrics["valid"]["chosen_on"] == ["epoch", "thresholds"] and metrics["trained"]["chosen_on"] == ["thresholds"] and "chosen_on" not in metrics["test"]
-    console, page = scores_text(metrics), text_of((scenes.run / "report.html").read_text())
+    console, page = _scores_text(metrics), text_of((scenes.run / "report.html").read_text())
     lines = {line.split()[0]: line for line in console.splitlines()}
     assert lines["valid"].endswith("(epoch and thresholds were chosen on these photos)") and "chosen" not in lines["test"]
     assert f"validation: {metrics['valid']['f1_macro']:.3f}, chosen there" in page

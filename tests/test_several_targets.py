@@ -60,8 +60,8 @@ def test_every_target_is_measured_and_the_monitor_chooses(trained):
     report = (trained.run / "report.html").read_text()
     assert "Target &#39;side&#39;" in report or "Target 'side'" in report
     assert "means over the targets" in report and "valid, genus: macro F1" in (trained.run.path.parent.parent / "logbook.md").read_text()
-    from snakecls.cli import scores_text
-    lines = [line.split(":")[0].split() for line in scores_text(metrics).splitlines() if "macro F1" in line and "against" not in line]
+    from snakecls.cli import _scores_text
+    lines = [line.split(":")[0].split() for line in _scores_text(metrics).splitlines() if "macro F1" in line and "against" not in line]
     assert lines == [[*split, target] for split in (["valid"], ["trained,", "valid"], ["test"]) for target in TARGETS]  # the best epoch is not the last
     assert (trained.run / "export.pkl").exists() and not (trained.run / "predictions-valid-binomial.parquet").exists()
 

@@ -92,7 +92,7 @@ def test_early_stopping_validation_every_second_epoch_and_lr_auto(photos, tmp_pa
 
 
 def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):
-    from snakecls.cli import scores_text
+    from snakecls.cli import _scores_text
     from snakecls.evaluate.predictions import evaluate_bundle
     from snakecls.workflow.leaderboard import leaderboard_text
     from snakecls.workflow.run_folder import list_runs
@@ -102,7 +102,7 @@ def test_the_top_k_that_was_asked_for_is_measured_and_shown(photos, tmp_path):
     for split in ("valid", "test"):
         assert "top2_accuracy" in result.metrics[split] and "top3_accuracy" not in result.metrics[split]
     page, board = (result.run / "report.html").read_text(), leaderboard_text(list_runs(tmp_path / "runs"), None)
-    for text in (scores_text(result.metrics), board, "\n".join(said)):
+    for text in (_scores_text(result.metrics), board, "\n".join(said)):
         assert "top-2 " in text and "top-3" not in text
     assert "Top-2 accuracy" in page and "Top-2, own" in page and "Top-3" not in page
     table = build_table(experiment(photos))

@@ -19,7 +19,9 @@ from ..data.targets import add_targets, split_targets
 from .schema import DataConfig, Experiment
 
 # %% ../../nbs/experiment/03_table.ipynb #9f2bbfd0
-def load_source(data: DataConfig) -> tuple[Noted, pd.DataFrame | None]:  # the photos; what was done with each correction, where there are any
+def load_source(
+    data: DataConfig,
+) -> tuple[Noted, pd.DataFrame | None]:  # the photos; what was done with each correction, where there are any
     "Load the photos and apply the corrections that were decided on."
     target = data.problem.target
     noted = read_table(
@@ -47,7 +49,7 @@ def load_source(data: DataConfig) -> tuple[Noted, pd.DataFrame | None]:  # the p
 
 
 def _reviewed_column(table: pd.DataFrame, corrections: pd.DataFrame) -> str:
-    "Find the column that was reviewed: the labels, or where these are genera and the corrections name species, the species; the genus then follows."
+    "Find the column that was reviewed: the labels, or where corrections name species and these are genera, the species."
     if "labels" in table:
         return "labels"
     wanted = set(corrections.loc[corrections["action"] == "relabel", "label"])
