@@ -256,7 +256,9 @@ def check_facts(
 
 # %% ../../nbs/models/11_bundle_info.ipynb #397efb51
 @singledispatch
-def _check_targets(problem: Problem, targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any]) -> dict[str, list[str]] | None:
+def _check_targets(
+    problem: Problem, targets: dict[str, list[str]] | None, labels: list[str], model: dict[str, Any]
+) -> dict[str, list[str]] | None:
     "Refuse several targets where there is one; raises `UserError`."
     if targets is not None or model.get("heads") is not None:
         _refuse_targets(problem, targets, model.get("heads"))

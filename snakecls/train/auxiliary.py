@@ -8,11 +8,9 @@ __all__ = ['AuxiliaryLoss', 'auxiliary_network', 'AuxLoss']
 # %% ../../nbs/train/05_auxiliary.ipynb #ceb9d945
 from collections.abc import Callable, Sequence
 from typing import Any
-
 import torch
 from fastai.callback.core import Callback
 from torch import nn
-
 from ..core import UserError
 
 # %% ../../nbs/train/05_auxiliary.ipynb #82ab185f
@@ -46,7 +44,7 @@ def auxiliary_network(model: nn.Module) -> nn.Module | None:
     "Find the module that keeps auxiliary logits, in a wrapper too."
     return next((module for module in model.modules() if isinstance(getattr(module, "aux_logits", None), tuple)), None)
 
-
+# %% ../../nbs/train/05_auxiliary.ipynb #249d84fd
 class AuxLoss(Callback):
     "Add the losses of the network's auxiliary classifiers in training; `train_loss` holds them, `valid_loss` does not."
 
@@ -57,7 +55,9 @@ class AuxLoss(Callback):
         weight: float = 0.3,  # of each auxiliary loss, above 0; the paper's
     ):
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
-            raise UserError(f"the weight of auxiliary losses is {weight!r}; give a number above 0 (leave AuxLoss out for no auxiliary losses).")
+            raise UserError(
+                f"the weight of auxiliary losses is {weight!r}; give a number above 0 (leave AuxLoss out for no auxiliary losses)."
+            )
         self.weight, self.network, self.own_loss = float(weight), None, None
 
     def before_fit(self):
@@ -66,7 +66,9 @@ class AuxLoss(Callback):
             self.learn.loss_func = self.learn.loss_func.loss_func
         self.network = auxiliary_network(self.model)
         if self.network is None:
-            raise UserError(f"{type(self.model).__name__} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true.")
+            raise UserError(
+                f"{type(self.model).__name__} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true."
+            )
 
     def after_pred(self):
         "Put the loss with the auxiliary losses in place, for this batch."
@@ -75,14 +77,19 @@ class AuxLoss(Callback):
             return
         logits = self.network.aux_logits
         if not logits:
-            raise UserError("the network kept no auxiliary logits of a training batch (copies of it on several devices lose them); train it on one device, or leave AuxLoss out.")
+            raise UserError(
+                "the network kept no auxiliary logits of a training batch (copies of it on several devices "
+                "lose them); train it on one device, or leave AuxLoss out."
+            )
         if (logits := [values for values in logits if values.requires_grad]):  # a frozen stage's have nothing to teach
             self.own_loss = self.learn.loss_func
             self.learn.loss_func = AuxiliaryLoss(self.own_loss, pred=self.pred, logits=logits, weight=self.weight)
 
     def after_loss(self):
         "Give the Learner its own loss function back."
-        assert self.own_loss is None or self.learn.loss_func.n_calls, "a callback changed the predictions after AuxLoss, so no auxiliary loss was added"
+        assert self.own_loss is None or self.learn.loss_func.n_calls, (
+            "a callback changed the predictions after AuxLoss, so no auxiliary loss was added"
+        )
         self.put_back()
 
     def put_back(self) -> None:

@@ -153,7 +153,10 @@ def _resume(self: ExponentialMovingAverage, state: dict) -> None:
     if state["average"] is None:
         return
     if state["average"].keys() != names.keys():
-        raise UserError(f"the saved average has {len(state['average'])} weights, which are not the network's {len(names)}; resume with the network that it was saved from.")
+        raise UserError(
+            f"the saved average has {len(state['average'])} weights, which are not the network's {len(names)}; "
+            "resume with the network that it was saved from."
+        )
     self.n_steps = state["n_steps"]
     _put(self.average.module, state["average"])
     if state["raw"] is not None:

@@ -121,7 +121,9 @@ class FlipAverage(Callback):
         "Replace the prediction by what gives the mean probability: its log for a softmax, its logit for a sigmoid."
         if not self.training:
             plain, mirrored = self.pred, self.model(*(x.flip(-1) for x in self.xb))
-            self.learn.pred = self.average(plain, mirrored) if isinstance(plain, torch.Tensor) else tuple(map(self.average, plain, mirrored))  # one for each of several targets
+            self.learn.pred = (
+                self.average(plain, mirrored) if isinstance(plain, torch.Tensor) else tuple(map(self.average, plain, mirrored))
+            )  # one for each of several targets
 
     def average(self, *views: torch.Tensor) -> torch.Tensor:  # logits
         "Give the logits of the views' mean probability."

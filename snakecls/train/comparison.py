@@ -9,7 +9,6 @@ __all__ = ['Answers', 'KeepAnswers', 'answered_places', 'loader_photos', 'last_a
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -45,11 +44,14 @@ class Answers:
 @patch
 def to_state(self: Answers) -> dict:  # of tensors, lists and text, as `torch.load(weights_only=True)` reads
     "Give what a checkpoint keeps: the photos that were answered, and the answers."
-    tensors = {name: None if (given := getattr(self, name)) is None else [torch.from_numpy(each) for each in given] for name in ("probs", "targets")}
+    tensors = {
+        name: None if (given := getattr(self, name)) is None else [torch.from_numpy(each) for each in given]
+        for name in ("probs", "targets")
+    }
     names = None if self.names is None else self.names.tolist()
     return {"photos": names, "losses": None if self.losses is None else torch.from_numpy(self.losses)} | tensors
 
-
+# %% ../../nbs/train/09_comparison.ipynb #9e9df598
 @patch(cls_method=True)
 def from_state(cls: Answers, state: dict) -> Answers:
     "Read what `to_state` gave."
@@ -102,7 +104,7 @@ def answered_places(dl) -> np.ndarray | None:  # after a pass; None: all photos
     kept = getattr(dl, "kept", None)
     return None if kept is None or len(kept) == len(dl.dataset) else kept
 
-
+# %% ../../nbs/train/09_comparison.ipynb #bc9cbdaf
 def loader_photos(dl) -> list | None:  # None: it does not tell
     "Name the photos of a loader: by path where it knows them, else by number."
     if getattr(dl, "lost", None) is not None:
@@ -115,13 +117,13 @@ def before_fit(self: KeepAnswers) -> None:
     "Stay out of lr_find and get_preds."
     self.run, self.now = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds"), None
 
-
+# %% ../../nbs/train/09_comparison.ipynb #1ae873cb
 @patch
 def before_validate(self: KeepAnswers) -> None:
     "Begin anew."
     self.parts, self.now = [], None
 
-
+# %% ../../nbs/train/09_comparison.ipynb #71bfd526
 @patch
 def after_batch(self: KeepAnswers) -> None:
     "Keep a batch of validation."
@@ -132,7 +134,7 @@ def after_batch(self: KeepAnswers) -> None:
     preds = self.learn.pred if isinstance(self.learn.pred, (tuple, list)) else [self.learn.pred]
     self.parts.append([[part.detach().float().cpu() for part in given] for given in (preds, self.yb, [losses])])
 
-
+# %% ../../nbs/train/09_comparison.ipynb #ea466a3a
 @patch
 def after_validate(self: KeepAnswers) -> None:
     "Put the batches together, where all of them were seen."
@@ -155,7 +157,7 @@ def last_answers(learn: Learner) -> Answers:
     dl = getattr(getattr(learn, "dls", None), "valid", None)
     return now if now is not None else Answers(answered_places(dl), photos=loader_photos(dl))
 
-
+# %% ../../nbs/train/09_comparison.ipynb #851e8ee1
 def fair_values(
     learn: Learner,
     monitor: str,
@@ -190,10 +192,20 @@ def tell_resumed(
     "Warn where a resumed fit cannot compare with what its checkpoint holds, or compares with it on other photos than it was measured on."
     if best is None:
         if getattr(getattr(learn.dls, "valid", None), "lost", None) is not None:  # else no photo can have got lost
-            warnings.warn(f"the checkpoint is of an older version and does not say which validation photos {what} was measured on, so it is compared as it was measured; where photos are missing that were there then, or are there again, the comparison is not fair.", stacklevel=5)
+            warnings.warn(
+                f"the checkpoint is of an older version and does not say which validation photos {what} was "
+                "measured on, so it is compared as it was measured; where photos are missing that were there "
+                "then, or are there again, the comparison is not fair.",
+                stacklevel=5,
+            )
         return
     rows, changed = _fair_rows(learn, now, best), f"{what} was measured on other validation photos than those that can be read now"
     if rows is not None and not rows[0]:
-        warnings.warn(f"{changed}, and on those that both saw it cannot be compared (a class has none of them, or their answers were not kept), so no epoch can beat it; bring the photos back to where they were, or begin a new run from its weights.", stacklevel=5)
+        warnings.warn(
+            f"{changed}, and on those that both saw it cannot be compared (a class has none of them, or their "
+            "answers were not kept), so no epoch can beat it; bring the photos back to where they were, or "
+            "begin a new run from its weights.",
+            stacklevel=5,
+        )
     elif rows is not None:
         warnings.warn(f"{changed}; epochs are compared with it on the {rows[0]['n']} that both saw.", stacklevel=5)

@@ -39,8 +39,12 @@ def valid_answers(
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:  # probabilities (n, n_classes) and truth, one for each target; losses (n,)
     "Take the Learner's answers on a loader, as `get_preds` sees it."
     with learn.no_logging():
-        probs, targets, losses = learn.get_preds(dl=dl, with_loss=True, reorder=getattr(dl, "lost", None) is None)  # it is in order, and photos may be missing
-    probs, targets = ([values.numpy() for values in given] if isinstance(given, (tuple, list)) else [given.numpy()] for given in (probs, targets))
+        probs, targets, losses = learn.get_preds(
+            dl=dl, with_loss=True, reorder=getattr(dl, "lost", None) is None
+        )  # it is in order, and photos may be missing
+    probs, targets = (
+        [values.numpy() for values in given] if isinstance(given, (tuple, list)) else [given.numpy()] for given in (probs, targets)
+    )
     return probs, targets, losses.numpy()
 
 # %% ../../nbs/train/18_learner_probe.ipynb #6ab73d96
@@ -123,4 +127,6 @@ def last_metrics(
     row = rows[-1] if rows else {}
     if (row.get("stage"), row.get("epoch")) != (number, epochs) or not all(np.isfinite(row.get(name, np.nan)) for name in names.values()):
         return valid_metrics(learn, learn.dls.valid)
-    return {"n": len(learn.dls.valid_ds) if getattr(learn.dls.valid, "kept", None) is None else len(learn.dls.valid.kept)} | {name: row[column] for name, column in names.items()}
+    return {"n": len(learn.dls.valid_ds) if getattr(learn.dls.valid, "kept", None) is None else len(learn.dls.valid.kept)} | {
+        name: row[column] for name, column in names.items()
+    }

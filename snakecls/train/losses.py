@@ -84,7 +84,9 @@ def binary_losses(
 ) -> Tensor:  # (n, n_classes)
     "Compute the binary cross-entropy, or focal loss, of each label of each photo."
     positive = targets if pos_weight is None else targets * pos_weight  # weighed by what the photo shows, not by what smoothing makes of it
-    for_yes, for_no = ((1 - label_smoothing / 2) * a + label_smoothing / 2 * b for a, b in ((positive, 1 - targets), (1 - targets, positive)))
+    for_yes, for_no = (
+        (1 - label_smoothing / 2) * a + label_smoothing / 2 * b for a, b in ((positive, 1 - targets), (1 - targets, positive))
+    )
     yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)  # logs of p and 1 - p
     return -(for_yes * focus(no.exp(), gamma) * yes + for_no * focus(yes.exp(), gamma) * no)
 
@@ -203,7 +205,9 @@ class MultiLabelLoss(PhotoLoss):
 
     def losses(self, pred: Tensor, target: Tensor) -> Tensor:
         "Compute the loss of each photo."
-        return binary_losses(pred, target.float(), pos_weight=on(self.pos_weight, pred), label_smoothing=self.label_smoothing, gamma=self.gamma).mean(-1)
+        return binary_losses(
+            pred, target.float(), pos_weight=on(self.pos_weight, pred), label_smoothing=self.label_smoothing, gamma=self.gamma
+        ).mean(-1)
 
     def activation(self, pred: Tensor) -> Tensor:
         "Turn logits into probabilities."
@@ -229,14 +233,27 @@ def make_loss(
     pos_weight: str = "none",  # 'none' or 'balanced'
 ) -> PhotoLoss:
     "Make a loss by name; raises `UserError` for what cannot be, and tells what the loss does not use."
-    for what, value, allowed in (("loss", name, LOSSES), ("class_weights", class_weights, CLASS_WEIGHTS), ("pos_weight", pos_weight, POS_WEIGHTS)):
+    for what, value, allowed in (
+        ("loss", name, LOSSES),
+        ("class_weights", class_weights, CLASS_WEIGHTS),
+        ("pos_weight", pos_weight, POS_WEIGHTS),
+    ):
         if value not in allowed:
             raise unknown_name(what, value, allowed)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing is {label_smoothing}; give at least 0 and less than 1.")
     if focal_gamma < 0:
         raise UserError(f"focal_gamma is {focal_gamma}; give 0 or more, such as 2.")
-    return _part_loss(as_part(problem), name, counts=counts, n_photos=n_photos, label_smoothing=label_smoothing, class_weights=class_weights, focal_gamma=focal_gamma, pos_weight=pos_weight)
+    return _part_loss(
+        as_part(problem),
+        name,
+        counts=counts,
+        n_photos=n_photos,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        focal_gamma=focal_gamma,
+        pos_weight=pos_weight,
+    )
 
 # %% ../../nbs/train/02_losses.ipynb #8f9f43f5
 @singledispatch
@@ -247,7 +264,10 @@ def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, 
     name = "cross_entropy" if name == "auto" else name
     _tell_idle(name, label_smoothing, focal_gamma, plain="cross_entropy")
     if class_weights != "none" and name == "seesaw":
-        tell(f"class_weights '{class_weights}' do nothing with seesaw, which makes up for rare classes by itself; leave them out, or use cross_entropy or focal.")
+        tell(
+            f"class_weights '{class_weights}' do nothing with seesaw, which makes up for rare classes by "
+            "itself; leave them out, or use cross_entropy or focal."
+        )
     if pos_weight != "none":
         tell(f"pos_weight '{pos_weight}' does nothing, as it is for several labels per photo and these photos have one; use class_weights.")
     _check_counts(name, counts, class_weights)
@@ -264,9 +284,16 @@ def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_w
     name = "bce" if name == "auto" else name
     _tell_idle(name, label_smoothing, focal_gamma, plain="bce")
     if class_weights != "none":
-        tell(f"class_weights '{class_weights}' do nothing, as they are for one label per photo and these photos have several; use pos_weight.")
+        tell(
+            f"class_weights '{class_weights}' do nothing, as they are for one label per photo and these photos "
+            "have several; use pos_weight."
+        )
     _check_counts(name, counts, pos_weight)
-    return MultiLabelLoss(pos_weight=_make_pos_weight(pos_weight, counts, n_photos), label_smoothing=label_smoothing, gamma=focal_gamma if name == "focal" else 0.0)
+    return MultiLabelLoss(
+        pos_weight=_make_pos_weight(pos_weight, counts, n_photos),
+        label_smoothing=label_smoothing,
+        gamma=focal_gamma if name == "focal" else 0.0,
+    )
 
 # %% ../../nbs/train/02_losses.ipynb #9cf9d741
 def _tell_idle(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing

@@ -25,14 +25,23 @@ def unchanged(
 ) -> Iterator[None]:
     "Put weights, gradients, modes, optimiser, records, loaders and random generators back at the end, also after an error."
     model = learn.model
-    kept_modules = [(module, {name: value.detach().clone() for name, value in module.state_dict().items()}) for module in (model, learn.loss_func) if isinstance(module, torch.nn.Module)]  # the seesaw loss counts photos
+    kept_modules = [
+        (module, {name: value.detach().clone() for name, value in module.state_dict().items()})
+        for module in (model, learn.loss_func)
+        if isinstance(module, torch.nn.Module)
+    ]  # the seesaw loss counts photos
     gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     kept = {name: learn.__dict__.get(name) for name in ("opt", "epoch", "n_epoch", "train_iter", "pct_train", "training", "logger")}
     recorder = getattr(learn, "recorder", None)
     records = dict(recorder.__dict__) if recorder is not None else {}
     loaders = [(dl, copy.deepcopy(loader_state(dl))) for dl in learn.dls.loaders]
-    generators = (random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    generators = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
     for p, *_state in gradients:
         p.grad = None
     learn.opt = None  # the search makes its own
@@ -99,15 +108,23 @@ def find_lr(
         except (IndexError, ValueError, RuntimeError) as e:
             if isinstance(e, UserError) or "out of memory" in str(e):
                 raise
-            raise UserError(f"lr: auto found no rate, as the loss could not be followed ({str(e).splitlines()[0] if str(e) else type(e).__name__}); give one, such as 1e-3.") from e
+            raise UserError(
+                "lr: auto found no rate, as the loss could not be followed "
+                f"({str(e).splitlines()[0] if str(e) else type(e).__name__}); give one, such as 1e-3."
+            ) from e
         lrs, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
     sound = np.isfinite(losses)
     start = np.median(losses[: max(1, len(losses) // 4)])  # of the small rates, which change nothing yet
     if sound.sum() < MIN_STEPS // 2 or start - losses[sound].min() <= 1e-3 * abs(start) or not found > 0:
-        raise UserError("lr: auto found no rate, as the loss falls at none between 1e-6 and 10; look at data and loss, or give a rate such as 1e-3.")
+        raise UserError(
+            "lr: auto found no rate, as the loss falls at none between 1e-6 and 10; look at data and loss, or give a rate such as 1e-3."
+        )
     lr = float(min(max(found, lr_range[0]), lr_range[1]))
     if say is not None and lr != found:
-        say(f"lr: auto suggested {found:.2g}, outside of {lr_range[0]:g} to {lr_range[1]:g}, and {lr:g} was taken; look at the curve, or give a rate.")
+        say(
+            f"lr: auto suggested {found:.2g}, outside of {lr_range[0]:g} to {lr_range[1]:g}, and {lr:g} was "
+            "taken; look at the curve, or give a rate."
+        )
     if picture is not None:
         with atomic_path(picture) as temporary:
             draw_search(lrs[sound], losses[sound], lr).savefig(temporary, dpi=150)
@@ -138,6 +155,11 @@ def draw_search(
     axis.plot(lrs, losses)
     axis.axvline(lr, color="C1", linestyle="--", label=f"{lr:.2g}")
     top = max(np.median(losses), np.median(losses[: max(1, len(losses) // 4)]))
-    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)", ylim=(losses.min() - 0.1 * (top - losses.min()), top + 0.5 * (top - losses.min())))
+    axis.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="training loss (smoothed)",
+        ylim=(losses.min() - 0.1 * (top - losses.min()), top + 0.5 * (top - losses.min())),
+    )
     axis.legend(frameon=False)
     return figure

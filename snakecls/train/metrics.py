@@ -49,8 +49,11 @@ def classification_metrics(
     "Compute the metrics of a set of predictions, with n."
     predicted = np.asarray(probs).argmax(1)
     return {
-        "n": len(predicted), "f1_macro": f1_macro_score(targets, predicted), "accuracy": float((predicted == np.asarray(targets)).mean()),
-        **{f"top{k}_accuracy": top_k_score(targets, probs, k=k) for k in useful_top_k(top_k, np.shape(probs)[1])}, "loss": _log_loss(targets, probs),
+        "n": len(predicted),
+        "f1_macro": f1_macro_score(targets, predicted),
+        "accuracy": float((predicted == np.asarray(targets)).mean()),
+        **{f"top{k}_accuracy": top_k_score(targets, probs, k=k) for k in useful_top_k(top_k, np.shape(probs)[1])},
+        "loss": _log_loss(targets, probs),
     }
 
 # %% ../../nbs/train/03_metrics.ipynb #568ddb9c
@@ -106,7 +109,9 @@ def multi_f1_score(
     targets, predicted = np.asarray(targets, bool), np.asarray(predicted, bool)
     axis = {"macro": 0, "samples": 1, "micro": None}[average]
     right, wrong = (targets & predicted).sum(axis), (targets ^ predicted).sum(axis)
-    f1 = np.divide(2 * right, 2 * right + wrong, out=np.full(np.shape(right), 1.0 if average == "samples" else np.nan), where=2 * right + wrong > 0)
+    f1 = np.divide(
+        2 * right, 2 * right + wrong, out=np.full(np.shape(right), 1.0 if average == "samples" else np.nan), where=2 * right + wrong > 0
+    )
     return float(np.nanmean(f1)) if np.isfinite(f1).any() else 0.0
 
 # %% ../../nbs/train/03_metrics.ipynb #a570e97e
@@ -132,9 +137,12 @@ def multi_label_metrics(
 
     targets, predicted = np.asarray(targets, bool), predict_labels(probs, thresholds)
     return {
-        "n": len(predicted), **{f"f1_{average}": multi_f1_score(targets, predicted, average=average) for average in ("macro", "micro", "samples")},
-        "mean_average_precision": mean_average_precision_score(targets, probs), "accuracy": float(accuracy_score(targets, predicted)),
-        "hamming_error": float(hamming_loss(targets, predicted)), "loss": _log_loss(targets, probs),
+        "n": len(predicted),
+        **{f"f1_{average}": multi_f1_score(targets, predicted, average=average) for average in ("macro", "micro", "samples")},
+        "mean_average_precision": mean_average_precision_score(targets, probs),
+        "accuracy": float(accuracy_score(targets, predicted)),
+        "hamming_error": float(hamming_loss(targets, predicted)),
+        "loss": _log_loss(targets, probs),
     }
 
 # %% ../../nbs/train/03_metrics.ipynb #ef2f43ca
@@ -156,11 +164,16 @@ def top_k_of_probs(targets, probs, *, k: int) -> float:
 def multi_of_probs(targets, probs, *, name: str, thresholds: float | Sequence[float]) -> float:
     "A metric of several labels per photo with fastai's order of arguments."
     predicted = predict_labels(probs, thresholds)
-    return float((np.asarray(targets, bool) == predicted).all(1).mean()) if name == "accuracy" else multi_f1_score(targets, predicted, average=name.removeprefix("f1_"))
+    return (
+        float((np.asarray(targets, bool) == predicted).all(1).mean())
+        if name == "accuracy"
+        else multi_f1_score(targets, predicted, average=name.removeprefix("f1_"))
+    )
 
 
 def epoch_metrics(
-    problem: Problem | str = "single_label",  # `dls.problem`, its word 'multi_label' …; where its labels are known, no top k is made that is always 1
+    # `dls.problem`, or its word 'multi_label' …; where its labels are known, no top k is made that is always 1
+    problem: Problem | str = "single_label",
     top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
     *,
     thresholds: float | Sequence[float] = 0.5,  # for several labels: one, or one for each class
@@ -174,7 +187,10 @@ def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence
     "Make the metrics of one target."
     return [
         AccumMetric(accuracy_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="accuracy"),
-        *(AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy") for k in useful_top_k(top_k, len(part.labels) or None)),
+        *(
+            AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy")
+            for k in useful_top_k(top_k, len(part.labels) or None)
+        ),
         AccumMetric(f1_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="f1_macro"),
     ]
 
@@ -182,9 +198,18 @@ def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence
 @_part_metrics.register
 def _(part: MultiLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
     if top_k != [3]:
-        tell(f"top_k is {top_k}, but photos with several labels have no single right answer, so no top-k accuracy is reported; leave it out.")
+        tell(
+            f"top_k is {top_k}, but photos with several labels have no single right answer, so no top-k accuracy is reported; leave it out."
+        )
     return [
-        AccumMetric(partial(multi_of_probs, name=name, thresholds=thresholds), activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name)
+        AccumMetric(
+            partial(multi_of_probs, name=name, thresholds=thresholds),
+            activation=ActivationType.Sigmoid,
+            to_np=True,
+            invert_arg=True,
+            flatten=False,
+            name=name,
+        )
         for name in ("accuracy", "f1_micro", "f1_macro")
     ]
 

@@ -93,7 +93,9 @@ class Blend(Callback):
     def _setup_one(self, alpha: float, p: float, seed: int) -> None:
         "Keep what MixUp and CutMix are made with; raises `UserError` for what draws nothing."
         if alpha <= 0 or not 0 < p <= 1:
-            raise UserError(f"{self.stream} has alpha {alpha} and p {p}; give alpha above 0 and p above 0 and at most 1 (leave it out for none).")
+            raise UserError(
+                f"{self.stream} has alpha {alpha} and p {p}; give alpha above 0 and p above 0 and at most 1 (leave it out for none)."
+            )
         self.alpha = alpha
         self._setup(p, seed)
 
@@ -147,13 +149,18 @@ class CutMix(Blend):
     ) -> None:
         "Refuse photos that are too small for boxes; raises `UserError`."
         if min(size if isinstance(size, (tuple, list)) else (size,)) < MIN_CUTMIX_SIZE:
-            raise UserError(f"cutmix cannot cut boxes out of photos of {size} px; give photos of at least {MIN_CUTMIX_SIZE} px, or leave cutmix out.")
+            raise UserError(
+                f"cutmix cannot cut boxes out of photos of {size} px; give photos of at least {MIN_CUTMIX_SIZE} px, or leave cutmix out."
+            )
 
     def check_batch(self, xb: tuple) -> None:
         "Refuse small photos, and what is no photo."
         for x in xb:
             if x.ndim != 4:
-                raise UserError(f"cutmix got an input of shape {tuple(x.shape)}; it needs photos, (n, channels, height, width): use MixUp, or leave cutmix out.")
+                raise UserError(
+                    f"cutmix got an input of shape {tuple(x.shape)}; it needs photos, (n, channels, height, "
+                    "width): use MixUp, or leave cutmix out."
+                )
             self.check(tuple(x.shape[-2:]))
 
     def blend(self, rng: np.random.Generator, xb: tuple) -> tuple[tuple, float, torch.Tensor]:

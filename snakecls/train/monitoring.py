@@ -35,8 +35,13 @@ class SaveBestF1(SaveModelCallback):
         if rule not in BEST_RULES:
             raise unknown_name("rule", rule, BEST_RULES)
         if rule == "composite" and monitor not in (None, "valid_loss"):
-            raise UserError(f"monitor is '{monitor}', but the rule 'composite' looks at valid_loss and {score}; leave monitor out, or give rule 'monitor'.")
-        super().__init__(monitor=monitor or ("valid_loss" if rule == "composite" else "f1_macro"), fname=fname, min_delta=min_delta, reset_on_fit=False)
+            raise UserError(
+                f"monitor is '{monitor}', but the rule 'composite' looks at valid_loss and {score}; leave "
+                "monitor out, or give rule 'monitor'."
+            )
+        super().__init__(
+            monitor=monitor or ("valid_loss" if rule == "composite" else "f1_macro"), fname=fname, min_delta=min_delta, reset_on_fit=False
+        )
         self.rule, self.score, self.verbose, self.in_schedule = rule, score, verbose, False
         self.start_again()
 
@@ -109,8 +114,13 @@ def is_better(self: SaveBestF1, value: float, row: dict[str, float] | None, answ
         value, best = fair_values(self.learn, self.monitor, value, self.best, answers, self.best_answers)
         return bool(self.comp(value - self.min_delta, best))
     if self.score not in (row or {}):
-        raise UserError(f"the rule 'composite' needs {self.score} beside valid_loss, but got {', '.join(row or {}) or 'valid_loss alone'}; give consider(..., row=) with both.")
-    score, best_score = fair_values(self.learn, self.score, row[self.score], -float("inf") if self.best_score is None else self.best_score, answers, self.best_answers)
+        raise UserError(
+            f"the rule 'composite' needs {self.score} beside valid_loss, but got "
+            f"{', '.join(row or {}) or 'valid_loss alone'}; give consider(..., row=) with both."
+        )
+    score, best_score = fair_values(
+        self.learn, self.score, row[self.score], -float("inf") if self.best_score is None else self.best_score, answers, self.best_answers
+    )
     value, best = fair_values(self.learn, self.monitor, value, self.best, answers, self.best_answers)
     return is_better_composite(value, score, best, best_score, min_delta=abs(self.min_delta))
 
@@ -129,7 +139,9 @@ def restore(self: SaveBestF1) -> None:
     if self.last_saved_path is not None:
         self.learn.load(self.fname, with_opt=False)
     if self.verbose:
-        print(self.message if self.last_saved_path is not None else f"No epoch had a usable {self.monitor}; the weights of the last one stay.")
+        print(
+            self.message if self.last_saved_path is not None else f"No epoch had a usable {self.monitor}; the weights of the last one stay."
+        )
 
 
 @patch(as_prop=True)
@@ -163,12 +175,17 @@ def state_dict(self: SaveBestF1) -> dict:
     "Give what a resumed run needs: also how the best epoch answered."
     answers = None if self.best_answers is None else self.best_answers.to_state()
     path = None if self.last_saved_path is None else str(self.last_saved_path)
-    return {name: getattr(self, name) for name in ("best", "best_score", "best_epoch", "best_stage", "best_size", "stage")} | {"last_saved_path": path, "best_answers": answers}
+    return {name: getattr(self, name) for name in ("best", "best_score", "best_epoch", "best_stage", "best_size", "stage")} | {
+        "last_saved_path": path,
+        "best_answers": answers,
+    }
 
 
 @patch
 def load_state_dict(self: SaveBestF1, state: dict) -> None:
-    "Go on from `state_dict`; one without `best_answers`, of an older version, is told where that matters. Raises `UserError` for what is no such state."
+    """Go on from `state_dict`; raises `UserError` for what is no such state.
+
+    One without `best_answers`, of an older version, is told where that matters."""
     check_state(state, self)
     for name, value in state.items():
         setattr(self, name, value)
@@ -185,4 +202,7 @@ def check_state(
     own = set(callback.state_dict())
     if not isinstance(state, dict) or not state or not set(state) <= own:
         given = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
-        raise UserError(f"this is no state of {type(callback).__name__} ({given or 'it is empty'}); give what its state_dict() gave, with {', '.join(sorted(own))}.")
+        raise UserError(
+            f"this is no state of {type(callback).__name__} ({given or 'it is empty'}); give what its "
+            f"state_dict() gave, with {', '.join(sorted(own))}."
+        )

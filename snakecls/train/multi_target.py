@@ -85,7 +85,11 @@ def check_number(names: list[str], preds: Sequence[Tensor], targets: Sequence[Te
     "Refuse a network or loaders with another number of targets; raises `UserError`."
     n_preds = 1 if isinstance(preds, Tensor) else len(preds)
     if not len(names) == n_preds == len(targets):
-        raise UserError(f"the loss has {len(names)} targets ({', '.join(names)}), the network {n_preds} and the loaders {len(targets)}; make the network with add_heads and the loaders with photo_dls(target=[…]), both in this order.")
+        raise UserError(
+            f"the loss has {len(names)} targets ({', '.join(names)}), the network {n_preds} and the loaders "
+            f"{len(targets)}; make the network with add_heads and the loaders with photo_dls(target=[…]), both "
+            "in this order."
+        )
 
 # %% ../../nbs/train/04_multi_target.ipynb #7a3e502f
 def problem_loss(
@@ -97,7 +101,10 @@ def problem_loss(
     **options,  # of `make_loss`
 ) -> PhotoLoss | TargetsLoss:
     "Make the loss that a problem needs: one target's, or the sum over several."
-    losses = [make_loss(name, problem=part, counts=each, **options) for part, each in zip(problem.parts, counts or [None] * len(problem.parts), strict=True)]
+    losses = [
+        make_loss(name, problem=part, counts=each, **options)
+        for part, each in zip(problem.parts, counts or [None] * len(problem.parts), strict=True)
+    ]
     return _join_losses(problem, losses, weights)
 
 # %% ../../nbs/train/04_multi_target.ipynb #1bc32427
@@ -171,7 +178,7 @@ def problem_metrics(
     problem: Problem | str,  # what is asked, of any number of targets
     top_k: Sequence[int] = (3,),  # for each k a `top{k}_accuracy`
 ) -> list[Metric]:
-    "Make the metrics of every epoch; of several targets the means over them (accuracy, top3_accuracy, f1_macro), then each target's under its name."
+    "Make the metrics of every epoch; of several targets their means (accuracy, top3_accuracy, f1_macro), then each target's by name."
     return _problem_metrics(as_problem(problem), top_k)
 
 # %% ../../nbs/train/04_multi_target.ipynb #237fcde5
@@ -225,7 +232,11 @@ def score_targets(
     each = {target: classification_metrics(values, probs[target], top_k=top_k) for target, values in targets.items()}
     names = [name for name in next(iter(each.values())) if name != "n" and all(name in scores for scores in each.values())]
     means = {name: float(np.mean([scores[name] for scores in each.values()])) for name in names}
-    return {"n": next(iter(each.values()))["n"]} | means | {f"{target}_{name}": scores[name] for target, scores in each.items() for name in scores if name != "n"}
+    return (
+        {"n": next(iter(each.values()))["n"]}
+        | means
+        | {f"{target}_{name}": scores[name] for target, scores in each.items() for name in scores if name != "n"}
+    )
 
 # %% ../../nbs/train/04_multi_target.ipynb #2502a17b
 def target_scores(

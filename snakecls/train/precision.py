@@ -125,7 +125,9 @@ def after_fit(self: PrecisionCallback) -> None:
 def before_batch(self: PrecisionCallback) -> None:
     "Bring the photos into the memory format, and begin autocast."
     if self.channels_last_:
-        self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if isinstance(x, torch.Tensor) and x.ndim == 4 else x for x in self.xb)
+        self.learn.xb = tuple(
+            x.contiguous(memory_format=torch.channels_last) if isinstance(x, torch.Tensor) and x.ndim == 4 else x for x in self.xb
+        )
     if self.precision_ != "fp32" and (self.training or self.in_validation):
         self.context = torch.autocast(self.device_type, dtype=torch.bfloat16 if self.precision_ == "bf16" else torch.float16)
         self.context.__enter__()

@@ -9,10 +9,8 @@ __all__ = ['LrSchedule', 'LR_SCHEDULES', 'LR_OPTIONS', 'cycle_ends', 'check_plat
 # %% ../../nbs/train/12_stages.ipynb #524acb20
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
-
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-
 from ..core import UserError, unknown_name
 from ..data.augmentation import Augment
 from ..settings import Settings
@@ -21,7 +19,7 @@ from ..settings import Settings
 LrSchedule = Literal["one_cycle", "cosine", "cosine_restarts", "plateau", "constant"]
 LR_SCHEDULES = get_args(LrSchedule)
 
-
+# %% ../../nbs/train/12_stages.ipynb #fe531964
 def cycle_ends(
     epochs: int,
     *,
@@ -67,7 +65,7 @@ def check_plateau(
 # %% ../../nbs/train/12_stages.ipynb #74ee9ff2
 LR_OPTIONS = {"cosine_restarts": ("cycle", "cycle_mult"), "plateau": ("factor", "patience", "min_lr", "min_delta")}
 
-
+# %% ../../nbs/train/12_stages.ipynb #e33574d7
 def check_policy(
     name: str,  # one of LR_SCHEDULES
     epochs: int,
@@ -146,7 +144,7 @@ class Stage(Settings):
         return -(-self.epochs // every)
 
     def fill(self, *, augment: Augment = Augment(), lr: float = 1e-3, bs: int = 32) -> "Stage":
-        "Give what the stage leaves open: rate, batch, and what `augment` mixes in every stage; raises `UserError` where that does not go with the rest."
+        "Give what the stage leaves open: rate, batch, what `augment` mixes; raises `UserError` where that does not go with the rest."
         open_ = {"lr": lr, "bs": bs, "mixup": augment.mixup, "cutmix": augment.cutmix, "mix_p": augment.mix_p}
         return self.replace(**{name: value for name, value in open_.items() if getattr(self, name) is None})
 
@@ -215,7 +213,7 @@ def progressive_stages(
     return [Stage(size=size, epochs=n, lr=(rate / 10, rate), bs=scaled_bs(bs, sizes[0], size), mixup=mixup, head=head)
             for size, n, rate, head in zip(sizes, epochs, rates, heads)]
 
-
+# %% ../../nbs/train/12_stages.ipynb #ab8bd21b
 def scaled_bs(bs: int, from_size: int, to_size: int, *, at_least: int = 4) -> int:
     "Scale a batch size so that a batch keeps its number of pixels."
     return max(at_least, int(bs * (from_size / to_size) ** 2))

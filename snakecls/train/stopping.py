@@ -7,12 +7,10 @@ __all__ = ['EarlyStopping', 'ValidateEvery']
 
 # %% ../../nbs/train/11_stopping.ipynb #66ab5415
 import math
-
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.tracker import TrackerCallback
 from fastcore.basics import patch
-
 from ..core import UserError
 from .comparison import Answers, fair_values, last_answers, tell_resumed
 from .epochs import check_monitor, epoch_values, value_names, was_validated
@@ -34,7 +32,10 @@ class EarlyStopping(TrackerCallback):
         verbose: bool = True,  # print `message`
     ):
         if patience < 1 or patience != int(patience):
-            raise UserError(f"early stopping has patience {patience}; give a whole number of validations, at least 1 (leave it out for no early stopping).")
+            raise UserError(
+                f"early stopping has patience {patience}; give a whole number of validations, at least 1 "
+                "(leave it out for no early stopping)."
+            )
         if not min_delta >= 0:
             raise UserError(f"early stopping has min_delta {min_delta}; give 0 or more: how much better a value must be.")
         super().__init__(monitor=monitor, min_delta=min_delta, reset_on_fit=not across_stages)
@@ -65,7 +66,7 @@ def before_fit(self: EarlyStopping) -> None:
     if self.message:
         raise CancelFitException
 
-
+# %% ../../nbs/train/11_stopping.ipynb #2baff41c
 @patch
 def after_epoch(self: EarlyStopping) -> None:
     "Compare this validation with the best so far, and perhaps end the fit."
@@ -106,9 +107,11 @@ def explain(self: EarlyStopping) -> str:
 def state_dict(self: EarlyStopping) -> dict:
     "Give what a resumed run needs: also how the best epoch answered, as photos may get lost in between."
     answers = None if self.best_answers is None else self.best_answers.to_state()
-    return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "why", "message")} | {"best_answers": answers}
+    return {name: getattr(self, name) for name in ("best", "waited", "stage", "best_stage", "best_epoch", "why", "message")} | {
+        "best_answers": answers
+    }
 
-
+# %% ../../nbs/train/11_stopping.ipynb #5c84e6a8
 @patch
 def load_state_dict(self: EarlyStopping, state: dict) -> None:
     "Let the next fit go on from `state_dict`; raises `UserError` for what is no such state."

@@ -21,7 +21,9 @@ def freeze_to(
     learn: Learner,
     n_frozen: int,  # groups, from the stem on
 ) -> None:
-    "Freeze, and drop the gradients of what is frozen: fastai zeroes them, and its optimisers go on moving (momentum, weight decay) whatever has a gradient."
+    """Freeze, and drop the gradients of what is frozen.
+
+    fastai zeroes them, and its optimisers go on moving (momentum, weight decay) whatever has a gradient."""
     learn.freeze_to(n_frozen)
     for p in learn.model.parameters():
         if not p.requires_grad:
@@ -31,7 +33,10 @@ def freeze_to(
 def check_groups(learn: Learner, n_frozen: int, what: str) -> None:
     "Refuse to freeze more groups than the Learner has; raises `UserError`."
     if n_frozen and len(learn.opt.param_lists) <= n_frozen:
-        raise UserError(f"{what} keeps {n_frozen} parameter groups frozen, but the Learner has only {len(learn.opt.param_lists)}; make it with splitter=stage_groups.")
+        raise UserError(
+            f"{what} keeps {n_frozen} parameter groups frozen, but the Learner has only "
+            f"{len(learn.opt.param_lists)}; make it with splitter=stage_groups."
+        )
 
 # %% ../../nbs/train/16_unfreezing.ipynb #312992d7
 class GradualUnfreezing(Callback):
