@@ -1,4 +1,6 @@
 "What a schedule does in every case: policies, optimisers, mixing, freezing, rates that are searched, callbacks that end a stage."
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -168,3 +170,17 @@ def test_what_cannot_work_is_refused(fit, tmp_path):
         progressive_fit(learn, Stage(20, head="probe"), loaders=stripes, saver=SaveBestF1("error_rate"))
     with pytest.raises(UserError, match="make them with photo_dls"):
         progressive_fit(learn, Stage(20), saver=SaveBestF1("error_rate"))
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"epochs": 0}, "head: probe"), ({"head": "prob"}, "did you mean 'probe'"), ({"size": 4}, "greater than or equal to 8"), ({"batch_size": 8}, "did you mean 'bs'"),
+    ({"lr": -1}, "above 0"), ({"lr": "atuo"}, "or auto"), ({"lr": "auto", "epochs": 0, "head": "probe"}, "trains nothing"),
+    ({"lr": (1e-4, 1e-3), "layer_decay": 0.8}, "both spread the rate"), ({"layer_decay": 1.5}, "less than or equal to 1"), ({"freeze": "boddy"}, "number of a block"),
+    ({"cutmix": 1.0, "size": 12}, "at least 16 px"), ({"cutmix": -1}, "greater than or equal to 0"), ({"mix_p": 0}, "greater than 0"), ({"label_smoothing": 1.0}, "less than 1"),
+    ({"gradual": True, "freeze": "body", "epochs": 5}, "keeps them all"), ({"gradual": True}, "at least 2 epochs"),
+    ({"lr_schedule": "cosine_restarts", "epochs": 4}, "3 or 7 epochs"), ({"lr_schedule": "plateau", "epochs": 2}, "at least 3"),
+    ({"warmup": 0.2}, "rises by itself"), ({"lr_schedule": "one-cycle"}, "did you mean 'one_cycle'"),
+])
+def test_a_stage_that_makes_no_sense_is_refused(wrong, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        Stage(**{"size": 128} | wrong)
