@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['AuxiliaryLoss', 'auxiliary_network', 'AuxLoss']
 
-# %% ../../nbs/train/05_auxiliary.ipynb #ceb9d945
+# %% ../../nbs/train/05_auxiliary.ipynb #352cc84d
 from collections.abc import Callable, Sequence
 from typing import Any
+
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from torch import nn
+
 from ..core import UserError
 
 # %% ../../nbs/train/05_auxiliary.ipynb #82ab185f
@@ -44,7 +47,7 @@ def auxiliary_network(model: nn.Module) -> nn.Module | None:
     "Find the module that keeps auxiliary logits, in a wrapper too."
     return next((module for module in model.modules() if isinstance(getattr(module, "aux_logits", None), tuple)), None)
 
-# %% ../../nbs/train/05_auxiliary.ipynb #249d84fd
+# %% ../../nbs/train/05_auxiliary.ipynb #b2822538
 class AuxLoss(Callback):
     "Add the losses of the network's auxiliary classifiers in training; `train_loss` holds them, `valid_loss` does not."
 
@@ -55,9 +58,8 @@ class AuxLoss(Callback):
         weight: float = 0.3,  # of each auxiliary loss, above 0; the paper's
     ):
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
-            raise UserError(
-                f"the weight of auxiliary losses is {weight!r}; give a number above 0 (leave AuxLoss out for no auxiliary losses)."
-            )
+            remedy = "give a number above 0 (leave AuxLoss out for no auxiliary losses)"
+            raise UserError(f"the weight of auxiliary losses is {weight!r}; {remedy}.")
         self.weight, self.network, self.own_loss = float(weight), None, None
 
     def before_fit(self):
@@ -66,31 +68,7 @@ class AuxLoss(Callback):
             self.learn.loss_func = self.learn.loss_func.loss_func
         self.network = auxiliary_network(self.model)
         if self.network is None:
-            raise UserError(
-                f"{type(self.model).__name__} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true."
-            )
-
-    def after_pred(self):
-        "Put the loss with the auxiliary losses in place, for this batch."
-        self.put_back()
-        if not self.training or len(self.yb) == 0:
-            return
-        logits = self.network.aux_logits
-        if not logits:
-            raise UserError(
-                "the network kept no auxiliary logits of a training batch (copies of it on several devices "
-                "lose them); train it on one device, or leave AuxLoss out."
-            )
-        if (logits := [values for values in logits if values.requires_grad]):  # a frozen stage's have nothing to teach
-            self.own_loss = self.learn.loss_func
-            self.learn.loss_func = AuxiliaryLoss(self.own_loss, pred=self.pred, logits=logits, weight=self.weight)
-
-    def after_loss(self):
-        "Give the Learner its own loss function back."
-        assert self.own_loss is None or self.learn.loss_func.n_calls, (
-            "a callback changed the predictions after AuxLoss, so no auxiliary loss was added"
-        )
-        self.put_back()
+            raise UserError(f"{type(self.model).__name__} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true.")
 
     def put_back(self) -> None:
         "Undo `after_pred`."
@@ -98,3 +76,26 @@ class AuxLoss(Callback):
             self.learn.loss_func, self.own_loss = self.own_loss, None
 
     before_validate = after_batch = after_cancel_batch = after_fit = put_back
+
+# %% ../../nbs/train/05_auxiliary.ipynb #611ea792
+@patch
+def after_pred(self: AuxLoss) -> None:
+    "Put the loss with the auxiliary losses in place, for this batch."
+    self.put_back()
+    if not self.training or len(self.yb) == 0:
+        return
+    logits = self.network.aux_logits
+    if not logits:
+        why = "the network kept no auxiliary logits of a training batch (copies of it on several devices lose them)"
+        raise UserError(f"{why}; train it on one device, or leave AuxLoss out.")
+    if (logits := [values for values in logits if values.requires_grad]):  # a frozen stage's have nothing to teach
+        self.own_loss = self.learn.loss_func
+        self.learn.loss_func = AuxiliaryLoss(self.own_loss, pred=self.pred, logits=logits, weight=self.weight)
+
+
+@patch
+def after_loss(self: AuxLoss) -> None:
+    "Give the Learner its own loss function back."
+    changed = "a callback changed the predictions after AuxLoss, so no auxiliary loss was added"
+    assert self.own_loss is None or self.learn.loss_func.n_calls, changed
+    self.put_back()
