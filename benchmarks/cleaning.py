@@ -17,7 +17,7 @@ from snakecls.clean.files import check_files
 from snakecls.data.photos import PhotoSpec
 from snakecls.clean.scan import scan_files
 from snakecls.data.tables import load_table
-from snakecls.clean.label_issues import judge_labels, read_features
+from snakecls.clean.label_issues import judge_labels, _read_features
 from snakecls.models.probe import fit_probe
 
 SIZE = 256
@@ -33,7 +33,7 @@ def load_features(folder: Path, paths: list[str]) -> tuple[np.ndarray, list[np.n
     if not cache.exists():
         model = create_backbone("tf_efficientnet_lite0", 2)
         info = model.backbone_info
-        features, stages = read_features(model, paths, PhotoSpec(size=SIZE, mean=info.mean, std=info.std, interpolation=info.interpolation))
+        features, stages = _read_features(model, paths, PhotoSpec(size=SIZE, mean=info.mean, std=info.std, interpolation=info.interpolation))
         np.savez(cache, features=features, stages=np.concatenate(stages, 1), widths=[stage.shape[1] for stage in stages])
     with np.load(cache) as stored:
         return stored["features"], np.split(stored["stages"], np.cumsum(stored["widths"])[:-1], axis=1)

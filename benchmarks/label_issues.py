@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from snakecls.data.demo.draw import make_demo
 from snakecls.data.photos import PhotoSpec
 from snakecls.data.tables import load_table
-from snakecls.clean.label_issues import LABEL_THRESHOLD, check_labels, judge_labels, label_scores, out_of_fold_probs, read_features
+from snakecls.clean.label_issues import LABEL_THRESHOLD, check_labels, judge_labels, _label_scores, _out_of_fold_probs, _read_features
 from snakecls.clean.outliers import OUTLIER_THRESHOLD, outlier_scores
 
 SIZE = 256
@@ -30,7 +30,7 @@ def load_features(folder: Path, table: pd.DataFrame) -> tuple[np.ndarray, list[n
         start, model = time.perf_counter(), create_backbone("tf_efficientnet_lite0", 2)
         info = model.backbone_info
         spec = PhotoSpec(size=SIZE, mean=info.mean, std=info.std, interpolation=info.interpolation)
-        features, stages = read_features(model, [folder / path for path in table["path"]], spec)
+        features, stages = _read_features(model, [folder / path for path in table["path"]], spec)
         np.savez(cache, features=features, stages=np.concatenate(stages, 1), widths=[stage.shape[1] for stage in stages], seconds=time.perf_counter() - start)
     with np.load(cache) as stored:
         return stored["features"], np.split(stored["stages"], np.cumsum(stored["widths"])[:-1], axis=1)
@@ -39,7 +39,7 @@ def load_features(folder: Path, table: pd.DataFrame) -> tuple[np.ndarray, list[n
 def score_labels(features: np.ndarray, names: pd.Series, groups: pd.Series, flipped: np.ndarray) -> dict[str, float]:
     "Score the ranking of suspicious labels, and what lies above the threshold."
     targets, classes = pd.factorize(names, sort=True)
-    scores = label_scores(out_of_fold_probs(features, targets, n_classes=len(classes), groups=groups.tolist()), targets)
+    scores = _label_scores(_out_of_fold_probs(features, targets, n_classes=len(classes), groups=groups.tolist()), targets)
     precision, recall, _ = precision_recall_curve(flipped, scores)
     chosen = scores >= LABEL_THRESHOLD
     return {"average_precision": average_precision_score(flipped, scores), "recall_at_70_precision": recall[precision >= 0.7].max(),
@@ -62,7 +62,7 @@ def score_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     features, stages = load_features(folder, table)
     names, groups = table["binomial"], table["observation_id"]
     targets = pd.factorize(names)[0]
-    probs = out_of_fold_probs(features, targets, n_classes=targets.max() + 1, groups=groups.tolist())
+    probs = _out_of_fold_probs(features, targets, n_classes=targets.max() + 1, groups=groups.tolist())
     outliers = score_outliers(outlier_scores([*stages, features.mean(0)], targets, probs=probs), other, flipped)
     labels = score_labels(features[:, ~other], names[~other], groups[~other], flipped[~other])
     start = time.perf_counter()

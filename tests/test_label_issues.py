@@ -5,7 +5,7 @@ import pytest
 
 from snakecls.core import UserError
 from snakecls.data.corrections import add_correction, apply_corrections, open_issues, read_corrections
-from snakecls.clean.label_issues import judge_labels, make_folds, out_of_fold_probs
+from snakecls.clean.label_issues import judge_labels, _make_folds, _out_of_fold_probs
 from snakecls.clean.outliers import find_outliers
 
 NAMES = ["Bungarus fasciatus", "Naja naja", "Vipera berus"]
@@ -25,7 +25,7 @@ def points() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_group_is_never_divided_and_every_photo_is_held_out_once(size):
     targets, groups = np.arange(90) % 3, np.arange(90) // size
-    folds = make_folds(targets, groups=groups)
+    folds = _make_folds(targets, groups=groups)
     assert all(not set(groups[fit]) & set(groups[held]) for fit, held in folds)
     assert sorted(np.concatenate([held for _, held in folds])) == list(range(90))
 
@@ -37,7 +37,7 @@ def test_a_copy_of_a_wrongly_labelled_photo_does_not_hide_it(points):
     features = features.copy()
     features[:, :4] = features[:, 3:4]
     groups = np.concatenate([[0] * 4, np.arange(1, 147)])
-    probs = out_of_fold_probs(features, given, n_classes=3, groups=groups)
+    probs = _out_of_fold_probs(features, given, n_classes=3, groups=groups)
     assert (probs[:4, given[3]] < 0.2).all()
 
 

@@ -130,7 +130,7 @@ def check_classes(self: LostPhotos, split: str) -> None:
         return
     rows = [row for row, name in enumerate(self.splits) if name == split]
     for column in self.columns:
-        gone = {name: places for name, places in _by_class(column, rows).items() if not self.any_left(places)}
+        gone = {name: places for name, places in _by_class(column, rows).items() if not self._any_left(places)}
         if gone:
             first = self.found[self.paths[next(iter(gone.values()))[0]]][1]
             raise PhotosGone(
@@ -141,7 +141,7 @@ def check_classes(self: LostPhotos, split: str) -> None:
 
 
 @patch
-def any_left(self: LostPhotos, rows: Sequence[int]) -> bool:
+def _any_left(self: LostPhotos, rows: Sequence[int]) -> bool:
     "Tell whether one of some photos can be read; those that cannot are noted."
     if not any(self.paths[row] in self.found for row in rows):
         return True
