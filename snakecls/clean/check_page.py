@@ -100,7 +100,7 @@ _MOST_TILES = 240  # photos on the page
 _MOST_PHOTOS = 24  # of one kind of issue
 _THUMBNAIL = {"side": 220, "max_bytes": 11_000}
 
-
+# %% ../../nbs/clean/12_check_page.ipynb #29728ff2
 class _Tiles:
     "Makes the tiles of photos; the same photo is read once, however often it is shown."
 
@@ -134,21 +134,22 @@ class _Tiles:
     def groups(self, kind: Kind, most: int) -> list[dict]:
         "Make the groups of a kind: a caption and tiles."
         return [
-            {"caption": self.caption(kind, rows), "photos": [self.tile(row, kind) for row in rows]} for rows in group_rows(kind, most=most)
+            {"caption": _make_caption(kind, rows, self.known), "photos": [self.tile(row, kind) for row in rows]} for rows in group_rows(kind, most=most)
         ]
 
-    def caption(self, kind: Kind, rows: list) -> str:
-        "Say what the photos of a group have in common, and in what they differ."
-        if kind.issue not in PAIRED:
-            return ""
-        alike = min(row.score for row in rows)
-        text = "same content" if kind.issue == "exact duplicate" else "same picture" if alike >= 0.995 else f"similarity {alike:.2f}"
-        known = [self.known.get(row.path, ([], "")) for row in rows]
-        if kind.issue == "conflicting labels":
-            return " or ".join(dict.fromkeys(" + ".join(labels) or "no label" for labels, _ in known)) + f"? {text.capitalize()}"
-        if kind.issue == "leak":
-            return f"{' and '.join(_order_splits({split for _, split in known}))}: {text}"
-        return text
+# %% ../../nbs/clean/12_check_page.ipynb #672e6303
+def _make_caption(kind: Kind, rows: list, photos: dict[str, tuple[list[str], str]]) -> str:  # photos: labels and split of each
+    "Say what the photos of a group have in common, and in what they differ."
+    if kind.issue not in PAIRED:
+        return ""
+    alike = min(row.score for row in rows)
+    text = "same content" if kind.issue == "exact duplicate" else "same picture" if alike >= 0.995 else f"similarity {alike:.2f}"
+    known = [photos.get(row.path, ([], "")) for row in rows]
+    if kind.issue == "conflicting labels":
+        return " or ".join(dict.fromkeys(" + ".join(labels) or "no label" for labels, _ in known)) + f"? {text.capitalize()}"
+    if kind.issue == "leak":
+        return f"{' and '.join(_order_splits({split for _, split in known}))}: {text}"
+    return text
 
 # %% ../../nbs/clean/12_check_page.ipynb #a697a1cd
 _EXPLAINED = {

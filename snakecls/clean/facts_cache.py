@@ -67,11 +67,8 @@ class FactsCache:
         try:
             _write(self.db, rows, pixel_limit)
         except sqlite3.Error as e:  # a full disk, a file that was damaged or removed under our hands
-            old, self.db = self.db, _in_memory()
             self.note = f"what is learnt about the photos cannot be kept for the next time ({e})."
-            for table in _TABLES:
-                _insert(self.db, table, list(_sound_rows(old, table)))
-            old.close()
+            self.db = _copy_to_memory(self.db)
             _write(self.db, rows, pixel_limit)
 
 # %% ../../nbs/clean/03_facts_cache.ipynb #00326abd
@@ -115,6 +112,15 @@ def _make_tables(db: sqlite3.Connection) -> None:
 def _in_memory() -> sqlite3.Connection:
     db = sqlite3.connect(":memory:")
     _make_tables(db)
+    return db
+
+# %% ../../nbs/clean/03_facts_cache.ipynb #8f7c645b
+def _copy_to_memory(old: sqlite3.Connection) -> sqlite3.Connection:
+    "Take over what is sound of a database that can no longer be written, and close it."
+    db = _in_memory()
+    for table in _TABLES:
+        _insert(db, table, list(_sound_rows(old, table)))
+    old.close()
     return db
 
 # %% ../../nbs/clean/03_facts_cache.ipynb #8f6e08c8

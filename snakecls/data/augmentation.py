@@ -13,11 +13,15 @@ from pydantic import Field, model_validator
 from ..core import UserError
 from ..settings import Settings
 
-# %% ../../nbs/data/28_augmentation.ipynb #f156336e
+# %% ../../nbs/data/28_augmentation.ipynb #4a34ef9e
 class Augment(Settings):
     "Describe how training photos are changed at random."
-    backend: Literal["fastai", "albumentations", "none"] = Field("fastai", description="fastai's by batch, albumentations by photo, or none")
-    presize: int | None = Field(None, ge=8, description="px, shorter side before the random transforms; 1.25 x the stage's size if not given")
+    backend: Literal["fastai", "albumentations", "none"] = Field(
+        "fastai", description="fastai's by batch, albumentations by photo, or none"
+    )
+    presize: int | None = Field(
+        None, ge=8, description="px, shorter side before the random transforms; 1.25 x the stage's size if not given"
+    )
     min_scale: float = Field(0.5, gt=0, le=1, description="smallest random crop, as a share of the area")
     flip: bool = Field(True, description="mirror left and right")
     flip_vertical: bool = Field(False, description="all eight orientations")
@@ -33,7 +37,9 @@ class Augment(Settings):
     @model_validator(mode="after")
     def _check_backend(self) -> "Augment":
         if self.transforms and self.backend != "albumentations":
-            raise UserError(f"transforms are albumentations transforms, but augment.backend is '{self.backend}'; set it to albumentations.")
+            raise UserError(
+                f"transforms are albumentations transforms, but augment.backend is '{self.backend}'; set it to albumentations."
+            )
         return self
 
     def presize_for(self, size: int) -> int:

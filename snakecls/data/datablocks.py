@@ -97,7 +97,7 @@ class _Draw(int):
     repeat: int = 0
 
     @classmethod
-    def numbered(cls, drawn: np.ndarray) -> list["Draw"]:
+    def numbered(cls, drawn: np.ndarray) -> list["_Draw"]:
         "Number the repetitions of an epoch's draws."
         draws = [cls(i) for i in drawn]
         for draw, repeat in zip(draws, number_repeats(draws)):

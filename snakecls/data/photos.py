@@ -11,6 +11,8 @@ __all__ = ['TURNS', 'MAX_PIXELS', 'FORMATS', 'INTERPOLATIONS', 'RESIZES', 'MIN_S
 import io
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -302,21 +304,14 @@ class PhotoSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        size = self.size if isinstance(self.size, (tuple, list)) else (self.size,)
-        if not 1 <= len(size) <= 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in size):
-            raise UserError(f"photo.size {self.size!r} is not a size; give pixels as one number or as (height, width).")
-        size = tuple(int(side) for side in size)
-        object.__setattr__(self, "size", size[0] if len(set(size)) == 1 else size)
+        object.__setattr__(self, "size", _tidy_size(self.size))
         for name, allowed in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in allowed:
                 raise unknown_name(f"photo.{name}", getattr(self, name), allowed)
         if not 0 < self.crop_pct <= 1 or (self.resize == "pad" and self.crop_pct != 1):
             raise UserError(f"photo.crop_pct {self.crop_pct} is not allowed; give a number above 0, at most 1, and 1 with 'pad'.")
         for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise UserError(f"photo.{name} {values} is not allowed; give three numbers for red, green, blue (std above 0).")
-            object.__setattr__(self, name, values)
+            object.__setattr__(self, name, _tidy_colours(name, getattr(self, name)))
 
     @property
     def height(self) -> int:
@@ -342,6 +337,23 @@ class PhotoSpec:
         if "size" not in values:
             raise UserError("The photo settings have no 'size'; give it in pixels.")
         return cls(**values)
+
+# %% ../../nbs/data/04_photos.ipynb #7327369b
+def _tidy_size(size: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    "Give a size as one number where it is a square; raises `UserError` for what is none."
+    sides: tuple[int, ...] = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    if not 1 <= len(sides) <= 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
+        raise UserError(f"photo.size {size!r} is not a size; give pixels as one number or as (height, width).")
+    sides = tuple(int(side) for side in sides)
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
+def _tidy_colours(name: str, given: tuple[float, float, float]) -> tuple[float, ...]:
+    "Give a mean or a standard deviation as floats; raises `UserError` for what is none."
+    values = tuple(float(value) for value in given)
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
+        raise UserError(f"photo.{name} {values} is not allowed; give three numbers for red, green, blue (std above 0).")
+    return values
 
 # %% ../../nbs/data/04_photos.ipynb #4f2654de
 def resize_photo(
@@ -403,8 +415,15 @@ def prepare_photo(
 ) -> np.ndarray:  # (3, h, w), float32, normalised
     "Open, resize and normalise a photo. Raises `PhotoError` when it cannot be read."
     photo = open_photo(source)
-    try:
+    with _within_memory(source):
         return to_array(resize_photo(photo, spec), spec)
+
+
+@contextmanager
+def _within_memory(source: Any) -> Iterator[None]:
+    "Say of a photo for which the memory is too small that it cannot be read."
+    try:
+        yield
     except MemoryError as e:
         raise PhotoError(_describe_source(source), explain_failure(e, b"")) from e
 
@@ -431,15 +450,10 @@ def prepare_shown(
 ) -> np.ndarray:  # (3, h, w), float32, normalised
     "Prepare a photo that is to be named: as `prepare_photo` does, and raises `PlainPhotoError` where there is nothing to see on it."
     photo = open_photo(source)
-    try:
+    with _within_memory(source):
         resized = resize_photo(photo, spec)
-        try:
-            _check_seen(photo, resized, spec, _describe_source(source))
-        except PlainPhotoError as e:
-            raise PlainPhotoError(e.source, e.reason + _say_dark(source)) from None
+        _refuse_plain(source, _why_unseen(photo, resized, spec))
         return to_array(resized, spec)
-    except MemoryError as e:
-        raise PhotoError(_describe_source(source), explain_failure(e, b"")) from e
 
 
 def open_shown(
@@ -447,32 +461,32 @@ def open_shown(
 ) -> Image.Image:  # as `open_photo` gives it
     "Open a photo that is to be named; raises `PlainPhotoError` where there is nothing to see on it."
     photo = open_photo(source)
-    if reason := _why_plain(photo):
-        raise PlainPhotoError(_describe_source(source), reason + _say_dark(source))
+    _refuse_plain(source, _why_plain(photo))
     return photo
 
+
+def _refuse_plain(source: Any, reason: str) -> None:
+    "Raise `PlainPhotoError` where there is a reason."
+    if reason:
+        raise PlainPhotoError(_describe_source(source), reason + _say_dark(source))
+
 # %% ../../nbs/data/04_photos.ipynb #f1afc121
-def _check_seen(
+def _why_unseen(
     photo: Image.Image,  # mode RGB
     resized: Image.Image,  # what the model sees of it, from `resize_photo`
     spec: PhotoSpec,
-    name: str,  # of the photo, for the message
-) -> None:
-    "Raise `PlainPhotoError` where there is nothing to see on a photo, or on the part of it that a model sees."
+) -> str:  # part of a sentence; empty where there is something to see
+    "Say why there is nothing to see on a photo, or on the part of it that a model sees."
     seen = resized.crop(_pad_box(photo.size, spec)) if spec.resize == "pad" else resized  # the border that is added is of another colour
     if min(photo.size) >= MIN_SHOWN and not _is_plain(seen):
-        return
+        return ""
     if reason := _why_plain(photo):  # the whole is looked at only where the part is plain
-        raise PlainPhotoError(name, reason)
+        return reason
     if spec.resize == "crop" or spec.crop_pct < 1:
-        raise PlainPhotoError(
-            name, "its middle, which is all that the model looks at, is of one colour (crop the photo so that the subject is in its middle)"
-        )
-    raise PlainPhotoError(
-        name,
-        f"at the {spec.width} x {spec.height} pixels that the model looks at it is of one colour (crop the "
-        "photo so that the subject fills it)",
-    )
+        part, where = "its middle, which is all that the model looks at,", "is in its middle"
+    else:
+        part, where = f"at the {spec.width} x {spec.height} pixels that the model looks at it", "fills it"
+    return f"{part} is of one colour (crop the photo so that the subject {where})"
 
 # %% ../../nbs/data/04_photos.ipynb #63c51490
 def _why_plain(

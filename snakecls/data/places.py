@@ -18,7 +18,7 @@ from .columns import clean_label, count, option, some, split_name
 from .folders import NOT_PERMITTED, list_photos, with_slashes
 from .sources import find_files, join_root, plain_path
 
-# %% ../../nbs/data/10_places.ipynb #2c23c33e
+# %% ../../nbs/data/10_places.ipynb #dbe76da7
 NO_FILE = "no such file"  # why a photo is left out
 
 
@@ -32,14 +32,11 @@ def locate(
     names: dict[str, str] | None = None,  # the user's own names of splits, such as {'val': 'test'}
 ) -> tuple[pd.Series, pd.Series, pd.Series, str]:  # paths; whether each exists; why not; a sentence where they were found elsewhere
     "Find the photos of a table, also where its paths begin with somebody else's folders; never in those of another label or split."
-    reasons = pd.Series(NO_FILE, index=paths.index)
-    full, found = find_files(join_root(paths, root))
-    if not found.all() and (plain := paths.map(unguard_cell)).ne(paths).any():  # as `write_csv` keeps them from spreadsheets
-        unguarded, there = find_files(join_root(plain, root))
-        full, found = full.where(found, unguarded), found | there
+    reasons, note = pd.Series(NO_FILE, index=paths.index), ""
+    full, found = _as_written(paths, root)
     if found.all():
-        return full, found, reasons, ""
-    note, direct = "", found
+        return full, found, reasons, note
+    direct = found
     if found.sum() * 2 < len(paths):
         elsewhere, there = _shortened(paths, root, at_least=max(int(found.sum()), (len(paths) + 1) // 2 - 1))
         if there is not None:
@@ -52,11 +49,16 @@ def locate(
     hints = _Hints(paths.index, split, labels, splits, names)
     full, found, reasons, note = _search(paths, full, found, reasons, root, hints=hints, note=note)
     found = found | (direct & reasons.eq(NO_FILE))
-    lost = full[~found & reasons.str.startswith(NO_FILE)].str.replace(r"/[^/]*$", "", regex=True)
-    closed = {folder: f"the folder '{folder}' may not be read" for folder in lost.unique() if _is_closed(folder)}
-    lost = lost.map(closed).dropna()
-    reasons[lost.index] = lost
-    return full, found, reasons, note
+    return full, found, _blame_closed(full, found, reasons), note
+
+# %% ../../nbs/data/10_places.ipynb #aed9d83d
+def _as_written(paths: pd.Series, root: str | Path) -> tuple[pd.Series, pd.Series]:  # paths; whether each exists
+    "Look for paths as they stand, or as `write_csv` keeps them from spreadsheets."
+    full, found = find_files(join_root(paths, root))
+    if not found.all() and (plain := paths.map(unguard_cell)).ne(paths).any():
+        unguarded, there = find_files(join_root(plain, root))
+        full, found = full.where(found, unguarded), found | there
+    return full, found
 
 # %% ../../nbs/data/10_places.ipynb #a602057d
 def _shortened(paths: pd.Series, root: str | Path, *, at_least: int) -> tuple[pd.Series, pd.Series] | tuple[None, None]:
@@ -74,6 +76,15 @@ def _shortened(paths: pd.Series, root: str | Path, *, at_least: int) -> tuple[pd
             break
     return best
 
+# %% ../../nbs/data/10_places.ipynb #92e994e7
+def _blame_closed(full: pd.Series, found: pd.Series, reasons: pd.Series) -> pd.Series:
+    "Name the folder that may not be read, where that is why a photo is not found."
+    lost = full[~found & reasons.str.startswith(NO_FILE)].str.replace(r"/[^/]*$", "", regex=True)
+    closed = {folder: f"the folder '{folder}' may not be read" for folder in lost.unique() if _is_closed(folder)}
+    lost = lost.map(closed).dropna()
+    reasons[lost.index] = lost
+    return reasons
+
 # %% ../../nbs/data/10_places.ipynb #bec36c9d
 def _is_closed(folder: str) -> bool:
     "Tell whether there is a folder that may not be read."
@@ -85,7 +96,7 @@ def _is_closed(folder: str) -> bool:
     except (OSError, ValueError):
         return False
 
-# %% ../../nbs/data/10_places.ipynb #c63ad3f5
+# %% ../../nbs/data/10_places.ipynb #fcbd1179
 class _Hints:
     "What the rows of a table say about the folders of their photos."
 
@@ -93,16 +104,8 @@ class _Hints:
         self, index: pd.Index, split: str | None, labels: pd.Series | None, splits: pd.Series | None, names: dict[str, str] | None
     ):
         self.split, self.names, self.folders = split, names, {}
-        cells = [()] * len(index) if labels is None else labels.tolist()
-        forms: dict = {}
-        for cell in cells:
-            for label in [cell] if isinstance(cell, str) else cell:
-                if label not in forms:
-                    forms[label] = _as_name(label)
-        self.labels = frozenset(forms.values())
-        self.own = dict(
-            zip(index, [frozenset([forms[cell]]) if isinstance(cell, str) else frozenset(forms[label] for label in cell) for cell in cells])
-        )
+        self.own = dict(zip(index, _own_names([()] * len(index) if labels is None else labels.tolist())))
+        self.labels = frozenset().union(*self.own.values())
         self.splits = dict(zip(index, [split] * len(index) if splits is None else splits.tolist()))
         self.spoken: set = set()  # splits of rows whose photos lie in folders called so
 
@@ -110,13 +113,10 @@ class _Hints:
         "Say what the folders of a photo are called."
         folder = path.rpartition("/")[0]
         if folder not in self.folders:
-            parts = folder.split("/") if folder else []
-            known = {part: _as_name(part) for part in parts}
+            known = {part: _as_name(part) for part in (folder.split("/") if folder else [])}
             labels = frozenset(name for name in known.values() if name in self.labels)
-            self.folders[folder] = (
-                labels,
-                frozenset(split for part, name in known.items() if name not in labels and (split := split_name(part, self.names))),
-            )
+            others = (split_name(part, self.names) for part, name in known.items() if name not in labels)
+            self.folders[folder] = labels, frozenset(split for split in others if split)
         return self.folders[folder]
 
     def listen(self, possible: dict) -> None:
@@ -125,64 +125,44 @@ class _Hints:
             self.splits[row] for row, candidates in possible.items() if any(self.splits[row] in self.says(path)[1] for path in candidates)
         }
 
-    def against(self, row: object, path: str) -> str:
-        "Say what speaks against a photo: a folder of another label or another split."
-        labels, splits = self.says(path)
-        if labels and not labels & self.own[row]:
-            return "label"
-        own = self.splits[row]
-        meant = {own} | ({self.split} if own not in self.spoken else set())
-        return "split" if splits and own and not splits & meant else ""
-
-    def choose(self, row: object, candidates: list[str]) -> list[str]:
-        "Keep what lies in a folder of the row's label and split, where there is any."
-        for fits in (
-            lambda path: self.says(path)[0] & self.own[row],
-            lambda path: self.splits[row] in self.says(path)[1],
-            lambda path: self.split in self.says(path)[1],
-        ):
-            if len(candidates) > 1:
-                candidates = [path for path in candidates if fits(path)] or candidates
-        return candidates
+# %% ../../nbs/data/10_places.ipynb #080a63b7
+def _own_names(cells: list) -> list[frozenset]:
+    "Write the labels of each row as folders would be called; each different label once, as there are few among many rows."
+    forms: dict = {}
+    for cell in cells:
+        for label in [cell] if isinstance(cell, str) else cell:
+            if label not in forms:
+                forms[label] = _as_name(label)
+    return [frozenset(forms[label] for label in ([cell] if isinstance(cell, str) else cell)) for cell in cells]
 
 # %% ../../nbs/data/10_places.ipynb #a21da16f
 def _as_name(text: object) -> str:
     "A label, or a folder's name, in the one form in which they are compared."
     return re.sub(r"[\s_-]+", " ", plain_path(clean_label(str(text))))
 
-# %% ../../nbs/data/10_places.ipynb #04827488
-def _search(
-    paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Series, root: str | Path, *, hints: _Hints, note: str
-) -> tuple[pd.Series, pd.Series, pd.Series, str]:
-    "Look for what was not found in all folders below the root; raises `UserError` where most of it could be in several places."
-    written = paths[~found].str.replace("\\", "/", regex=False)
-    wanted = written if found.any() else _without_shared(written)
-    top = with_slashes(os.path.abspath(root)).rstrip("/") + "/"
-    photos, issues = list_photos(top)
-    files = _by_name([path.removeprefix(top) for path in photos], {plain_path(path.rpartition("/")[2]) for path in wanted.unique()})
-    possible = _possible(wanted, files, whole=bool(found.any()))
-    hints.listen(possible)
-    placed, doubtful, refused = _place_rows(possible, hints)
-    _ask_about_most(len(paths), doubtful, refused, top, hints)
-    if placed:
-        full, found = full.copy(), found.copy()
-        full.loc[list(placed)], found.loc[list(placed)] = [top + path for path in placed.values()], True
-        note = _say_placed(placed, len(wanted), note)
-    for row, candidates in doubtful.items():
-        reasons[row] = f"there are {len(candidates)} files of that name: {some(candidates, 2)}"
-    for row, candidates in refused.items():
-        reasons[row] = f"{NO_FILE} but '{candidates[0]}', which lies in the folder of another {hints.against(row, candidates[0])}"
-    if closed := [issue["path"].removeprefix(top) for issue in issues if issue["issue"] == NOT_PERMITTED]:
-        lost = ~found & reasons.eq(NO_FILE)
-        reasons[lost] = f"{NO_FILE}, but {some(closed, 2)} may not be looked into"
-        if lost.any():
-            note = f"{note} " * bool(note) + (
-                f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the "
-                "permissions to use what lies there."
-            )
-    return full, found, reasons, note
+# %% ../../nbs/data/10_places.ipynb #baf692aa
+def _against(hints: _Hints, row: object, path: str) -> str:
+    "Say what speaks against a photo: a folder of another label or another split."
+    labels, splits = hints.says(path)
+    if labels and not labels & hints.own[row]:
+        return "label"
+    own = hints.splits[row]
+    meant = {own} | ({hints.split} if own not in hints.spoken else set())
+    return "split" if splits and own and not splits & meant else ""
 
-# %% ../../nbs/data/10_places.ipynb #e8940713
+
+def _choose(hints: _Hints, row: object, candidates: list[str]) -> list[str]:
+    "Keep what lies in a folder of the row's label and split, where there is any."
+    for fits in (
+        lambda path: hints.says(path)[0] & hints.own[row],
+        lambda path: hints.splits[row] in hints.says(path)[1],
+        lambda path: hints.split in hints.says(path)[1],
+    ):
+        if len(candidates) > 1:
+            candidates = [path for path in candidates if fits(path)] or candidates
+    return candidates
+
+# %% ../../nbs/data/10_places.ipynb #7906d734
 def _by_name(photos: list[str], names: set[str]) -> dict[str, list[str]]:
     "Group the files below a folder by their plain name, with and without suffix; only those that are looked for."
     files: dict[str, list[str]] = {}
@@ -193,7 +173,7 @@ def _by_name(photos: list[str], names: set[str]) -> dict[str, list[str]]:
                 files.setdefault(spelling, []).append(path)
     return files
 
-
+# %% ../../nbs/data/10_places.ipynb #fca1fbe6
 def _without_shared(paths: pd.Series) -> pd.Series:
     "Take a folder away that is the same for all paths, for it is somebody else's; not one that says which split they are."
     folders = paths.str.rpartition("/")[0].unique()
@@ -224,14 +204,14 @@ def _endings(parts: list[str], files: dict[str, list[str]], length: int) -> list
         ]
     return candidates
 
-# %% ../../nbs/data/10_places.ipynb #d34c6cb3
+# %% ../../nbs/data/10_places.ipynb #cabcbcba
 def _place_rows(possible: dict, hints: _Hints) -> tuple[dict, dict, dict]:  # row: its file; row: files; row: files of others
     "Choose the file of each row by what the row says, else by the one folder that holds all; what stays open, and what is another's."
     placed, doubtful, refused, open_rows = {}, {}, {}, {}
     for row, candidates in possible.items():
         if not candidates:
             continue
-        fitting = hints.choose(row, [path for path in candidates if not hints.against(row, path)])
+        fitting = _choose(hints, row, [path for path in candidates if not _against(hints, row, path)])
         if len(fitting) == 1:
             placed[row] = fitting[0]
         elif fitting:
@@ -256,7 +236,7 @@ def _one_folder(open_rows: dict, placed: dict, refused: dict) -> str | None:
     whole = [folder for folder, number in holds.items() if number * 2 > n]
     return whole[0] if len(whole) == 1 and holds[whole[0]] == n else None
 
-# %% ../../nbs/data/10_places.ipynb #519ac588
+# %% ../../nbs/data/10_places.ipynb #c660e270
 def _ask_about_most(n: int, doubtful: dict, refused: dict, top: str, hints: _Hints) -> None:
     "Raise `UserError` where most photos of a table could be several files, or lie in folders of other labels and splits alone."
     if (len(doubtful) + len(refused)) * 2 <= n:
@@ -269,18 +249,54 @@ def _ask_about_most(n: int, doubtful: dict, refused: dict, top: str, hints: _Hin
             f"{option('root')}, or write the folders into the table."
         )
     row, candidates = next(iter(refused.items()))
-    why, path = hints.against(row, candidates[0]), candidates[0]
-    own = (
-        f"'{next(iter(hints.own[row]))}'"
-        if why == "label" and hints.own[row]
-        else f"of the split {hints.splits[row]}"
-        if why == "split"
-        else "of another label"
-    )
+    why, path = _against(hints, row, candidates[0]), candidates[0]
     raise UserError(
         f"{count(len(refused), 'photo')} of {n:,} in the table {'lies' if len(refused) == 1 else 'lie'} in the "
-        f"folder of another {why} alone, such as '{path}' in a row that is {own}; say where they are with "
+        f"folder of another {why} alone, such as '{path}' in a row that is {_say_own(hints, row, why)}; say where they are with "
         f"{option('root')}, or write the folders into the table."
+    )
+
+# %% ../../nbs/data/10_places.ipynb #a9e34303
+def _say_own(hints: _Hints, row: object, why: str) -> str:
+    "Say what a row is, whose photo lies in the folder of another label or split."
+    if why == "label" and hints.own[row]:
+        return f"'{next(iter(hints.own[row]))}'"
+    return f"of the split {hints.splits[row]}" if why == "split" else "of another label"
+
+# %% ../../nbs/data/10_places.ipynb #b38d6d10
+def _search(
+    paths: pd.Series, full: pd.Series, found: pd.Series, reasons: pd.Series, root: str | Path, *, hints: _Hints, note: str
+) -> tuple[pd.Series, pd.Series, pd.Series, str]:
+    "Look for what was not found in all folders below the root; raises `UserError` where most of it could be in several places."
+    written = paths[~found].str.replace("\\", "/", regex=False)
+    wanted = written if found.any() else _without_shared(written)
+    top = with_slashes(os.path.abspath(root)).rstrip("/") + "/"
+    photos, issues = list_photos(top)
+    files = _by_name([path.removeprefix(top) for path in photos], {plain_path(path.rpartition("/")[2]) for path in wanted.unique()})
+    possible = _possible(wanted, files, whole=bool(found.any()))
+    hints.listen(possible)
+    placed, doubtful, refused = _place_rows(possible, hints)
+    _ask_about_most(len(paths), doubtful, refused, top, hints)
+    if placed:
+        full, found = full.copy(), found.copy()
+        full.loc[list(placed)], found.loc[list(placed)] = [top + path for path in placed.values()], True
+        note = _say_placed(placed, len(wanted), note)
+    for row, candidates in doubtful.items():
+        reasons[row] = f"there are {len(candidates)} files of that name: {some(candidates, 2)}"
+    for row, candidates in refused.items():
+        reasons[row] = f"{NO_FILE} but '{candidates[0]}', which lies in the folder of another {_against(hints, row, candidates[0])}"
+    closed = [issue["path"].removeprefix(top) for issue in issues if issue["issue"] == NOT_PERMITTED]
+    return full, found, reasons, _say_closed(closed, ~found & reasons.eq(NO_FILE), reasons, note) if closed else note
+
+# %% ../../nbs/data/10_places.ipynb #0e7275f4
+def _say_closed(closed: list[str], lost: pd.Series, reasons: pd.Series, note: str) -> str:
+    "Say which folders could not be looked into, to the photos that may lie there and in the note."
+    reasons[lost] = f"{NO_FILE}, but {some(closed, 2)} may not be looked into"
+    if not lost.any():
+        return note
+    return f"{note} " * bool(note) + (
+        f"could not look into {count(len(closed), 'folder')} below the table ({some(closed)}); change the "
+        "permissions to use what lies there."
     )
 
 # %% ../../nbs/data/10_places.ipynb #36c859d3

@@ -334,7 +334,7 @@ class MultiTarget(Problem):
         return [named[target] for target in self.by_target]
 
     def learn(self, table: "pd.DataFrame") -> "MultiTarget":  # path, a column for each target, split
-        "Give the problem with the labels of the training photos; raises `UserError` where a target has a single one, or validation or test has others."
+        "Give the problem with the labels of the training photos; raises `UserError` where a target has just one, or other splits have more."
         return replace(self, parts=[_learn_target(part, table) for part in self.parts])
 
     def score_names(self, top_k: Sequence[int] = ()) -> list[str]:
@@ -348,11 +348,14 @@ def find_problem(
     table: "pd.DataFrame",  # the target columns, split; training and validation photos
     target: str | Sequence[str] = "label",  # a column; several columns for several targets
     *,
-    labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,  # in the order of the answers (by target where there are several); None: the sorted labels of the training photos
+    labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,  # in order, by target where several; None: sorted, of training
 ) -> Problem:
-    "Find out what is asked about a table's photos; raises `UserError` where nothing can be learned, or a photo has a label that training has not."
+    "Find out what is asked about a table's photos; raises `UserError` where nothing can be learned, or a label has no training photo."
     if labels is not None and isinstance(labels, Mapping) == isinstance(target, str):
-        raise UserError("labels is a list where there is one target, and a dict from target to list where there are several; give it so, or leave it out.")
+        raise UserError(
+            "labels is a list where there is one target, and a dict from target to list where there are "
+            "several; give it so, or leave it out."
+        )
     if isinstance(target, str):
         return _find_part(table, target, labels)
     if not target or len(set(target)) < len(target):
@@ -382,7 +385,10 @@ def _find_part(table: "pd.DataFrame", target: str, labels: Sequence[str] | None)
     part.check(trained, found)
     part = replace(part, labels=trained if labels is None else labels)
     if unknown := sorted(set(found) - set(part.labels)):
-        raise UserError(f"{len(unknown)} labels of '{target}' are not among the training labels, such as '{unknown[0]}'; move some of their photos to split train, or drop them.")
+        raise UserError(
+            f"{len(unknown)} labels of '{target}' are not among the training labels, such as '{unknown[0]}'; "
+            "move some of their photos to split train, or drop them."
+        )
     return part
 
 # %% ../../nbs/data/14_problem.ipynb #c1a4ce38
@@ -395,7 +401,10 @@ def asked_problem(
     if isinstance(target, str):
         return MultiLabel(target=target) if multi_label else OneLabel(target=target)
     if multi_label:
-        raise UserError(f"data.target names {len(target)} targets with one label each, and data.multi_label asks for several labels of one; leave one of them out.")
+        raise UserError(
+            f"data.target names {len(target)} targets with one label each, and data.multi_label asks for "
+            "several labels of one; leave one of them out."
+        )
     return MultiTarget([OneLabel(column=name, target=name) for name in check_names(target)])
 
 # %% ../../nbs/data/14_problem.ipynb #9bc32478
@@ -411,8 +420,15 @@ def _without_training(table: "pd.DataFrame", column: str, unknown: list[str], la
     one = splits[0] if len(splits) == 1 else None
     part = table[table["split"] == one] if one else table.head(0)
     if one and not part[column].isin(labels).any():
-        return f"{said}, where no photo has a label of the {len(labels)} that can be learned; leave that split out with data.splits: {{{one}: ignore}}, or give its photos their labels."
-    remedy = f"; add training photos, remove these, or leave the split out with data.splits: {{{one}: ignore}}." if one else "; add training photos, or remove these."
+        return (
+            f"{said}, where no photo has a label of the {len(labels)} that can be learned; leave that split "
+            f"out with data.splits: {{{one}: ignore}}, or give its photos their labels."
+        )
+    remedy = (
+        f"; add training photos, remove these, or leave the split out with data.splits: {{{one}: ignore}}."
+        if one
+        else "; add training photos, or remove these."
+    )
     return said + remedy
 
 
@@ -422,9 +438,15 @@ def _learn_target(part: OneLabel, table: "pd.DataFrame") -> OneLabel:
     others = table[~table[part.column].isin(labels)]
     if len(others):
         row = others.iloc[0]
-        raise UserError(f"{others[part.column].nunique()} labels of the target '{target}' have no training photo, such as '{row[part.column]}' in split {row['split']}; add training photos, remove these, or leave the split out with data.splits: {{{row['split']}: ignore}}.")
+        raise UserError(
+            f"{others[part.column].nunique()} labels of the target '{target}' have no training photo, such as "
+            f"'{row[part.column]}' in split {row['split']}; add training photos, remove these, or leave the "
+            f"split out with data.splits: {{{row['split']}: ignore}}."
+        )
     if len(labels) < 2:
-        raise UserError(f"the photos have only one '{target}' ({labels[0]}), so there is nothing to learn; leave the target '{target}' out.")
+        raise UserError(
+            f"the photos have only one '{target}' ({labels[0]}), so there is nothing to learn; leave the target '{target}' out."
+        )
     return replace(part, labels=labels)
 
 # %% ../../nbs/data/14_problem.ipynb #031e6b33

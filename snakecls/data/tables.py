@@ -65,38 +65,34 @@ def _drop_missing(
     paths, found, reasons, note = locate(
         table["path"], root, split=split, labels=table.get("label", table.get("labels")), splits=table.get("split"), names=names
     )
-    missing = paths[~found]
     if not found.any():
-        if table["path"].str.match(r"(?i)https?://").all():
-            raise UserError(
-                f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the "
-                f"photos and give their folder with {option('root')}."
-            )
-        if reasons.str.endswith("may not be read").any():
-            raise UserError(
-                f"none of the {count(len(table), 'photo')} in {where} was found, for "
-                f"{reasons[reasons.str.endswith('may not be read')].iloc[0]}; change its permissions."
-            )
-        raise UserError(
-            f"none of the {count(len(table), 'photo')} in {where} exists (looked for {some(missing)}); give "
-            f"the folder of the photos with {option('root')}."
-        )
+        raise _none_found(table, where, paths, reasons)
     photo = found & paths.str.lower().str.endswith(IMAGE_SUFFIXES)
-    others = paths[found & ~photo]
     noted = Noted(table.assign(path=paths)[photo]).tell(note)
-    if len(missing):
-        rows = [
-            {"path": str(path), "issue": _kind(reason), "reason": reason}
-            for path, reason in zip(missing.tolist(), reasons[~found].tolist())
-        ]
+    if not found.all():
+        rows = [{"path": str(path), "issue": _kind(why), "reason": why} for path, why in zip(paths[~found], reasons[~found])]
         noted = noted.tell(_describe_missing(rows, len(table), where), issues=rows)
-    if len(others):
+    if len(others := paths[found & ~photo]):
         note = (
             f"left out {count(len(others), 'file')} in {where} of no image format that can be read "
             f"({some(others)}); convert them to JPEG or PNG."
         )
         noted = noted.tell(note, issues=as_issues(others, "not a photo", "no image format that can be read"))
     return noted
+
+# %% ../../nbs/data/18_tables.ipynb #d536b002
+def _none_found(table: pd.DataFrame, where: str, paths: pd.Series, reasons: pd.Series) -> UserError:
+    "Say why no photo of a table was found, and what to do about it."
+    if table["path"].str.match(r"(?i)https?://").all():
+        return UserError(
+            f"the paths in {where} are addresses on the web ({some(table['path'], 1)}); download the "
+            f"photos and give their folder with {option('root')}."
+        )
+    said = f"none of the {count(len(table), 'photo')} in {where}"
+    closed = reasons[reasons.str.endswith("may not be read")]
+    if len(closed):
+        return UserError(f"{said} was found, for {closed.iloc[0]}; change its permissions.")
+    return UserError(f"{said} exists (looked for {some(paths)}); give the folder of the photos with {option('root')}.")
 
 # %% ../../nbs/data/18_tables.ipynb #dae03576
 def _kind(reason: str) -> str:

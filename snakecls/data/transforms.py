@@ -80,7 +80,9 @@ class TrainPresize(Transform):
         "Cut the largest square at a random place and resize it."
         side = min(photo.size)
         left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
-        return photo.resize((self.presize, self.presize), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0)
+        return photo.resize(
+            (self.presize, self.presize), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0
+        )
 
 # %% ../../nbs/data/29_transforms.ipynb #fec3bdd2
 class ValidResize(Transform):
@@ -118,8 +120,14 @@ def _fastai_batch_tfms(
 ) -> list[Transform]:
     "Make fastai's batch transforms from the description (`aug_transforms`, with a random resized crop to `size`)."
     tfms = aug_transforms(
-        size=size, min_scale=augment.min_scale if augment.min_scale < 1 else 0.999, do_flip=augment.flip or augment.flip_vertical, flip_vert=augment.flip_vertical,
-        max_rotate=augment.max_rotate, max_zoom=augment.max_zoom, max_lighting=augment.max_lighting, max_warp=augment.max_warp,
+        size=size,
+        min_scale=augment.min_scale if augment.min_scale < 1 else 0.999,
+        do_flip=augment.flip or augment.flip_vertical,
+        flip_vert=augment.flip_vertical,
+        max_rotate=augment.max_rotate,
+        max_zoom=augment.max_zoom,
+        max_lighting=augment.max_lighting,
+        max_warp=augment.max_warp,
     )
     return [BatchAugment(tfms, seeds)]
 
@@ -135,7 +143,10 @@ def make_albumentations(
         if isinstance(entry, str):
             entry = {entry: {}}
         if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise UserError(f"augment.transforms has {entry!r}; write each transform as one name with its parameters, such as HorizontalFlip: {{p: 0.5}}.")
+            raise UserError(
+                f"augment.transforms has {entry!r}; write each transform as one name with its parameters, such "
+                f"as HorizontalFlip: {{p: 0.5}}."
+            )
         (name, parameters), = entry.items()
         if name not in names:
             raise unknown_name("albumentations transform", name, names)
@@ -179,11 +190,17 @@ def _check_albumentations(
             photo = A.Compose([always], seed=0)(image=photo)["image"]
         except Exception as e:  # a hundred transforms with OpenCV below them may raise anything
             if culprit is None:
-                raise UserError(f"albumentations {name} cannot change a photo of {size} x {size} px: {' '.join(str(e).split())[:200]}; change its parameters or leave it out.") from e
+                raise UserError(
+                    f"albumentations {name} cannot change a photo of {size} x {size} px: "
+                    f"{' '.join(str(e).split())[:200]}; change its parameters or leave it out."
+                ) from e
             break
         culprit = None if _is_photo(photo) else culprit or (name, _describe_array(photo))
     if culprit is not None:
-        raise UserError(f"albumentations {culprit[0]} gives {culprit[1]}, but a photo (uint8, height x width x 3) must come out; leave it out, as photos are normalised later.")
+        raise UserError(
+            f"albumentations {culprit[0]} gives {culprit[1]}, but a photo (uint8, height x width x 3) must "
+            "come out; leave it out, as photos are normalised later."
+        )
 
 
 def _is_photo(array) -> bool:
