@@ -276,11 +276,9 @@ def _unusable_name(
     return ""
 
 # %% ../../nbs/data/11_archives.ipynb #69b3e3ea
-MOST_TIMES, SMALL_BYTES, MOST_FILES = (
-    20,
-    64 << 20,
-    1_000_000,
-)  # what comes out of a small archive fills no disk: scanned pages as BMP shrink to a hundredth
+MOST_TIMES = 20  # the size of an archive: as much may come out of it
+SMALL_BYTES = 64 << 20  # in any case, which fills no disk: scanned pages as BMP shrink to a hundredth
+MOST_FILES = 1_000_000
 
 
 def _most_bytes(path: Path) -> int:

@@ -84,10 +84,8 @@ SYSTEM_FOLDERS = {
 
 # %% ../../nbs/data/06_folders.ipynb #97b8288c
 UNPACKED = "what was unpacked from a zip"
-_BUILT, _ENVIRONMENT = (
-    re.compile(r"lib(\..+)?|bdist\..+|temp\..+|egg-info"),
-    {"bin", "lib", "lib64", "include", "share", "etc", "Scripts", "Lib", "Include"},
-)
+_BUILT = re.compile(r"lib(\..+)?|bdist\..+|temp\..+|egg-info")
+_ENVIRONMENT = {"bin", "lib", "lib64", "include", "share", "etc", "Scripts", "Lib", "Include"}
 _NAMED = {  # a class may be called so: what lies in the folder decides
     "recycler": ("a recycle bin", lambda path, names: all(name.startswith(("S-1-", "desktop.ini")) for name in names)),
     "mlruns": ("records of MLflow", lambda path, names: any(os.path.exists(os.path.join(path, name, "meta.yaml")) for name in names)),
