@@ -56,7 +56,7 @@ def fit(learn, **kwargs):
         learn.fit(1, **kwargs)
 
 
-@pytest.mark.parametrize("more", [lambda: [], lambda: [MixUp(0.4)], lambda: [GradientAccumulation(8)]])
+@pytest.mark.parametrize("more", [list, lambda: [MixUp(0.4)], lambda: [GradientAccumulation(8)]])
 @pytest.mark.parametrize("loss, make_y", [
     (CrossEntropyLossFlat(), lambda i: torch.tensor(i % 3)), (BCEWithLogitsLossFlat(), lambda i: torch.tensor([i % 2, 1.0, 0.0])),
 ])
