@@ -13,7 +13,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import error_rate
 from torch import nn
 
-from snakecls.core import UserError
+from snakecls.core import IdleWarning, UserError
 from snakecls.models.freezing import stage_groups
 from snakecls.train.learner_probe import valid_metrics
 from snakecls.train.metrics import epoch_metrics
@@ -173,14 +173,33 @@ def test_what_cannot_work_is_refused(fit, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    ({"epochs": 0}, "head: probe"), ({"head": "prob"}, "did you mean 'probe'"), ({"size": 4}, "greater than or equal to 8"), ({"batch_size": 8}, "did you mean 'bs'"),
-    ({"lr": -1}, "above 0"), ({"lr": "atuo"}, "or auto"), ({"lr": "auto", "epochs": 0, "head": "probe"}, "trains nothing"),
+    ({"head": "prob"}, "did you mean 'probe'"), ({"size": 4}, "greater than or equal to 8"), ({"batch_size": 8}, "did you mean 'bs'"),
+    ({"lr": -1}, "above 0"), ({"lr": "atuo"}, "or auto"),
     ({"lr": (1e-4, 1e-3), "layer_decay": 0.8}, "both spread the rate"), ({"layer_decay": 1.5}, "less than or equal to 1"), ({"freeze": "boddy"}, "number of a block"),
     ({"cutmix": 1.0, "size": 12}, "at least 16 px"), ({"cutmix": -1}, "greater than or equal to 0"), ({"mix_p": 0}, "greater than 0"), ({"label_smoothing": 1.0}, "less than 1"),
-    ({"gradual": True, "freeze": "body", "epochs": 5}, "keeps them all"), ({"gradual": True}, "at least 2 epochs"),
-    ({"lr_schedule": "cosine_restarts", "epochs": 4}, "3 or 7 epochs"), ({"lr_schedule": "plateau", "epochs": 2}, "at least 3"),
-    ({"warmup": 0.2}, "rises by itself"), ({"lr_schedule": "one-cycle"}, "did you mean 'one_cycle'"),
+    ({"gradual": True, "freeze": "body", "epochs": 5}, "keeps them all"),
+    ({"lr_schedule": "one-cycle"}, "did you mean 'one_cycle'"),
 ])
 def test_a_stage_that_makes_no_sense_is_refused(wrong, said):
     with pytest.raises(UserError, match=re.escape(said)):
         Stage(**{"size": 128} | wrong)
+
+
+@pytest.mark.parametrize("idle, said", [
+    ({"epochs": 0}, "head: probe"), ({"gradual": True}, "at least 2"), ({"lr_schedule": "cosine_restarts", "epochs": 4}, "3 or 7 epochs"),
+    ({"lr_schedule": "plateau", "epochs": 2}, "at least 3"), ({"warmup": 0.2}, "rises by itself"), ({"warmup": 0.2, "lr_schedule": "plateau", "epochs": 5}, "waits"),
+])
+def test_a_stage_that_does_nothing_says_so(idle, said):
+    assert any(said in note for note in Stage(**{"size": 128} | idle).idle())
+
+
+def test_what_a_stage_does_not_do_is_told_by_a_bare_fit(fit):
+    with pytest.warns(IdleWarning, match="stage 2: epochs is 0"):
+        fit([Stage(20, epochs=1, bs=16), Stage(20, epochs=0, bs=16)])
+
+
+def test_a_cut_cycle_falls_within_what_is_left(fit):
+    "Five epochs of four batches, in cycles of 1, 2 and 4 epochs: the last falls within two."
+    _, _, seen = fit(Stage(20, epochs=5, bs=16, lr=1e-3, lr_schedule="cosine_restarts"))
+    head = seen["head"].to_numpy()
+    assert np.allclose(head[[0, 4, 12]], 1e-3, atol=1e-9) and head[19] < 1e-4

@@ -150,8 +150,6 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["train.optimiser=adma"], "did you mean 'adam'"),
     (["schedule.0.lr=fast"], "auto"),
     (["schedule.0.layer_decay=0.5", "schedule.0.lr=[1.0e-5, 1.0e-3]"], "layer_decay"),
-    (["schedule.0.gradual=true"], "at least 2 epochs"),
-    (["schedule.0.lr_schedule=plateau"], "plateau"),
     (["schedule.0.epochs=2", "schedule.0.gradual=true", "schedule.0.freeze=4"], "keeps them all"),
     (["train.wd=.inf"], "train.wd is inf: .*finite number"),
     (["schedule.0.lr=.inf"], "schedule.0.lr is inf: .*finite number"),
@@ -197,6 +195,11 @@ def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path,
     (["train.batch_norm=frozen", "model.arch=lenet5"], "has no batch norm"),
     (["train.loss=focal", "schedule.0.label_smoothing=0.1"], "cannot be smoothed"),
     (["predict.thresholds=per_class"], "does nothing here"),
+    (["schedule.0.gradual=true"], "schedule.0.gradual frees one block more"),
+    (["schedule.0.lr_schedule=plateau"], "schedule.0.lr_schedule is plateau, which cannot act"),
+    (["schedule.0.lr_schedule=cosine_restarts"], "never restarts within 1 epoch"),
+    (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=5"], "cut from 4 to 2 epoch"),
+    (["schedule.0.warmup=0.2"], "schedule.0.warmup is 0.2, and does nothing with one_cycle"),
     (["train.target_weights={label: 2}"], "one target alone"),
 ])
 def test_what_does_nothing_is_told_and_runs(photos, overrides, sentence):
@@ -209,6 +212,16 @@ def test_idle_options_change_nothing(photos, tmp_path):
     plain, told = run(photos, tmp_path, "name=plain"), run(photos, tmp_path, *idle, say=said.append)
     assert sum(text.startswith("Note: ") for text in said) >= 8
     assert told.metrics["valid"] == plain.metrics["valid"] and told.metrics["best"] == plain.metrics["best"]
+
+
+def test_a_stage_without_epochs_is_left_out(photos, tmp_path):
+    said, first = [], {"size": 32, "epochs": 1, "bs": 8, "lr": 0.01}
+    alone = run_experiment(experiment(photos, "name=alone", schedule=[first]), root=tmp_path / "runs", logbook=None, say=said.append)
+    beside = run_experiment(experiment(photos, "name=beside", schedule=[first, {"size": 64, "epochs": 0}]), root=tmp_path / "runs", logbook=None, say=said.append)
+    assert any("schedule.1.epochs is 0, so the stage is left out" in text for text in said)
+    assert beside.metrics["valid"] == alone.metrics["valid"] and [stage["stage"] for stage in beside.metrics["stages"]] == [1]
+    with pytest.raises(UserError, match="no stage of the schedule trains anything"):
+        make_plan(experiment(photos, schedule=[{"size": 32, "epochs": 0}]))
 
 
 def test_a_rate_at_which_adadelta_stands_still_is_told(photos):

@@ -24,7 +24,7 @@ _OF_EPOCHS = [name for name in Stage.model_fields if name not in ("size", "valid
 
 def _idle_probe(experiment: Experiment) -> str | None:
     "Name what a stage without epochs has and does not use; its probe sees the photos as they are."
-    idle = [f"schedule.{place}.{name}" for place, stage in enumerate(experiment.schedule) if not stage.epochs
+    idle = [f"schedule.{place}.{name}" for place, stage in enumerate(experiment.schedule) if stage.acts and not stage.epochs
             for name in _OF_EPOCHS if getattr(stage, name) != Stage.model_fields[name].default]
     does = "a stage of 0 epochs fits its probe alone and does not use"
     return f"{does} {', '.join(idle)}; give it epochs, or leave that out." if idle else None
@@ -76,7 +76,7 @@ def _idle_plateaus(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[
     every = experiment.train.validate_every
     for place, stage in enumerate(stages):
         patience, found = stage.lr_options.get("patience", 1), stage.n_validations(every)
-        if stage.lr_schedule == "plateau" and stage.epochs and found < patience + 2:
+        if stage.lr_schedule == "plateau" and found < patience + 2 <= stage.epochs:
             yield (
                 f"schedule.{place} has a plateau with patience {patience}, but train.validate_every {every} leaves {found} "
                 f"validation(s) of {stage.epochs} epochs, so it cannot act; validate more often, or give more epochs."
@@ -91,6 +91,7 @@ def find_idle(
     longest = max(stages, key=lambda stage: stage.epochs)
     found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_wandb(experiment)]
     found += [*_idle_patience(experiment, longest), *_idle_plateaus(experiment, stages)]
+    found += [f"schedule.{place}.{note}" for place, stage in enumerate(stages) for note in stage.idle()]
     if experiment.train.refit and not any(stage.head == "probe" for stage in stages):
         found.append("train.refit fits a winning probe again, but no stage has a probe; give a stage head: probe, or leave refit out.")
     return list(filter(None, found))

@@ -226,6 +226,7 @@ def estimate_seconds(
     views: int = 1,  # predictions of a photo that are averaged, such as 2 with its mirror image
 ) -> float:
     "Estimate how long a schedule and its predictions will take; the Learner stays as it is."
+    stages = [stage for stage in stages if stage.acts]
     costs, scene = _measure_stages(learn, stages, mode), _Scene.of(learn)
     last = costs[-1]
     between = (len(stages) - 1) * scene.pass_seconds(scene.n_valid, last.read_valid, views * last.answer)

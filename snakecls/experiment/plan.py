@@ -49,7 +49,7 @@ from ..train.precision import PrecisionCallback, check_mode, compile_model
 from ..train.precision_choice import PrecisionChoice
 from ..train.precision_choice import choose_precision as measure_precision
 from ..train.schedules import check_schedule, stage_loaders
-from ..train.stages import Stage, scaled_bs
+from ..train.stages import Stage, check_acting, scaled_bs
 from ..train.stopping import EarlyStopping, ValidateEvery
 from ..train.unfreezing import auto_batch_norm
 
@@ -75,8 +75,9 @@ class Plan:
 
 # %% ../../nbs/experiment/06_plan.ipynb #f5caa871
 def _fill_stages(experiment: Experiment) -> list[Stage]:
-    "Fill in what the stages of the schedule leave to the experiment; raises `UserError` for a presize that is smaller than a stage."
+    "Fill in what the stages of the schedule leave to the experiment; raises `UserError` for a presize smaller than a stage, or where none trains."
     train, lr = experiment.train, 1.0 if experiment.train.optimiser == "adadelta" else 1e-3
+    check_acting(experiment.schedule)
     for stage in experiment.schedule:
         experiment.augment.presize_for(stage.size)
     return [
@@ -338,7 +339,7 @@ def _make_learner(plan: Plan, table: pd.DataFrame, parts: dict[str, Any], path: 
 def _measure_colours(model: nn.Module, table: pd.DataFrame, experiment: Experiment) -> nn.Module:  # `model`
     "Give a network without pretrained weights the mean and standard deviation of the training photos."
     if not model.backbone_info.pretrained:
-        size = max(stage.size for stage in experiment.schedule)
+        size = max(stage.size for stage in experiment.schedule if stage.acts)
         paths = table.loc[table["split"] == "train", "path"].tolist()
         measure = partial(measure_normalisation, size=size, resize=experiment.data.resize, seed=experiment.seed)
         try:

@@ -15,21 +15,19 @@ from pathlib import Path
 import numpy as np
 from fastai.learner import Learner
 
-from ..core import UserError, derive_seed, seed_everything, unknown_name
+from ..core import UserError, derive_seed, seed_everything, tell, unknown_name
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
-from .callbacks import smoothable
 from .comparison import Answers, KeepAnswers, answered_places, loader_photos
 from .epochs import EpochRows
 from .lr_finder import find_lr
 from .lr_schedules import fit_policy
-from snakecls.train.learner_probe import (
-    answer_metrics, epoch_names, fit_heads, last_metrics, spread_answers, spread_probs, valid_answers, valid_metrics,
-)
+from .learner_probe import answer_metrics, epoch_names, fit_heads, last_metrics
+from .learner_probe import spread_answers, spread_probs, valid_answers, valid_metrics
 from .monitoring import SaveBestF1
 from .unfreezing import auto_batch_norm, check_groups, freeze_to, stage_callbacks
-from .stages import Stage
+from .stages import Stage, check_acting
 from .stopping import EarlyStopping
 
 # %% ../../nbs/train/19_schedules.ipynb #d272a033
@@ -59,13 +57,12 @@ def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None
             raise unknown_name("monitor", name, names)
     if not stages:
         raise UserError("the schedule has no stage; give at least one.")
+    check_acting(stages)
     if loaders is None:
         remedy = "make them with photo_dls, or give loaders=(a function of size, bs and seed)"
         raise UserError(f"the Learner's loaders cannot be rebuilt at another size; {remedy}.")
     for stage in stages:
         n_frozen_groups(learn.model, stage.freeze)
-        if stage.label_smoothing is not None:
-            smoothable(learn.loss_func)
     if any(stage.head == "probe" for stage in stages):
         _check_probed(learn, saver.monitor)
 
@@ -262,7 +259,7 @@ def _note_trained(schedule: _Schedule, number: int, cbs: Sequence) -> None:
     if row.get("stage") != number or not row["epoch"]:
         return
     result.trained = {"stage": number, "epoch": row["epoch"], "size": stage.seen_size}
-    is_kept = row["is_best"] and number == len(schedule.stages)  # nothing can come that is better
+    is_kept = row["is_best"] and not any(stage.acts for stage in schedule.stages[number:])  # nothing can come that is better
     if not schedule.keep_answers or is_kept or not _is_over(schedule, number, cbs):
         return
     probs, _, losses = valid_answers(learn, learn.dls.valid)
@@ -284,15 +281,16 @@ def _run_stages(schedule: _Schedule, make_cbs: Callable[[Stage, int], list]) -> 
     "Run all stages, and measure each at the final size."
     learn, stages, saver = schedule.learn, schedule.stages, schedule.saver
     saver.start_again()
-    final_dl = stage_loaders(schedule.loaders, stages[-1], schedule.seed).valid if len(stages) > 1 else None
+    acting = [number for number, stage in enumerate(stages, start=1) if stage.acts]
+    final_dl = stage_loaders(schedule.loaders, stages[acting[-1] - 1], schedule.seed).valid if len(acting) > 1 else None
     saver.in_schedule = True
     try:
-        for number, stage in enumerate(stages, start=1):
-            saver.stage = number
+        for number in acting:
+            saver.stage, stage = number, stages[number - 1]
             cbs = make_cbs(stage, number)
             entry = _run_stage(schedule, number, cbs)
             _note_trained(schedule, number, cbs)
-            is_final = number == len(stages) or final_dl is None
+            is_final = number == acting[-1] or final_dl is None
             entry["final"] = entry["own"] if is_final else valid_metrics(learn, final_dl)
     finally:
         saver.in_schedule = False
@@ -359,6 +357,9 @@ def progressive_fit(
     stages = [stage.fill(augment=augment) for stage in ([stages] if isinstance(stages, Stage) else stages)]
     loaders, saver = loaders or getattr(learn.dls, "rebuild", None), saver or SaveBestF1()
     check_schedule(learn, stages, loaders, saver)
+    for number, stage in enumerate(stages, start=1):
+        for note in stage.idle():
+            tell(f"stage {number}: {note}")
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)

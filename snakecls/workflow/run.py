@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.meta import delegates
 
+from ..core import told_before
 from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
@@ -182,6 +183,7 @@ def _train(
         stack.enter_context(learn.no_logging())
         if not sys.stderr.isatty():
             stack.enter_context(learn.no_bar())
+        stack.enter_context(told_before())  # the plan has told what does nothing
         result = progressive_fit(
             learn, plan.stages, saver=plan.saver, seed=plan.experiment.seed, batch_norm=plan.experiment.train.batch_norm, on_row=record,
             cbs=plan.cbs, lr_pictures=run / "plots", keep_answers=True)
