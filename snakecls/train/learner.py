@@ -29,7 +29,7 @@ from ..models.backbones import create_backbone
 from ..models.freezing import stage_groups
 from ..models.bundle import is_bundle, read_bundle
 from ..models.heads import add_heads
-from ..models.info import measure_normalisation, with_normalisation
+from ..models.info import measure_normalisation, weights_kind, with_normalisation
 from ..models.pretrained import run_heads
 from .callbacks import FlipAverage
 from .multi_target import problem_loss, problem_metrics
@@ -82,15 +82,29 @@ def _photo_spec(
         with_normalisation(model, mean, std)
     return replace(spec, mean=mean, std=std)
 
+# %% ../../nbs/train/22_learner.ipynb #121dbea7
+_PUBLISHED = ("package", "hub cache", "hub", "torch cache", "download")  # kinds of weights whose classifier knew other classes
+
+
+def _start_small(model: nn.Module) -> None:
+    "Draw the classifier anew as torch does, where published weights stand before it."
+    info = getattr(model, "backbone_info", None)
+    if info is not None and weights_kind(info.weights_source) in _PUBLISHED:
+        for part in model.get_classifier().modules():
+            if isinstance(part, nn.Linear):
+                part.reset_parameters()
+
 # %% ../../nbs/train/22_learner.ipynb #a054e523
 def photo_learner(
     table: pd.DataFrame,  # path, and the column of the class; without `split` a fifth of the photos is kept for validation
-    arch: str | nn.Module = "tf_efficientnet_lite0",  # a name of timm, torchvision or `models.scratch`; or a network of your own, with an output for each label
+    # a name of timm, torchvision or `models.scratch`; or a network of your own, with an output for each label
+    arch: str | nn.Module = "tf_efficientnet_lite0",
     *,
     size: int = 224,  # px, of training photos
     valid_size: int | None = None,  # px, of validation photos; None: as training
     resize: str = "crop",  # how a photo becomes a square: 'crop', 'squash' or 'pad'
-    target: str | Sequence[str] | None = None,  # column of the class, several columns for several targets; None: 'labels' where it is there, else 'label'
+    # column of the class, several columns for several targets; None: 'labels' where it is there, else 'label'
+    target: str | Sequence[str] | None = None,
     augment: Augment = Augment(),  # of training photos
     loss: str | Callable = "auto",  # a name that `make_loss` knows, or a loss of your own
     optimiser: str | Callable = "adamw",  # a name that `make_optimiser` knows, or an `opt_func` of your own
@@ -109,11 +123,16 @@ def photo_learner(
     problem = find_problem(training_rows(table), target)
     seed_everything(seed)
     model = make_network(problem, arch, **network)
+    _start_small(model)
     spec = _photo_spec(model, table, size=size, resize=resize, seed=seed)
-    dls = photo_dls(table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device)
+    dls = photo_dls(
+        table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device,
+    )
+    if isinstance(loss, str):
+        loss = problem_loss(problem, loss, counts=problem.each(dls.counts), n_photos=len(dls.train_ds))
     return Learner(
-        dls, model.to(dls.device, memory_format=torch.channels_last), splitter=stage_groups, train_bn=False, path=Path(path), model_dir="checkpoints",
-        loss_func=problem_loss(problem, loss, counts=problem.each(dls.counts), n_photos=len(dls.train_ds)) if isinstance(loss, str) else loss,
+        dls, model.to(dls.device, memory_format=torch.channels_last), splitter=stage_groups, train_bn=False,
+        path=Path(path), model_dir="checkpoints", loss_func=loss,
         opt_func=make_optimiser(optimiser) if isinstance(optimiser, str) else optimiser,
         metrics=problem_metrics(problem) if metrics is None else metrics, cbs=[FlipAverage(problem)] if flip else None,
     )
