@@ -62,7 +62,8 @@ def _environment() -> Any:  # a jinja2.Environment
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(WEB), autoescape=lambda name: not name.endswith(".md"), trim_blocks=True, lstrip_blocks=True)
+    escape = lambda name: not name.endswith(".md")  # noqa: E731
+    environment = Environment(loader=FileSystemLoader(WEB), autoescape=escape, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "percent": _percent}
     environment.globals["file"] = lambda *names: Markup(read_file(*names))
     return environment

@@ -134,7 +134,8 @@ class _Tiles:
     def groups(self, kind: Kind, most: int) -> list[dict]:
         "Make the groups of a kind: a caption and tiles."
         return [
-            {"caption": _make_caption(kind, rows, self.known), "photos": [self.tile(row, kind) for row in rows]} for rows in group_rows(kind, most=most)
+            {"caption": _make_caption(kind, rows, self.known), "photos": [self.tile(row, kind) for row in rows]}
+            for rows in group_rows(kind, most=most)
         ]
 
 # %% ../../nbs/clean/12_check_page.ipynb #672e6303

@@ -334,7 +334,7 @@ class MultiTarget(Problem):
         return [named[target] for target in self.by_target]
 
     def learn(self, table: "pd.DataFrame") -> "MultiTarget":  # path, a column for each target, split
-        "Give the problem with the labels of the training photos; raises `UserError` where a target has just one, or other splits have more."
+        "Give the problem with the labels of the training photos; raises `UserError` where a target has one, or other splits have more."
         return replace(self, parts=[_learn_target(part, table) for part in self.parts])
 
     def score_names(self, top_k: Sequence[int] = ()) -> list[str]:

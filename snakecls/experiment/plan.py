@@ -21,7 +21,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import UserError, gather_notes, seed_everything, tell
+from ..core import UserError, gather_notes, seed_everything, tell_idle
 from ..data.balance import count_labels
 from ..data.columns import count
 from ..data.datablocks import photo_dls
@@ -75,7 +75,7 @@ class Plan:
 
 # %% ../../nbs/experiment/06_plan.ipynb #f5caa871
 def _fill_stages(experiment: Experiment) -> list[Stage]:
-    "Fill in what the stages of the schedule leave to the experiment; raises `UserError` for a presize smaller than a stage, or where none trains."
+    "Fill in what stages leave to the experiment; raises `UserError` for a presize smaller than a stage, or where none trains."
     train, lr = experiment.train, 1.0 if experiment.train.optimiser == "adadelta" else 1e-3
     check_acting(experiment.schedule)
     for stage in experiment.schedule:
@@ -124,7 +124,7 @@ def _check_head_alone(model: nn.Module, stages: Sequence[Stage]) -> None:
                 "keeps them all; give freeze: none, or an earlier block."
             )
         if stage.layer_decay is not None:
-            tell(
+            tell_idle(
                 f"schedule.{place}.layer_decay spreads the rate over the blocks, but freeze: {stage.freeze} "
                 "keeps them all; leave it out, or give freeze: none, or an earlier block."
             )
@@ -157,9 +157,9 @@ def _choose_batch_norm(
     if given == "auto":
         return auto_batch_norm(model)
     if given != "train" and next(iter(batch_norms(model)), None) is None:
-        tell(f"train.batch_norm is {given}, but {experiment.model.arch} has no batch norm; leave it out.")
+        tell_idle(f"train.batch_norm is {given}, but {experiment.model.arch} has no batch norm; leave it out.")
     if given == "all" and not model.backbone_info.pretrained and any(stage.epochs for stage in stages):
-        tell(
+        tell_idle(
             "train.batch_norm is all, but with random weights there are no statistics to hold, so every batch "
             "norm keeps mean 0 and variance 1; leave it out, or give train."
         )
@@ -198,12 +198,12 @@ def _check_rare_classes(experiment: Experiment, problem: Problem) -> None:
     weights = ("pos_weight", train.pos_weight) if problem.many else ("class_weights", train.class_weights)
     others = [f"{weights[0]} {weights[1]}"] * (weights[1] != "none") + ["loss seesaw"] * (train.loss == "seesaw")
     if train.oversample and others:
-        tell(
+        tell_idle(
             f"train.oversample {train.oversample:g} and {others[0]} both make up for rare classes, and "
             "together usually overdo it; try one of them."
         )
     if experiment.predict.thresholds != "half" and not problem.many:
-        tell(
+        tell_idle(
             f"predict.thresholds is {experiment.predict.thresholds}, which is for several labels on a photo "
             "(data.multi_label) and does nothing here; leave it out."
         )
@@ -213,7 +213,7 @@ def _check_rare_classes(experiment: Experiment, problem: Problem) -> None:
             "rare in different photos; leave it out, or use class_weights."
         )
     if train.target_weights and len(problem.parts) == 1:
-        tell(
+        tell_idle(
             f"train.target_weights weighs {', '.join(train.target_weights)}, but there is one target alone "
             f"({asked.target}); leave it out, or name several in data.target."
         )

@@ -68,7 +68,8 @@ class AuxLoss(Callback):
             self.learn.loss_func = self.learn.loss_func.loss_func
         self.network = auxiliary_network(self.model)
         if self.network is None:
-            raise UserError(f"{type(self.model).__name__} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true.")
+            network = type(self.model).__name__
+            raise UserError(f"{network} has no auxiliary classifiers; leave AuxLoss out, or train GoogLeNet with aux true.")
 
     def put_back(self) -> None:
         "Undo `after_pred`."

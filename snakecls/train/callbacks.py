@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from ..core import UserError, tell, unknown_name
+from ..core import UserError, tell_idle, unknown_name
 from ..data.problem import Problem, as_problem, asked_problem
 from ..models.freezing import batch_norms
 
@@ -85,7 +85,7 @@ def check_smoothable(loss: Callable) -> None:
     "Tell where a stage's label smoothing does nothing."
     if smoothable(loss) is None:
         name = type(getattr(loss, "func", loss)).__name__
-        tell(f"label_smoothing does nothing, as the loss ({name}) cannot be smoothed; leave it out, or choose a cross-entropy loss.")
+        tell_idle(f"label_smoothing does nothing, as the loss ({name}) cannot be smoothed; leave it out, or choose a cross-entropy loss.")
 
 # %% ../../nbs/train/07_callbacks.ipynb #71f5c388
 @contextmanager

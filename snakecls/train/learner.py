@@ -42,7 +42,8 @@ def with_splits(
 ) -> pd.DataFrame:  # with `split`
     "Keep a fifth of the photos for validation where a table has no validation photos; raises `UserError` for what is no table."
     if not isinstance(table, pd.DataFrame):
-        raise UserError(f"photo_learner takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/').")
+        remedy = "read them with load_table, such as load_table('photos/')"
+        raise UserError(f"photo_learner takes a table of photos, and was given {table!r}; {remedy}.")
     has_own = "split" in table and (table["split"] == "valid").any()
     return table if has_own else split_table(table, valid=0.2, seed=seed)
 
@@ -126,7 +127,8 @@ def photo_learner(
     _start_small(model)
     spec = _photo_spec(model, table, size=size, resize=resize, seed=seed)
     dls = photo_dls(
-        table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs, seed=seed, num_workers=num_workers, device=device,
+        table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs,
+        seed=seed, num_workers=num_workers, device=device,
     )
     if isinstance(loss, str):
         loss = problem_loss(problem, loss, counts=problem.each(dls.counts), n_photos=len(dls.train_ds))

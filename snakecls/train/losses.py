@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import UserError, tell, unknown_name
+from ..core import UserError, tell_idle, unknown_name
 from ..data.balance import CLASS_WEIGHTS, POS_WEIGHTS, balanced_weights, effective_weights, positive_weights
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 
@@ -264,12 +264,12 @@ def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, 
     name = "cross_entropy" if name == "auto" else name
     _tell_idle(name, label_smoothing, focal_gamma, plain="cross_entropy")
     if class_weights != "none" and name == "seesaw":
-        tell(
+        tell_idle(
             f"class_weights '{class_weights}' do nothing with seesaw, which makes up for rare classes by "
             "itself; leave them out, or use cross_entropy or focal."
         )
     if pos_weight != "none":
-        tell(f"pos_weight '{pos_weight}' does nothing, as it is for several labels per photo and these photos have one; use class_weights.")
+        tell_idle(f"pos_weight '{pos_weight}' does nothing, as it is for several labels per photo and these photos have one; use class_weights.")
     _check_counts(name, counts, class_weights)
     weights = {"none": lambda _: None, "balanced": balanced_weights, "effective": effective_weights}[class_weights](counts)
     if name == "seesaw":
@@ -284,7 +284,7 @@ def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_w
     name = "bce" if name == "auto" else name
     _tell_idle(name, label_smoothing, focal_gamma, plain="bce")
     if class_weights != "none":
-        tell(
+        tell_idle(
             f"class_weights '{class_weights}' do nothing, as they are for one label per photo and these photos "
             "have several; use pos_weight."
         )
@@ -299,11 +299,11 @@ def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_w
 def _tell_idle(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing
     "Tell options that the loss does not have."
     if label_smoothing and name in ("focal", "seesaw"):
-        tell(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
+        tell_idle(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
     if focal_gamma == 0 and name == "focal":
-        tell(f"focal_gamma is 0, with which focal is {plain}; give a number above 0, such as 2.")
+        tell_idle(f"focal_gamma is 0, with which focal is {plain}; give a number above 0, such as 2.")
     if focal_gamma != 2.0 and name != "focal":
-        tell(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
+        tell_idle(f"focal_gamma is {focal_gamma}, but the loss is {name}; leave it out, or use focal.")
 
 
 def _check_counts(name: str, counts: Sequence[int] | pd.Series | None, weights: str) -> None:  # weights: of classes, or of positives

@@ -14,7 +14,7 @@ from functools import partial, singledispatch
 import numpy as np
 from fastai.metrics import AccumMetric, ActivationType
 
-from ..core import UserError, tell
+from ..core import UserError, tell_idle
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part
 from ..stats import in_top_k
 
@@ -198,7 +198,7 @@ def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence
 @_part_metrics.register
 def _(part: MultiLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
     if top_k != [3]:
-        tell(
+        tell_idle(
             f"top_k is {top_k}, but photos with several labels have no single right answer, so no top-k accuracy is reported; leave it out."
         )
     return [

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from fastai.optimizer import SGD, Adam, OptimWrapper
 
-from ..core import UserError, tell, unknown_name
+from ..core import UserError, tell_idle, unknown_name
 
 # %% ../../nbs/train/01_optimisers.ipynb #ebe810ab
 class AdadeltaWrapper(OptimWrapper):
@@ -57,7 +57,7 @@ def make_optimiser(
         raise UserError(f"momentum is {momentum}; give at least 0 and less than 1.")
     if name == "adadelta":
         if momentum is not None:
-            tell(f"momentum is {momentum}, but adadelta has none; leave it out, or choose sgd, adam or adamw.")
+            tell_idle(f"momentum is {momentum}, but adadelta has none; leave it out, or choose sgd, adam or adamw.")
         return AdadeltaWrapper
     if name == "sgd":
         return partial(SGD, mom=0.9 if momentum is None else momentum, decouple_wd=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastai.learner import Learner
 
-from ..core import UserError, derive_seed, seed_everything, tell, unknown_name
+from ..core import UserError, derive_seed, seed_everything, tell_idle, unknown_name
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
@@ -359,7 +359,7 @@ def progressive_fit(
     check_schedule(learn, stages, loaders, saver)
     for number, stage in enumerate(stages, start=1):
         for note in stage.idle():
-            tell(f"stage {number}: {note}")
+            tell_idle(f"stage {number}: {note}")
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)

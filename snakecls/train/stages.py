@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..core import UserError, tell, unknown_name
+from ..core import UserError, tell_idle, unknown_name
 from ..data.augmentation import Augment
 from ..settings import Settings
 
@@ -90,7 +90,8 @@ def idle_policy(
     told, options = [], options or {}
     if warmup and name in ("one_cycle", "plateau"):
         why = "which rises by itself" if name == "one_cycle" else "which waits for its monitor from the first epoch"
-        told.append(f"warmup is {warmup}, and does nothing with {name}, {why}; leave it out, or choose cosine, cosine_restarts or constant.")
+        remedy = "leave it out, or choose cosine, cosine_restarts or constant"
+        told.append(f"warmup is {warmup}, and does nothing with {name}, {why}; {remedy}.")
     if name == "cosine_restarts" and epochs:
         told += _idle_cycles(epochs, **options)
     if name == "plateau" and 0 < epochs < (needed := options.get("patience", 1) + 2):
@@ -102,7 +103,8 @@ def _idle_cycles(epochs: int, *, cycle: int = 1, cycle_mult: int = 2) -> list[st
     "Say where cosine_restarts never restarts, or its last cycle is cut."
     if epochs <= cycle:
         least = cycle + cycle * cycle_mult
-        return [f"lr_schedule is cosine_restarts, which never restarts within {epochs} epoch(s); give at least {least}, or lr_schedule: cosine."]
+        never = f"lr_schedule is cosine_restarts, which never restarts within {epochs} epoch(s)"
+        return [f"{never}; give at least {least}, or lr_schedule: cosine."]
     ends = cycle_ends(epochs, cycle=cycle, cycle_mult=cycle_mult)
     begins, whole = ends[-2], cycle * cycle_mult ** (len(ends) - 1)
     if epochs == begins + whole:
@@ -253,7 +255,7 @@ def progressive_stages(
     if len(epochs) != len(sizes):
         raise UserError(f"{len(sizes)} sizes but {len(epochs)} numbers of epochs; give one for each size.")
     if list(sizes) != sorted(sizes):
-        tell(f"the sizes {list(sizes)} do not grow; progressive resizing goes from small to large.")
+        tell_idle(f"the sizes {list(sizes)} do not grow; progressive resizing goes from small to large.")
     heads, rates = ["probe" if probe else "keep", *["keep"] * len(sizes)], [lr * decay**i for i in range(len(sizes))]
     return [Stage(size=size, epochs=n, lr=(rate / 10, rate), bs=scaled_bs(bs, sizes[0], size), mixup=mixup, head=head)
             for size, n, rate, head in zip(sizes, epochs, rates, heads)]
