@@ -249,12 +249,21 @@ def _describe_training(experiment: Path | None, data: Path | None, changes: list
         raise UserError("there is nothing to train on; give an experiment file, or --data FOLDER with one folder of photos per class.")
     if experiment is None:
         return make_experiment({"name": name_after(data), "data": {"source": str(data)}}, overrides=changes)
-    if experiment.is_dir() or experiment.suffix.lower() in (".csv", ".parquet"):
+    if experiment.is_dir() or _is_table(experiment):
         what = "a folder" if experiment.is_dir() else "a table"
         raise UserError(
             f"{experiment} is {what}, not an experiment file; to train on its photos give --data {shlex.quote(str(experiment))}."
         )
     return load_experiment(experiment, overrides=changes)
+
+
+def _is_table(path: Path) -> bool:
+    "Tell whether a file is a table; for one that is named as experiments are, nothing is loaded."
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return False
+    from snakecls.data.sources import is_table_name
+
+    return is_table_name(path.name)
 
 # %% ../nbs/90_cli.ipynb #73b31b42
 def _train_several(experiment: Any, folds: int | None, grid: list[str] | None, as_json: bool, **where: Any) -> None:

@@ -1,5 +1,6 @@
 """Our own F1 of several labels, which the bootstrap asks for thousands of times, is scikit-learn's."""
 import warnings
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,7 +8,13 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snakecls.data.balance import CLASS_WEIGHTS, POS_WEIGHTS
+from snakecls.data.problem import MultiLabel, MultiTarget, OneLabel
+from snakecls.experiment.schema import DataConfig, TrainConfig, _monitors
+from snakecls.train.losses import LOSSES
 from snakecls.train.metrics import classification_metrics, mean_average_precision_score, multi_f1_score, multi_label_metrics, predict_labels
+from snakecls.train.multi_target import problem_metrics, problem_scores
+from snakecls.train.optimisers import OPTIMISERS
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,3 +48,22 @@ def test_the_loss_takes_float32_without_a_word_and_gives_nan_for_nan():
     assert loss == pytest.approx(-np.log(probs[np.arange(200), targets]).mean(), abs=1e-6)
     probs[0, 0] = np.nan
     assert np.isnan(classification_metrics(targets, probs)["loss"]) and np.isnan(multi_label_metrics(probs > 2, probs)["loss"])
+
+
+@pytest.mark.parametrize("problem", [OneLabel(["a", "b", "c", "d", "e", "f"]), MultiLabel(["a", "b", "c"]), MultiTarget([OneLabel(list("abcdef"), target, target) for target in ("one", "two")])], ids=lambda problem: problem.word)
+def test_an_epoch_a_probe_and_the_file_know_the_same_metrics(problem):
+    "A metric that one of them lacks could be asked for as `monitor`, and be missing after the first stage."
+    top_k = (3,) if problem.many else (3, 5)
+    names = problem.score_names(top_k)
+    assert {metric.name for metric in problem_metrics(problem, top_k)} == set(names)
+    rng = np.random.default_rng(0)
+    probs = [rng.dirichlet(np.ones(len(part.labels)), 40) for part in problem.parts]
+    truth = [rng.random(each.shape) < 0.4 if problem.many else rng.integers(0, each.shape[1], 40) for each in probs]
+    assert set(names) <= set(problem_scores(problem, truth, probs, top_k=top_k))
+    data = {"source": "x", "multi_label": True} if problem.many else {"source": "x", "target": list(problem.by_target)} if len(problem.parts) > 1 else {"source": "x"}
+    assert set(_monitors(DataConfig(**data), list(top_k))) == {*names, "valid_loss", "composite"}
+
+
+@pytest.mark.parametrize("setting, names", [("loss", LOSSES), ("optimiser", OPTIMISERS), ("class_weights", CLASS_WEIGHTS), ("pos_weight", POS_WEIGHTS)])
+def test_the_file_offers_what_the_library_has(setting, names):
+    assert set(get_args(TrainConfig.model_fields[setting].annotation)) == set(names)

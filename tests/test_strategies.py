@@ -199,6 +199,8 @@ def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path,
     (["schedule.0.lr_schedule=plateau"], "schedule.0.lr_schedule is plateau, which cannot act"),
     (["schedule.0.lr_schedule=cosine_restarts"], "never restarts within 1 epoch"),
     (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=5"], "cut from 4 to 2 epoch"),
+    (["augment.backend=albumentations", "augment.max_rotate=30"], "augment.max_rotate is 30.0, and the backend albumentations does not use it"),
+    (["augment.backend=none", "augment.min_scale=0.8"], "leave it out, or choose backend: fastai"),
     (["schedule.0.warmup=0.2"], "schedule.0.warmup is 0.2, and does nothing with one_cycle"),
     (["train.target_weights={label: 2}"], "one target alone"),
 ])

@@ -8,6 +8,7 @@ __all__ = ['Augment']
 # %% ../../nbs/data/28_augmentation.ipynb #aeb25b50
 from typing import Any, Literal
 
+from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from ..core import UserError
@@ -48,3 +49,20 @@ class Augment(Settings):
         if presize < size:
             raise UserError(f"augment.presize {presize} is smaller than the stage's size {size}; give at least {size}.")
         return presize
+
+# %% ../../nbs/data/28_augmentation.ipynb #f929d21e
+_USED = {  # settings that each backend acts on, beside the mixing
+    "fastai": ("presize", "min_scale", "flip", "flip_vertical", "max_rotate", "max_zoom", "max_lighting", "max_warp"),
+    "albumentations": ("presize", "min_scale", "flip", "transforms"),
+    "none": (),
+}
+
+
+@patch
+def idle(self: Augment) -> list[str]:  # sentences that begin with the name of a setting
+    "Say what is set and does nothing with the backend."
+    known = {name for used in _USED.values() for name in used} - set(_USED[self.backend])
+    unused = [name for name, value in self if name in known and value != Augment.model_fields[name].default]
+    able = [backend for backend, used in _USED.items() if set(unused) <= set(used)]
+    remedy = f"leave it out, or choose backend: {able[0]}" if able else "leave it out"
+    return [f"{name} is {getattr(self, name)}, and the backend {self.backend} does not use it; {remedy}." for name in unused]

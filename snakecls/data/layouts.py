@@ -18,6 +18,7 @@ from ..core import UserError
 from .columns import clean_label, count, some, split_name
 from .folders import IMAGE_SUFFIXES, list_entries, list_photos, with_slashes
 from .notes import Noted
+from .sources import is_table_name
 
 # %% ../../nbs/data/12_layouts.ipynb #c3903320
 def _count_wrappers(
@@ -335,5 +336,5 @@ def _but(issues: list[dict[str, str]]) -> str:
 
 def _tables_in(folder: Path) -> str:
     "Name a table file in a folder, for the remedy of an error."
-    tables = sorted(entry.name for entry in list_entries(folder) if entry.name.lower().endswith((".csv", ".tsv", ".parquet")))
+    tables = sorted(entry.name for entry in list_entries(folder) if is_table_name(entry.name))
     return f"the table '{tables[0]}' that lies in it" if tables else "a table that names their classes"

@@ -39,7 +39,7 @@ from .layouts import read_folder
 from .notes import Noted, as_issues, leave_out
 from .problem import MultiLabel, OneLabel, asked_problem, table_problem
 from .places import NO_FILE, locate
-from .sources import TABLE_SUFFIXES, choose_path, join_root, read_file, refuse_empty, with_index
+from .sources import TABLE_SUFFIXES, choose_path, is_parquet, join_root, read_file, refuse_empty, with_index
 
 # %% ../../nbs/data/18_tables.ipynb #5542e096
 def _drop_incomplete(table: pd.DataFrame, where: str) -> Noted:
@@ -313,7 +313,7 @@ def _read_raw(source: Path | pd.DataFrame, where: str, path_column: str | None, 
     if raw.table.empty:
         raise UserError(f"{where} is empty; it needs one row for each photo.")
     path_column, notes = choose_path(raw.table, where, given=path_column, root=root)
-    if isinstance(source, pd.DataFrame) or source.suffix.lower() in (".parquet", ".pq"):
+    if isinstance(source, pd.DataFrame) or is_parquet(source):
         return raw.tell(*notes), path_column
     table, note = unguard_read(raw.table, where, besides=path_column)
     return replace(raw, table=table).tell(*notes, note), path_column

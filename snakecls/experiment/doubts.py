@@ -92,6 +92,7 @@ def find_idle(
     found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_wandb(experiment)]
     found += [*_idle_patience(experiment, longest), *_idle_plateaus(experiment, stages)]
     found += [f"schedule.{place}.{note}" for place, stage in enumerate(stages) for note in stage.idle()]
+    found += [f"augment.{note}" for note in experiment.augment.idle()]
     if experiment.train.refit and not any(stage.head == "probe" for stage in stages):
         found.append("train.refit fits a winning probe again, but no stage has a probe; give a stage head: probe, or leave refit out.")
     return list(filter(None, found))

@@ -20,6 +20,7 @@ from typing import Any
 from ..core import UserError, nearest, unknown_name
 from ..disk import open_file
 from ..data.cells import unguard_cell
+from ..data.sources import is_parquet
 from snakecls.data.label_facts import (
     clean_name,
     danger_key,
@@ -75,7 +76,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[Any]]]:
     "Read header and rows of a table, the cells of a CSV as text; raises `UserError` for whatever is not rectangular."
     if not path.is_file():
         raise UserError(f"the table of facts '{path}' is not a file; give a CSV or Parquet table with one row per label, or leave it out.")
-    if path.suffix.lower() in (".parquet", ".pq"):
+    if is_parquet(path):
         from snakecls.data.sources import read_file
 
         table = read_file(path).table

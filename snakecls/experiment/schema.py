@@ -208,9 +208,7 @@ DEFAULT_SCHEDULE = [
 # %% ../../nbs/experiment/01_schema.ipynb #1ef5f759
 def _monitors(data: DataConfig, top_k: list[int]) -> list[str]:
     "Name what an epoch reports and the best one can be chosen by."
-    single = ["f1_macro", "accuracy", *(f"top{k}_accuracy" for k in top_k)]
-    several = [f"{target}_{name}" for target in data.target for name in single] if isinstance(data.target, list) else []
-    return [*(["f1_macro", "f1_micro", "accuracy"] if data.multi_label else single), *several, "valid_loss", "composite"]
+    return [*data.problem.score_names(top_k), "valid_loss", "composite"]
 
 # %% ../../nbs/experiment/01_schema.ipynb #f2b4ddda
 class Experiment(Settings):

@@ -19,7 +19,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from ..core import UserError, seed_everything
+from ..core import UserError, seed_everything, tell_idle
 from ..data.augmentation import Augment
 from ..data.datablocks import photo_dls, training_rows
 from ..data.photos import PhotoSpec
@@ -119,6 +119,8 @@ def photo_learner(
     **network,  # of `make_network`: weights, and what the network itself takes, such as drop_rate
 ) -> Learner:  # its loaders are as from `photo_dls`
     "Make a Learner for a table of photos; raises `UserError` for what cannot be trained."
+    for note in augment.idle():
+        tell_idle(f"augment.{note}")
     table = with_splits(table, seed)
     target = target or table_problem(table).answers
     problem = find_problem(training_rows(table), target)

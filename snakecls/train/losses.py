@@ -218,7 +218,9 @@ class MultiLabelLoss(PhotoLoss):
         return probs > torch.as_tensor(np.asarray(self.thresholds), dtype=probs.dtype, device=probs.device)
 
 # %% ../../nbs/train/02_losses.ipynb #fe68cd8e
-LOSSES = ("auto", "cross_entropy", "focal", "seesaw", "bce")
+_OF_ONE, _OF_SEVERAL = ("cross_entropy", "focal", "seesaw"), ("bce", "focal")  # labels per photo; the first is what 'auto' means
+_SMOOTHED = ("cross_entropy", "bce")  # losses that take label smoothing
+LOSSES = ("auto", *dict.fromkeys(_OF_ONE + _OF_SEVERAL))
 
 
 def make_loss(
@@ -259,10 +261,8 @@ def make_loss(
 @singledispatch
 def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, class_weights, focal_gamma, pos_weight) -> PhotoLoss:
     "Make the loss of one target."
-    if name == "bce":
-        raise UserError("the loss bce is for several labels per photo, but these photos have one; use cross_entropy, focal or seesaw.")
-    name = "cross_entropy" if name == "auto" else name
-    _tell_idle(name, label_smoothing, focal_gamma, plain="cross_entropy")
+    name = _choose_loss(name, _OF_ONE, "is for several labels per photo, but these photos have one")
+    _tell_idle(name, label_smoothing, focal_gamma, plain=_OF_ONE[0])
     if class_weights != "none" and name == "seesaw":
         tell_idle(
             f"class_weights '{class_weights}' do nothing with seesaw, which makes up for rare classes by "
@@ -279,10 +279,8 @@ def _part_loss(part: OneLabel, name: str, *, counts, n_photos, label_smoothing, 
 
 @_part_loss.register
 def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_weights, focal_gamma, pos_weight) -> PhotoLoss:
-    if name in ("cross_entropy", "seesaw"):
-        raise UserError(f"the loss {name} chooses one label per photo, but these photos have several; use bce or focal.")
-    name = "bce" if name == "auto" else name
-    _tell_idle(name, label_smoothing, focal_gamma, plain="bce")
+    name = _choose_loss(name, _OF_SEVERAL, "chooses one label per photo, but these photos have several")
+    _tell_idle(name, label_smoothing, focal_gamma, plain=_OF_SEVERAL[0])
     if class_weights != "none":
         tell_idle(
             f"class_weights '{class_weights}' do nothing, as they are for one label per photo and these photos "
@@ -296,9 +294,18 @@ def _(part: MultiLabel, name: str, *, counts, n_photos, label_smoothing, class_w
     )
 
 # %% ../../nbs/train/02_losses.ipynb #9cf9d741
+def _choose_loss(name: str, allowed: Sequence[str], why: str) -> str:  # one of `allowed`; 'auto' is the first
+    "Refuse a loss of another kind of label."
+    if name == "auto":
+        return allowed[0]
+    if name not in allowed:
+        raise UserError(f"the loss {name} {why}; use {', '.join(allowed[:-1])} or {allowed[-1]}.")
+    return name
+
+
 def _tell_idle(name: str, label_smoothing: float, focal_gamma: float, *, plain: str) -> None:  # plain: the loss that has smoothing
     "Tell options that the loss does not have."
-    if label_smoothing and name in ("focal", "seesaw"):
+    if label_smoothing and name not in _SMOOTHED:
         tell_idle(f"label_smoothing is {label_smoothing}, but the loss {name} has none; leave it out, or use {plain}.")
     if focal_gamma == 0 and name == "focal":
         tell_idle(f"focal_gamma is 0, with which focal is {plain}; give a number above 0, such as 2.")

@@ -129,13 +129,13 @@ def _score_recorded(learn: Learner, run: RunFolder, tables: dict) -> dict[str, d
     return {target: score_table(predictions, labels, top_k=top_k) for target, (predictions, labels) in tables.items()}
 
 
-def _score_stages(stages: list[dict], rows: list[dict], valid: dict) -> None:
+def _score_stages(stages: list[dict], rows: list[dict], valid: dict, names: list[str]) -> None:  # names: of the Learner's metrics
     "Give each fit the scores of its last epoch, and the last fit those of the run."
     for stage in stages:
         ended = [row for row in rows if row["stage"] == stage["stage"]]
         last = ended[-1] if ended else {}
-        stage["own"] = {key: value for key, value in last.items() if key in ("f1_macro", "f1_micro", "accuracy") or key.startswith("top")}
-    stages[-1]["final"] = {key: valid[key] for key in ("f1_macro", "f1_micro", "accuracy") if key in valid}
+        stage["own"] = {name: last[name] for name in names if name in last}
+    stages[-1]["final"] = {name: valid[name] for name in ("f1_macro", "f1_micro", "accuracy", *names) if name in valid}
 
 # %% ../../nbs/workflow/17_record.ipynb #be804829
 def describe_bundle(
@@ -313,7 +313,7 @@ def _finish_recorded(record: RecordRun) -> dict:  # metrics.json
     scores = _score_recorded(learn, run, tables)
     answers, labels = next(iter(tables.values()))
     problem, valid = (getattr(learn.dls, "problem", None) or table_problem(answers)).word, next(iter(scores.values()))
-    _score_stages(record.stages, record.rows, valid)
+    _score_stages(record.stages, record.rows, valid, [metric.name for metric in learn.metrics])
     metrics = _recorded_metrics(record, problem, labels, scores)
     info, odd = describe_bundle(learn, record.run_name, problem, labels, valid)
     more, why = _write_model(learn, run, info, load_examples(table, 6) if info is not None else [])
