@@ -4,7 +4,8 @@
 """
 import sys
 
-TYPE_CHECKING = False  # as a type checker reads it; the module typing, and whatever else takes time, is not loaded before Ctrl-C is looked after (`start`)
+# as a type checker reads it; the module typing, and whatever else takes time, is not loaded before Ctrl-C is looked after (`start`)
+TYPE_CHECKING = False
 __version__ = "0.1.0"
 
 FRONT = {  # name -> its module

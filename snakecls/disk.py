@@ -188,7 +188,7 @@ def _read_bytes(path: str | Path, max_bytes: int) -> bytes:
 def parquet_bytes(
     path: str | Path,
 ) -> bytes:
-    "Read the bytes of a Parquet file that may be unfolded; raises `ValueError` for another, and `OSError` for what is missing or no regular file."
+    "Read the bytes of a Parquet file that may be unfolded; raises `ValueError` for another, `OSError` for what is no regular file."
     with open_file(path) as stream:
         if os.fstat(stream.fileno()).st_size > MOST_TABLE_BYTES:
             raise ValueError(f"it has more than {MOST_TABLE_BYTES >> 30} GiB, and no table of photos does")

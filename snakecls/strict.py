@@ -124,7 +124,7 @@ def check_unfolded(
         raise ValueError(f"it unfolds to more than {most / 2**20:,.0f} MiB, and no table of photos of its size does")
 
 # %% ../nbs/01_strict.ipynb #7b8e2202
-def _read_plan(data: bytes) -> tuple[int, set[str], int]:  # bytes as declared, columns with dictionaries, bytes of the largest repeating part
+def _read_plan(data: bytes) -> tuple[int, set[str], int]:  # bytes as declared, columns with dictionaries, bytes of the largest repeat
     "Read what a Parquet file says of its parts; raises `ValueError` for too many rows or columns."
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile

@@ -17,6 +17,7 @@ from ..data.label_facts import danger_name, danger_noun, danger_state, model_dan
 from snakecls.data.target_dangers import (
     blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger,
 )
+from ..data.problem import as_problem
 from ..page import render
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def header_html(
     dangers, known, subject = model_dangers(info)
     n = len(getattr(info, "labels", None) or range(3))
     what = "the three most likely answers" if n > 2 else "which of two answers is more likely" if n == 2 else "the answer"
-    what = "which labels fit it; several are possible" if info.problem == "multi_label" else what
+    what = "which labels fit it; several are possible" if as_problem(info.problem).many else what
     unknown = say_unknown(dangers, subject) if dangers and not known else say_blind(blind_targets(info, dangers))
     return render("app/header.html", title=page_title(info), what=what, urgent=urgent(dangers), unknown=unknown)
 
@@ -284,7 +285,7 @@ def notice_html(
     "Show the bundle's notice, and what the app knows and does not know."
     one = f"This program knows {n_labels} labels and gives one of them even for a photo of something else."
     several = f"This program knows {n_labels} labels. Several of them can fit a photo, or none; their percentages do not add up to 100%."
-    knows = several if info.problem == "multi_label" else one
+    knows = several if as_problem(info.problem).many else one
     wrong = f"It guesses from a photo and can be wrong{'; do not stake your safety on it' if model_dangers(info)[0] else ''}."
     return render("app/notice.html", lines=[info.notice, f"{knows} {wrong}", info.licence and f"Licence: {info.licence}"])
 

@@ -27,7 +27,7 @@ from .service import Served, prepare_gradio, serve
 from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import note_answered
 from ..models.bundle import is_bundle
-from ..page import call_script, read_file, render
+from ..page import call_script, read_web_file, render
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -235,7 +235,7 @@ def launch_app(
     for note in predictor.notes:
         print(f"Note: {note}", file=sys.stderr, flush=True)
     return serve(
-        build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=read_file("app.css"),
+        build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=read_web_file("app.css"),
         script=f"{call_script('upload.js')}\n{_watch_js()}", files=True, programs=True,
         examples=[str(file) for file, _ in predictor.examples],
     )

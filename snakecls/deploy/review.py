@@ -20,7 +20,7 @@ from ..data.photos import PhotoError, open_photo
 from ..data.problem import Problem, as_part
 from ..data.thumbnails import jpeg_uri
 from .service import Served, prepare_gradio, serve
-from ..page import call_script, read_file, render
+from ..page import call_script, read_web_file, render
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -175,7 +175,7 @@ def launch_review(
 ) -> Served:  # the address; its `close()` ends the page
     "Build and start the review page. Raises `UserError` when there is nothing to review or the port is taken."
     page = build_review(issues, labels, corrections_path, table=table, problem=problem)
-    css, script = read_file("app.css", "review.css"), call_script("review.js")
+    css, script = read_web_file("app.css", "review.css"), call_script("review.js")
     return serve(page, "The review page", port=port, block=block, inbrowser=browser, css=css, script=script)
 
 # %% ../../nbs/deploy/11_review.ipynb #0882aaec
@@ -245,7 +245,7 @@ def _connect(page: "gr.Blocks", review: Review, shown: list, buttons: dict[str, 
                 raise gr.Error(str(e), print_exception=False) from e
         return saved
 
-    page.load(start, maker, [maker, *shown], js=read_file("maker.js"), **private)
+    page.load(start, maker, [maker, *shown], js=read_web_file("maker.js"), **private)
     for action, button in buttons.items():
         button.click(press(action), [path, label, seen, maker], shown, **private)
     label.change(lambda path, new_label: _relabel_button(review, path, new_label), [path, label], buttons["relabel"], **private)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['count_confusion', 'list_confused', 'score_classes', 'score_labels', 'count_together', 'list_together',
-           'pick_most_wrong', 'top_losses', 'pick_wrong', 'pick_right', 'confusion_size', 'plot_confusion',
-           'plot_together', 'say_size', 'find_stages', 'name_epochs', 'plot_history', 'draw_png']
+           'pick_most_wrong', 'pick_wrong', 'pick_right', 'confusion_size', 'plot_confusion', 'plot_together',
+           'say_size', 'find_stages', 'name_epochs', 'plot_history', 'draw_png']
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #477dd4f2
 import hashlib
@@ -135,19 +135,6 @@ def pick_most_wrong(
     loss = -np.log(np.clip(np.where(y_true, probs, 1 - np.asarray(probs, float)), 1e-12, 1)).sum(1)
     order = np.lexsort((np.arange(len(wrong)), -loss, -wrong))
     return order[wrong[order] > 0][:n]
-
-# %% ../../nbs/evaluate/04_interpret.ipynb #941e91dd
-def top_losses(
-    probs: np.ndarray,  # (n_samples, n_classes), rows sum to 1
-    y_true: np.ndarray,  # (n_samples,), int column of the truth
-    *,
-    n: int = 9,
-) -> tuple[np.ndarray, np.ndarray]:  # positions and cross-entropies, the highest first
-    "Find the samples whose truth was given the least probability."
-    probs, y_true = np.asarray(probs, float), np.asarray(y_true, int)
-    losses = -np.log(np.clip(probs[np.arange(len(y_true)), y_true], 1e-12, 1))
-    worst = np.argsort(-losses, kind="stable")[:n]
-    return worst, losses[worst]
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #e955a050
 def pick_wrong(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_SERVED', 'REFITTED', 'NOT_WRITTEN', 'NOT_LEFT', 'NOT_REFITTED', 'load_examples', 'make_info', 'predictions_name',
-           'score_answers', 'finish_records']
+           'finish_records']
 
 # %% ../../nbs/workflow/10_results.ipynb #fb8044cd
 import time
@@ -151,7 +151,7 @@ def predictions_name(
     return name(target and target_part(target))
 
 # %% ../../nbs/workflow/10_results.ipynb #f2d7a1ad
-def score_answers(
+def _score_answers(
     answers: dict[str, dict[str, pd.DataFrame]],  # split or weights -> target -> predictions
     plan: Plan,
     run: RunFolder,
@@ -342,7 +342,7 @@ def finish_records(
     refitted, sentence = _refit(plan, result)
     answers, thresholds = _all_answers(plan, result, served)
     chosen = _find_chosen(result, thresholds)
-    by_target = {target: _mark_scores(scores, result, chosen) for target, scores in score_answers(answers, plan, run).items()}
+    by_target = {target: _mark_scores(scores, result, chosen) for target, scores in _score_answers(answers, plan, run).items()}
     known = {
         "message": result.message + sentence, "refit": refitted, "thresholds": thresholds, "seconds": round(time.perf_counter() - start, 1),
         "fine_tuning": _compare_training({name: tables[problem.target] for name, tables in answers.items()}, result),
