@@ -274,7 +274,7 @@ def test_an_error_of_the_machine_that_another_one_hides_is_what_is_told(shop, mo
 def test_an_error_while_training_keeps_the_best_so_far_too(shop, monkeypatch):
     import snakecls.workflow.run as module
 
-    def fails(row):
+    def fails(row, monitor):
         if row["epoch"] == 2:
             raise MemoryError("no room for a batch")
         return "an epoch"

@@ -14,7 +14,7 @@ def train_folds(tmp_path, monkeypatch, act):
 
     make_photos(tmp_path / "photos", 24)
 
-    def describe(row):
+    def describe(row, monitor):
         if len(list((tmp_path / "runs").glob("*-fold2"))) == 1:
             act()
         return "epoch"
@@ -52,7 +52,7 @@ def test_folds_where_one_lost_a_test_photo_are_joined_on_the_others(tmp_path, mo
 
     make_photos(tmp_path / "photos", 32)
 
-    def describe(row):
+    def describe(row, monitor):
         for run in (tmp_path / "runs").glob("*-fold2"):
             table = pd.read_parquet(run / "manifest.parquet")
             path = table["path"][table["split"] == "test"].iloc[0]

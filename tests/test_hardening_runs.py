@@ -39,7 +39,7 @@ def train_and(monkeypatch, cwd: Path, act, *words: object, when: int = 1, epochs
     "Train, and act on the run's folder after an epoch."
     import snakecls.workflow.run as module
 
-    def describe(row):
+    def describe(row, monitor):
         if row["epoch"] == when and row["stage"] == 1:
             act(the_run(cwd / "runs"))
         return f"epoch {row['epoch']}"
