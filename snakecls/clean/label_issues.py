@@ -21,7 +21,7 @@ from ..data.columns import count, some
 from ..data.photos import PhotoSpec
 from ..data.problem import MultiLabel, OneLabel, cell_problem, table_problem
 from ..models.features import PhotoBatches, autocast, feature_precision, pooled_features, two_views
-from ..models.probe import LogisticFit
+from ..models.logistic import LogisticFit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,16 +66,12 @@ def _out_of_fold_probs(
     from scipy.special import softmax
 
     splits = _make_folds(targets, groups=groups, folds=folds, seed=seed)
-    fits = [(LogisticFit(features[:, fit], targets[fit]), np.unique(targets[fit])) for fit, _ in splits]
+    fitted = LogisticFit(features, targets, n_classes=n_classes, fits=[fit for fit, _ in splits])
     best, best_loss = np.zeros((len(targets), n_classes)), np.inf
     for C in track(sorted(grid), "Predicting unseen photos"):
         probs = np.zeros_like(best)
-        for (fitted, classes), (_, held) in zip(fits, splits):
-            if len(classes) < 2:
-                probs[held[:, None], classes] = 1
-                continue
-            weight, bias = fitted.weights(C, tol=1e-3)
-            probs[held[:, None], classes] = softmax((features[:, held] @ weight.T + bias).mean(0), axis=1)
+        for (weight, bias), (_, held) in zip(fitted.solve(C, tol=1e-3), splits):
+            probs[held] = softmax((features[:, held] @ weight.T + bias).mean(0), axis=1)
         loss = -np.log(np.maximum(probs[np.arange(len(targets)), targets], 1e-3)).mean()
         if loss >= best_loss:
             break  # convex in log C, and large C are the slow ones
