@@ -37,7 +37,11 @@ setup(
     package_data={"snakecls": ["web/*.*", "web/*/*.*"]},  # templates, styles and scripts of pages
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements") + lines("test_requirements"), "test": lines("test_requirements")},
+    extras_require={
+        "dev": lines("dev_requirements") + lines("test_requirements"),
+        "test": lines("test_requirements"),
+        "lite": lines("lite_requirements"),  # weights of two larger networks
+    },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,
 )

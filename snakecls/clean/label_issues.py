@@ -70,7 +70,7 @@ def _out_of_fold_probs(
     best, best_loss = np.zeros((len(targets), n_classes)), np.inf
     for C in track(sorted(grid), "Predicting unseen photos"):
         probs = np.zeros_like(best)
-        for (weight, bias), (_, held) in zip(fitted.solve(C, tol=1e-3), splits):
+        for (weight, bias), (_, held) in zip(fitted.solve(C, tol=3e-4), splits):
             probs[held] = softmax((features[:, held] @ weight.T + bias).mean(0), axis=1)
         loss = -np.log(np.maximum(probs[np.arange(len(targets)), targets], 1e-3)).mean()
         if loss >= best_loss:
