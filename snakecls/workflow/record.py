@@ -100,7 +100,7 @@ def _flips(learn: Learner) -> bool:
 
 # %% ../../nbs/workflow/17_record.ipynb #33ac4097
 def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, list[str]]]:  # target -> predictions, labels
-    "Predict the validation photos: as served with loaders of `photo_dls`, else through the Learner's own loader; raises `UserError` without."
+    "Predict the validation photos: as served with loaders of `photo_dls`, else as the Learner's own loader gives them. Raises `UserError`."
     dls, photos = learn.dls, table[table["split"] == "valid"]
     if not len(dls.valid_ds):
         raise UserError(
