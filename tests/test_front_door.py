@@ -173,3 +173,68 @@ def test_export_and_load_learner(learn, photos, tmp_path):
         again = load_learner(tmp_path / "export.pkl")
     with again.no_bar(), again.no_logging():
         assert again.predict(photos.path[0])[2].numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_loaded_learner_has_nothing_to_score_and_says_so(learn, tmp_path):
+    learn.export(tmp_path / "export.pkl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = load_learner(tmp_path / "export.pkl")
+    with pytest.raises(UserError, match="no validation photos, as one that load_learner opened"):
+        save_bundle(again, tmp_path / "bundle")  # noqa: F405
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("given", [["binomial", "genus"], ("binomial",), 3])
+def test_a_table_has_one_label_and_several_targets_are_named_later(photos, given):
+    with pytest.raises(UserError, match="is not one name.*photo_learner"):
+        load_table(photos, target=given)  # noqa: F405
+
+
+WRONG = {  # a call of the front door with something else than its hint says -> what its sentence begins with
+    "load_table(None)": "source is None, and load_table takes",
+    "load_table(['a.jpg'])": "source is .'a.jpg'., and load_table takes",
+    "load_table(PHOTOS, splits=['train'])": "splits is .'train'., and load_table takes dict",
+    "split_table(PHOTOS, valid='a')": "valid is 'a', and split_table takes float .share for validation",
+    "photo_dls(PHOTOS, size=(64, 96))": "size is .64, 96., and photo_dls takes int",
+    "photo_dls(PHOTOS, bs='8')": "bs is '8', and photo_dls takes int",
+    "photo_dls(PHOTOS, num_workers=-1)": "num_workers is -1; give 0",
+    "photo_dls(PHOTOS, device='gpu')": "device 'gpu' cannot be used here",
+    "photo_learner(PHOTOS, None)": "arch is None, and create_backbone takes str",
+    "photo_learner(PHOTOS, augment={'flip': False})": "augment is .'flip': False., and photo_learner takes Augment",
+    "photo_learner(PHOTOS, loss=3)": "loss is 3; give a name",
+    "photo_learner(PHOTOS, metrics='accuracy')": "metrics is 'accuracy'; give a list",
+    "photo_learner(PHOTOS, 'test_resnet', weights='none', seed='a')": "seed is 'a', and photo_learner takes int",
+    "progressive_stages('64')": "sizes is '64', and progressive_stages takes Sequence",
+    "progressive_stages((0, 64))": "the sizes are .0, 64.; give the pixels",
+    "progressive_stages(())": "the sizes are ..; give the pixels",
+    "progressive_fit(LEARN, [{'size': 64, 'epochs': 1}])": "stages is .*and progressive_fit takes Sequence.Stage",
+    "progressive_fit(PHOTOS, progressive_stages((64,)))": "learn is (?s:.*)and progressive_fit takes Learner",
+    "save_bundle(LEARN, None)": "folder is None, and save_bundle takes",
+    "run_experiment({'name': 'x'})": "experiment is .'name': 'x'., and run_experiment takes Experiment",
+    "check_source(None)": "data.source is",
+    "Predictor(None)": "bundle is None, and Predictor takes",
+}
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_a_wrong_argument_is_named_with_what_is_taken(call, learn, photos):
+    with pytest.raises(UserError, match=WRONG[call]):
+        eval(call, globals() | {"PHOTOS": photos, "LEARN": learn})
+
+
+def test_an_error_with_another_cause_stays_as_it_is(photos, monkeypatch):
+    import snakecls.data.tables as tables
+
+    def fail(*args, **kwargs):
+        raise ValueError("the disk is gone")
+
+    monkeypatch.setattr(tables, "read_table", fail)
+    with pytest.raises(ValueError, match="the disk is gone"):
+        load_table(photos)  # noqa: F405
+
+
+def test_a_folder_is_checked_from_the_front_door(tmp_path, monkeypatch):
+    make_demo(tmp_path / "demo", n_per_species=6, size_px=64, species=["Micrurus fulvius", "Thamnophis sirtalis"], n_workers=1)  # noqa: F405
+    monkeypatch.chdir(tmp_path)
+    assert check_source("demo/photos", files_only=True, n_workers=1).folder == Path("checks/photos")  # noqa: F405

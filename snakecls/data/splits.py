@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 
+from ..arguments import explain_arguments
 from ..core import UserError, derive_seed, unknown_name
 from .columns import as_label, count, option, some
 from .notes import Noted
@@ -59,6 +60,7 @@ def divide_table(
     return Noted(result).tell(*notes, *([] if group is None else [_say_torn(result, group), _say_empty(table, group)]))
 
 # %% ../../nbs/data/21_splits.ipynb #b0d47e3f
+@explain_arguments
 @delegates(divide_table)
 def split_table(
     table: pd.DataFrame,  # tidy, with or without `split`

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.meta import delegates
 
+from ..arguments import explain_arguments
 from ..core import UserError, unknown_name
 from .archives import refuse_archive, unpack_zip, unpacked_issues
 from .cells import unguard_read
@@ -266,6 +267,7 @@ def read_table(
     "Read any source into the tidy table. Raises `UserError` with the remedy where the source cannot be used."
     check_split_names(splits)
     check_unlabelled(unlabelled)
+    _check_one_target(target)
     part, several = asked_problem(multi_label=multi_label), {"separator": separator, "unlabelled": unlabelled}
     _check_options(part, label_column, target, several)
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
@@ -283,6 +285,15 @@ def read_table(
     noted = noted.then(_find_photos, source, where, root=root, check_files=check_files, names=splits).then(_drop_repeated, where)
     noted = noted.then(partial(_take_unlabelled, part), unlabelled, where)
     return noted.then(_finish, where, found.target, min_classes).then(_say_unlabelled, source)
+
+# %% ../../nbs/data/18_tables.ipynb #15e96314
+def _check_one_target(target: str | None) -> None:
+    "Refuse several targets, which are named where they are learned."
+    if target is not None and not isinstance(target, str):
+        raise UserError(
+            f"target {target!r} is not one name, and a table has one label; leave it out here, and name several targets "
+            "in photo_learner or photo_dls (target=[…]), or in data.target of an experiment file."
+        )
 
 # %% ../../nbs/data/18_tables.ipynb #1dcc5f3d
 def _name_source(source: Path | pd.DataFrame) -> str:
@@ -451,6 +462,7 @@ def _say_unlabelled(table: pd.DataFrame, source: Path | pd.DataFrame) -> Noted:
     return noted
 
 # %% ../../nbs/data/18_tables.ipynb #7ac85f36
+@explain_arguments
 @delegates(read_table)
 def load_table(
     source: str | Path | pd.DataFrame,  # folder of class folders (perhaps within train, valid, test), a zip of it, CSV, Parquet, DataFrame

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import explain_arguments
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown
@@ -160,6 +161,7 @@ class PhotoPredictor(_PhotoProbs):
     examples: list[tuple[Path, str]] = []  # photos with their labels, for the app
     notes: Sequence[str] = ()  # what is odd about the model, in sentences
 
+    @explain_arguments
     def predict(
         self,
         photo: Any,  # anything that `open_photo` takes
@@ -202,6 +204,7 @@ class PhotoPredictor(_PhotoProbs):
 class Predictor(PhotoPredictor):
     "Predict photos with a bundle; `labels` and `info` say what it knows."
 
+    @explain_arguments
     def __init__(
         self,
         bundle: str | Path,  # the bundle's folder

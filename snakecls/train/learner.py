@@ -19,6 +19,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
+from ..arguments import explain_arguments
 from ..core import UserError, seed_everything, tell_idle
 from ..data.augmentation import Augment
 from ..data.datablocks import photo_dls, training_rows
@@ -96,6 +97,7 @@ def _start_small(model: nn.Module) -> None:
                 part.reset_parameters()
 
 # %% ../../nbs/train/22_learner.ipynb #a054e523
+@explain_arguments
 def photo_learner(
     table: pd.DataFrame,  # path, and the column of the class; without `split` a fifth of the photos is kept for validation
     # a name of timm, torchvision or `models.scratch`; or a network of your own, with an output for each label
@@ -122,6 +124,7 @@ def photo_learner(
     for note in augment.idle():
         tell_idle(f"augment.{note}")
     table = _with_splits(table, seed)
+    _check_parts(loss, metrics)
     target = target or table_problem(table).answers
     problem = find_problem(training_rows(table), target)
     seed_everything(seed)
@@ -140,3 +143,11 @@ def photo_learner(
         opt_func=make_optimiser(optimiser) if isinstance(optimiser, str) else optimiser,
         metrics=problem_metrics(problem) if metrics is None else metrics, cbs=[FlipAverage(problem)] if flip else None,
     )
+
+# %% ../../nbs/train/22_learner.ipynb #4b8c899b
+def _check_parts(loss: str | Callable, metrics: Sequence | None) -> None:
+    "Refuse what a Learner would take, and fail at in its first epoch."
+    if not isinstance(loss, str) and not callable(loss):
+        raise UserError(f"loss is {loss!r}; give a name, or a function of answers and targets.")
+    if isinstance(metrics, str) or not all(callable(metric) or hasattr(metric, "accumulate") for metric in metrics or ()):
+        raise UserError(f"metrics is {metrics!r}; give a list of functions or of fastai's metrics, such as [accuracy].")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastai.learner import Learner
 
+from ..arguments import explain_arguments
 from ..core import UserError, derive_seed, seed_everything, tell_idle, unknown_name
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
@@ -334,6 +335,7 @@ def _note_best(schedule: _Schedule) -> None:
         result.message += " No epoch of fine-tuning scored higher on the validation photos, so the probe is what is served."
 
 # %% ../../nbs/train/19_schedules.ipynb #3dfe5dc2
+@explain_arguments
 def progressive_fit(
     learn: Learner,  # its loaders come from `photo_dls`, else give `loaders`
     stages: Sequence[Stage],

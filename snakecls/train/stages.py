@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..arguments import explain_arguments
 from ..core import UserError, tell_idle, unknown_name
 from ..data.augmentation import Augment
 from ..settings import Settings
@@ -240,6 +241,7 @@ def scaled_bs(bs: int, from_size: int, to_size: int, *, at_least: int = 4) -> in
     return max(at_least, int(bs * (from_size / to_size) ** 2))
 
 # %% ../../nbs/train/12_stages.ipynb #92506a0b
+@explain_arguments
 def progressive_stages(
     sizes: Sequence[int] = (128, 224, 384, 480),  # px, growing
     *,
@@ -250,10 +252,12 @@ def progressive_stages(
     probe: bool = True,  # fit the head as a linear probe before the first stage
     mixup: float | None = None,  # alpha; None: what the loaders' `Augment` says
 ) -> list[Stage]:
-    "Build a progressive-resizing schedule."
+    "Build a progressive-resizing schedule; raises `UserError` where sizes and epochs do not fit."
     epochs = [epochs] * len(sizes) if isinstance(epochs, int) else list(epochs)
     if len(epochs) != len(sizes):
         raise UserError(f"{len(sizes)} sizes but {len(epochs)} numbers of epochs; give one for each size.")
+    if not len(sizes) or min(sizes) < 1:
+        raise UserError(f"the sizes are {list(sizes)}; give the pixels of each stage, such as (128, 224).")
     if list(sizes) != sorted(sizes):
         tell_idle(f"the sizes {list(sizes)} do not grow; progressive resizing goes from small to large.")
     heads, rates = ["probe" if probe else "keep", *["keep"] * len(sizes)], [lr * decay**i for i in range(len(sizes))]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import explain_arguments
 from ..clean.check_folder import CheckResult, claim_folder, write_check
 from ..clean.facts_cache import FactsCache
 from ..clean.files import MIN_SIZE
@@ -25,9 +26,10 @@ from ..experiment.table import load_source
 from ..experiment.schema import DataConfig
 
 # %% ../../nbs/workflow/22_check.ipynb #d8acace1
+@explain_arguments
 def check_source(
-    data: DataConfig,  # an experiment's data
-    folder: str | Path,  # where the results go, such as checks/snakes
+    data: DataConfig | str | Path,  # a folder, zip or table of photos, or an experiment's data
+    folder: str | Path | None = None,  # where the results go; None: checks/NAME, of the source
     *,
     files_only: bool = False,  # no label check; photos without labels will do
     size: int = 256,  # px, of the photos in the label check
@@ -38,7 +40,8 @@ def check_source(
     """Check a source of photos and write what was found.
 
     Raises `UserError` for a source that cannot be read, or a folder with another source's check."""
-    folder = claim_folder(Path(folder), data.source)
+    data = data if isinstance(data, DataConfig) else DataConfig(source=str(data) if isinstance(data, Path) else data)
+    folder = claim_folder(Path("checks", Path(data.source).stem) if folder is None else Path(folder), data.source)
     loaded = _load_photos(data, files_only=files_only)
     _tell(loaded.notes, say)
     check_writable(folder, "--output", 2000 * len(loaded.table) + 1_000_000)

@@ -100,8 +100,13 @@ def _flips(learn: Learner) -> bool:
 
 # %% ../../nbs/workflow/17_record.ipynb #33ac4097
 def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, list[str]]]:  # target -> predictions, labels
-    "Predict the validation photos: as served with loaders of `photo_dls`, else through the Learner's own loader."
+    "Predict the validation photos: as served with loaders of `photo_dls`, else as the Learner's own loader gives them. Raises `UserError`."
     dls, photos = learn.dls, table[table["split"] == "valid"]
+    if not len(dls.valid_ds):
+        raise UserError(
+            "the Learner has no validation photos, as one that load_learner opened has none; give it its loaders first "
+            "(learn.dls = photo_dls(…)), or answer photos with it as it is (deploy.export.LearnerPredictor)."
+        )
     if not hasattr(dls, "spec"):
         return {"label": _predict_loader(learn, photos)}
     lose = lambda path, reason: dls.lost.add(path, "valid", reason) if hasattr(dls, "lost") else None  # noqa: E731

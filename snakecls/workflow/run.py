@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.meta import delegates
 
+from ..arguments import explain_arguments
 from ..core import told_before
 from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
@@ -46,6 +47,7 @@ class RunResult:
     message: str  # one sentence: what won
 
 # %% ../../nbs/workflow/11_run.ipynb #ac3b88a2
+@explain_arguments
 @delegates(make_recorder)
 def run_experiment(
     experiment: Experiment | str | Path,  # or an experiment file

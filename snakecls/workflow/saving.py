@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastai.learner import Learner
 
+from ..arguments import explain_arguments
 from ..core import UserError
 from ..evaluate.predictions import score_table
 from ..models.bundle import BundleInfo, write_bundle
@@ -32,6 +33,7 @@ def _describe(learn: Learner, name: str) -> tuple[BundleInfo, list[str]]:  # and
     return info, notes
 
 # %% ../../nbs/workflow/26_saving.ipynb #515a23a2
+@explain_arguments
 def save_bundle(
     learn: Learner,  # its loaders from `photo_dls`, its network from `create_backbone`, as those of `photo_learner` are
     folder: str | Path,  # the bundle; replaced if it is one already

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from ...arguments import explain_arguments
 from ...core import UserError, derive_seed, track
 from ...disk import atomic_write, read_json, write_json
 from ...workers import worker_processes
@@ -22,6 +23,7 @@ from .drawing import draw_distractor, draw_snake
 from .species import DISTRACTORS, SPECIES, Species, find_species
 
 # %% ../../../nbs/data/demo/04_draw.ipynb #8e2000ae
+@explain_arguments
 def make_demo(
     folder: str | Path,  # where to write; new, empty, or holding the same demonstration data
     *,
