@@ -24,7 +24,7 @@ from torch import nn
 from ..core import UserError, gather_notes, seed_everything, tell_idle
 from ..data.balance import count_labels
 from ..data.columns import count
-from ..data.datablocks import photo_dls
+from ..data.datablocks import check_device, photo_dls
 from ..data.readable import keep_readable, why_unreadable
 from ..data.notes import Noted
 from ..data.photos import PhotoError, PhotoSpec
@@ -255,17 +255,6 @@ def _make_callbacks(
         cbs.append(AuxLoss())
     return cbs
 
-# %% ../../nbs/experiment/06_plan.ipynb #4a91547e
-def _find_device(given: str | None) -> str | None:
-    "Check a device's name; None leaves the choice to fastai (a GPU where there is one)."
-    if given is None:
-        return None
-    try:
-        torch.empty(0, device=given)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"train.device '{given}' cannot be used here ({str(e).splitlines()[0]}); leave it out, or give cpu.") from e
-    return given
-
 # %% ../../nbs/experiment/06_plan.ipynb #6825cd7d
 def _known_facts(experiment: Experiment, problem: Problem) -> tuple[dict[str, dict[str, Any]], list[str]]:  # label -> facts; notes
     "Read what is known about the labels, where a table says something."
@@ -288,7 +277,7 @@ def make_plan(
         part.check(part.labels, part.labels)
     if experiment.augment.transforms:
         make_albumentations(experiment.augment.transforms)
-    _find_device(experiment.train.device)
+    device = check_device(experiment.train.device, "train.device")
     seed_everything(experiment.seed)
     model = make_network(problem, experiment.model.arch, weights=experiment.model.weights, **experiment.model.joining, **experiment.model.kwargs)
     with gather_notes() as idle:
@@ -298,7 +287,7 @@ def make_plan(
         if any(stage.label_smoothing for stage in stages):
             check_smoothable(parts["loss_func"])
     if experiment.train.precision != "auto":
-        check_mode(experiment.train.precision, _find_device(experiment.train.device) or default_device())
+        check_mode(experiment.train.precision, device or default_device())
     facts, told = _known_facts(experiment, problem)
     issues = pd.DataFrame(noted.issues, columns=["path", "issue", "reason"])
     cbs, notes = _make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(experiment, stages), *idle]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from torch import nn
+from ..arguments import explain_arguments
 from ..core import UserError
 from .bundle import Bundle, read_bundle
 from .info import BackboneInfo, name_source, weights_kind
@@ -19,6 +20,7 @@ from .networks import build_network, check_arch, class_tensors, find_library
 from .pretrained import WEIGHT_PACKAGES, load_file, run_weights, timm_weights, torchvision_weights
 
 # %% ../../nbs/models/15_backbones.ipynb #1d41306c
+@explain_arguments
 def create_backbone(
     arch: str,  # a name of timm, torchvision or `models.scratch`
     n_classes: int,  # outputs of the classifier
