@@ -27,12 +27,18 @@ SIZES = (224, 288, 352, 416)  # what the recipe's size was chosen from
 
 def read_train() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # the table of `train`, class numbers, groups of copies
     "Read the photos of `train`, and which of them show the same picture."
-    from snakecls.clean.duplicates import near_pairs
-    from snakecls.clean.scan import scan_files
     from snakecls.data.tables import load_table
 
     table = load_table(PHOTOS)
     table = table[table["split"] == "train"].sort_values("path", ignore_index=True)
+    return table, table["label"].astype("category").cat.codes.to_numpy(np.int64), group_copies(table)
+
+
+def group_copies(table: pd.DataFrame) -> np.ndarray:  # (n,) the same number for photos that show the same picture
+    "Find copies, by their bytes and by what they show."
+    from snakecls.clean.duplicates import near_pairs
+    from snakecls.clean.scan import scan_files
+
     facts = scan_files(table)
     group = {path: number for number, path in enumerate(table["path"])}
     same_bytes = facts.groupby("sha")["path"].agg(list)
@@ -40,7 +46,7 @@ def read_train() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # the table of
         first = min(group[path] for path in paths)
         merged = {group[path] for path in paths}
         group = {path: first if number in merged else number for path, number in group.items()}
-    return table, table["label"].astype("category").cat.codes.to_numpy(np.int64), table["path"].map(group).to_numpy()
+    return table["path"].map(group).to_numpy()
 
 
 def read_features(table: pd.DataFrame, size: int, cache: Path) -> np.ndarray:  # (2 views, n_photos, n_features)

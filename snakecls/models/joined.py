@@ -64,9 +64,9 @@ class JoinedNetwork(nn.Module):
     ):
         super().__init__()
         check_joining(depths, maximum, scales)
-        self.maximum, self.scales, self.drop_rate = maximum, tuple(scales), drop_rate
-        self.asked = [_ask_blocks(member, depths) for member in members]
-        self.blocks = _number_blocks(members)
+        self.with_maximum, self.photo_scales, self.drop_rate = maximum, tuple(scales), drop_rate
+        self.asked_blocks = [_ask_blocks(member, depths) for member in members]
+        self.block_numbers = _number_blocks(members)
         self.members = nn.ModuleList(map(_without_classifier, members))
         self.register_buffer("gain", torch.ones(len(members), 3, 1, 1))
         self.register_buffer("shift", torch.zeros(len(members), 3, 1, 1))
@@ -92,14 +92,14 @@ class JoinedNetwork(nn.Module):
 
     def group_matcher(self, coarse: bool = False):
         "Number the parameters' blocks, as timm's grouping takes it."
-        return lambda name: self.blocks.get(name, max(self.blocks.values()) + 1)
+        return lambda name: self.block_numbers.get(name, max(self.block_numbers.values()) + 1)
 
 # %% ../../nbs/models/09_joined.ipynb #c4c59571
 @patch
 def _views(self: JoinedNetwork, x: torch.Tensor) -> Iterator[torch.Tensor]:
     "Give a batch, and the batch at the other scales."
     yield x
-    for scale in self.scales:
+    for scale in self.photo_scales:
         size = [max(1, round(int(side) * scale)) for side in x.shape[-2:]]
         yield F.interpolate(x, size, mode="bilinear", align_corners=False)
 
@@ -108,12 +108,12 @@ def _views(self: JoinedNetwork, x: torch.Tensor) -> Iterator[torch.Tensor]:
 def _member_features(self: JoinedNetwork, i: int, x: torch.Tensor) -> Iterator[torch.Tensor]:  # (n, n_features) each
     "Give one network's own features, the maxima of its last maps, and the averages of its blocks."
     network, x = self.members[i], x * self.gain[i] + self.shift[i]
-    if self.asked[i]:
-        last, maps = network.forward_intermediates(x, **self.asked[i])
+    if self.asked_blocks[i]:
+        last, maps = network.forward_intermediates(x, **self.asked_blocks[i])
     else:
         last, maps = network.forward_features(x), []
     yield network.forward_head(last, pre_logits=True)
-    if self.maximum:
+    if self.with_maximum:
         yield _by_place(network, last).amax(-1)
     yield from (one.mean((2, 3)) for one in maps)
 
