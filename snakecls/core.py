@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_NAME', 'MOST_STEPS', 'UserError', 'IdleWarning', 'tell_idle', 'gather_notes', 'told_before', 'nearest',
-           'unknown_name', 'derive_seed', 'seed_everything', 'printable', 'track']
+           'unknown_name', 'derive_seed', 'seed_everything', 'printable']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
@@ -109,21 +109,3 @@ def printable(
     "Write a path so that it can be printed and stored: a name with other bytes than UTF-8 can be neither."
     text = "".join(f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in str(path))
     return text.encode("utf-8", "backslashreplace").decode()
-
-# %% ../nbs/00_core.ipynb #8374c562
-def track(
-    items: Iterable,  # anything iterable
-    description: str,  # what is being done, such as 'Reading photos'
-    *,
-    total: int | None = None,  # where `len(items)` is not known
-) -> Iterator:
-    "Iterate over `items` with a progress bar on standard error."
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield from progress.track(items, total=total, description=description)

@@ -13,7 +13,7 @@ from conftest import need_sources
 need_sources()
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "snakecls"
-LAYERS = ["core", "strict", "disk", "workers", "stats", "page", "charts", "settings", "arguments", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]
+LAYERS = ["core", "strict", "disk", "workers", "stats", "page", "charts", "settings", "arguments", "progress", "data", "models", "clean", "train", "evaluate", "deploy", "experiment", "workflow", "cli", "start"]
 
 
 def module_name(path: Path) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, track
+from ..core import UserError
+from ..progress import track
 from .outliers import OUTLIER_THRESHOLD, SUGGESTION_COLUMNS, find_outliers
 from ..data.columns import count, some
 from ..data.photos import PhotoSpec

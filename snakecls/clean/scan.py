@@ -17,7 +17,8 @@ import pandas as pd
 
 from .facts_cache import FactsCache
 from .photo_facts import FACTS, examine
-from ..core import UserError, printable, track
+from ..core import UserError, printable
+from ..progress import track
 from ..disk import file_hash
 from ..workers import worker_processes
 from ..data.photos import MAX_PIXELS

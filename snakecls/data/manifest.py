@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, track
+from ..core import UserError
+from ..progress import track
 from ..disk import atomic_write, file_hash, read_parquet
 from .folders import list_photos
 

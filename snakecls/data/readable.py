@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..core import UserError, track
+from ..core import UserError
+from ..progress import track
 from ..workers import worker_threads
 from .photos import PhotoError, open_photo
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import nn
-from ..core import track
+from ..progress import track
 from ..workers import worker_threads
 from ..data.photos import PhotoError, PhotoSpec, prepare_photo
 from ..data.problem import Problem, as_problem

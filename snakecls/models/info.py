@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 import numpy as np
-from ..core import UserError, derive_seed, track
+from ..core import UserError, derive_seed
+from ..progress import track
 from ..workers import worker_threads
 from ..data.photos import PhotoSpec, open_photo, resize_photo
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from functools import singledispatch
 import numpy as np
 import torch
 from torch import nn
-from ..core import UserError, track
+from ..core import UserError
+from ..progress import track
 from ..data.problem import MultiLabel, OneLabel, array_problem
 from .freezing import head_module
 from .heads import TargetHeads, find_heads

@@ -22,12 +22,14 @@ from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
 from ..workers import keep_freed_memory
-from ..experiment.duration import estimate_seconds, say_duration
+from ..experiment.duration import estimate_seconds
+from ..progress import say_duration
 from ..experiment.file import load_experiment
 from ..experiment.plan import Plan, make_plan
 from ..experiment.schema import Experiment
 from ..stats import top_names
 from ..train.precision import compile_seconds, is_compiled
+from ..train.callbacks import TellProgress
 from ..train.schedules import ScheduleResult, progressive_fit
 from .compare import write_verdict
 from .ended import describe_model, end_early, undisturbed
@@ -185,6 +187,7 @@ def _train(
         stack.enter_context(learn.no_logging())
         if not sys.stderr.isatty():
             stack.enter_context(learn.no_bar())
+            stack.enter_context(learn.added_cbs(TellProgress()))
         stack.enter_context(told_before())  # the plan has told what does nothing
         result = progressive_fit(
             learn, plan.stages, saver=plan.saver, seed=plan.experiment.seed, batch_norm=plan.experiment.train.batch_norm, on_row=record,

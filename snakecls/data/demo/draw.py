@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from ...arguments import explain_arguments
-from ...core import UserError, derive_seed, track
+from ...core import UserError, derive_seed
+from ...progress import track
 from ...disk import atomic_write, read_json, write_json
 from ...workers import worker_processes
 from .drawing import draw_distractor, draw_snake
