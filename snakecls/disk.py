@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UMASK', 'MAX_BYTES', 'FULL', 'FILES', 'NotAFileError', 'open_file', 'file_hash', 'atomic_path', 'usual_mode',
            'atomic_write', 'write_table', 'write_json', 'plain', 'read_json', 'parse_file', 'read_text',
-           'parquet_bytes', 'read_parquet', 'check_writable', 'is_disk_full', 'check_name']
+           'parquet_bytes', 'read_parquet', 'cache_folder', 'check_writable', 'is_disk_full', 'check_name']
 
 # %% ../nbs/02_disk.ipynb #3bb98c9b
 import errno
@@ -218,6 +218,15 @@ def read_parquet(
     if missing := next((name for name in needs if name not in table), ""):
         raise UserError(f"{path} is damaged: it has no column '{missing}'; take another copy of it.")
     return table
+
+# %% ../nbs/02_disk.ipynb #67082230
+def cache_folder(
+    kind: str,  # what is kept there: 'graphs'
+) -> Path:  # which need not exist yet
+    "Give the folder for files that can be made again: below `$SNAKECLS_CACHE`, or in the user's own cache."
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("SNAKECLS_CACHE") or user_cache_dir("snakecls", appauthor=False)).expanduser().absolute() / kind
 
 # %% ../nbs/02_disk.ipynb #6d2016f7
 def check_writable(

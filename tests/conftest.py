@@ -1,10 +1,13 @@
 """What several tests share: a tiny bundle, photos, a running app, a browser."""
+import atexit
 import importlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,6 +18,9 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools")]  # the checkout itself, installed or not
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+if "SNAKECLS_CACHE" not in os.environ:  # not the user's own
+    os.environ["SNAKECLS_CACHE"] = tempfile.mkdtemp(prefix="snakecls-cache-")
+    atexit.register(shutil.rmtree, os.environ["SNAKECLS_CACHE"], ignore_errors=True)
 
 CI = os.environ.get("SNAKECLS_RUN") == "ci"
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TURNS', 'MAX_PIXELS', 'FORMATS', 'INTERPOLATIONS', 'RESIZES', 'MIN_SPREAD', 'MIN_SHOWN', 'PhotoError', 'exif_turn',
            'open_photo', 'open_stream', 'known_formats', 'is_heif', 'explain_failure', 'decode', 'PhotoSpec',
-           'resize_photo', 'to_array', 'prepare_photo', 'PlainPhotoError', 'prepare_shown', 'open_shown']
+           'resize_photo', 'to_array', 'to_pixels', 'normalise_pixels', 'prepare_photo', 'photo_pixels',
+           'PlainPhotoError', 'prepare_shown', 'shown_pixels', 'open_shown']
 
 # %% ../../nbs/data/04_photos.ipynb #74a6b7ad
 import io
@@ -401,12 +402,28 @@ def to_array(
     spec: PhotoSpec,
 ) -> np.ndarray:  # (3, h, w), float32, normalised by `spec.mean` and `spec.std`
     "Turn a resized photo into a normalised array. Raises `UserError` for another size or mode."
+    return normalise_pixels(to_pixels(photo, spec), spec)
+
+
+def to_pixels(
+    photo: Image.Image,  # mode RGB, exactly the size of `spec`
+    spec: PhotoSpec,
+) -> np.ndarray:  # (h, w, 3), uint8
+    "Turn a resized photo into its pixels, which `normalise_pixels` or a compiled network goes on from. Raises `UserError`."
     if photo.mode != "RGB" or photo.size != (spec.width, spec.height):
         raise UserError(f"The photo is {photo.mode} {photo.width} x {photo.height}, but RGB {spec.width} x {spec.height} "
                         "is needed; call resize_photo first.")
-    values = np.asarray(photo, np.float32) / np.float32(255)
+    return np.array(photo)
+
+
+def normalise_pixels(
+    pixels: np.ndarray,  # (..., h, w, 3), uint8
+    spec: PhotoSpec,
+) -> np.ndarray:  # (..., 3, h, w), float32
+    "Normalise pixels by `spec.mean` and `spec.std`."
+    values = np.asarray(pixels, np.float32) / np.float32(255)
     values = (values - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 
 # %% ../../nbs/data/04_photos.ipynb #31276a6f
 def prepare_photo(
@@ -414,9 +431,17 @@ def prepare_photo(
     spec: PhotoSpec,
 ) -> np.ndarray:  # (3, h, w), float32, normalised
     "Open, resize and normalise a photo. Raises `PhotoError` when it cannot be read."
+    return normalise_pixels(photo_pixels(source, spec), spec)
+
+
+def photo_pixels(
+    source: Any,  # whatever `open_photo` takes
+    spec: PhotoSpec,
+) -> np.ndarray:  # (h, w, 3), uint8
+    "Open and resize a photo, for a network that normalises by itself. Raises `PhotoError` when it cannot be read."
     photo = open_photo(source)
     with _within_memory(source):
-        return to_array(resize_photo(photo, spec), spec)
+        return to_pixels(resize_photo(photo, spec), spec)
 
 
 @contextmanager
@@ -449,11 +474,19 @@ def prepare_shown(
     spec: PhotoSpec,
 ) -> np.ndarray:  # (3, h, w), float32, normalised
     "Prepare a photo that is to be named: as `prepare_photo` does, and raises `PlainPhotoError` where there is nothing to see on it."
+    return normalise_pixels(shown_pixels(source, spec), spec)
+
+
+def shown_pixels(
+    source: Any,  # whatever `open_photo` takes
+    spec: PhotoSpec,
+) -> np.ndarray:  # (h, w, 3), uint8
+    "Do what `photo_pixels` does, and raise `PlainPhotoError` where there is nothing to see."
     photo = open_photo(source)
     with _within_memory(source):
         resized = resize_photo(photo, spec)
         _refuse_plain(source, _why_unseen(photo, resized, spec))
-        return to_array(resized, spec)
+        return to_pixels(resized, spec)
 
 
 def open_shown(

@@ -55,9 +55,12 @@ class Problem:
         "The labels that a photo's folder can stand for."
         return []
 
-    def to_probs(self, logits: Any) -> Any:  # tensors of torch, (n, n_classes); nothing is imported for them
+    def to_probs(self, logits: Any) -> Any:  # an array, or a tensor of torch (nothing is imported for it), (n, n_classes)
         "Turn the logits of a part into probabilities; rows sum to 1."
-        return logits.softmax(-1)
+        if not isinstance(logits, np.ndarray):
+            return logits.softmax(-1)
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
 
     def to_logits(self, probs: Any) -> Any:  # tensors of torch
         "Turn probabilities back into logits."
@@ -273,7 +276,7 @@ class MultiLabel(_ListCell, _Part):
 
     def to_probs(self, logits: Any) -> Any:
         "Turn logits into probabilities, each label by itself."
-        return logits.sigmoid()
+        return 0.5 + 0.5 * np.tanh(0.5 * logits) if isinstance(logits, np.ndarray) else logits.sigmoid()
 
     def to_logits(self, probs: Any) -> Any:
         "Turn probabilities back into logits."
