@@ -13,7 +13,7 @@ import numpy as np
 from ..core import UserError
 from ..workers import compute_threads
 
-# %% ../../nbs/models/17_graph.ipynb #cbbb88e0
+# %% ../../nbs/models/17_graph.ipynb #1b9c1107
 def _fields(
     message: memoryview,  # protobuf: fields one after the other
 ) -> Iterator[tuple[int, Any]]:  # number; an integer, or the bytes of a text, an array or a message within
@@ -21,7 +21,8 @@ def _fields(
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        kind, size = key & 7, 0
+        kind = key & 7
+        value: Any
         if kind == 0:
             value, at = _varint(message, at)
         elif kind in (1, 2, 5):
@@ -120,7 +121,7 @@ class Engine:
         "Give the network's answer."
         raise NotImplementedError
 
-# %% ../../nbs/models/17_graph.ipynb #fa5bfaca
+# %% ../../nbs/models/17_graph.ipynb #40f1bb42
 def can_run_graphs() -> bool:
     "Tell whether ONNX Runtime is installed."
     return find_spec("onnxruntime") is not None
@@ -137,7 +138,7 @@ def _open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # noqa: BLE001 - its exceptions have no class in common
+    except Exception as e:  # its exceptions have no class in common
         raise UserError(f"ONNX Runtime cannot use this graph ({' '.join(str(e).split())[:200]}); write it again.") from e
 
 # %% ../../nbs/models/17_graph.ipynb #ace27e42
