@@ -39,7 +39,7 @@ class BackboneInfo:
     "Say what a network is and where its weights come from."
     arch: str  # the library's name
     kwargs: dict = field(default_factory=dict)  # what the library's function got, so that it can be rebuilt
-    library: str = "timm"  # 'timm', 'torchvision' or 'snakecls'
+    library: str = "timm"  # 'timm', 'torchvision', 'snakecls', or 'joined' for what `models.joined` makes of timm's
     mean: tuple = (0.485, 0.456, 0.406)  # of the photos that the weights saw, in [0, 1]
     std: tuple = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
