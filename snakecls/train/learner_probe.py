@@ -4,17 +4,24 @@
 
 # %% auto #0
 __all__ = ['learner_problem', 'top_k', 'epoch_names', 'valid_answers', 'answer_metrics', 'valid_metrics', 'spread_answers',
-           'spread_probs', 'probe_head', 'fit_heads', 'known_targets', 'last_metrics']
+           'spread_probs', 'probe_head', 'fit_heads', 'known_targets', 'split_features', 'head_answers', 'last_metrics']
 
 # %% ../../nbs/train/18_learner_probe.ipynb #e3e15bcc
 import re
 from collections.abc import Sequence
 import numpy as np
-from fastai.learner import Learner
+import pandas as pd
+import torch
+from fastai.callback.core import TrainEvalCallback
+from fastai.learner import CastToTensor, Learner, Recorder
+from torch.nn import functional as F
 from ..data.datablocks import plain_batches
 from ..data.problem import OneLabel, Problem
+from ..models.feature_cache import kept_features
 from ..models.features import batch_features
+from ..models.graph_export import linear_heads
 from ..models.probe import fit_probe, set_head
+from .callbacks import FlipAverage
 from .multi_target import problem_scores
 
 # %% ../../nbs/train/18_learner_probe.ipynb #45bca2aa
@@ -95,17 +102,17 @@ def probe_head(
 ) -> dict:  # validation metrics of the probe
     "Fit the linear probe on the training photos and their mirror images, put it into the head, and measure it."
     fit_heads(learn, ["train"], seed)
-    return valid_metrics(learn, learn.dls.valid)
+    return answer_metrics(learn, *head_answers(learn))
 
 # %% ../../nbs/train/18_learner_probe.ipynb #1b2ed6ba
 def fit_heads(learn: Learner, splits: Sequence[str], seed: int) -> None:
     "Fit a probe for each target on the photos of the splits and their mirror images, and put it into the head."
-    batches = [plain_batches(learn.dls, split) for split in splits]
-    features = np.concatenate([batch_features(learn.model, each, flip=True) for each in batches], axis=1)
+    seen = [split_features(learn, split, flip=True) for split in splits]
+    features = np.concatenate([each for each, _ in seen], axis=1)
     datasets = [learn.dls.train_ds if split == "train" else learn.dls.valid_ds for split in splits]
     probes = []
     for at in range(1, len(learner_problem(learn).parts) + 1):
-        targets = np.concatenate([known_targets(dataset, at)[each.kept] for dataset, each in zip(datasets, batches)])
+        targets = np.concatenate([known_targets(dataset, at)[kept] for dataset, (_, kept) in zip(datasets, seen)])
         probes.append(fit_probe(features, targets, seed=seed, n_classes=len(datasets[0].tls[at].vocab)))
     set_head(learn.model, probes)
 
@@ -114,6 +121,68 @@ def known_targets(dataset, at: int = -1) -> np.ndarray:  # (n,) class numbers, o
     "Give the targets of a dataset's photos without opening them; `at` is the place behind the photo, from 1, where there are several."
     found = [np.asarray(y) for y in dataset.tls[at]]
     return np.stack(found).astype(bool) if found[0].ndim else np.array([int(y) for y in found])
+
+# %% ../../nbs/train/18_learner_probe.ipynb #9adf99ce
+def split_features(
+    learn: Learner,
+    split: str,  # 'train' or 'valid'
+    *,
+    flip: bool,  # also of the mirrored photos
+) -> tuple[np.ndarray, np.ndarray]:  # (n_views, n_read, n_features) float32; the places of the photos that could be read
+    "Give what the network's body sees in a split's photos, prepared as for validation."
+    dl = learn.dls.train if split == "train" else learn.dls.valid
+    if not _reads_files(dl, learn.dls):
+        batches = plain_batches(learn.dls, split)
+        features = batch_features(learn.model, batches, flip=flip)
+        return features, np.arange(len(dl.dataset))[batches.kept]
+    paths, lost = [dl.lost.paths[row] for row in dl.rows], dl.lost
+    features, read = kept_features(
+        learn.model, paths, learn.dls.spec, flip=flip, on_lost=lambda place, error: lost.add(paths[place], split, str(error)))
+    kept = np.flatnonzero(read)
+    if not len(kept):
+        raise lost.gone(split)
+    lost.check_classes(split)
+    if split == "valid":
+        dl.kept = kept
+    return features, kept
+
+
+def _reads_files(dl, dls) -> bool:  # dl: a loader of `dls`
+    "Tell whether the photos of a loader are a table's files, prepared as its spec says."
+    return hasattr(dls, "spec") and getattr(dl, "lost", None) is not None and isinstance(dl.dataset.items, pd.DataFrame)
+
+# %% ../../nbs/train/18_learner_probe.ipynb #27c5d21a
+def head_answers(
+    learn: Learner,
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:  # as `valid_answers`
+    "Take a head's answers on the validation photos from what the body saw in them; as `valid_answers` where that is not the same."
+    heads, valid = linear_heads(learn.model), learn.dls.valid
+    if heads is None or not _reads_files(valid, learn.dls) or not _answers_plainly(learn):
+        return valid_answers(learn, valid)
+    flips = next((cb for cb in learn.cbs if isinstance(cb, FlipAverage)), None)
+    views, kept = split_features(learn, "valid", flip=flips is not None)
+    with torch.no_grad(), learn.loss_not_reduced():
+        preds = [_average([F.linear(torch.from_numpy(view), head.weight.cpu(), _on_cpu(head.bias)) for view in views], flips) for head in heads]
+        targets = [torch.as_tensor(known_targets(learn.dls.valid_ds, at)[kept]) for at in range(1, len(heads) + 1)]
+        given = [target.float() if target.ndim > 1 else target for target in targets]
+        losses = learn.loss_func(tuple(preds) if len(preds) > 1 else preds[0], *given)
+    activation = getattr(learn.loss_func, "activation", lambda pred: pred)
+    probs = activation(tuple(preds)) if len(preds) > 1 else [activation(preds[0])]
+    return [each.numpy() for each in probs], [each.numpy() for each in targets], losses.numpy()
+
+
+def _answers_plainly(learn: Learner) -> bool:
+    "Tell whether no callback changes photos or answers in validation, but for the mean with the mirror image."
+    known = (FlipAverage, CastToTensor, Recorder, TrainEvalCallback)
+    return not any(hasattr(type(cb), "before_batch") or hasattr(type(cb), "after_pred") for cb in learn.cbs if not isinstance(cb, known))
+
+
+def _average(views: list[torch.Tensor], flips: FlipAverage | None) -> torch.Tensor:
+    return views[0] if flips is None else flips.average(*views)
+
+
+def _on_cpu(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias.cpu()
 
 # %% ../../nbs/train/18_learner_probe.ipynb #57467c83
 def last_metrics(

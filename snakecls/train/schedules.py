@@ -24,7 +24,7 @@ from .comparison import Answers, KeepAnswers, answered_places, loader_photos
 from .epochs import EpochRows
 from .lr_finder import find_lr
 from .lr_schedules import fit_policy
-from .learner_probe import answer_metrics, epoch_names, fit_heads, last_metrics
+from .learner_probe import answer_metrics, epoch_names, fit_heads, head_answers, last_metrics
 from .learner_probe import spread_answers, spread_probs, valid_answers, valid_metrics
 from .monitoring import SaveBestF1
 from .unfreezing import auto_batch_norm, check_groups, freeze_to, stage_callbacks
@@ -138,7 +138,7 @@ def _probe_stage(schedule: _Schedule, rows: _StageRows, seed: int) -> dict[str, 
     "Fit the linear probe, and let it compete as epoch 0."
     learn, saver, result = schedule.learn, schedule.saver, schedule.result
     fit_heads(learn, ["train"], seed)
-    answers, valid = valid_answers(learn, learn.dls.valid), learn.dls.valid
+    answers, valid = head_answers(learn), learn.dls.valid
     own = answer_metrics(learn, *answers)
     row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
     saver.learn = learn
