@@ -179,52 +179,55 @@ def kept_features(
     cache, keys = cache or FeatureCache(), photo_keys(photos)
     spaces = [make_key("features 1", network_key(model, skip=linear_heads(model) or ()), spec.to_dict(), view) for view in range(1 + flip)]
     known = [cache.read(space, keys) for space in spaces]
-    there = np.logical_and.reduce([found for found, _ in known])
-    new, read = np.flatnonzero(~there), np.ones(len(photos), bool)
-    views = [_place(found, rows, there) for found, rows in known]
-    if len(new):
-        lost: list[int] = []
-        computed = _compute(model, [photos[i] for i in new], spec, flip, bs, _note_lost(lost, new, on_lost), description)
+    views, read = [_place(found, rows) for found, rows in known], np.ones(len(photos), bool)
+    for wanted, new in _plan_passes([found for found, _ in known]):
+        new, lost = [i for i in new if read[i]], []
+        computed = _compute(model, [photos[i] for i in new], spec, wanted, bs, _note_lost(lost, new, on_lost), description)
         read[[new[i] for i in lost]] = False
-        whole = np.array([i for i in new if read[i]], int)
-        for at, space in enumerate(spaces):
-            cache.write(space, [keys[i] for i in whole], computed[at])
-            views[at] = _fill(views[at], whole, computed[at], len(photos))
+        whole = [i for i in new if read[i]]
+        for view, rows in zip(wanted, computed):
+            cache.write(spaces[view], [keys[i] for i in whole], rows)
+            views[view] = _fill(views[view], whole, rows, len(photos))
     return np.stack([view[read] for view in views]) if read.any() else np.zeros((1 + flip, 0, 0), np.float32), read
 
 # %% ../../nbs/models/22_feature_cache.ipynb #3640611d
-def _place(found: np.ndarray, rows: np.ndarray | None, there: np.ndarray) -> np.ndarray | None:  # (n, n_features), None without rows
+def _plan_passes(found: list[np.ndarray]) -> list[tuple[list[int], list[int]]]:  # views; photos
+    "Plan what is to be computed: both views of a photo at once, where both are missing of the same photos."
+    missing = [np.flatnonzero(~there).tolist() for there in found]
+    if all(each == missing[0] for each in missing):
+        return [(list(range(len(found))), missing[0])] if missing[0] else []
+    return [([view], each) for view, each in enumerate(missing) if each]
+
+
+def _place(found: np.ndarray, rows: np.ndarray | None) -> np.ndarray | None:  # (n, n_features), None without rows
     "Put known rows at their photos' places."
-    return None if rows is None else _fill(None, np.flatnonzero(found), rows, len(there))
+    return None if rows is None else _fill(None, np.flatnonzero(found), rows, len(found))
 
 
-def _fill(view: np.ndarray | None, places: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
+def _fill(view: np.ndarray | None, places: Sequence[int], rows: np.ndarray, n: int) -> np.ndarray | None:
     "Put rows at places, into what is there."
+    if not len(places):
+        return view
     view = np.zeros((n, rows.shape[1]), np.float32) if view is None else view
     view[places] = rows
     return view
 
 
-def _note_lost(lost: list[int], places: np.ndarray, on_lost: Callable[[int, PhotoError], None] | None) -> Callable | None:
+def _note_lost(lost: list[int], places: Sequence[int], on_lost: Callable[[int, PhotoError], None] | None) -> Callable | None:
     "Note which of the new photos are lost, and tell their places among all."
     def note(position: int, error: PhotoError) -> None:
         lost.append(position)
-        on_lost(int(places[position]), error)
+        on_lost(places[position], error)
 
     return note if on_lost else None
 
 
 def _compute(
-    model: nn.Module, photos: list, spec: PhotoSpec, flip: bool, bs: int, on_lost: Callable | None, description: str
+    model: nn.Module, photos: list, spec: PhotoSpec, views: Sequence[int], bs: int, on_lost: Callable | None, description: str
 ) -> np.ndarray:  # (n_views, n, n_features)
-    "Run the network."
-    size = (spec.height, spec.width)
-    engine = make_engine(model, size, n_photos=len(photos) * (1 + flip), photo=spec)
+    "Run the network on photos as they are (view 0), mirrored (1), or both."
+    engine = make_engine(model, (spec.height, spec.width), n_photos=len(photos) * len(views), photo=spec)
     batches = PhotoBatches(photos, spec, bs=bs, prepare=photo_pixels, on_lost=on_lost)
-    rows = [[engine.features(view) for view in _mirrored(batch.numpy(), flip)] for batch in track(batches, description, total=len(photos), step=bs)]
-    return np.concatenate(rows, axis=1) if rows else np.zeros((1 + flip, 0, 0), np.float32)
-
-
-def _mirrored(pixels: np.ndarray, flip: bool) -> list[np.ndarray]:  # (n, h, w, 3) each
-    "Give a batch, and its mirror image where it is asked for."
-    return [pixels, pixels[:, :, ::-1]] if flip else [pixels]
+    rows = [[engine.features(batch.numpy()[:, :, :: -1 if view else 1]) for view in views]
+            for batch in track(batches, description, total=len(photos), step=bs)]
+    return np.concatenate(rows, axis=1) if rows else np.zeros((len(views), 0, 0), np.float32)
