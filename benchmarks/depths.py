@@ -23,7 +23,8 @@ from snakecls.data.photos import PhotoError, PhotoSpec, open_photo
 from snakecls.data.splits import split_table
 from snakecls.data.tables import load_table
 from snakecls.models.backbones import create_backbone
-from snakecls.models.features import PhotoBatches, batch_features
+from snakecls.models.batches import PhotoBatches
+from snakecls.models.features import batch_features
 from snakecls.models.probe import fit_probe
 
 PHOTOS = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))

@@ -55,7 +55,8 @@ def read_features(table: pd.DataFrame, size: int, cache: Path) -> np.ndarray:  #
     if not file.exists():
         from snakecls.data.photos import PhotoSpec
         from snakecls.models.backbones import create_backbone
-        from snakecls.models.features import PhotoBatches, batch_features
+        from snakecls.models.batches import PhotoBatches
+        from snakecls.models.features import batch_features
 
         model = create_backbone("tf_efficientnet_lite0", table["label"].nunique())
         spec = PhotoSpec(size=size, mean=model.backbone_info.mean, std=model.backbone_info.std)

@@ -178,3 +178,53 @@ def test_a_graph_is_run_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(REPO)})
     shape, names = map(eval, done.stdout.splitlines())
     assert shape == (2, 5) and not set(names) & {"torch", "timm", "pandas", "fastai", "onnx", "scipy"}
+
+
+def photos(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(1).integers(0, 256, (n, 40, 50, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_many_photos_are_answered_as_few_are(flip, tmp_path, monkeypatch):
+    "Features and probabilities by a graph, and by torch."
+    from snakecls.models import features as answers
+    from snakecls.models.batches import PhotoBatches
+
+    monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    model, many, told = add_heads(network("test_resnet", 3), {"species": 3, "venomous": 2}), photos(FEW), []
+    fast = answers.batch_features(model, PhotoBatches(many, SPEC, bs=30), flip=flip, say=told.append)
+    slow = np.concatenate([answers.batch_features(model, PhotoBatches(many[at : at + 16], SPEC), flip=flip, precision="fp32") for at in range(0, FEW, 16)], axis=1)
+    np.testing.assert_allclose(fast, slow, atol=1e-4 * abs(slow).max())
+    assert told[0].startswith("onnxruntime fp32")
+    settings = {"flip": flip, "temperature": 1.5, "problem": "several_targets", "description": None}
+    fast, slow = answers.target_probs(model, many, SPEC, bs=50, **settings), [answers.target_probs(model, [one], SPEC, **settings) for one in many[:5]]
+    for target in (0, 1):
+        np.testing.assert_allclose(fast[target][:5], np.concatenate([one[target] for one in slow]), atol=1e-5)
+
+
+def test_views_of_other_sizes_have_engines_of_their_own(tmp_path, monkeypatch):
+    import pandas as pd
+
+    from snakecls.evaluate.predictions import predict_table
+
+    monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    model, table = network("resnet18", 3), pd.DataFrame({"path": photos(FEW)})
+    many = predict_table(model, table, SPEC, ["a", "b", "c"], tta="scales")
+    few = predict_table(model, table.iloc[:4], SPEC, ["a", "b", "c"], tta="scales")
+    assert len(list((tmp_path / "graphs").glob("*.graph"))) == 3
+    np.testing.assert_allclose(many[["p_a", "p_b", "p_c"]].iloc[:4], few[["p_a", "p_b", "p_c"]], atol=1e-4)
+
+
+def test_a_check_reads_stages_through_a_graph(tmp_path, monkeypatch):
+    from snakecls.clean.label_issues import _read_features
+
+    monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    model, many = network("test_resnet", 2), photos(FEW)
+    ends, stages = _read_features(model, many, SPEC)
+    few_ends, few_stages = _read_features(model, many[:8], SPEC)
+    assert list((tmp_path / "graphs").glob("*.graph"))
+    for fast, slow in zip([ends[:, :8], *(stage[:8] for stage in stages)], [few_ends, *few_stages]):
+        np.testing.assert_allclose(fast, slow, atol=1e-3 * abs(slow).max())

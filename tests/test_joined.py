@@ -12,7 +12,8 @@ from snakecls.deploy.predict import Predictor
 from snakecls.experiment.schema import ModelConfig
 from snakecls.models.backbones import create_backbone
 from snakecls.models.bundle import BundleInfo, load_model, write_bundle
-from snakecls.models.features import batch_features, pooled_features
+from snakecls.models.features import batch_features
+from snakecls.models.graph_export import pooled_features
 from snakecls.models.freezing import count_parameters, discriminative_lrs, freeze_groups, n_frozen_groups, stage_groups
 from snakecls.models.heads import add_heads, find_heads
 from snakecls.models.info import with_normalisation

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from snakecls.core import seed_everything
-from snakecls.models.features import pooled_features
+from snakecls.models.graph_export import pooled_features
 from snakecls.models.probe import fit_probe, set_head
 from snakecls.models.freezing import count_parameters, freeze_groups, stage_groups
 from snakecls.models.scratch import SCRATCH_ARCHS, create_scratch

@@ -21,10 +21,13 @@ from .outliers import OUTLIER_THRESHOLD, SUGGESTION_COLUMNS, find_outliers
 from ..data.columns import count, some
 from ..data.photos import PhotoSpec
 from ..data.problem import MultiLabel, OneLabel, cell_problem, table_problem
-from ..models.features import PhotoBatches, autocast, feature_precision, pooled_features, two_views
+from ..models.batches import PhotoBatches, two_views
+from ..models.features import engine_for
+from ..models.graph_export import pooled_features
 from ..models.logistic import LogisticFit
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # %% ../../nbs/clean/08_label_issues.ipynb #268255d8
@@ -161,20 +164,12 @@ def _read_features(
     bs: int = 32,
 ) -> tuple[np.ndarray, list[np.ndarray]]:  # (n_views, n, n_features); of each of the last three stages (n, 2 * channels)
     "Compute the pooled features for labels, and means and spreads of the stages for photos of something else."
-    import torch
-
-    was_training, device = model.training, next(model.parameters()).device
-    precision, ends, stages = feature_precision(device), [], []
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(device, precision):
-            for batch in track(PhotoBatches(photos, spec, bs=bs), "Reading features"):
-                batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-                views = [_stage_features(model, view) for view in two_views(batch, flip)]
-                ends.append(np.stack([end for end, _ in views]))
-                stages.append([np.mean(stage, axis=0) for stage in zip(*(maps for _, maps in views))])
-    finally:
-        model.train(was_training)
+    engine, ends, stages = None, [], []
+    for batch in track(PhotoBatches(photos, spec, bs=bs), "Reading features"):
+        engine = engine or engine_for(model, batch, spec, n_photos=len(photos) * (1 + flip), reads=_stage_features)
+        views = [engine.read(view) for view in two_views(batch, flip)]
+        ends.append(np.stack([end for end, *_ in views]))
+        stages.append([np.mean(stage, axis=0) for stage in zip(*(maps for _, *maps in views))])
     return np.concatenate(ends, axis=1), [np.concatenate(stage) for stage in zip(*stages)]
 
 # %% ../../nbs/clean/08_label_issues.ipynb #4e3bc3a1
@@ -325,12 +320,12 @@ def _describe_doubt(probs: np.ndarray, present: np.ndarray, doubt: np.ndarray, c
     return "probably " + " and ".join(words)
 
 # %% ../../nbs/clean/08_label_issues.ipynb #5f90c07a
-def _stage_features(model: "nn.Module", batch) -> tuple[np.ndarray, list[np.ndarray]]:
+def _stage_features(model: "nn.Module", batch: "torch.Tensor") -> "tuple[torch.Tensor, ...]":  # the end's, then each stage's
     "Give the pooled features and those of the stages, if the network shows its stages."
     if not hasattr(model, "forward_intermediates"):
-        return pooled_features(model, batch).float().cpu().numpy(), []
+        return (pooled_features(model, batch),)
     import torch
 
     end, maps = model.forward_intermediates(batch, indices=3)
     stages = [torch.cat([stage.mean((2, 3)), stage.std((2, 3), correction=0)], 1) for stage in (stage.float() for stage in maps)]
-    return model.forward_head(end, pre_logits=True).float().cpu().numpy(), [stage.cpu().numpy() for stage in stages]
+    return model.forward_head(end, pre_logits=True), *stages

@@ -17,7 +17,7 @@ import numpy as np
 from ..arguments import explain_arguments
 from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
-from ..data.photos import prepare_shown
+from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
 from ..models.bundle import BundleInfo, load_model, read_bundle
 
@@ -152,7 +152,7 @@ class _PhotoProbs:
     def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
         "Say how the bundle wants `n` photos to be predicted."
         return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs,
-                "prepare": prepare_shown, "description": "Predicting" if n > bs else None}
+                "prepare": shown_pixels, "description": "Predicting" if n > bs else None}
 
 # %% ../../nbs/deploy/01_predict.ipynb #3e8756f8
 class PhotoPredictor(_PhotoProbs):

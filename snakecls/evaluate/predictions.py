@@ -20,7 +20,7 @@ import torch
 
 from ..core import UserError, unknown_name
 from ..data.labels import decode_labels, encode_labels, natural_order
-from ..data.photos import PhotoSpec, open_photo, resize_photo, to_array
+from ..data.photos import PhotoSpec, open_photo, resize_photo, to_pixels
 from ..data.problem import MultiLabel, MultiTarget, OneLabel, Problem, as_part, bundle_problem, table_problem
 from ..models.bundle import load_model, read_bundle
 from ..models.features import target_probs
@@ -80,7 +80,7 @@ TTA = ("none", "flip", "five_crop", "scales")
 def _tta_views(
     tta: str,  # one of `TTA`; 'none' and 'flip' have one view, as the network's input is mirrored later
     spec: PhotoSpec,
-) -> Callable[[Any, PhotoSpec], list[np.ndarray]]:  # (photo, spec) -> (3, h, w) arrays, for `photo_probs`
+) -> Callable[[Any, PhotoSpec], list[np.ndarray]]:  # (photo, spec) -> (h, w, 3) uint8 arrays, for `photo_probs`
     "Make the function that prepares a photo's views; raises `UserError` for an unknown name."
     if tta not in TTA:
         raise unknown_name("tta", tta, TTA)
@@ -88,7 +88,7 @@ def _tta_views(
 
     def views(photo: Any, _: PhotoSpec) -> list[np.ndarray]:
         opened = open_photo(photo)
-        arrays = [to_array(resize_photo(opened, each), each) for each in specs]
+        arrays = [to_pixels(resize_photo(opened, each), each) for each in specs]
         return _five_crops(arrays[0], spec) if tta == "five_crop" else arrays
 
     return views
@@ -101,13 +101,13 @@ def _crop_canvas(spec: PhotoSpec) -> PhotoSpec:
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #fabfbb68
 def _five_crops(
-    canvas: np.ndarray,  # (3, h, w)
+    canvas: np.ndarray,  # (h, w, 3)
     spec: PhotoSpec,  # of each crop
-) -> list[np.ndarray]:  # five (3, spec.height, spec.width)
+) -> list[np.ndarray]:  # five (spec.height, spec.width, 3)
     "Cut the corners and the middle out of a canvas."
-    down, right = canvas.shape[1] - spec.height, canvas.shape[2] - spec.width
+    down, right = canvas.shape[0] - spec.height, canvas.shape[1] - spec.width
     places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
-    return [np.ascontiguousarray(canvas[:, top : top + spec.height, left : left + spec.width]) for top, left in places]
+    return [np.ascontiguousarray(canvas[top : top + spec.height, left : left + spec.width]) for top, left in places]
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #1cf086ed
 def _scaled(spec: PhotoSpec, factor: float) -> PhotoSpec:

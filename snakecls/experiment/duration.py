@@ -20,7 +20,8 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..models.features import autocast, feature_precision, pooled_features
+from ..models.engine import autocast, feature_precision
+from ..models.graph_export import pooled_features
 from ..models.freezing import n_frozen_groups, stage_groups
 from ..train.lr_finder import search_steps, unchanged
 from ..train.precision_choice import drawn_loss
