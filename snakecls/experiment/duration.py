@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..models.engine import autocast, feature_precision
-from ..models.graph_export import pooled_features
+from ..data.photos import PhotoSpec
+from ..models.engine import make_engine
+from ..models.feature_cache import count_new
 from ..models.freezing import n_frozen_groups, stage_groups
 from ..train.lr_finder import search_steps, unchanged
 from ..train.precision_choice import drawn_loss
@@ -103,22 +105,19 @@ def _time_training(learn: Learner, model: nn.Module, stage: Stage, photos: torch
     return seconds, step
 
 # %% ../../nbs/experiment/07_duration.ipynb #bcbd1cdd
-def _time_answers(model: nn.Module, photos: torch.Tensor, *, probe: bool) -> tuple[float, float, int]:
-    "Time one answer, and the features of a photo for a probe; the last number is how many features there are."
-    device = photos.device
+def _time_answers(model: nn.Module, photos: torch.Tensor) -> float:
+    "Time one answer."
     model.eval()
     with torch.inference_mode():
-        _, answer = _best_time(model, photos, device, enough=16)
-        if not probe:
-            return answer, 0.0, 0
-        found, features = _best_time(lambda x: _probe_features(model, x, device), photos, device, enough=16)
-    return answer, features, found.shape[-1]
+        return _best_time(model, photos, photos.device, enough=16)[1]
 
 
-def _probe_features(model: nn.Module, x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    "Compute features as a probe does: of a photo and its mirror image, in the faster precision."
-    with autocast(device, feature_precision(device)):
-        return torch.cat([pooled_features(model, view) for view in (x, x.flip(-1))])
+def _time_features(model: nn.Module, spec: PhotoSpec, n_photos: int) -> tuple[float, int]:  # seconds; how many features
+    "Time what the fastest engine takes for one view of a photo."
+    engine = make_engine(model, (spec.height, spec.width), n_photos=n_photos, photo=spec)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, spec.height, spec.width, 3), dtype=np.uint8)
+    timed = [_timed(lambda: engine.features(pixels), torch.device("cpu")) for _ in range(2)]  # what it gives is on the CPU
+    return min(took for _, took in timed) / len(pixels), timed[0][0].shape[1]
 
 # %% ../../nbs/experiment/07_duration.ipynb #72a6eb4f
 @dataclass(frozen=True)
@@ -128,9 +127,10 @@ class _StageCosts:
     read_valid: float
     train: float  # forward and backward, with what augments a batch
     answer: float  # forward alone
-    features: float  # of a photo and its mirror image, for a probe; 0 without one
+    features: float  # of one view of a photo, for a probe; 0 without one
     step: float  # of the optimiser, once a batch
     n_features: int = 0
+    n_new: int = 0  # views of training photos whose features are not kept yet
 
 
 def _measure_stage(learn: Learner, stage: Stage, mode: str = "fp32") -> _StageCosts:
@@ -140,8 +140,15 @@ def _measure_stage(learn: Learner, stage: Stage, mode: str = "fp32") -> _StageCo
     read_train, photos, prepare = _read_photos(dls.train, 4, device)
     read_valid, seen, _ = _read_photos(dls.valid, 4, device)
     train, step = _time_training(learn, model, stage, photos, mode) if stage.epochs else (0.0, 0.0)
-    answer, features, n_features = _time_answers(model, seen, probe=stage.head == "probe")
-    return _StageCosts(read_train, read_valid, train + prepare if stage.epochs else 0.0, answer, features, step, n_features)
+    costs = _StageCosts(read_train, read_valid, train + prepare if stage.epochs else 0.0, _time_answers(model, seen), 0.0, step)
+    return costs if stage.head != "probe" else replace(costs, **_measure_probe(learn.model, dls))
+
+
+def _measure_probe(model: nn.Module, dls) -> dict[str, Any]:  # of `_StageCosts`
+    "Time the features of a probe, and count how many there are to compute."
+    n_new = count_new(model, [dls.lost.paths[row] for row in dls.train.rows], dls.spec, flip=True)
+    features, n_features = _time_features(model, dls.spec, n_new)
+    return {"features": features, "n_features": n_features, "n_new": n_new}
 
 # %% ../../nbs/experiment/07_duration.ipynb #c4ae133d
 def _pass_seconds(
@@ -199,7 +206,8 @@ def _stage_seconds(stage: Stage, cost: _StageCosts, scene: _Scene, *, validate_e
     seconds = stage.epochs * epoch + stage.n_validations(validate_every) * validation
     if stage.head == "probe":
         fit = _PROBE_S + _PROBE_RATE * scene.n_train * cost.n_features * scene.n_classes
-        seconds += scene.pass_seconds(scene.n_train, cost.read_train, cost.features) + validation + fit
+        seconds += scene.pass_seconds(-(-cost.n_new // 2), cost.read_train, 2 * cost.features) + fit
+        seconds += scene.pass_seconds(scene.n_valid, cost.read_valid, views * cost.features)
     if stage.lr == "auto" and stage.epochs:
         seconds += search_steps(batches) * epoch / batches
     return seconds
