@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from torch import nn
+from ..arguments import explain_arguments
 from ..core import UserError
 from .bundle import Bundle, read_bundle
 from .info import BackboneInfo, name_source, weights_kind
@@ -19,8 +20,9 @@ from .networks import build_network, check_arch, class_tensors, find_library
 from .pretrained import WEIGHT_PACKAGES, load_file, run_weights, timm_weights, torchvision_weights
 
 # %% ../../nbs/models/22_backbones.ipynb #1d41306c
+@explain_arguments
 def create_backbone(
-    arch: str | Sequence[str],  # a name of timm, torchvision or `models.scratch`; several of timm's are joined (`models.joined`)
+    arch: str,  # a name of timm, torchvision or `models.scratch`; several of timm's with + between them are joined (`models.joined`)
     n_classes: int,  # outputs of the classifier
     *,
     weights: str | Path = "auto",  # 'auto', 'none', a weights file, or the folder of a run's bundle
@@ -28,7 +30,6 @@ def create_backbone(
     **kwargs,  # passed on to the library: global_pool, drop_rate, drop_path_rate, … of timm; depths, maximum, scales of `models.joined`
 ) -> nn.Module:  # the network; `.backbone_info` tells what it is
     "Create a network with `n_classes` outputs and the weights asked for."
-    arch = arch if isinstance(arch, str) else "+".join(arch)
     library, make = _which_library(check_arch(arch), kwargs), dict(num_classes=n_classes, **kwargs)
     if weights not in ("auto", "none") and Path(weights).expanduser().is_dir():
         return _start_from_run(library, arch, make, read_bundle(Path(weights).expanduser()), labels)
