@@ -70,7 +70,7 @@ def test_another_head_decodes_and_computes_nothing(own_cache, tmp_path, monkeypa
 
 def test_another_fold_computes_the_views_alone_that_are_new(own_cache, tmp_path, monkeypatch):
     table, computed, usual = draw(tmp_path), [], feature_cache._compute
-    monkeypatch.setattr(feature_cache, "_compute", lambda model, photos, spec, views, *rest: computed.append((len(photos), list(views))) or usual(model, photos, spec, views, *rest))
+    monkeypatch.setattr(feature_cache, "_compute", lambda model, photos, spec, views, **how: computed.append((len(photos), list(views))) or usual(model, photos, spec, views, **how))
     learn = photo_learner(table.drop(columns="labels"), size=48, bs=4, num_workers=0, path=tmp_path)  # with weights: their normalisation is no fold's
     with learn.no_bar():
         fit_heads(learn, ["train"], seed=0)

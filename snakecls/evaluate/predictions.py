@@ -23,6 +23,7 @@ from ..data.labels import decode_labels, encode_labels, natural_order
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_pixels
 from ..data.problem import MultiLabel, MultiTarget, OneLabel, Problem, as_part, bundle_problem, table_problem
 from ..models.bundle import load_model, read_bundle
+from ..models.feature_cache import kept_probs
 from ..models.features import target_probs
 from ..stats import Comparison, bootstrap_interval, find_top_k, paired_bootstrap
 from ..train.metrics import classification_metrics, multi_f1_score, multi_label_metrics, predict_labels
@@ -161,6 +162,7 @@ def predict_problem(
     bs: int = 16,  # photos at a time
     tta: str = "none",  # one of `TTA`
     on_lost: Callable[[str, str], None] | None = None,  # told path and reason of an unreadable photo, which is left out; None: an error
+    kept: bool = False,  # from kept features, where they are known: for an experiment's own photos
 ) -> dict[str, pd.DataFrame]:  # target -> as `probs_table` makes it
     "Predict every target of a table's photos, each photo once, in float32, as served; raises `UserError` for what the network cannot do."
     views = _tta_views(tta, spec)
@@ -168,10 +170,10 @@ def predict_problem(
         _check_sizes(model, spec)
     more = {"prepare": views} if tta in ("five_crop", "scales") else {}
     lost = _LostRows(table, on_lost)
-    probs = target_probs(
-        model, table["path"].tolist(), spec, temperature=temperature, flip=flip or tta == "flip", problem=problem,
-        bs=bs, description="Predicting", on_lost=lost.note, **more,
-    )
+    how = {"temperature": temperature, "flip": flip or tta == "flip", "problem": problem, "bs": bs, "description": "Predicting"}
+    probs = kept_probs(model, table["path"].tolist(), spec, on_lost=lost.note, **how) if kept and not more else None
+    if probs is None:
+        probs = target_probs(model, table["path"].tolist(), spec, on_lost=lost.note, **how, **more)
     table = lost.others()
     return {
         part.target: probs_table(

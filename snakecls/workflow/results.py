@@ -177,7 +177,7 @@ def _predict_split(plan: Plan, split: str) -> dict[str, pd.DataFrame]:  # target
     if photos.empty:
         return {}
     lose = lambda path, reason: dls.lost.add(path, split, reason)  # noqa: E731
-    return predict_problem(plan.learn.model, photos, dls.spec, plan.problem, flip=flip, on_lost=lose)
+    return predict_problem(plan.learn.model, photos, dls.spec, plan.problem, flip=flip, on_lost=lose, kept=True)
 
 # %% ../../nbs/workflow/10_results.ipynb #1a898cb6
 def _missing_classes(photos: pd.DataFrame, tables: dict[str, pd.DataFrame], problem: Problem) -> list[str]:
