@@ -187,7 +187,7 @@ def kept_features(
     views, read = [rows for _, rows in known], np.ones(len(photos), bool)
     for wanted, new in _plan_passes([found for found, _ in known]):
         new, lost = [i for i in new if read[i]], []
-        how = {"precision": "fp32" if exact else "auto", "bs": bs, "on_lost": _note_lost(lost, new, on_lost), "description": description}
+        how: dict[str, Any] = {"precision": "fp32" if exact else "auto", "bs": bs, "on_lost": _note_lost(lost, new, on_lost), "description": description}
         computed, precision = _compute(model, [photos[i] for i in new], spec, wanted, **how)
         read[[new[i] for i in lost]] = False
         whole = [i for i in new if read[i]]
