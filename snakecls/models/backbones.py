@@ -107,7 +107,12 @@ def _start_from_run(library: str, arch: str, make: dict, bundle: Bundle, labels:
         raise UserError(
             f"{bundle.folder} is a run's model, whose classes are matched by name; "
             f"give labels=[…], one for each of the {make['num_classes']} classes.")
-    make = bundle.info.model["kwargs"] | make
+    given = bundle.info.model
+    if given["arch"] == arch and library == "joined" != given["library"]:
+        raise UserError(
+            f"{bundle.folder} is a run of {arch} whose classifier sees the last features alone; leave out model.depths, maximum and scales.")
+    library = given["library"] if given["arch"] == arch else library  # what the run joined is joined again
+    make = given["kwargs"] | make
     model, source = run_weights(library, arch, make, bundle, labels)
     photo, licence = bundle.info.photo, bundle.info.licence
     model.backbone_info = BackboneInfo(
