@@ -1,5 +1,7 @@
 """A compiled network answers as torch does, whatever the network; and a kept graph is never a wrong one."""
+import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -13,8 +15,11 @@ from torch import nn
 from conftest import REPO, need
 from snakecls.core import UserError
 from snakecls.data.photos import PhotoSpec, normalise_pixels
+from snakecls.deploy.predict import Predictor
 from snakecls.models import engine as module
 from snakecls.models.backbones import create_backbone
+from snakecls.models.bundle import copy_bundle, load_model, read_bundle, write_bundle
+from snakecls.models.bundle_graph import seal_graph
 from snakecls.models.engine import FEW, TorchEngine, choose_engine, make_engine
 from snakecls.models.graph import Graph, check_graph
 from snakecls.models.graph_cache import GraphCache
@@ -228,3 +233,86 @@ def test_a_check_reads_stages_through_a_graph(tmp_path, monkeypatch):
     assert list((tmp_path / "graphs").glob("*.graph"))
     for fast, slow in zip([ends[:, :8], *(stage[:8] for stage in stages)], [few_ends, *few_stages]):
         np.testing.assert_allclose(fast, slow, atol=1e-3 * abs(slow).max())
+
+
+def test_a_bundle_is_answered_without_torch(tiny_bundle, snake_photos):
+    code = ("import json, sys; from snakecls.deploy.predict import Predictor; "
+            f"probs = Predictor({str(tiny_bundle)!r}).probs({[str(one) for one in snake_photos]!r}); "
+            "print(json.dumps({'probs': probs.tolist(), 'modules': sorted({name.split('.')[0] for name in sys.modules})}))")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(REPO)})
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert not set(answer["modules"]) & {"torch", "torchvision", "timm", "pandas", "fastai", "fastcore", "scipy", "sklearn", "onnx", "matplotlib", "rich", "pyarrow"}
+    np.testing.assert_allclose(answer["probs"], Predictor(tiny_bundle, engine="torch").probs(snake_photos), atol=1e-5)
+
+
+def test_a_bundle_without_a_graph_is_answered_by_torch(tiny_bundle, tmp_path, snake_photos):
+    bundle = read_bundle(tiny_bundle)
+    plain = write_bundle(tmp_path / "plain", load_model(bundle), bundle.info, graph=False)
+    assert not (plain / "model.onnx").exists()
+    np.testing.assert_allclose(Predictor(plain).probs(snake_photos), Predictor(tiny_bundle).probs(snake_photos), atol=1e-5)
+    with pytest.raises(UserError, match="has no model.onnx"):
+        Predictor(plain, engine="onnxruntime")
+    shutil.copyfile(tiny_bundle / "model.onnx", plain / "model.onnx")  # not in its seal
+    assert Predictor(plain).graph is None
+
+
+@pytest.mark.parametrize("damage, told", [("flip", "is not what the bundle was written with"), ("cut", "is not what the bundle was written with"),
+                                          ("missing", "is missing"), ("link", "is a link"), ("large", "too large")])
+def test_a_damaged_graph_is_refused(tiny_bundle, tmp_path, damage, told):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    file = bundle / "model.onnx"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage in ("missing", "link"):
+        file.unlink()
+    if damage == "link":
+        file.symlink_to(tiny_bundle / "model.onnx")
+    elif damage != "missing":
+        file.write_bytes({"flip": bytes(content), "cut": bytes(content[:-9]), "large": bytes(200 << 20)}[damage])
+    with pytest.raises(UserError, match=told):
+        Predictor(bundle)
+
+
+@pytest.mark.parametrize("trick", ["foreign", "outside", "function", "loop", "other answers", "other size"])
+def test_a_strangers_graph_is_refused_though_it_is_sealed(tiny_bundle, tmp_path, trick):
+    onnx = need("onnx")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    model = onnx.load_from_string((bundle / "model.onnx").read_bytes())
+    if trick == "foreign":
+        model.graph.node[0].domain = "acme.ops"
+    elif trick == "outside":
+        array = model.graph.initializer[0]
+        array.ClearField("raw_data")
+        array.data_location = onnx.TensorProto.EXTERNAL
+        array.external_data.add(key="location", value="../secret.bin")
+    elif trick == "function":
+        model.functions.add(name="f", domain="acme")
+    elif trick == "loop":
+        model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.CopyFrom(onnx.GraphProto(name="inner"))
+    elif trick == "other answers":
+        biases = next(one for one in model.graph.initializer if list(one.dims) == [5])
+        biases.raw_data = (np.frombuffer(biases.raw_data, np.float32) + np.arange(5, dtype=np.float32)).tobytes()
+    else:
+        model = onnx.load_from_string(export_graph(network().eval(), 32, photo=SPEC, reads=module.read_answers))
+    content = model.SerializeToString()
+    (bundle / "model.onnx").write_bytes(content)
+    values = json.loads((bundle / "bundle.json").read_text())
+    values["seal"]["graph"] = seal_graph(content)
+    (bundle / "bundle.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="answers its own test photo otherwise" if trick == "other answers" else "takes other photos" if trick == "other size" else "this graph is not used"):
+        Predictor(bundle)
+
+
+def test_a_graph_that_disagrees_is_not_written_and_that_is_told(tiny_bundle, tmp_path, monkeypatch):
+    bundle, told = read_bundle(tiny_bundle), []
+    monkeypatch.setattr(module, "agrees", lambda *a, **k: False)
+    folder = write_bundle(tmp_path / "new", load_model(bundle), bundle.info, say=told.append)
+    assert not (folder / "model.onnx").exists() and "answers otherwise than torch" in told[0]
+    assert Predictor(folder).graph is None
+
+
+def test_a_copy_keeps_the_graph(tiny_bundle, tmp_path):
+    copy = copy_bundle(read_bundle(tiny_bundle), tmp_path / "copy")
+    assert (copy / "model.onnx").read_bytes() == (tiny_bundle / "model.onnx").read_bytes() and Predictor(copy).graph is not None

@@ -303,7 +303,7 @@ def test_examples_are_photos_of_the_folder_and_copies_hold_known_files_alone(bun
     assert [file.name for file, _ in predictor.examples] == ["00.jpg", "01.jpg"] and "14 of the examples" in predictor.notes[0]
     notes = []
     for copy in (copy_model(bundle, tmp_path / "copy", say=notes.append), write_space(bundle, tmp_path / "space", space="a/b", say=notes.append) / "bundle"):
-        assert sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if not file.is_dir()) == ["bundle.json", "examples/00.jpg", "examples/01.jpg", "examples/examples.json", "weights.safetensors"]
+        assert sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if not file.is_dir()) == ["bundle.json", "examples/00.jpg", "examples/01.jpg", "examples/examples.json", "model.onnx", "weights.safetensors"]
         assert Predictor(copy).notes == ()
     assert "6 files" in notes[0] and not any(SECRET in file.read_bytes() for file in (tmp_path / "space").rglob("*") if file.is_file())
     for damage in (b"{", b"3", b'{"file": 1}', b"[" * 10**5, b"\xff"):

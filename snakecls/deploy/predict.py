@@ -5,21 +5,25 @@
 # %% auto #0
 __all__ = ['Prediction', 'PhotoPredictor', 'Predictor', 'EnsemblePredictor', 'answers_table']
 
-# %% ../../nbs/deploy/01_predict.ipynb #da076f0d
+# %% ../../nbs/deploy/01_predict.ipynb #b9792d71
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..arguments import explain_arguments
-from ..core import UserError
+from ..core import UserError, unknown_name
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
-from ..models.bundle import BundleInfo, load_model, read_bundle
+from ..models.batches import answer_photos
+from ..models.bundle import Bundle, BundleInfo, load_model, read_bundle
+from ..models.bundle_graph import open_graph
+from ..models.graph import Graph, can_run_graphs
+from ..models.seal import check_weights
 
 # %% ../../nbs/deploy/01_predict.ipynb #c1204266
 @dataclass(frozen=True)
@@ -111,11 +115,12 @@ def _as_photo_list(
         raise UserError("probs takes a list of photos and a batch size (bs) of at least 1; for one photo give [photo].")
     return list(photos)
 
-# %% ../../nbs/deploy/01_predict.ipynb #171705c7
+# %% ../../nbs/deploy/01_predict.ipynb #2aa08601
 class _PhotoProbs:
-    "What a `model` (a network in evaluation mode) and its `info` (a `BundleInfo`) say about photos, in numbers."
+    "What a `graph` or a `model` (a network in evaluation mode) and its `info` (a `BundleInfo`) say about photos, in numbers."
 
     info: BundleInfo
+    graph: Graph | None = None  # of the bundle; None: torch runs `model`
 
     @property
     def labels(self) -> Sequence[str]:
@@ -129,10 +134,7 @@ class _PhotoProbs:
         bs: int = 16,  # photos at a time
     ) -> np.ndarray:  # (n, n_classes), float32, in the order of `labels`; of several labels each row has no fixed sum
         "Give the probabilities. Raises `PhotoError` for the first photo that cannot be read, or shows nothing."
-        from snakecls.models.features import photo_probs
-
-        photos = _as_photo_list(photos, bs)
-        return _finite_probs(photo_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs)))
+        return self._answers(_as_photo_list(photos, bs), bs)[0]
 
     def probs_all(
         self,
@@ -141,15 +143,20 @@ class _PhotoProbs:
         bs: int = 16,  # photos at a time
     ) -> dict[str, np.ndarray]:  # target -> (n, n_classes), in the order of `info.targets`
         "Give the probabilities of every target; of the only one where there is one. The cost is that of one."
-        from snakecls.models.features import target_probs
-
         if self.info.targets is None:
             return {self.info.target: self.probs(photos, bs=bs)}
-        photos = _as_photo_list(photos, bs)
-        answers = target_probs(self.model, photos, self.info.photo, **self.how(len(photos), bs))
-        return dict(zip(self.info.targets, map(_finite_probs, answers)))
+        return dict(zip(self.info.targets, self._answers(_as_photo_list(photos, bs), bs)))
 
-    def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `photo_probs` and `target_probs`
+    def _answers(self, photos: list, bs: int) -> list[np.ndarray]:  # for each target
+        "Ask the graph, or else the network."
+        how = self.how(len(photos), bs)
+        if self.graph is not None:
+            return [*map(_finite_probs, answer_photos(lambda batch: self.graph, photos, self.info.photo, **how))]
+        from snakecls.models.features import target_probs
+
+        return [*map(_finite_probs, target_probs(self.model, photos, self.info.photo, **how))]
+
+    def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `answer_photos` and `target_probs`
         "Say how the bundle wants `n` photos to be predicted."
         return {"temperature": self.info.temperature, "flip": self.info.flip, "problem": self.info.problem, "bs": bs,
                 "prepare": shown_pixels, "description": "Predicting" if n > bs else None}
@@ -200,7 +207,7 @@ class PhotoPredictor(_PhotoProbs):
         labels, facts = self.info.targets, self.info.label_facts
         return {target: _rank_labels(values, labels[target], top=top, facts=facts) for target, values in probs.items()}
 
-# %% ../../nbs/deploy/01_predict.ipynb #5eea6e23
+# %% ../../nbs/deploy/01_predict.ipynb #7f655d67
 class Predictor(PhotoPredictor):
     "Predict photos with a bundle; `labels` and `info` say what it knows."
 
@@ -210,15 +217,42 @@ class Predictor(PhotoPredictor):
         bundle: str | Path,  # the bundle's folder
         *,
         device: str = "cpu",  # 'cpu', 'cuda', 'mps'
+        engine: str = "auto",  # 'onnxruntime': the bundle's graph, without torch; 'torch'; 'auto': the graph where there is one
     ):
+        if engine not in ("auto", "onnxruntime", "torch"):
+            raise unknown_name("engine", engine, ("auto", "onnxruntime", "torch"))
         self.bundle, self.device = read_bundle(bundle), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
-        try:
-            self.model = load_model(self.bundle, device=device)
-        except (AssertionError, RuntimeError, NotImplementedError) as e:  # torch's ways to say that a device is not there
-            raise UserError(f"device '{device}' cannot be used here ({e}); use 'cpu'.") from e
+        self.graph = _find_graph(self.bundle, engine, device)
+        if self.graph is None:
+            _ = self.model  # what is wrong with it is told now
 
-# %% ../../nbs/deploy/01_predict.ipynb #9b1e0278
+    @cached_property
+    def model(self) -> Any:  # a torch module
+        "The network, in evaluation mode; where the bundle has a graph it is loaded when it is asked for."
+        try:
+            return load_model(self.bundle, device=self.device)
+        except (AssertionError, RuntimeError, NotImplementedError) as e:  # torch's ways to say that a device is not there
+            raise UserError(f"device '{self.device}' cannot be used here ({e}); use 'cpu'.") from e
+
+# %% ../../nbs/deploy/01_predict.ipynb #fd93fdba
+def _find_graph(bundle: Bundle, engine: str, device: str) -> Graph | None:
+    "Open a bundle's graph where it is to be used; raises `UserError` where it is damaged, and where there is none though it was asked for."
+    can = can_run_graphs() and str(device).startswith("cpu")
+    if engine == "torch" or (engine == "auto" and not can):
+        return None
+    if not can:
+        raise UserError("engine 'onnxruntime' needs the package onnxruntime and runs on the CPU; pip install onnxruntime, or use engine='torch'.")
+    try:
+        if (graph := open_graph(bundle.folder, bundle.info, bundle.seal)) is not None:
+            check_weights(bundle.weights_path, bundle.seal)
+    except UserError as e:
+        raise e if str(bundle.folder) in str(e) else UserError(f"the model {bundle.folder} cannot be used: {e}") from e
+    if graph is None and engine == "onnxruntime":
+        raise UserError(f"the model {bundle.folder} has no model.onnx that belongs to it; use engine='auto', or write it again with write_bundle.")
+    return graph
+
+# %% ../../nbs/deploy/01_predict.ipynb #0db083a2
 class EnsemblePredictor(PhotoPredictor):
     "Predict photos with several bundles of the same labels: the mean of their probabilities, each prepared as its own bundle says."
 
@@ -227,10 +261,11 @@ class EnsemblePredictor(PhotoPredictor):
         bundles: Sequence[str | Path],  # their folders; the first one's notice is shown, and of a danger what the most careful of them says
         *,
         device: str = "cpu",
+        engine: str = "auto",  # as in `Predictor`
     ):
         if not bundles:
             raise UserError("an ensemble needs at least one bundle; give their folders.")
-        self.members = [Predictor(bundle, device=device) for bundle in bundles]
+        self.members = [Predictor(bundle, device=device, engine=engine) for bundle in bundles]
         infos = [member.info for member in self.members]
         first, problem = infos[0], bundle_problem(infos[0])
         for info, bundle in zip(infos, bundles):

@@ -77,7 +77,7 @@ def two_views(batch: Any, flip: bool) -> Iterator[Any]:  # arrays, or tensors wh
         axis = -2 if str(batch.dtype).endswith("uint8") else -1
         yield np.ascontiguousarray(np.flip(batch, axis)) if isinstance(batch, np.ndarray) else batch.flip(axis)
 
-# %% ../../nbs/models/17_batches.ipynb #ba72de22
+# %% ../../nbs/models/17_batches.ipynb #612895e6
 def engine_probs(
     engine: Engine,
     batch: np.ndarray,
@@ -91,7 +91,8 @@ def engine_probs(
     for view in two_views(batch, flip):
         answer = engine.logits(view)
         answers = answer if isinstance(answer, tuple) else (answer,)
-        views.append([problem.to_probs(logits / np.float32(temperature)) for logits in answers])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is found by whoever shows it
+            views.append([problem.to_probs(logits / np.float32(temperature)) for logits in answers])
     return [sum(same) / np.float32(len(views)) for same in zip(*views)]
 
 # %% ../../nbs/models/17_batches.ipynb #e60bd236

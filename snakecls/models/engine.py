@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBS_WITHIN', 'FEATURES_WITHIN', 'FEW', 'SLACK', 'TorchEngine', 'autocast', 'feature_precision', 'agrees',
-           'network_key', 'measure_engines', 'choose_engine', 'make_engine']
+           'draw_batch', 'network_key', 'measure_engines', 'choose_engine', 'make_engine']
 
 # %% ../../nbs/models/16_engine.ipynb #366475b0
 import os
@@ -97,7 +97,7 @@ def feature_precision(device: torch.device) -> str:  # 'fp32' or 'bf16'
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if device.type == "cpu" and capabilities.get("amx_bf16") else "fp32"
 
-# %% ../../nbs/models/16_engine.ipynb #05c3103e
+# %% ../../nbs/models/16_engine.ipynb #4ef9b447
 PROBS_WITHIN, FEATURES_WITHIN = 1e-3, 1e-2
 
 def agrees(
@@ -106,15 +106,16 @@ def agrees(
     batch: np.ndarray,
     *,
     reads: Callable = read_features,  # what the engine was made for
+    within: float = PROBS_WITHIN,  # how far probabilities may be apart
 ) -> bool:
     "Tell whether an engine answers as the usual one does."
     try:
         found, expected = (_answers(one, batch, reads) for one in (engine, usual))
     except (UserError, RuntimeError):
         return False
-    return all(map(_is_close, found, expected)) and len(found) == len(expected)
+    return len(found) == len(expected) and all(_is_close(one, other, within) for one, other in zip(found, expected))
 
-# %% ../../nbs/models/16_engine.ipynb #3b4663dd
+# %% ../../nbs/models/16_engine.ipynb #e7ec7a93
 def _answers(engine: Engine, batch: np.ndarray, reads: Callable) -> list[tuple[str, np.ndarray]]:
     "Gather what is compared: everything that is read, and the answers."
     if reads not in (read_features, read_answers, read_both):
@@ -123,18 +124,18 @@ def _answers(engine: Engine, batch: np.ndarray, reads: Callable) -> list[tuple[s
     features = [] if reads is read_answers else [("read", engine.features(batch))]
     return features + [("logits", one) for one in (logits if isinstance(logits, tuple) else (logits,))]
 
-def _is_close(found: tuple[str, np.ndarray], expected: tuple[str, np.ndarray]) -> bool:
+def _is_close(found: tuple[str, np.ndarray], expected: tuple[str, np.ndarray], within: float) -> bool:
     "Compare one array."
     (kind, a), (_, b) = found, expected
     if a.shape != b.shape or not np.isfinite(a).all():
         return False
     if kind == "logits":
-        return all(abs(part.to_probs(a) - part.to_probs(b)).max() <= PROBS_WITHIN for part in (OneLabel(), MultiLabel()))
+        return all(abs(part.to_probs(a) - part.to_probs(b)).max() <= within for part in (OneLabel(), MultiLabel()))
     a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (a, b))
     return bool((np.linalg.norm(a - b, axis=1) <= FEATURES_WITHIN * np.linalg.norm(b, axis=1) + 1e-6).all())
 
-# %% ../../nbs/models/16_engine.ipynb #16fc9289
-def _draw_batch(size: tuple[int, int], photo: PhotoSpec | None, n: int) -> np.ndarray:
+# %% ../../nbs/models/16_engine.ipynb #c6a5764b
+def draw_batch(size: tuple[int, int], photo: PhotoSpec | None, n: int) -> np.ndarray:
     "Draw pictures to compare and to measure with: noise, the first of them over stripes."
     generator, (height, width) = np.random.default_rng(0), size
     pixels = generator.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
@@ -265,7 +266,7 @@ def make_engine(
     why = "torch was asked for" if use == "torch" else wish.why_usual(n_photos)
     return wish.usual(why) if why else wish.recalled() or wish.measured()
 
-# %% ../../nbs/models/16_engine.ipynb #3a09184f
+# %% ../../nbs/models/16_engine.ipynb #d6394ebb
 @dataclass
 class _Wish:
     "What an engine is wanted for, and the ways to make one."
@@ -309,7 +310,7 @@ class _Wish:
 
     def agrees(self, engine: Engine, n: int = 3) -> bool:
         plain = self.torch("fp32", False)
-        return agrees(engine, plain, _draw_batch(self.size, self.photo, n), reads=self.reads or _compared(self.model))
+        return agrees(engine, plain, draw_batch(self.size, self.photo, n), reads=self.reads or _compared(self.model))
 
     def make(self, name: str) -> Engine | None:  # None where it cannot be, or does not agree
         "Make an engine by its name."
@@ -341,7 +342,7 @@ class _Wish:
     def measured(self) -> Engine:
         "Choose among the engines that agree, and remember it."
         engines = {name: engine for name in self.names if (engine := self.make(name)) is not None}
-        rates = measure_engines(list(engines.values()), _draw_batch(self.size, self.photo, 8), reads=self.reads is not None)
+        rates = measure_engines(list(engines.values()), draw_batch(self.size, self.photo, 8), reads=self.reads is not None)
         name = choose_engine(rates)
         remember(self.kept, self.key, {"engine": name, "rates": rates})
         return _tell(engines[name], rates, self.size, "now", self.notes)

@@ -6,7 +6,7 @@
 __all__ = ['pooled_features', 'linear_heads', 'read_features', 'read_answers', 'read_both', 'output_names', 'export_graph',
            'both_sides']
 
-# %% ../../nbs/models/15_graph_export.ipynb #5f5fc4b7
+# %% ../../nbs/models/15_graph_export.ipynb #c7296397
 import io
 import logging
 import warnings
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 import torch
 from torch import nn
 from ..core import UserError
@@ -110,16 +111,16 @@ def both_sides(size: int | tuple[int, int]) -> tuple[int, int]:  # (height, widt
     "Give a photo's height and width."
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
-# %% ../../nbs/models/15_graph_export.ipynb #b4549fbf
+# %% ../../nbs/models/15_graph_export.ipynb #c7036ffd
 @contextmanager
 def _quietly() -> Iterator[None]:
     "Run a network for its graph: without gradients or autocast, and without warnings that are for torch's developers."
-    logger = logging.getLogger("torch.onnx")
+    logger, print_graph = logging.getLogger("torch.onnx"), "_jit_onnx_log"  # where a network fails torch prints all of it, without a switch
     level, off = logger.level, torch.inference_mode(False)
     logger.setLevel(logging.ERROR)
-    getattr(torch._C, "_jit_set_onnx_log_output_stream", str)("stderr")  # where a failure prints the whole network; torch has no public switch
     try:
-        with warnings.catch_warnings(), off, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        silent = patch.object(torch._C, print_graph, lambda *parts: None, create=True)
+        with silent, warnings.catch_warnings(), off, torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")
             yield
     finally:

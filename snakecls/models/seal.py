@@ -6,7 +6,7 @@
 __all__ = ['SEALED', 'TOLERANCE', 'ELSEWHERE', 'hash_parts', 'check_parts', 'check_weights', 'give_answer', 'usual_torch',
            'check_answer', 'make_seal']
 
-# %% ../../nbs/models/19_seal.ipynb #11460eeb
+# %% ../../nbs/models/19_seal.ipynb #831e0fc8
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from ..core import UserError
 from ..disk import file_hash
 if TYPE_CHECKING:
     from torch import nn
+    from snakecls.models.graph import Engine
 
 # %% ../../nbs/models/19_seal.ipynb #41e6b3c4
 SEALED = {  # hash -> the keys that it covers
@@ -100,19 +101,16 @@ def _draw_photo() -> np.ndarray:  # (260, 340, 3), uint8
     blue = np.where((x + 2 * y) // 40 % 3 == 0, 40, 255 - y * 255 // 259)
     return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
-# %% ../../nbs/models/19_seal.ipynb #fc14779f
+# %% ../../nbs/models/19_seal.ipynb #ef977b63
 def give_answer(
-    model: "nn.Module",  # in evaluation mode
+    model: "nn.Module | Engine",  # in evaluation mode; or what runs a graph
     info: Any,  # a `BundleInfo`
 ) -> list[list[float]]:  # for each target its probabilities
     "Answer the drawn photo as `deploy.predict` would; raises `UserError` where the network cannot, or where its answer is no number."
-    from snakecls.models.features import target_probs
-
     targets = list((info.targets or {"": info.labels}).values())
     settings = {"temperature": info.temperature, "flip": info.flip, "problem": info.problem, "bs": 1, "description": None}
     try:
-        with usual_torch():
-            probs = target_probs(model, [_draw_photo()], info.photo, **settings)
+        probs = _ask(model, info.photo, settings)
         sizes = [one.shape for one in probs]
     except (UserError, MemoryError):
         raise
@@ -128,6 +126,18 @@ def give_answer(
             "its answer to a drawn photo is no number (NaN or infinite), so that every answer says nothing; "
             "its weights or settings are damaged: take another copy of the bundle, or train it again.")
     return [[round(float(value), 7) for value in one[0]] for one in probs]
+
+# %% ../../nbs/models/19_seal.ipynb #39828615
+def _ask(model: "nn.Module | Engine", photo: Any, settings: dict[str, Any]) -> list[np.ndarray]:
+    "Ask for the drawn photo's probabilities; of a graph without torch."
+    if not hasattr(model, "parameters"):
+        from snakecls.models.batches import answer_photos
+
+        return answer_photos(lambda batch: model, [_draw_photo()], photo, **settings)
+    from snakecls.models.features import target_probs
+
+    with usual_torch():
+        return target_probs(model, [_draw_photo()], photo, **settings)
 
 # %% ../../nbs/models/19_seal.ipynb #42c0e1ff
 @contextmanager

@@ -64,4 +64,4 @@ def save_bundle(
         notes += more
     for note in notes:
         say(f"Note: {note}")
-    return write_bundle(folder, learn.model, replace(info, **shown), examples=load_examples(photo_table(learn), examples))
+    return write_bundle(folder, learn.model, replace(info, **shown), examples=load_examples(photo_table(learn), examples), say=say)
