@@ -8,7 +8,7 @@ __all__ = ['NOT_SERVED', 'REFITTED', 'NOT_WRITTEN', 'NOT_LEFT', 'NOT_REFITTED', 
 
 # %% ../../nbs/workflow/10_results.ipynb #fb8044cd
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -332,12 +332,13 @@ def finish_records(
     *,
     start: float,  # of the run, by `time.perf_counter`
     more: Mapping[str, Any],  # for metrics.json
+    say: Callable[[str], object] = print,
 ) -> dict:  # metrics.json
     "Predict the splits with the best weights; write metrics, then bundle, export and report."
     learn, problem = plan.learn, plan.problem
     uncompile_model(learn)
     examples = load_examples(plan.table, plan.experiment.predict.examples)
-    bundle = write_bundle(run / "best", learn.model, make_info(plan, {}), examples=examples)
+    bundle = write_bundle(run / "best", learn.model, make_info(plan, {}), examples=examples, graph=False)
     served = _answer_valid(plan, result)
     refitted, sentence = _refit(plan, result)
     answers, thresholds = _all_answers(plan, result, served)
@@ -352,7 +353,7 @@ def finish_records(
     run.write_metrics(metrics)  # before the bundle is written again, with the scores: a full disk takes none of them away
     info = make_info(plan, by_target[problem.target], refit=refitted, thresholds=thresholds and thresholds["values"])
     try:
-        write_bundle(run / "best", learn.model, info, examples=examples)
+        write_bundle(run / "best", learn.model, info, examples=examples, say=say)
     except BaseException:
         if refitted:  # the model that is left is the one before
             run.write_metrics(metrics | {"refit": False, "test": None, "message": result.message + NOT_WRITTEN})

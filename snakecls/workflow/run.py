@@ -77,7 +77,7 @@ def run_experiment(
             trackers.start(run.experiment(), run)
             recorder.say(_foresee(plan))
             result, more = _train(plan, run, trackers, recorder)
-            metrics = finish_records(plan, result, run, start=start, more=more)
+            metrics = finish_records(plan, result, run, start=start, more=more, say=recorder.say)
             _write_issues(plan, run)
             verdict = write_verdict(run, propose=not recorder.part_of)
         except BaseException as e:
