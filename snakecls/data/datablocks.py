@@ -35,7 +35,7 @@ from .balance import check_oversample, count_labels, draw_photos, draw_weights, 
 from .lost import LostPhotos
 from .photos import PhotoError, PhotoSpec, open_photo
 from .problem import MultiLabel, OneLabel, Problem, find_problem
-from .transforms import SampleSeeds, ValidResize, train_tfms
+from .transforms import SampleSeeds, ValidResize, train_tfms, train_view
 from ..workers import end_with_parent
 
 # %% ../../nbs/data/30_datablocks.ipynb #ef0fa0fa
@@ -43,9 +43,9 @@ class Photo(PILImage):
     "A photo, opened by `open_photo`; the class keeps fastai's `show`."
 
     @classmethod
-    def create(cls, source: str | Path | bytes | np.ndarray | Image.Image, **kwargs):
-        "Open a path, bytes, an array or another image."
-        photo = cls(open_photo(source))
+    def create(cls, source: str | Path | bytes | np.ndarray | Image.Image, *, seen: PhotoSpec | None = None, **kwargs):
+        "Open a path, bytes, an array or another image; `seen` says how it will be resized, as `open_photo` takes it."
+        photo = cls(open_photo(source, seen=seen))
         photo.sample_key = "/".join(str(source).replace("\\", "/").split("/")[-2:]) if isinstance(source, (str, os.PathLike)) else ""
         return photo
 
@@ -64,11 +64,24 @@ _SETTING_UP = ContextVar("setting_up", default=False)
 
 
 class OpenPhoto(Transform):
-    "Open whatever `open_photo` takes as `Photo`."
+    "Open whatever `open_photo` takes as `Photo`, as a split's photos will be resized."
+
+    views: dict[int, PhotoSpec] = {}  # of training (0) and validation (1); a learner that was exported earlier has none
+
+    def __init__(self, views: dict[int, PhotoSpec] | None = None):
+        super().__init__()
+        self.views = views or {}
+
+    def __call__(self, source: object, split_idx: int | None = None, **kwargs):
+        return self.open(source, self.views.get(split_idx))
 
     def encodes(self, source: object):
+        return self.open(source)
+
+    def open(self, source: object, seen: PhotoSpec | None = None) -> Photo:
+        "Open a photo; while loaders are made, one that cannot be read is grey."
         try:
-            return Photo.create(source)
+            return Photo.create(source, seen=seen)
         except PhotoError:
             if not _SETTING_UP.get():
                 raise
@@ -237,17 +250,18 @@ def photo_block(
     if not isinstance(spec.size, int):
         raise UserError(f"photo.size is {spec.size}; training works on squares, so give one number of pixels.")
     items, batches = train_tfms(size or spec.size, augment, seeds or SampleSeeds(), resize=spec.resize)
+    views = {0: train_view(size or spec.size, augment, spec), 1: spec}
     return DataBlock(
-        blocks=(_photo_input(), *map(_target_block, problem.parts)), n_inp=1,
+        blocks=(_photo_input(views), *map(_target_block, problem.parts)), n_inp=1,
         get_x=ReadColumn("path"), get_y=[ReadColumn(column) for column in problem.columns], splitter=_split_rows, dl_type=SeededDL,
         item_tfms=[*items, ValidResize(spec)], batch_tfms=[*batches, Normalize.from_stats(spec.mean, spec.std)],
     )
 
 # %% ../../nbs/data/30_datablocks.ipynb #fbfd71c6
-def _photo_input() -> TransformBlock:
+def _photo_input(views: dict[int, PhotoSpec]) -> TransformBlock:
     "Make fastai's `ImageBlock` with our opener: a class with `encodes`, as fastai cannot pickle a plain function (plum 2.10)."
     block = ImageBlock(cls=Photo)
-    block.type_tfms = [OpenPhoto()]
+    block.type_tfms = [OpenPhoto(views)]
     return block
 
 

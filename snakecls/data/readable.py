@@ -14,13 +14,13 @@ import pandas as pd
 from ..core import UserError
 from ..progress import track
 from ..workers import worker_threads
-from .photos import PhotoError, open_photo
+from .photos import PhotoError, PhotoSpec, open_photo
 
 # %% ../../nbs/data/25_readable.ipynb #ff8981b1
 def why_unreadable(path: str) -> str | None:  # None where it can be read
     "Open a photo fully and give the reason if that fails."
     try:
-        open_photo(path)
+        open_photo(path, seen=PhotoSpec(32))  # all of the file is read, of a large JPEG at an eighth of its width
     except PhotoError as e:
         return str(e)
     return None

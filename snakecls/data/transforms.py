@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SampleSeeds', 'TrainPresize', 'ValidResize', 'PlainResize', 'BatchAugment', 'make_albumentations',
-           'AlbumentationsTransform', 'train_tfms']
+           'AlbumentationsTransform', 'train_view', 'train_tfms']
 
 # %% ../../nbs/data/29_transforms.ipynb #35261e2c
 import copy
@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -77,9 +78,10 @@ class TrainPresize(Transform):
         return out
 
     def random_square(self, photo: Image.Image, rng: random.Random) -> Image.Image:
-        "Cut the largest square at a random place and resize it."
-        side = min(photo.size)
-        left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
+        "Cut the largest square at a random place, a whole number of presized pixels from the corner, and resize it."
+        size, side = getattr(photo, "full_size", photo.size), min(photo.size)
+        places = [rng.randint(0, length * self.presize // min(size) - self.presize) for length in size]
+        left, top = (min(at * side / self.presize, length - side) for at, length in zip(places, photo.size))
         return photo.resize(
             (self.presize, self.presize), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0
         )
@@ -230,6 +232,15 @@ class AlbumentationsTransform(Transform):
         return PILImage.create(self.pipeline(image=np.asarray(photo))["image"])
 
 # %% ../../nbs/data/29_transforms.ipynb #e75a8000
+def train_view(
+    size: int,  # px, of the stage
+    augment: Augment,
+    spec: PhotoSpec,  # of validation: its way of resizing
+) -> PhotoSpec:
+    "Say what a training photo is brought to before anything is changed at random."
+    return replace(spec, size=size if augment.backend == "none" else augment.presize_for(size), crop_pct=1.0)
+
+
 def train_tfms(
     size: int,  # px, of the stage
     augment: Augment,

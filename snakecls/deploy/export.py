@@ -161,16 +161,22 @@ def _loader_probs(
     from fastai.vision.core import PILBase, PILImage
 
     kinds = [kind for kind in getattr(learn.dls.valid_ds.tls[0], "types", []) if isinstance(kind, type) and issubclass(kind, PILBase)]
-    create = (kinds[-1] if kinds else PILImage).create
+    create, seen = (kinds[-1] if kinds else PILImage).create, _loader_view(learn)
     model, activation = learn.model.eval(), getattr(learn.loss_func, "activation", _transforms_problem(learn).to_probs)
     parts = [np.zeros((0, len(learn.dls.vocab)), np.float32)]
     photos = list(photos)
     for chunk in (photos[start : start + bs] for start in range(0, len(photos), bs)):
-        items = _ValidPhotos([(create(open_shown(photo)),) for photo in chunk])
+        items = _ValidPhotos([(create(open_shown(photo, seen=seen)),) for photo in chunk])
         loader = learn.dls.valid.new(items, bs=len(items), shuffle=False, drop_last=False, num_workers=0)
         with torch.inference_mode():
             parts += [activation(model(batch[0])).float().cpu().numpy() for batch in loader]
     return np.concatenate(parts)
+
+# %% ../../nbs/deploy/02_export.ipynb #d6599ee7
+def _loader_view(learn: "Learner") -> PhotoSpec | None:
+    "Tell how a learner's validation loader opens photos; None for any but ours, and for those that were exported before this was told."
+    tfms = getattr(learn.dls.valid_ds.tls[0], "tfms", None) or []
+    return next((views[1] for tfm in tfms if 1 in (views := getattr(tfm, "views", None) or {})), None)
 
 # %% ../../nbs/deploy/02_export.ipynb #b50a4eea
 def _transforms_problem(learn: "Learner") -> OneLabel | MultiLabel:

@@ -88,7 +88,7 @@ def _tta_views(
     specs = {"five_crop": [_crop_canvas(spec)], "scales": [_scaled(spec, factor) for factor in (6 / 7, 1, 8 / 7)]}.get(tta, [spec])
 
     def views(photo: Any, _: PhotoSpec) -> list[np.ndarray]:
-        opened = open_photo(photo)
+        opened = open_photo(photo, seen=max(specs, key=lambda each: each.height / each.crop_pct))
         arrays = [to_pixels(resize_photo(opened, each), each) for each in specs]
         return _five_crops(arrays[0], spec) if tta == "five_crop" else arrays
 

@@ -67,7 +67,7 @@ def _pick_evenly(items: Sequence, n: int, seed: int) -> list:
 # %% ../../nbs/models/01_info.ipynb #730cf917
 def _photo_sums(photo, spec: PhotoSpec) -> np.ndarray:  # (3, 3): number, sum, sum of squares of the pixels of red, green, blue, 0 to 255
     "Add up one photo's pixels as the network will see them."
-    photo = open_photo(photo)
+    photo = open_photo(photo, seen=spec)
     if spec.resize == "pad":
         scale = min(spec.width / photo.width, spec.height / photo.height)
         spec = replace(spec, resize="squash", size=(max(1, round(photo.height * scale)), max(1, round(photo.width * scale))))
