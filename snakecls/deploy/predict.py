@@ -115,12 +115,13 @@ def _as_photo_list(
         raise UserError("probs takes a list of photos and a batch size (bs) of at least 1; for one photo give [photo].")
     return list(photos)
 
-# %% ../../nbs/deploy/01_predict.ipynb #2aa08601
+# %% ../../nbs/deploy/01_predict.ipynb #d2309960
 class _PhotoProbs:
     "What a `graph` or a `model` (a network in evaluation mode) and its `info` (a `BundleInfo`) say about photos, in numbers."
 
     info: BundleInfo
-    graph: Graph | None = None  # of the bundle; None: torch runs `model`
+    graph: Graph | None = None  # of the bundle; None: `model` is run
+    use = "auto"  # what runs `model`, as in `make_engine`
 
     @property
     def labels(self) -> Sequence[str]:
@@ -154,7 +155,7 @@ class _PhotoProbs:
             return [*map(_finite_probs, answer_photos(lambda batch: self.graph, photos, self.info.photo, **how))]
         from snakecls.models.features import target_probs
 
-        return [*map(_finite_probs, target_probs(self.model, photos, self.info.photo, **how))]
+        return [*map(_finite_probs, target_probs(self.model, photos, self.info.photo, use=self.use, **how))]
 
     def how(self, n: int, bs: int) -> dict[str, Any]:  # arguments of `answer_photos` and `target_probs`
         "Say how the bundle wants `n` photos to be predicted."
@@ -207,7 +208,7 @@ class PhotoPredictor(_PhotoProbs):
         labels, facts = self.info.targets, self.info.label_facts
         return {target: _rank_labels(values, labels[target], top=top, facts=facts) for target, values in probs.items()}
 
-# %% ../../nbs/deploy/01_predict.ipynb #7f655d67
+# %% ../../nbs/deploy/01_predict.ipynb #6264527b
 class Predictor(PhotoPredictor):
     "Predict photos with a bundle; `labels` and `info` say what it knows."
 
@@ -223,7 +224,7 @@ class Predictor(PhotoPredictor):
             raise unknown_name("engine", engine, ("auto", "onnxruntime", "torch"))
         self.bundle, self.device = read_bundle(bundle), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
-        self.graph = _find_graph(self.bundle, engine, device)
+        self.graph, self.use = _find_graph(self.bundle, engine, device), "torch" if engine == "torch" else "auto"
         if self.graph is None:
             _ = self.model  # what is wrong with it is told now
 

@@ -50,13 +50,14 @@ def engine_for(
     size = tuple(batch.shape[1:3] if pixels else batch.shape[-2:])
     return make_engine(model, size, photo=spec if pixels else None, **wishes)
 
-# %% ../../nbs/models/18_features.ipynb #91b54979
+# %% ../../nbs/models/18_features.ipynb #fde44b7f
 def target_probs(
     model: nn.Module | Engine,  # a network, or what runs one
     photos: Sequence,  # whatever `open_photo` takes
     spec: PhotoSpec,
     *,
     flip: bool = False,  # average with the mirrored photos
+    use: str = "auto",  # as in `make_engine`
     **settings,  # of `answer_photos`: temperature, problem, bs, description, prepare, on_lost
 ) -> list[np.ndarray]:  # (n, n_classes) float32 for each target; one where there is one
     "Predict photos in batches; the network's training mode comes back afterwards. Raises `PhotosGone` where none can be read any more."
@@ -65,7 +66,7 @@ def target_probs(
     def by_shape(batch: np.ndarray) -> Engine:  # views may have other sizes
         shape = (*batch.shape[1:], str(batch.dtype))
         if shape not in made:
-            made[shape] = engine_for(model, batch, spec, n_photos=len(photos) * (1 + flip), precision="fp32")
+            made[shape] = engine_for(model, batch, spec, n_photos=len(photos) * (1 + flip), precision="fp32", use=use)
         return made[shape]
 
     return answer_photos((lambda batch: model) if isinstance(model, Engine) else by_shape, photos, spec, flip=flip, **settings)
