@@ -93,7 +93,7 @@ def timm_rate(script: Path, arch: str, bs: int) -> float:
 def measure(arch: str, args: argparse.Namespace, folder: Path) -> bool:  # whether the chosen engine is the fastest, within 10 %
     "Measure a network, and write its rows."
     engines, chosen, seconds = make_engines(arch, folder)
-    photo = getattr(engines["torch fp32"], "photo")
+    photo = engines["torch fp32"].photo
     batch = draw_batch((SIZE, SIZE), photo, args.bs)
     agreeing = [name for name, engine in engines.items()
                 if agrees(engine, engines["torch fp32"], batch[:8], reads=read_answers if name.startswith("openvino") else read_features)]
@@ -125,7 +125,8 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if all([measure(arch, args, Path(folder)) for arch in args.networks]) else 1
+        held = [measure(arch, args, Path(folder)) for arch in args.networks]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
