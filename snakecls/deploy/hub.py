@@ -56,6 +56,8 @@ def _requirement_lines() -> list[str]:
 APP_REQUIREMENTS = (
     "gradio",
     "jinja2",
+    "onnxruntime",
+    "platformdirs",
     "pillow-heif",
     "safetensors",
     "timm",
