@@ -198,7 +198,7 @@ def _say_counts(danger: dict[str, Any], name: str) -> str:
 
 # %% ../../nbs/evaluate/05_danger.ipynb #09e3340e
 def danger_lines(
-    danger: dict[str, Any],  # from `count_danger`
+    danger: dict[str, Any],  # from `count_dangers`
 ) -> list[str]:  # for a terminal
     "Write a danger's counts in lines, one for each class that was called harmless."
     lines = [say_danger(danger)]
