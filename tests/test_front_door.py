@@ -238,3 +238,12 @@ def test_a_folder_is_checked_from_the_front_door(tmp_path, monkeypatch):
     make_demo(tmp_path / "demo", n_per_species=6, size_px=64, species=["Micrurus fulvius", "Thamnophis sirtalis"], n_workers=1)  # noqa: F405
     monkeypatch.chdir(tmp_path)
     assert check_source("demo/photos", files_only=True, n_workers=1).folder == Path("checks/photos")  # noqa: F405
+
+
+def test_a_note_names_the_line_that_called(photos):
+    with pytest.warns(UserWarning, match="max_warp") as told:
+        photo_learner(photos, "test_resnet", size=64, weights="none", num_workers=0, augment=Augment(backend="albumentations", max_warp=0.3))  # noqa: F405
+    assert {one.filename for one in told if "max_warp" in str(one.message)} == {__file__}
+    with pytest.warns(UserWarning, match="do not grow") as told:
+        progressive_stages((128, 64))  # noqa: F405
+    assert [one.filename for one in told] == [__file__]

@@ -71,7 +71,7 @@ def count_classes(
 
 # %% ../../nbs/clean/12_check_page.ipynb #f62721f2
 def describe_tail(
-    counts: pd.DataFrame,  # from `_count_labels`
+    counts: pd.DataFrame,  # from `count_classes`
 ) -> str:
     "Say in one sentence how unevenly the photos are divided."
     n = counts["photos"].to_numpy()

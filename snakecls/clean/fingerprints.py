@@ -88,7 +88,7 @@ def similarity(
 
 # %% ../../nbs/clean/01_fingerprints.ipynb #65ffa53c
 def _fit(a: np.ndarray, b: np.ndarray, *, steps: int = 5) -> np.ndarray:
-    "Move and stretch `a` to lie on `b`; the best _correlation of the inner parts."
+    "Move and stretch `a` to lie on `b`; the best correlation of the inner parts."
     grid = np.linspace(-1, 1, SIDE, dtype=np.float32)
     y, x = np.meshgrid(grid, grid, indexing="ij")
     a, b = _standardise(a), _standardise(b)

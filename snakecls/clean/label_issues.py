@@ -97,7 +97,7 @@ LABEL_THRESHOLD = 0.95  # of the score
 
 
 def _find_label_issues(
-    probs: np.ndarray,  # (n, n_classes), of photos that the model has not seen, as from `out_of_fold_probs`
+    probs: np.ndarray,  # (n, n_classes), of photos that the probe has not seen, as from `_out_of_fold_probs`
     labels: Sequence[str],  # the given label of each photo
     *,
     classes: Sequence[str],  # in the order of the probabilities

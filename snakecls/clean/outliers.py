@@ -23,7 +23,7 @@ def outlier_scores(
     levels: Sequence[np.ndarray],  # each (n, n_features), from different depths of a network
     targets: np.ndarray,  # (n,) class numbers, without gaps
     *,
-    probs: np.ndarray | None = None,  # (n, n_classes), of unseen photos, as from `out_of_fold_probs`
+    probs: np.ndarray | None = None,  # (n, n_classes), of photos that the probe has not seen, as in `clean.label_issues`
     seed: int = 42,
 ) -> np.ndarray:  # (n,), in [0, 1), high is strange; 0.5 at OUTLIER_SPREADS spreads above the median
     "Score how little each photo belongs to any class."

@@ -52,7 +52,7 @@ def scan_files(
 def _in_processes(
     work: Callable[[list], list],  # a chunk -> one result per item
     chunks: list[list],
-    _give_up: Callable[[Any], Any],  # the result for an item whose process dies
+    give_up: Callable[[Any], Any],  # the result for an item whose process dies
     n_workers: int,
 ) -> Iterator[Any]:  # results, in any order
     "Do chunks of work in processes and survive the death of any."
@@ -68,7 +68,7 @@ def _in_processes(
                 try:
                     yield from _run_pool(work, [[item]], {}, 1)
                 except BrokenProcessPool:
-                    yield _give_up(item)
+                    yield give_up(item)
 
 # %% ../../nbs/clean/04_scan.ipynb #3c8b1b81
 def _run_pool(work: Callable, waiting: list[list], running: dict[Any, list], n_workers: int) -> Iterator[Any]:

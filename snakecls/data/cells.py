@@ -45,7 +45,7 @@ def _guard_cells(
 def unguard_cells(
     table: pd.DataFrame,
 ) -> pd.DataFrame:  # a copy
-    "Take the apostrophe of `guard_cells` away again."
+    "Take the apostrophe of `_guard_cells` away again."
     return _each_text(table, unguard_cell)
 
 # %% ../../nbs/data/02_cells.ipynb #21c55e35
@@ -88,7 +88,7 @@ def unguard_read(
     *,
     besides: str | None = None,  # a column that is left as it is: of paths, which the disk decides about
 ) -> tuple[pd.DataFrame, str]:  # a copy where something changes; a sentence that tells it
-    "Take the apostrophe of `guard_cells` away in a table that anybody wrote, and say so, for a label could be meant so."
+    "Take the apostrophe of `_guard_cells` away in a table that anybody wrote, and say so, for a label could be meant so."
     told, names = (
         [],
         {name: plain for name in table.columns if name != besides and (plain := unguard_cell(name)) != name and plain not in table.columns},

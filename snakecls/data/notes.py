@@ -6,11 +6,12 @@
 __all__ = ['Noted', 'leave_out', 'as_issues']
 
 # %% ../../nbs/data/08_notes.ipynb #8167d6c0
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
+
+from ..core import warn_above
 
 # %% ../../nbs/data/08_notes.ipynb #9d0fd521
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Noted:
     def warn(self) -> pd.DataFrame:
         "Give the table alone, and tell the notes as Python's warnings."
         for note in self.notes:
-            warnings.warn(note, stacklevel=3)
+            warn_above(note)
         return self.table
 
 # %% ../../nbs/data/08_notes.ipynb #754c7ca9

@@ -64,7 +64,7 @@ def told_hosts() -> tuple[str, ...]:  # in lower case
 
 # %% ../../nbs/deploy/05_requests.ipynb #54c0005b
 def _is_own_name(
-    name: str,  # from `host_name`
+    name: str,  # from `_host_name`
     listening: str,  # where the page listens, such as '127.0.0.1' or '0.0.0.0'
     told: Sequence[str] = (),  # from `told_hosts`
 ) -> bool:

@@ -45,7 +45,7 @@ def _on_space() -> bool:
 
 # %% ../../nbs/deploy/09_service.ipynb #b9feee97
 def _open_socket(
-    name: str,  # from `server_address`
+    name: str,  # from `_server_address`
     port: int | None,  # None: the first free one from 7860
 ) -> socket.socket:  # bound
     "Take a port. Raises `OSError` where it is taken, or the name is not this machine's."

@@ -51,7 +51,7 @@ def _no_folder(folder: Path, error: OSError) -> UserError:
 
 # %% ../../nbs/deploy/04_uploads.ipynb #1c2d8d2d
 def _remove_abandoned(
-    root: Path,  # from `own_root`
+    root: Path,  # from `_own_root`
 ) -> list[str]:  # the folders' names
     "Remove the folders of processes that are gone."
     removed = []

@@ -148,7 +148,7 @@ def count_dangers(
     labels: Sequence[str],  # in the order of its probabilities
     label_facts: Mapping[str, Mapping[str, Any]],  # label -> facts
     *,
-    danger_columns: Sequence[str] = (),  # facts that speak of a danger, beside those of `data.dangers`
+    danger_columns: Sequence[str] = (),  # facts that speak of a danger, beside those of `data.label_facts`
     top: int = 3,  # how many answers a person sees
     target: str = "",  # where there are several, its name
     first: bool = False,  # it is the first of several
@@ -198,7 +198,7 @@ def _say_counts(danger: dict[str, Any], name: str) -> str:
 
 # %% ../../nbs/evaluate/05_danger.ipynb #09e3340e
 def danger_lines(
-    danger: dict[str, Any],  # from `count_danger`
+    danger: dict[str, Any],  # from `count_dangers`
 ) -> list[str]:  # for a terminal
     "Write a danger's counts in lines, one for each class that was called harmless."
     lines = [say_danger(danger)]

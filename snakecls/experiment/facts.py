@@ -324,7 +324,7 @@ def read_facts(
     labels: Sequence[str],
     *,
     target: str = "label",
-    danger_columns: Sequence[str] = (),  # columns that speak of a danger beside those that `data.dangers` knows
+    danger_columns: Sequence[str] = (),  # columns that speak of a danger beside those that `data.label_facts` knows
     others: Mapping[str, Sequence[str]] | None = None,  # target -> labels, of the targets beside the first; rows of the same table
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:  # label -> its facts (empty cells are None, countries a list); what was left out
     "Read what is known about the labels; raises `UserError` for a cell that cannot be read, and where no row fits any label."

@@ -9,7 +9,7 @@ __all__ = ['FIXED_KWARGS', 'DEFAULT_SCHEDULE', 'DataConfig', 'ModelConfig', 'Tra
 # %% ../../nbs/experiment/01_schema.ipynb #632610a7
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from ..core import nearest
 from ..data.augmentation import Augment
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from snakecls.data.problem import Problem
 
 # %% ../../nbs/experiment/01_schema.ipynb #fe5ef1ac
-class DataConfig(Settings):
-    "Where the photos are and how they are divided."
+class _SourceConfig(Settings):
+    "Where the photos are, and what is asked about them."
     source: str = Field(description="a folder of class folders, or a CSV or Parquet table; relative to the experiment file")
     target: str | list[str] = Field(
         "label", description="label, or any column; binomial, genus, species from Latin names; a list learns several at once"
@@ -43,6 +43,25 @@ class DataConfig(Settings):
         description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for "
         "all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told",
     )
+
+    @property
+    def problem(self) -> "Problem":
+        "What is asked about a photo, before its labels are known; raises `UserError` where settings contradict one another."
+        from snakecls.data.problem import asked_problem  # here, as it needs NumPy
+
+        return asked_problem(self.target, multi_label=self.multi_label)
+
+    @field_validator("label_level", mode="before")
+    @classmethod
+    def check_label_level(cls, level: Any) -> Any:
+        "Refuse what is neither a level nor a word for one."
+        if level in ("auto", "path") or (isinstance(level, int) and level >= 1):
+            return level
+        raise PydanticCustomError("label_level", "give the number of a folder level from 1, path, or auto")
+
+# %% ../../nbs/experiment/01_schema.ipynb #l1d00001
+class DataConfig(_SourceConfig):
+    "Where the photos are and how they are divided."
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
     folds: int | None = Field(None, ge=2, description="divide what is not the test into so many folds")
@@ -57,13 +76,6 @@ class DataConfig(Settings):
     resize: Literal["crop", "squash", "pad"] = Field("crop", description="how a photo becomes a square")
     facts: str | None = Field(None, description="table of what is known about each label (common_name, venomous, countries, …)")
 
-    @property
-    def problem(self) -> "Problem":
-        "What is asked about a photo, before its labels are known; raises `UserError` where settings contradict one another."
-        from snakecls.data.problem import asked_problem  # here, as it needs NumPy
-
-        return asked_problem(self.target, multi_label=self.multi_label)
-
     @field_validator("source", "root", "corrections", "facts")
     @classmethod
     def check_not_empty(cls, path: str | None) -> str | None:
@@ -71,14 +83,6 @@ class DataConfig(Settings):
         if path is not None and not path.strip():
             raise PydanticCustomError("empty_path", "it is empty; give a file or a folder")
         return path
-
-    @field_validator("label_level", mode="before")
-    @classmethod
-    def check_label_level(cls, level: Any) -> Any:
-        "Refuse what is neither a level nor a word for one."
-        if level in ("auto", "path") or (isinstance(level, int) and level >= 1):
-            return level
-        raise PydanticCustomError("label_level", "give the number of a folder level from 1, path, or auto")
 
     @model_validator(mode="before")
     @classmethod
@@ -149,6 +153,14 @@ class ModelConfig(Settings):
                 raise PydanticCustomError("fixed_kwarg", "'{key}' {reason}; leave it out", {"key": key, "reason": FIXED_KWARGS[key]})
         return kwargs
 
+# %% ../../nbs/experiment/01_schema.ipynb #l1d00005
+def _check_device(device: str | None) -> str | None:
+    "Refuse a name that torch does not know."
+    if device is None or re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        return device
+    hint = "did you mean cuda?" if "gpu" in device.lower() or "cuda" in device.lower() else "or leave it out"
+    raise PydanticCustomError("device", "give cpu, cuda, cuda:N (such as cuda:0) or mps; {hint}", {"hint": hint})
+
 # %% ../../nbs/experiment/01_schema.ipynb #e1f77752
 class TrainConfig(Settings):
     "How the network is trained."
@@ -185,29 +197,24 @@ class TrainConfig(Settings):
         description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before",
     )
     num_workers: int | None = Field(None, ge=0, description="loading processes; one less than the processors if not given")
-    device: str | None = Field(None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given")
+    device: Annotated[str | None, AfterValidator(_check_device)] = Field(
+        None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given"
+    )
 
-    @field_validator("device")
-    @classmethod
-    def check_device(cls, device: str | None) -> str | None:
-        "Refuse a name that torch does not know."
-        if device is None or re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-            return device
-        hint = "did you mean cuda?" if "gpu" in device.lower() or "cuda" in device.lower() else "or leave it out"
-        raise PydanticCustomError("device", "give cpu, cuda, cuda:N (such as cuda:0) or mps; {hint}", {"hint": hint})
+# %% ../../nbs/experiment/01_schema.ipynb #l1d00007
+def _one_to_list(value: Any) -> Any:
+    "Take one text for a list of one."
+    return [value] if isinstance(value, str) else value
+
+
+_OneOrMore = BeforeValidator(_one_to_list)
 
 # %% ../../nbs/experiment/01_schema.ipynb #8eeb3dd6
 class WandbConfig(Settings):
     "How W&B files the run, with track: [wandb]."
     project: str = Field("snakecls", min_length=1, description="the project; made where there is none")
     entity: str | None = Field(None, min_length=1, description="user or team; your own if not given")
-    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field([], description="to find the run by")
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def one_tag(cls, tags: Any) -> Any:
-        "Take one text for a list of one."
-        return [tags] if isinstance(tags, str) else tags
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], _OneOrMore] = Field([], description="to find the run by")
 
 # %% ../../nbs/experiment/01_schema.ipynb #804a6c5e
 class PredictConfig(Settings):
@@ -221,17 +228,11 @@ class PredictConfig(Settings):
     subject: str = Field(
         "", description="what the photos show, in the singular: snake, mushroom, piece of clothing; guessed from the labels if not given"
     )
-    danger_column: list[str] = Field(
+    danger_column: Annotated[list[str], _OneOrMore] = Field(
         [], description="columns of data.facts whose yes means danger, beside venomous, poisonous, toxic, dangerous and MIVS"
     )
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
-
-    @field_validator("danger_column", mode="before")
-    @classmethod
-    def one_column(cls, danger_column: Any) -> Any:
-        "Take one name for a list of one."
-        return [danger_column] if isinstance(danger_column, str) else danger_column
 
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [
@@ -263,7 +264,7 @@ class Experiment(Settings):
         description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with "
         "several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)",
     )
-    track: list[Literal["logbook", "wandb"]] = Field(["logbook"], description="beside the run folder")
+    track: Annotated[list[Literal["logbook", "wandb"]], _OneOrMore] = Field(["logbook"], description="beside the run folder")
     wandb: WandbConfig = WandbConfig()
 
     @field_validator("top_k", mode="before")
@@ -284,12 +285,6 @@ class Experiment(Settings):
                 {"hint": f"did you mean '{guess}'? Or " if guess else "", "names": ", ".join(names)},
             )
         return monitor
-
-    @field_validator("track", mode="before")
-    @classmethod
-    def one_to_list(cls, track: Any) -> Any:
-        "Take one name for a list of one."
-        return [track] if isinstance(track, str) else track
 
     @property
     def split_seed(self) -> int:

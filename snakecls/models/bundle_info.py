@@ -161,7 +161,7 @@ class BundleInfo:
     notice: str = ""  # shown in the app
     title: str = ""  # above the app; a question about the target where there is none
     subject: str = ""  # what the photos show, in the singular: 'snake', 'piece of clothing'; guessed from the labels where it is not said
-    danger_columns: list[str] = field(default_factory=list)  # facts that speak of a danger beside those of `data.dangers`
+    danger_columns: list[str] = field(default_factory=list)  # facts that speak of a danger beside those of `data.label_facts`
     problem: str = "single_label"  # the word of a `data.problem`: 'single_label', 'multi_label', 'several_targets'
     thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: above it a label counts as there; multi-label only, None: 0.5
     targets: dict[str, list[str]] | None = None  # several targets: target -> labels, in the answers' order; the first one's are `labels`

@@ -98,19 +98,6 @@ def _seen_classes(targets: np.ndarray) -> set[int]:
     "Give the classes that occur."
     return set(np.flatnonzero((targets > 0.5).any(0)).tolist()) if targets.ndim > 1 else set(np.unique(targets).tolist())
 
-# %% ../../nbs/train/09_comparison.ipynb #66edc815
-def answered_places(dl) -> np.ndarray | None:  # after a pass; None: all photos
-    "Give the places of the photos that a loader read."
-    kept = getattr(dl, "kept", None)
-    return None if kept is None or len(kept) == len(dl.dataset) else kept
-
-# %% ../../nbs/train/09_comparison.ipynb #bc9cbdaf
-def loader_photos(dl) -> list | None:  # None: it does not tell
-    "Name the photos of a loader: by path where it knows them, else by number."
-    if getattr(dl, "lost", None) is not None:
-        return [dl.lost.paths[row] for row in dl.rows]
-    return None if getattr(dl, "n", None) is None else list(range(dl.n))
-
 # %% ../../nbs/train/09_comparison.ipynb #9db5806d
 @patch
 def before_fit(self: KeepAnswers) -> None:
@@ -149,6 +136,19 @@ def after_validate(self: KeepAnswers) -> None:
     probs = [each.numpy() for each in probs] if isinstance(probs, (tuple, list)) else [probs.numpy()]
     targets = [each.numpy() if each.ndim > 1 else each.numpy().astype(int) for each in targets]
     self.now = Answers(places, probs, targets, losses[0].numpy(), loader_photos(dl))
+
+# %% ../../nbs/train/09_comparison.ipynb #66edc815
+def answered_places(dl) -> np.ndarray | None:  # after a pass; None: all photos
+    "Give the places of the photos that a loader read."
+    kept = getattr(dl, "kept", None)
+    return None if kept is None or len(kept) == len(dl.dataset) else kept
+
+# %% ../../nbs/train/09_comparison.ipynb #bc9cbdaf
+def loader_photos(dl) -> list | None:  # None: it does not tell
+    "Name the photos of a loader: by path where it knows them, else by number."
+    if getattr(dl, "lost", None) is not None:
+        return [dl.lost.paths[row] for row in dl.rows]
+    return None if getattr(dl, "n", None) is None else list(range(dl.n))
 
 # %% ../../nbs/train/09_comparison.ipynb #fed1d690
 def last_answers(learn: Learner) -> Answers:

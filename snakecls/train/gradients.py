@@ -40,7 +40,7 @@ def after_loss(self: AccumulateGradients) -> None:
         self.n_planned = n * min(self.n_batches, self.n_iter - self.iter)
     self.learn.loss_grad = self.learn.loss_grad * (n / self.n_planned)
 
-
+# %% ../../nbs/train/14_gradients.ipynb #l1x00027
 @patch
 def after_backward(self: AccumulateGradients) -> None:
     "Go on to the next batch without a step, until there are enough or the epoch ends."

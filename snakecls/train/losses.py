@@ -119,7 +119,7 @@ def on(buffer: Tensor | None, pred: Tensor) -> Tensor | None:
     "Bring a buffer to the predictions' device: `get_preds` without a fit before it does not."
     return None if buffer is None else buffer.to(pred.device)
 
-# %% ../../nbs/train/02_losses.ipynb #9a14f78c
+# %% ../../nbs/train/02_losses.ipynb #l1x00015
 class SingleLabelLoss(PhotoLoss):
     "A loss for one label per photo: softmax, the likeliest class."
 
@@ -133,7 +133,7 @@ class SingleLabelLoss(PhotoLoss):
         "Choose the likeliest class."
         return probs.argmax(-1)
 
-
+# %% ../../nbs/train/02_losses.ipynb #l1x00016
 class CrossEntropy(SingleLabelLoss):
     "Cross-entropy with label smoothing and class weights."
 
@@ -146,7 +146,7 @@ class CrossEntropy(SingleLabelLoss):
         "Compute the loss of each photo."
         return cross_entropy_losses(pred, target.long(), weights=on(self.weights, pred), label_smoothing=self.label_smoothing)
 
-
+# %% ../../nbs/train/02_losses.ipynb #l1x00017
 class Focal(SingleLabelLoss):
     "The focal loss for one label per photo."
 

@@ -24,48 +24,71 @@ def unchanged(
     learn: Learner,
 ) -> Iterator[None]:
     "Put weights, gradients, modes, optimiser, records, loaders and random generators back at the end, also after an error."
-    model = learn.model
-    kept_modules = [
-        (module, {name: value.detach().clone() for name, value in module.state_dict().items()})
-        for module in (model, learn.loss_func)
-        if isinstance(module, torch.nn.Module)
-    ]  # the seesaw loss counts photos
-    gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    kept = {name: learn.__dict__.get(name) for name in ("opt", "epoch", "n_epoch", "train_iter", "pct_train", "training", "logger")}
-    recorder = getattr(learn, "recorder", None)
-    records = dict(recorder.__dict__) if recorder is not None else {}
-    loaders = [(dl, copy.deepcopy(_loader_state(dl))) for dl in learn.dls.loaders]
-    generators = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
-    for p, *_state in gradients:
-        p.grad = None
-    learn.opt = None  # the search makes its own
+    with _same_generators(), _same_loaders(learn), _same_records(learn), _same_weights(learn):
+        for p in learn.model.parameters():
+            p.grad = None
+        learn.opt = None  # the search makes its own
+        yield
+
+# %% ../../nbs/train/17_lr_finder.ipynb #l1t00019
+@contextmanager
+def _same_weights(learn: Learner) -> Iterator[None]:
+    "Put weights, gradients and modes back; those of the loss too, as the seesaw loss counts photos."
+    modules = [module for module in (learn.model, learn.loss_func) if isinstance(module, torch.nn.Module)]
+    states = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in modules]
+    gradients = [(p, p.grad, p.requires_grad) for p in learn.model.parameters()]
+    modes = [(module, module.training) for module in learn.model.modules()]
     try:
         yield
     finally:
-        for module, state in kept_modules:
+        for module, state in zip(modules, states):
             module.load_state_dict(state)
         for p, gradient, trains in gradients:
             p.grad = gradient
             p.requires_grad_(trains)
         for module, mode in modes:
             module.training = mode
+
+# %% ../../nbs/train/17_lr_finder.ipynb #l1t00021
+@contextmanager
+def _same_records(learn: Learner) -> Iterator[None]:
+    "Put the optimiser, the counters and the Recorder's lists back."
+    kept = {name: learn.__dict__.get(name) for name in ("opt", "epoch", "n_epoch", "train_iter", "pct_train", "training", "logger")}
+    recorder = getattr(learn, "recorder", None)
+    records = dict(recorder.__dict__) if recorder is not None else {}
+    try:
+        yield
+    finally:
         learn.__dict__.update(kept)
         if recorder is not None:
             recorder.__dict__.clear()
             recorder.__dict__.update(records)
+
+# %% ../../nbs/train/17_lr_finder.ipynb #l1t00023
+@contextmanager
+def _same_generators() -> Iterator[None]:
+    "Put the random generators of Python, NumPy and PyTorch back."
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+# %% ../../nbs/train/17_lr_finder.ipynb #l1t00024
+@contextmanager
+def _same_loaders(learn: Learner) -> Iterator[None]:
+    "Put the loaders' generators and counters back."
+    loaders = [(dl, copy.deepcopy(_loader_state(dl))) for dl in learn.dls.loaders]
+    try:
+        yield
+    finally:
         for dl, state in loaders:
             _restore_loader(dl, state)
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
-        torch.set_rng_state(generators[2])
-        if generators[3]:
-            torch.cuda.set_rng_state_all(generators[3])
 
 # %% ../../nbs/train/17_lr_finder.ipynb #d8a8c170
 def _loader_state(dl) -> dict:
@@ -99,20 +122,7 @@ def find_lr(
     "Find a learning rate by lr_find's 'valley', and leave the Learner as it was; raises `UserError` where none can be found."
     steps = search_steps(len(learn.dls.train), num_it=num_it)
     with unchanged(learn):
-        learn.create_opt()
-        if wd is not None:
-            learn.opt.set_hypers(wd=wd)
-        try:
-            with learn.no_bar() if hasattr(learn, "no_bar") else learn.no_mbar(), learn.added_cbs(list(cbs)):
-                found = learn.lr_find(start_lr=1e-6, end_lr=10, num_it=steps, show_plot=False).valley
-        except (IndexError, ValueError, RuntimeError) as e:
-            if isinstance(e, UserError) or "out of memory" in str(e):
-                raise
-            raise UserError(
-                "lr: auto found no rate, as the loss could not be followed "
-                f"({str(e).splitlines()[0] if str(e) else type(e).__name__}); give one, such as 1e-3."
-            ) from e
-        lrs, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
+        found, lrs, losses = _search(learn, steps, wd=wd, cbs=cbs)
     sound = np.isfinite(losses)
     start = np.median(losses[: max(1, len(losses) // 4)])  # of the small rates, which change nothing yet
     if sound.sum() < MIN_STEPS // 2 or start - losses[sound].min() <= 1e-3 * abs(start) or not found > 0:
@@ -129,6 +139,30 @@ def find_lr(
         with atomic_path(picture) as temporary:
             _draw_search(lrs[sound], losses[sound], lr).savefig(temporary, dpi=150)
     return lr
+
+# %% ../../nbs/train/17_lr_finder.ipynb #l1t00026
+def _search(
+    learn: Learner,
+    steps: int,
+    *,
+    wd: float | None,
+    cbs: Sequence,
+) -> tuple[float, np.ndarray, np.ndarray]:  # the suggestion; the rates and their losses
+    "Run lr_find; raises `UserError` where the loss cannot be followed."
+    learn.create_opt()
+    if wd is not None:
+        learn.opt.set_hypers(wd=wd)
+    try:
+        with learn.no_bar() if hasattr(learn, "no_bar") else learn.no_mbar(), learn.added_cbs(list(cbs)):
+            found = learn.lr_find(start_lr=1e-6, end_lr=10, num_it=steps, show_plot=False).valley
+    except (IndexError, ValueError, RuntimeError) as e:
+        if isinstance(e, UserError) or "out of memory" in str(e):
+            raise
+        raise UserError(
+            "lr: auto found no rate, as the loss could not be followed "
+            f"({str(e).splitlines()[0] if str(e) else type(e).__name__}); give one, such as 1e-3."
+        ) from e
+    return found, np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
 
 # %% ../../nbs/train/17_lr_finder.ipynb #3fc3b1e7
 def search_steps(

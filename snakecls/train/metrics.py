@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['f1_macro_score', 'top_k_score', 'classification_metrics', 'predict_labels', 'multi_f1_score',
-           'mean_average_precision_score', 'multi_label_metrics', 'f1_of_predicted', 'accuracy_of_predicted',
-           'top_k_of_probs', 'multi_of_probs', 'epoch_metrics', 'score_answers']
+           'mean_average_precision_score', 'multi_label_metrics', 'epoch_metrics', 'f1_of_predicted',
+           'accuracy_of_predicted', 'top_k_of_probs', 'multi_of_probs', 'score_answers']
 
 # %% ../../nbs/train/03_metrics.ipynb #9d07cdbf
 from collections.abc import Sequence
@@ -145,7 +145,31 @@ def multi_label_metrics(
         "loss": _log_loss(targets, probs),
     }
 
-# %% ../../nbs/train/03_metrics.ipynb #ef2f43ca
+# %% ../../nbs/train/03_metrics.ipynb #l1t00003
+def epoch_metrics(
+    # `dls.problem`, or its word 'multi_label' …; where its labels are known, no top k is made that is always 1
+    problem: Problem | str = "single_label",
+    top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
+    *,
+    thresholds: float | Sequence[float] = 0.5,  # for several labels: one, or one for each class
+) -> list[AccumMetric]:
+    "Make the metrics of every epoch: accuracy, top3_accuracy, f1_macro; for several labels accuracy, f1_micro, f1_macro."
+    return _part_metrics(as_part(problem), _check_top_k(top_k), thresholds)
+
+# %% ../../nbs/train/03_metrics.ipynb #l1t00005
+@singledispatch
+def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
+    "Make the metrics of one target."
+    return [
+        AccumMetric(accuracy_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="accuracy"),
+        *(
+            AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy")
+            for k in _useful_top_k(top_k, len(part.labels) or None)
+        ),
+        AccumMetric(f1_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="f1_macro"),
+    ]
+
+# %% ../../nbs/train/03_metrics.ipynb #l1t00006
 def f1_of_predicted(targets, predicted) -> float:
     "Macro F1 with fastai's order of arguments."
     return f1_macro_score(targets, predicted)
@@ -160,41 +184,7 @@ def top_k_of_probs(targets, probs, *, k: int) -> float:
     "Top-k accuracy with fastai's order of arguments."
     return top_k_score(targets, probs, k=k)
 
-
-def multi_of_probs(targets, probs, *, name: str, thresholds: float | Sequence[float]) -> float:
-    "A metric of several labels per photo with fastai's order of arguments."
-    predicted = predict_labels(probs, thresholds)
-    return (
-        float((np.asarray(targets, bool) == predicted).all(1).mean())
-        if name == "accuracy"
-        else multi_f1_score(targets, predicted, average=name.removeprefix("f1_"))
-    )
-
-
-def epoch_metrics(
-    # `dls.problem`, or its word 'multi_label' …; where its labels are known, no top k is made that is always 1
-    problem: Problem | str = "single_label",
-    top_k: Sequence[int] = (3,),  # for one label per photo: for each k a `top{k}_accuracy`
-    *,
-    thresholds: float | Sequence[float] = 0.5,  # for several labels: one, or one for each class
-) -> list[AccumMetric]:
-    "Make the metrics of every epoch: accuracy, top3_accuracy, f1_macro; for several labels accuracy, f1_micro, f1_macro."
-    return _part_metrics(as_part(problem), _check_top_k(top_k), thresholds)
-
-
-@singledispatch
-def _part_metrics(part: OneLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
-    "Make the metrics of one target."
-    return [
-        AccumMetric(accuracy_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="accuracy"),
-        *(
-            AccumMetric(partial(top_k_of_probs, k=k), to_np=True, invert_arg=True, flatten=False, name=f"top{k}_accuracy")
-            for k in _useful_top_k(top_k, len(part.labels) or None)
-        ),
-        AccumMetric(f1_of_predicted, dim_argmax=-1, to_np=True, invert_arg=True, name="f1_macro"),
-    ]
-
-
+# %% ../../nbs/train/03_metrics.ipynb #l1t00012
 @_part_metrics.register
 def _(part: MultiLabel, top_k: list[int], thresholds: float | Sequence[float]) -> list[AccumMetric]:
     if top_k != [3]:
@@ -212,6 +202,16 @@ def _(part: MultiLabel, top_k: list[int], thresholds: float | Sequence[float]) -
         )
         for name in ("accuracy", "f1_micro", "f1_macro")
     ]
+
+# %% ../../nbs/train/03_metrics.ipynb #l1t00013
+def multi_of_probs(targets, probs, *, name: str, thresholds: float | Sequence[float]) -> float:
+    "A metric of several labels per photo with fastai's order of arguments."
+    predicted = predict_labels(probs, thresholds)
+    return (
+        float((np.asarray(targets, bool) == predicted).all(1).mean())
+        if name == "accuracy"
+        else multi_f1_score(targets, predicted, average=name.removeprefix("f1_"))
+    )
 
 # %% ../../nbs/train/03_metrics.ipynb #d8430f6a
 @singledispatch

@@ -9,6 +9,7 @@ __all__ = ['MIN_CUTMIX_SIZE', 'mix_photos', 'Blend', 'MixUp', 'CutMix', 'Mixing'
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 
 from ..core import UserError, derive_seed
 
@@ -55,27 +56,6 @@ class Blend(Callback):
     in_lr_find = True  # a rate is searched with it
     stream = "blend"  # names the random draws
 
-    def before_batch(self):
-        "Blend the batch with a shuffled copy of itself."
-        self.targets2 = None
-        if not self.training or len(self.yb) == 0:
-            return
-        self.check_batch(self.xb)
-        rng = np.random.default_rng(derive_seed(self.seed, self.stream, self.epoch, self.iter))
-        if rng.random() >= self.p:
-            return
-        self.learn.xb, self.weight, shuffle = self.blend(rng, self.xb)
-        self.targets2 = tuple(y[shuffle] for y in self.yb)
-
-    def after_loss(self):
-        "Blend the losses of both targets."
-        if self.targets2 is None:
-            return
-        second = self.learn.loss_func(self.pred, *self.targets2)
-        self.learn.loss_grad = self.weight * self.learn.loss_grad + (1 - self.weight) * second
-        self.learn.loss = self.learn.loss_grad.clone()
-        self.targets2 = None
-
     def after_batch(self):
         "Forget a batch that was cancelled before its loss."
         self.targets2 = None
@@ -99,10 +79,35 @@ class Blend(Callback):
         self.alpha = alpha
         self._setup(p, seed)
 
+# %% ../../nbs/train/06_mixing.ipynb #l1t00027
+@patch
+def before_batch(self: Blend) -> None:
+    "Blend the batch with a shuffled copy of itself."
+    self.targets2 = None
+    if not self.training or len(self.yb) == 0:
+        return
+    self.check_batch(self.xb)
+    rng = np.random.default_rng(derive_seed(self.seed, self.stream, self.epoch, self.iter))
+    if rng.random() >= self.p:
+        return
+    self.learn.xb, self.weight, shuffle = self.blend(rng, self.xb)
+    self.targets2 = tuple(y[shuffle] for y in self.yb)
 
+# %% ../../nbs/train/06_mixing.ipynb #l1t00031
 def _draw_shuffle(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:
     "Draw which photo is blended into each."
     return torch.as_tensor(rng.permutation(len(x)), device=x.device)
+
+# %% ../../nbs/train/06_mixing.ipynb #l1t00028
+@patch
+def after_loss(self: Blend) -> None:
+    "Blend the losses of both targets."
+    if self.targets2 is None:
+        return
+    second = self.learn.loss_func(self.pred, *self.targets2)
+    self.learn.loss_grad = self.weight * self.learn.loss_grad + (1 - self.weight) * second
+    self.learn.loss = self.learn.loss_grad.clone()
+    self.targets2 = None
 
 # %% ../../nbs/train/06_mixing.ipynb #8235cb4a
 class MixUp(Blend):
@@ -125,10 +130,10 @@ class MixUp(Blend):
         shuffle = _draw_shuffle(rng, xb[0])
         return tuple(mix_photos(x, shuffle, weight) for x in xb), weight, shuffle
 
-# %% ../../nbs/train/06_mixing.ipynb #c435bb20
+# %% ../../nbs/train/06_mixing.ipynb #l1t00035
 MIN_CUTMIX_SIZE = 16  # px; a box of a smaller photo shows nothing that could be recognised
 
-
+# %% ../../nbs/train/06_mixing.ipynb #c435bb20
 class CutMix(Blend):
     "Train on photos with a box of another photo in them (Yun et al. 2019); validation and prediction see plain ones."
 
@@ -163,13 +168,15 @@ class CutMix(Blend):
                 )
             self.check(tuple(x.shape[-2:]))
 
-    def blend(self, rng: np.random.Generator, xb: tuple) -> tuple[tuple, float, torch.Tensor]:
-        "Draw the weight and the box, and paste it."
-        drawn = float(rng.beta(self.alpha, self.alpha))
-        shuffle = _draw_shuffle(rng, xb[0])
-        box = _draw_box(tuple(xb[0].shape[-2:]), drawn, rng)
-        pasted, weights = zip(*(_paste_box(x, shuffle, box) for x in xb))
-        return pasted, weights[0], shuffle
+# %% ../../nbs/train/06_mixing.ipynb #l1t00029
+@patch
+def blend(self: CutMix, rng: np.random.Generator, xb: tuple) -> tuple[tuple, float, torch.Tensor]:
+    "Draw the weight and the box, and paste it."
+    drawn = float(rng.beta(self.alpha, self.alpha))
+    shuffle = _draw_shuffle(rng, xb[0])
+    box = _draw_box(tuple(xb[0].shape[-2:]), drawn, rng)
+    pasted, weights = zip(*(_paste_box(x, shuffle, box) for x in xb))
+    return pasted, weights[0], shuffle
 
 # %% ../../nbs/train/06_mixing.ipynb #78d468a6
 class Mixing(Blend):

@@ -102,7 +102,7 @@ def consider(
     self._save(self.fname)
     return True
 
-
+# %% ../../nbs/train/10_monitoring.ipynb #l1t00017
 @patch
 def is_better(self: SaveBestF1, value: float, row: dict[str, float] | None, answers: Answers = Answers()) -> bool:
     "Tell whether an epoch beats the best so far."

@@ -12,6 +12,7 @@ from functools import singledispatch
 from types import SimpleNamespace
 import numpy as np
 from fastai.learner import Metric
+from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core import UserError, unknown_name
 from ..data.problem import MultiTarget, Problem, as_problem
@@ -57,19 +58,6 @@ class TargetsLoss(nn.Module):
         for part in self.parts:
             part.label_smoothing = value
 
-    def forward(self, preds: Sequence[Tensor], *targets: Tensor) -> Tensor:
-        "Compute each target's loss and add them up."
-        _check_number(self.targets, preds, targets)
-        return sum(weight * part(pred, target) for weight, part, pred, target in zip(self.weights, self.parts, preds, targets))
-
-    def activation(self, preds: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        "Turn each target's logits into probabilities."
-        return tuple(part.activation(pred) for part, pred in zip(self.parts, preds))
-
-    def decodes(self, probs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        "Choose each target's class."
-        return tuple(part.decodes(one) for part, one in zip(self.parts, probs))
-
 # %% ../../nbs/train/04_multi_target.ipynb #5125c127
 def _check_weights(weights: Mapping[str, float], targets: list[str]) -> list[float]:  # in the order of `targets`
     "Check the targets' weights; raises `UserError`."
@@ -79,6 +67,13 @@ def _check_weights(weights: Mapping[str, float], targets: list[str]) -> list[flo
         if not weight > 0:
             raise UserError(f"the weight of target '{target}' is {weight}; give a number above 0, or leave the target out.")
     return [float(weights.get(target, 1.0)) for target in targets]
+
+# %% ../../nbs/train/04_multi_target.ipynb #l1t00040
+@patch
+def forward(self: TargetsLoss, preds: Sequence[Tensor], *targets: Tensor) -> Tensor:
+    "Compute each target's loss and add them up."
+    _check_number(self.targets, preds, targets)
+    return sum(weight * part(pred, target) for weight, part, pred, target in zip(self.weights, self.parts, preds, targets))
 
 # %% ../../nbs/train/04_multi_target.ipynb #2a7aa001
 def _check_number(names: list[str], preds: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
@@ -90,6 +85,18 @@ def _check_number(names: list[str], preds: Sequence[Tensor], targets: Sequence[T
             f"{len(targets)}; make the network with add_heads and the loaders with photo_dls(target=[…]), both "
             "in this order."
         )
+
+# %% ../../nbs/train/04_multi_target.ipynb #l1t00042
+@patch
+def activation(self: TargetsLoss, preds: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    "Turn each target's logits into probabilities."
+    return tuple(part.activation(pred) for part, pred in zip(self.parts, preds))
+
+
+@patch
+def decodes(self: TargetsLoss, probs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    "Choose each target's class."
+    return tuple(part.decodes(one) for part, one in zip(self.parts, probs))
 
 # %% ../../nbs/train/04_multi_target.ipynb #7a3e502f
 def problem_loss(

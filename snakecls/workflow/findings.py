@@ -107,7 +107,7 @@ def _compare_with_parent(runs: dict[str, list[RunFolder]], parent: Path) -> dict
     return {name: _compare_settings([(run, RunFolder(parent)) for run in own], comparisons=len(runs)) for name, own in runs.items()}
 
 # %% ../../nbs/workflow/14_findings.ipynb #70034119
-def difference_text(found: dict | None) -> str:  # of `compare_settings`
+def difference_text(found: dict | None) -> str:  # of `_compare_settings`
     "Write a difference into a cell of the table."
     if found is None:
         return ""

@@ -155,7 +155,7 @@ def _verdict_text(verdict: dict) -> str:  # of `judge_run`
     }.get(verdict["verdict"], f"{verdict['verdict']} than {other}")
 
 # %% ../../nbs/workflow/05_logbook.ipynb #bb0f5419
-def gap_text(view: str, found: dict) -> str:  # of `compare_views`
+def gap_text(view: str, found: dict) -> str:  # of `_compare_views`
     "Say a difference with its interval."
     scores = f"{found['this']:.3f} beside {found['other']:.3f}, " if "this" in found else ""
     answers = f"answers differ on {found['differ']:g} of the same {found['n']} photos"

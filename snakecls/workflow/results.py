@@ -50,7 +50,7 @@ def _pick_examples(
     return list(photos.drop_duplicates("label").sort_values("label")[["path", "label"]].head(n).itertuples(index=False, name=None))
 
 # %% ../../nbs/workflow/10_results.ipynb #2a12603c
-def load_examples(table: pd.DataFrame, n: int) -> list[tuple[Image.Image, str]]:  # (small photo, label), as `pick_examples` picks them
+def load_examples(table: pd.DataFrame, n: int) -> list[tuple[Image.Image, str]]:  # (small photo, label), as `_pick_examples` picks them
     "Open the photos for the app to offer; one that cannot be read any more is passed over for another."
     for _ in range(3):
         found, missing = [], []
