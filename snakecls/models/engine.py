@@ -67,7 +67,7 @@ class TorchEngine(Engine):
         return tuple(one.float().cpu().numpy() for one in found)
 
     def _prepare(self, batch: Any, device: torch.device) -> torch.Tensor:
-        batch = torch.as_tensor(np.ascontiguousarray(batch) if isinstance(batch, np.ndarray) else batch)
+        batch = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch  # whatever torch's defaults are
         batch = batch.as_subclass(torch.Tensor).to(device)  # fastai's tensors cost Python at every layer
         if batch.dtype == torch.uint8:
             batch = _normalise(batch, self.photo)
@@ -78,7 +78,7 @@ def _normalise(pixels: torch.Tensor, photo: PhotoSpec | None) -> torch.Tensor:  
     "Do what `normalise_pixels` does, bit by bit, where the pixels are."
     if photo is None:
         raise UserError("these photos are pixels, and the engine was made without `photo`, which says how they are normalised; give it.")
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (photo.mean, photo.std))
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1) for values in (photo.mean, photo.std))
     return ((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
 
 def _device(model: nn.Module) -> torch.device:
