@@ -238,7 +238,9 @@ def train_view(
     spec: PhotoSpec,  # of validation: its way of resizing
 ) -> PhotoSpec:
     "Say what a training photo is brought to before anything is changed at random."
-    return replace(spec, size=size if augment.backend == "none" else augment.presize_for(size), crop_pct=1.0)
+    if augment.backend == "none":
+        return replace(spec, size=size, crop_pct=1.0)
+    return replace(spec, size=augment.presize_for(size), crop_pct=1.0, interpolation="bilinear")
 
 
 def train_tfms(

@@ -25,11 +25,12 @@ from ..core import UserError, gather_notes, seed_everything, tell_idle
 from ..data.balance import count_labels
 from ..data.columns import count
 from ..data.datablocks import check_device, photo_dls
+from ..data.image_cache import ImageCache, say_room
 from ..data.readable import keep_readable, why_unreadable
 from ..data.notes import Noted
 from ..data.photos import PhotoError, PhotoSpec
 from ..data.problem import Problem
-from ..data.transforms import make_albumentations
+from ..data.transforms import make_albumentations, train_view
 from .doubts import find_doubts, find_idle
 from .facts import read_facts
 from .schema import Experiment, TrainConfig
@@ -316,6 +317,7 @@ def _make_learner(plan: Plan, table: pd.DataFrame, parts: dict[str, Any], path: 
         oversample=experiment.train.oversample,
         num_workers=experiment.train.num_workers,
         device=experiment.train.device,
+        cache=_make_cache(experiment, plan.stages, spec),
     )
     learn = Learner(
         dls, plan.model.to(memory_format=torch.channels_last), **parts, splitter=stage_groups, wd=experiment.train.wd, train_bn=False,
@@ -323,6 +325,12 @@ def _make_learner(plan: Plan, table: pd.DataFrame, parts: dict[str, Any], path: 
     )
     learn.model.to(dls.device)
     return learn
+
+# %% ../../nbs/experiment/06_plan.ipynb #ef988013
+def _make_cache(experiment: Experiment, stages: Sequence[Stage], spec: PhotoSpec) -> ImageCache | None:
+    "Make the cache of training photos, at the size of the largest stage that trains; None where none does, or where it is off."
+    sizes, most = [stage.size for stage in stages if stage.epochs], experiment.train.image_cache
+    return ImageCache(train_view(max(sizes), experiment.augment, spec), max_bytes=1e9 * most) if sizes and most else None
 
 # %% ../../nbs/experiment/06_plan.ipynb #d0ed3069
 def _measure_colours(model: nn.Module, table: pd.DataFrame, experiment: Experiment) -> nn.Module:  # `model`
@@ -365,7 +373,9 @@ def open_photos(
     check_schedule(learn, self.stages, learn.dls.rebuild, self.saver)
     largest = max(self.stages, key=lambda stage: stage.bs * stage.size**2)
     shared = stage_loaders(learn.dls.rebuild, largest, 0).workers_note  # where shared memory is too small for the processes that read
-    notes += [*find_doubts(self.experiment, self.stages, table, model=self.model), *filter(None, [shared])]
+    cache = learn.dls.train.cache
+    room = say_room(cache, len(learn.dls.train_ds)) if cache is not None else ""
+    notes += [*find_doubts(self.experiment, self.stages, table, model=self.model), *filter(None, [shared, room])]
     issues = pd.concat([self.issues, unreadable], ignore_index=True)
     return replace(self, table=table, issues=issues, parts=parts, notes=notes, learn=learn)
 
