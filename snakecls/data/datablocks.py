@@ -7,13 +7,17 @@ __all__ = ['SHARED_MEMORY', 'Photo', 'ReadColumn', 'OpenPhoto', 'DrawSeeds', 'Se
            'photo_dls', 'training_rows', 'plain_batches']
 
 # %% ../../nbs/data/31_datablocks.ipynb #150d9175
+import multiprocessing
 import os
 import random
 import shutil
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import cache as keep_answer
 from functools import partial, singledispatch
 from pathlib import Path
 
@@ -22,6 +26,7 @@ import pandas as pd
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
@@ -145,6 +150,8 @@ class _RepeatableDL(TfmdDL):
     def wif(self):
         "Begin a loading process, as fastai calls it."
         end_with_parent()
+        if "cv2" in sys.modules:  # of albumentations, which would use as many threads as there are processors in each process
+            sys.modules["cv2"].setNumThreads(1)
 
     def before_iter(self):
         super().before_iter()
@@ -304,6 +311,46 @@ def _default_workers() -> int:
     "Give the number of loading processes: one less than the processors, at most 8."
     return min(8, max(1, (os.cpu_count() or 1) - 1))
 
+# %% ../../nbs/data/31_datablocks.ipynb #dd0ede93
+def _set_workers(dl: DataLoader) -> None:
+    "Let a loader read by itself where starting its processes takes longer than they save."
+    if not dl.fake_l.num_workers:
+        return
+    reading, forked = len(dl.dataset) * _photo_seconds(dl), multiprocessing.get_start_method() == "fork"
+    if reading < 2 * (0.02 if forked else 3.0) or reading < 2 * _start_seconds():  # it takes that long at least, and is not measured
+        dl.fake_l.num_workers = 0
+
+
+def _photo_seconds(
+    dl: DataLoader,
+    n: int = 3,  # photos; one that cannot be read is left out
+) -> float:
+    "Measure how long a photo takes from file to tensor."
+    times = []
+    for place in np.linspace(0, len(dl.dataset) - 1, min(n, len(dl.dataset))).astype(int).tolist():
+        start = time.perf_counter()
+        try:
+            dl.after_item(dl.dataset[place])
+        except PhotoError:
+            continue
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) if times else 0.0
+
+
+@keep_answer
+def _start_seconds() -> float:
+    "Measure how long it takes to start a loading process."
+    if multiprocessing.current_process().daemon:  # it may not start any
+        return float("inf")
+    process, start = multiprocessing.Process(target=_default_workers, daemon=True), time.perf_counter()
+    try:
+        process.start()
+    except OSError:  # there may be no more of them
+        return float("inf")
+    process.join(60)
+    process.kill()
+    return time.perf_counter() - start
+
 # %% ../../nbs/data/31_datablocks.ipynb #6e5b0623
 def check_device(
     given: str | None,
@@ -347,7 +394,7 @@ def photo_dls(
     bs: int = 32,  # training batch; validation uses twice as many
     seed: int = 42,
     oversample: float = 0.0,  # a photo's probability goes with count**-oversample; 0: each photo once, 1: every class equally often
-    num_workers: int | None = None,  # None: one less than the processors, at most 8
+    num_workers: int | None = None,  # None: one less than the processors, at most 8; none where starting them takes longer than reading
     device: str | None = None,
     lost: LostPhotos | None = None,  # the record of photos that get lost, which loaders of several sizes share; None: a new one
     cache: ImageCache | None = None,  # keeps training photos decoded, for loaders of all sizes; None: they are decoded each time
@@ -368,6 +415,9 @@ def photo_dls(
     if oversample:
         dls.train.weights = draw_weights(table.loc[table["split"] == "train", problem.columns[0]], oversample=oversample)
     dls.lost = _watch(dls, table, lost or LostPhotos(table, targets=problem.columns))
+    if num_workers is None:
+        for loader in (dls.train, dls.valid):
+            _set_workers(loader)
     dls.test_dl = partial(_test_photos, dls, table)
     same = {"problem": problem, "spec": spec, "augment": augment, "oversample": oversample, "num_workers": num_workers, "device": device}
     dls.rebuild = partial(photo_dls, table, **same, lost=dls.lost, cache=cache)
