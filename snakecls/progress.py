@@ -48,6 +48,8 @@ def say_duration(seconds: float) -> str:
 class Beat:
     "Write how far a task is to standard error, every so many seconds; who works raises `done`, and may change what is being done."
 
+    told_at = float("-inf")  # when any task was told last, as short ones that follow each other share their lines
+
     def __init__(
         self,
         description: str,  # what is being done
@@ -64,6 +66,8 @@ class Beat:
         self.description, self.total, self.done, self.start = description, total, 0, self.clock()
 
     def __enter__(self) -> "Beat":
+        if not 0 <= self.clock() - Beat.told_at <= self.every:  # nothing was going on
+            Beat.told_at = self.clock()
         threading.Thread(target=self._tell, daemon=True, name="progress").start()
         return self
 
@@ -71,8 +75,17 @@ class Beat:
         self.ended.set()
 
     def _tell(self) -> None:
-        while not self.ended.wait(self.every):
-            print(self.line, file=sys.stderr, flush=True)
+        while not self.ended.wait(self.tell_if_due()):
+            pass
+
+    def tell_if_due(self) -> float:  # seconds until it may be
+        "Write a line where the last one is long enough ago."
+        wait = Beat.told_at + self.every - self.clock()
+        if wait > 0:
+            return wait
+        Beat.told_at = self.clock()
+        print(self.line, file=sys.stderr, flush=True)
+        return self.every
 
     @property
     def line(self) -> str:

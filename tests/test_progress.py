@@ -80,3 +80,21 @@ def test_a_run_without_a_terminal_tells_of_its_epochs(tmp_path, monkeypatch, cap
     told = capsys.readouterr().err
     assert "Training, epoch 1 of 2, photos: " in told and "Training, epoch 2 of 2, photos: " in told and "Validating, photos: " in told
     assert result.metrics["valid"]["n"] > 0 and issubclass(run.TellProgress.func, Callback)
+
+
+def test_short_tasks_that_follow_each_other_share_their_lines(capsys, monkeypatch):
+    "By a clock of its own: epochs of 15 seconds would never wait for 20."
+    now, told = 100.0, []
+    monkeypatch.setattr(Beat, "_tell", lambda self: None)
+    for task in range(8):
+        with Beat(f"Epoch {task}", 15, clock=lambda: now) as beat:
+            for _ in range(15):
+                now, beat.done = now + 1, beat.done + 1
+                wait = beat.tell_if_due()
+                assert 0 < wait <= 20
+                if line := capsys.readouterr().err:
+                    told.append((now - 100, line.split(":")[0]))
+    assert told == [(20, "Epoch 1"), (40, "Epoch 2"), (60, "Epoch 3"), (80, "Epoch 5"), (100, "Epoch 6"), (120, "Epoch 7")]
+    now += 1000  # nothing was going on: the next task begins a wait of its own
+    with Beat("Later", clock=lambda: now) as beat:
+        assert beat.tell_if_due() == 20 and not capsys.readouterr().err
