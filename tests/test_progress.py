@@ -84,17 +84,18 @@ def test_a_run_without_a_terminal_tells_of_its_epochs(tmp_path, monkeypatch, cap
 
 def test_short_tasks_that_follow_each_other_share_their_lines(capsys, monkeypatch):
     "By a clock of its own: epochs of 15 seconds would never wait for 20."
-    now, told = 100.0, []
+    times, told = [100.0], []
     monkeypatch.setattr(Beat, "_tell", lambda self: None)
     for task in range(8):
-        with Beat(f"Epoch {task}", 15, clock=lambda: now) as beat:
+        with Beat(f"Epoch {task}", 15, clock=lambda: times[-1]) as beat:
             for _ in range(15):
-                now, beat.done = now + 1, beat.done + 1
+                times.append(times[-1] + 1)
+                beat.done += 1
                 wait = beat.tell_if_due()
                 assert 0 < wait <= 20
                 if line := capsys.readouterr().err:
-                    told.append((now - 100, line.split(":")[0]))
+                    told.append((times[-1] - 100, line.split(":")[0]))
     assert told == [(20, "Epoch 1"), (40, "Epoch 2"), (60, "Epoch 3"), (80, "Epoch 5"), (100, "Epoch 6"), (120, "Epoch 7")]
-    now += 1000  # nothing was going on: the next task begins a wait of its own
-    with Beat("Later", clock=lambda: now) as beat:
+    times.append(times[-1] + 1000)  # nothing was going on: the next task begins a wait of its own
+    with Beat("Later", clock=lambda: times[-1]) as beat:
         assert beat.tell_if_due() == 20 and not capsys.readouterr().err
