@@ -3,7 +3,8 @@
     python benchmarks/loader.py            # 400 x 533 and 12 megapixels, arms in turn, 5 rounds
     python benchmarks/loader.py --quick    # few photos, 2 rounds, nothing is recorded
 
-All arms read the same JPEG files to normalised float batches of 32 at 224 px on the CPU with the same number of loading processes.
+All arms read the same JPEG files to normalised float batches of 32 at 224 px on the CPU. fastai and torchvision have a loading process
+for each core, which is fastai's default (`--workers` for another number); snakecls has its own default, threads.
 fastai and snakecls change photos in the same ways (presize 280, `aug_transforms` with rotation, zoom, warp, light and a random crop);
 torchvision's arm is its usual recipe (`RandomResizedCrop`, `RandomHorizontalFlip`), which changes less. The cache is new in each round.
 """
@@ -82,14 +83,14 @@ def torchvision_loader(table: pd.DataFrame, workers: int) -> Iterable:
 
 
 def own_loader(table: pd.DataFrame, workers: int) -> Iterable:
-    "Make this library's loader with a new cache."
+    "Make this library's loader, as it comes, with a new cache."
     cache = ImageCache(train_view(SIZE, AUGMENT, PhotoSpec(SIZE)), tempfile.mkdtemp(dir=Path(table["path"][0]).parent.parent))
-    return photo_dls(table, SIZE, bs=BS, num_workers=workers, cache=cache, device="cpu").train
+    return photo_dls(table, SIZE, bs=BS, cache=cache, device="cpu").train
 
 
 def without_cache(table: pd.DataFrame, workers: int) -> Iterable:
     "Make this library's loader without a cache."
-    return photo_dls(table, SIZE, bs=BS, num_workers=workers, device="cpu").train
+    return photo_dls(table, SIZE, bs=BS, device="cpu").train
 
 
 ARMS: dict[str, Callable] = {"fastai": fastai_loader, "torchvision": torchvision_loader, "snakecls": own_loader, "snakecls, no cache": without_cache}
@@ -120,7 +121,7 @@ def main() -> None:
     "Measure and record."
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -132,7 +133,7 @@ def main() -> None:
             rates = measure(draw_files(Path(scratch) / what, shape, n), args.workers, rounds)
             for (name, epoch), values in rates.items():
                 ratios = sorted(own / peer for own, peer in zip(values, rates["fastai", epoch]))
-                note = f"{n} JPEG, {args.workers} loading processes; ratio to fastai {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                note = f"{n} JPEG, {args.workers} processes for the peers; ratio to fastai {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 print(f"{what}, {epoch}, {name}: {statistics.median(values):.0f} a second, {note}", flush=True)
                 if not args.quick:
                     record("loader", f"{what}, {epoch}, {name}", values, unit="photos/s", note=note)

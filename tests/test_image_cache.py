@@ -212,6 +212,29 @@ def test_loaders_give_the_same_with_and_without(tmp_path, backend):
     assert pickle.loads(pickle.dumps(cache)).open(photos[0]).tobytes() == cache.open(photos[0]).tobytes()
 
 
+@pytest.mark.parametrize("target", ["label", "labels", ["label", "other"]])
+@pytest.mark.parametrize("oversample", [0.0, 1.0])
+def test_the_shorter_way_ends_in_the_same_tensors(tmp_path, monkeypatch, target, oversample):
+    table = table_of(draw(tmp_path / "photos")).assign(labels=[["a"], ["a", "b"]] * 4, other=["x", "x", "y", "y"] * 2)
+    gone, batches = draw(tmp_path / "photos")[2], []
+    gone.unlink()
+    for is_quick, has_cache, workers in ((False, True, 0), (True, True, 0), (True, True, None), (True, True, 2), (False, False, 0), (True, False, None)):
+        cache = ImageCache(train_view(48, Augment(), PhotoSpec(48)), tmp_path / f"cache {is_quick} {workers}") if has_cache else None
+        how = {} if isinstance(target, list) else {"oversample": oversample}
+        dls = photo_dls(table, 48, target=target, bs=3, num_workers=workers, cache=cache, seed=4, **how)
+        dls.train.quick = is_quick
+        assert dls.train.fake_l.num_workers == (workers or 0) and (dls.train.n_threads > 0) == (workers is None)
+        batches.append([batch for _ in range(2) for batch in dls.train])
+    assert_same(*batches[:4]), assert_same(*batches[4:])
+
+
+def assert_same(first: list, *others: list) -> None:
+    for other in others:
+        assert len(first) == len(other)
+        for one, two in zip(first, other):
+            assert len(one) == len(two) and all(type(a) is type(b) and (a == b).all() for a, b in zip(one, two))
+
+
 def test_batches_do_not_depend_on_the_number_of_processes(tmp_path):
     photos, batches = draw(tmp_path / "photos"), []
     for workers in (0, 2):

@@ -10,6 +10,7 @@ from conftest import REPO
 from PIL import Image
 
 from snakecls.data import datablocks
+from snakecls.data.augmentation import Augment
 from snakecls.data.datablocks import photo_dls
 
 
@@ -26,9 +27,13 @@ def test_processes_read_where_they_save_time(tmp_path, monkeypatch, photo_s, sta
     monkeypatch.setattr(datablocks, "_default_workers", lambda: 3)
     monkeypatch.setattr(datablocks, "_photo_seconds", lambda dl: photo_s)
     monkeypatch.setattr(datablocks, "_start_seconds", lambda: start_s)
-    table = table_of(tmp_path)
-    assert photo_dls(table, 32, bs=4).train.fake_l.num_workers == expected
-    assert photo_dls(table, 32, bs=4, num_workers=2).train.fake_l.num_workers == 2  # what is asked for is not measured
+    table, plain = table_of(tmp_path), Augment(backend="none")
+    dls = photo_dls(table, 32, bs=4, augment=plain)
+    assert dls.train.fake_l.num_workers == expected and dls.train.n_threads == 0
+    dls = photo_dls(table, 32, bs=4)
+    assert dls.train.fake_l.num_workers == 0 and dls.train.n_threads >= 3  # in threads, which start in no time
+    dls = photo_dls(table, 32, bs=4, num_workers=2)
+    assert dls.train.fake_l.num_workers == 2 and dls.train.n_threads == 0  # what is asked for is not measured
 
 
 def test_a_photo_that_is_gone_is_not_measured(tmp_path):

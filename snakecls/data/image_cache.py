@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -116,18 +117,29 @@ class ImageCache:
         source: Any,  # a file; whatever else `open_photo` takes is not kept
     ) -> Image.Image:  # mode RGB, with `full_size`
         "Give the smaller copy of a photo. Raises `PhotoError` when it cannot be read."
+        pixels, full = self.pixels(source)
+        photo = Image.fromarray(pixels)
+        photo.full_size = full
+        return photo
+
+    def pixels(
+        self,
+        source: Any,
+    ) -> tuple[np.ndarray, tuple[int, int]]:  # (height, width, 3), uint8, perhaps mapped and not to be written to; `full_size`
+        "Give the pixels of the smaller copy, as `open` does; threads may ask at the same time."
         key = _key(self, source)
         if key is not None and (found := _find(self, key)) is not None:
             return found
         photo = small_copy(open_photo(source, seen=self.view), self.view)
+        copy = np.asarray(photo), photo.full_size
         if key is not None:
-            _keep(self, key, photo)
-        return photo
+            _keep(self, key, *copy)
+        return copy
 
     def refresh(self) -> None:
         "Learn what others have kept meanwhile."
         self._read_at = time.monotonic()
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
             os.utime(self.folder)  # it is in use
             for file in sorted(self.folder.glob("*.index")):
                 lines, self._ends[file.name] = _read_lines(file, self._ends.get(file.name, 0), _ENTRY)
@@ -141,6 +153,8 @@ class ImageCache:
         self._names: dict[bytes, bytes] = {}  # token -> content
         self._ends: dict[str, int] = {}  # of each index, how much of it was read
         self._maps: dict[str, np.memmap] = {}
+        self._whole: set[bytes] = set()  # content whose checksum was right
+        self._lock = threading.RLock()  # of what this process writes and forgets
         self._writer: _Writer | None = None
         self._read_at = float("-inf")
 
@@ -160,8 +174,9 @@ def _key(cache: ImageCache, source: Any) -> bytes | None:  # 16 bytes
     except OSError:  # `open_photo` says why
         return None
     if is_settled:
-        cache._names[token] = key
-        _append(cache, "names", _seal(_NAME.pack(token, key)))
+        with cache._lock:
+            cache._names[token] = key
+            _append(cache, "names", _seal(_NAME.pack(token, key)))
     return key
 
 
@@ -173,19 +188,18 @@ def _look(cache: ImageCache) -> bool:
     return is_due
 
 # %% ../../nbs/data/31_image_cache.ipynb #3127fbd0
-def _find(cache: ImageCache, key: bytes) -> Image.Image | None:
+def _find(cache: ImageCache, key: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:  # as `ImageCache.pixels`
     "Read a copy, where there is one that is whole."
     place = cache._places.get(key)
     if place is None and not (_look(cache) and (place := cache._places.get(key))):
         return None
     name, start, width, height, *full, total = place
     pixels = _pixels(cache, name, start, 3 * width * height)
-    if pixels is None or zlib.crc32(pixels.data) != total:
+    if pixels is None or not (key in cache._whole or zlib.crc32(pixels.data) == total):
         _drop(cache, name)
         return None
-    photo = Image.frombytes("RGB", (width, height), pixels)
-    photo.full_size = tuple(full)
-    return photo
+    cache._whole.add(key)
+    return pixels.reshape(height, width, 3), tuple(full)
 
 
 def _pixels(cache: ImageCache, name: str, start: int, n: int) -> np.ndarray | None:  # (n,) uint8
@@ -201,10 +215,12 @@ def _pixels(cache: ImageCache, name: str, start: int, n: int) -> np.ndarray | No
 
 def _drop(cache: ImageCache, name: str) -> None:
     "Remove a damaged file with its index."
-    cache._maps.pop(name, None)
-    cache._places = {key: place for key, place in cache._places.items() if place[0] != name}
-    if cache._writer is not None and cache._writer.name == name:
-        cache._writer = None
+    with cache._lock:
+        cache._maps.pop(name, None)
+        cache._places = {key: place for key, place in cache._places.items() if place[0] != name}
+        cache._whole &= cache._places.keys()
+        if cache._writer is not None and cache._writer.name == name:
+            cache._writer = None
     for suffix in ("index", "pixels"):  # in this order, as a line without pixels would be damage
         with suppress(OSError):
             (cache.folder / f"{name}.{suffix}").unlink()
@@ -223,7 +239,7 @@ class _Writer:
         self.files: dict[str, BinaryIO] = {}
         self.unchecked, self.is_full = float("inf"), False
 
-    def append(self, suffix: str, data: bytes) -> int:  # where it begins
+    def append(self, suffix: str, data: bytes | memoryview) -> int:  # where it begins
         "Append to one of the files. Raises `OSError`."
         if suffix not in self.files:
             self.files[suffix] = open(self.folder / f"{self.name}.{suffix}", "ab", buffering=0)  # noqa: SIM115  it is closed with the process
@@ -234,7 +250,7 @@ class _Writer:
         return start
 
 
-def _append(cache: ImageCache, suffix: str, data: bytes) -> tuple[str, int] | None:  # the file's name, and where it begins; None where it failed
+def _append(cache: ImageCache, suffix: str, data: bytes | memoryview) -> tuple[str, int] | None:  # the file's name, and where it begins; None where it failed
     "Append to this process's own files; a process that was forked begins its own."
     if cache._writer is None or cache._writer.process != os.getpid():
         cache._writer = None
@@ -249,13 +265,16 @@ def _append(cache: ImageCache, suffix: str, data: bytes) -> tuple[str, int] | No
         return None
 
 
-def _keep(cache: ImageCache, key: bytes, photo: Image.Image) -> None:
+def _keep(cache: ImageCache, key: bytes, pixels: np.ndarray, full: tuple[int, int]) -> None:
     "Keep a copy where there is room for it."
-    pixels = photo.tobytes()
-    if _has_room(cache, len(pixels)) and (kept := _append(cache, "pixels", pixels)) is not None:
-        entry = (kept[1], *photo.size, *photo.full_size, zlib.crc32(pixels))
-        if _append(cache, "index", _seal(_ENTRY.pack(key, *entry))) is not None:
-            cache._places[key] = (kept[0], *entry)
+    data = pixels.reshape(-1).data
+    total = zlib.crc32(data)
+    with cache._lock:
+        if _has_room(cache, len(data)) and (kept := _append(cache, "pixels", data)) is not None:
+            entry = (kept[1], *pixels.shape[1::-1], *full, total)
+            if _append(cache, "index", _seal(_ENTRY.pack(key, *entry))) is not None:
+                cache._places[key] = (kept[0], *entry)
+                cache._whole.add(key)
 
 # %% ../../nbs/data/31_image_cache.ipynb #a165dcf9
 def _has_room(cache: ImageCache, n_bytes: int) -> bool:

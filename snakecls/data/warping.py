@@ -39,7 +39,7 @@ def warp_batch(
 
     def change(number: int) -> None:
         moved = cv2.warpPerspective(
-            cv2.merge(list(photos[number])), maps[number], size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            _interleave(photos[number]), maps[number], size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101)  # fmt: skip
         out[number] = cv2.split(moved if tables is None else cv2.LUT(moved, tables[number]))
 
@@ -59,6 +59,14 @@ def _no_threads() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
+
+
+def _interleave(photo: np.ndarray) -> np.ndarray:  # (3, h, w) to (h, w, 3), contiguous
+    "Put the colours of a pixel side by side, as OpenCV wants them, where they are not stored so already."
+    import cv2
+
+    view = photo.transpose(1, 2, 0)
+    return view if view.flags.c_contiguous else cv2.merge(list(photo))
 
 # %% ../../nbs/data/29_warping.ipynb #a37e1917
 def _affine_maps(tfm: AffineCoordTfm, like: torch.Tensor) -> np.ndarray:  # (n, 3, 3): pixels of the result to pixels of the photo

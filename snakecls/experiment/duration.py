@@ -184,7 +184,8 @@ class _Scene:
         "Look at a Learner's loaders."
         labels = learn.dls.labels
         n_classes = sum(map(len, labels.values())) if isinstance(labels, dict) else len(labels)
-        workers = learn.dls.train.fake_l.num_workers  # fastai's own attribute says 1 always
+        loader = learn.dls.train
+        workers = loader.fake_l.num_workers or getattr(loader, "n_threads", 0)  # fastai's own `num_workers` says 1 always
         on_cpu = next(learn.model.parameters()).device.type == "cpu"
         return cls(len(learn.dls.train_ds), len(learn.dls.valid_ds), n_classes, workers, on_cpu)
 
