@@ -63,7 +63,8 @@ def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None
         remedy = "make them with photo_dls, or give loaders=(a function of size, bs and seed)"
         raise UserError(f"the Learner's loaders cannot be rebuilt at another size; {remedy}.")
     for stage in stages:
-        n_frozen_groups(learn.model, stage.freeze)
+        if stage.acts:
+            n_frozen_groups(learn.model, stage.freeze)
     if any(stage.head == "probe" for stage in stages):
         _check_probed(learn, saver.monitor)
 
@@ -235,7 +236,8 @@ def _stage_notes(stages: list[dict]) -> list[str]:  # of a `ScheduleResult`
 def _run_stage(schedule: _Schedule, number: int, cbs: Sequence) -> dict:  # the stage's entry in the result
     "Run one stage: rebuild the loaders, fit the probe, freeze, find a rate, train."
     start, learn, stage = time.perf_counter(), schedule.learn, schedule.stages[number - 1]
-    seed = derive_seed(schedule.seed, "stage", number)
+    place = sum(one.acts for one in schedule.stages[:number])  # a stage that is left out changes nothing in those behind it
+    seed = derive_seed(schedule.seed, "stage", place)
     learn.dls = stage_loaders(schedule.loaders, stage, seed)
     rows, own, told = _StageRows(schedule, number), None, {}
     if stage.head == "probe":
