@@ -19,7 +19,7 @@ from ..core import UserError
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import prepare_shown
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
-from ..models.bundle import BundleInfo, load_model, read_bundle
+from ..models.bundle import BundleInfo, bundle_folder, load_model, read_bundle
 
 # %% ../../nbs/deploy/01_predict.ipynb #c1204266
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ class Predictor(PhotoPredictor):
     @explain_arguments
     def __init__(
         self,
-        bundle: str | Path,  # the bundle's folder
+        bundle: str | Path,  # the bundle's folder, or that of a run, whose bundle is `best`
         *,
         device: str = "cpu",  # 'cpu', 'cuda', 'mps'
     ):
-        self.bundle, self.device = read_bundle(bundle), device
+        self.bundle, self.device = read_bundle(bundle_folder(bundle)), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
         try:
             self.model = load_model(self.bundle, device=device)
