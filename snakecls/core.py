@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_NAME', 'MOST_STEPS', 'UserError', 'IdleWarning', 'warn_above', 'tell_idle', 'gather_notes', 'told_before',
-           'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'printable']
+           'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'odd_seed', 'printable']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
@@ -115,6 +115,13 @@ def seed_everything(
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #25b25fb0
+def odd_seed(seed: int) -> list[str]:
+    "Say what a seed below 0 is here."
+    if isinstance(seed, int) and seed < 0:
+        return [f"seed is {seed}, which gives the same results each time, as any seed does; give 0 or more, as experiment files have it."]
+    return []
 
 # %% ../nbs/00_core.ipynb #b97298e6
 def printable(

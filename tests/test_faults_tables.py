@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.notes import Noted
@@ -414,7 +415,9 @@ def test_corrections_saved_by_excel(tmp_path):
 def test_messages_name_the_key_of_the_experiment_file(tmp_path):
     from snakecls.data.datablocks import photo_dls
 
-    frame = pd.DataFrame({"file": ["a", "b"], "label": ["x", "y"]})
+    frame = pd.DataFrame({"file": ["a.jpg", "b.jpg"], "label": ["x,z", "y"]})
+    for name in frame["file"]:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     for options, key in [({"separator": ","}, "data.multi_label"), ({"label_column": ["x", "y"]}, "data.multi_label"), ({"splits": {"a": "b"}}, "data.splits")]:
         with pytest.raises(UserError, match=key):
             load_table(frame, root=tmp_path, **options)

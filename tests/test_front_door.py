@@ -7,16 +7,25 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 matplotlib.use("Agg")
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import load_learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat  # noqa: F401  named in WRONG and HABITS, as others below
+from fastai.metrics import accuracy, accuracy_multi  # noqa: F401
+from fastai.optimizer import Adam  # noqa: F401
+from fastai.vision.augment import Resize, aug_transforms  # noqa: F401
+from fastai.vision.core import PILImage, TensorImage
 from torch import nn
+from torchvision.models import resnet18  # noqa: F401
 
 import snakecls
 from snakecls import *  # noqa: F403
-from snakecls.core import UserError
+from snakecls.core import IdleWarning, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -200,10 +209,23 @@ WRONG = {  # a call of the front door with something else than its hint says -> 
     "photo_dls(PHOTOS, bs='8')": "bs is '8', and photo_dls takes int",
     "photo_dls(PHOTOS, num_workers=-1)": "num_workers is -1; give 0",
     "photo_dls(PHOTOS, device='gpu')": "device 'gpu' cannot be used here",
-    "photo_learner(PHOTOS, None)": "arch is None, and create_backbone takes str",
+    "photo_learner(PHOTOS, None)": "arch is None; give a name, or a network of your own",
+    "photo_learner(PHOTOS, resnet18)": "arch is the function resnet18; give its name, 'resnet18', or a network of your own",
+    "photo_learner(PHOTOS, weights=None)": "weights is None; give 'auto', 'none' for random ones",
     "photo_learner(PHOTOS, augment={'flip': False})": "augment is .'flip': False., and photo_learner takes Augment",
     "photo_learner(PHOTOS, loss=3)": "loss is 3; give a name",
     "photo_learner(PHOTOS, metrics='accuracy')": "metrics is 'accuracy'; give a list",
+    "photo_learner(PHOTOS, metrics=accuracy_multi)": "metrics hold accuracy_multi, which does not take one label for a photo",
+    "photo_learner(PHOTOS, loss=CrossEntropyLossFlat)": "loss is the class CrossEntropyLossFlat; give a loss made of it",
+    "photo_learner(PHOTOS, loss=BCEWithLogitsLossFlat())": "loss BCEWithLogitsLossFlat does not take one label for a photo .*CrossEntropyLossFlat",
+    "photo_learner(PHOTOS, optimiser=None)": "optimiser is None; give a name",
+    "photo_learner(PHOTOS, optimiser=torch.optim.Adam)": "optimiser is torch's Adam; give partial.OptimWrapper, opt=torch.optim.Adam",
+    "photo_learner(PHOTOS, flip='no')": "flip is 'no', and photo_learner takes bool .*give True or False",
+    "load_table('photos.csv', multi_label='no')": "multi_label is 'no', and load_table takes bool .*give True or False",
+    "photo_learner(PHOTOS, target=[])": "target .. is empty or names a column twice",
+    "photo_learner(PHOTOS, 'test_resnet', weights='none', drop_rate=2.0)": "drop_rate is 2.0.*give a number from 0 to 1",
+    "photo_learner(PHOTOS, network(2), size=32)": "gives 2 outputs for a photo, and there are 3 labels .*give it an output for each",
+    "photo_learner(PHOTOS, network(3), size=32, target=['binomial', 'genus'])": "the network .Sequential. has no get_classifier",
     "photo_learner(PHOTOS, 'test_resnet', weights='none', seed='a')": "seed is 'a', and photo_learner takes int",
     "progressive_stages('64')": "sizes is '64', and progressive_stages takes Sequence",
     "progressive_stages((0, 64))": "the sizes are .0, 64.; give the pixels",
@@ -215,6 +237,172 @@ WRONG = {  # a call of the front door with something else than its hint says -> 
     "check_source(None)": "data.source is",
     "Predictor(None)": "bundle is None, and Predictor takes",
 }
+
+
+HABITS = {  # a keyword of fastai or timm -> the end of its sentence, in `photo_learner`
+    "batch_size=8": "here it is called bs.", "loss_func=CrossEntropyLossFlat()": "here it is called loss.", "opt_func=Adam": "here it is called optimiser.",
+    "cbs=[]": "give them to learn.add_cbs(…), or as cbs=… to a fit.", "lr=1e-3": "give lr=… to a Stage, or to the fit of the Learner itself.",
+    "wd=0.1": "give wd=… to a Stage, or to the fit of the Learner itself.", "n_out=3": "leave it out, as there is one output for each label of the training photos.",
+    "num_classes=7": "leave it out, as there is one output for each label of the training photos.", "n_classes=5": "leave it out, as there is one output for each label of the training photos.",
+    "labels=['a']": "(photo_dls takes them in another order).", "pretrained=False": "here it is called weights ('none' for random ones).",
+    "item_tfms=Resize(64)": "here it is called augment, such as augment=Augment(flip=False).", "batch_tfms=aug_transforms()": "such as augment=Augment(flip=False).",
+    "valid_pct=0.2": "such as split_table(table, valid=0.2).", "normalize=True": "as photos are normalised as the weights of the network want them.",
+    "sise=64": "did you mean 'size'?", "colour=2": "tf_efficientnet_lite0 takes none either, so leave it out.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", HABITS)
+def test_what_fastai_calls_otherwise_is_told_in_one_line(given, photos):
+    with pytest.raises(UserError) as refused:
+        eval(f"photo_learner(PHOTOS, size=64, num_workers=0, {given})", globals() | {"PHOTOS": photos})
+    said = str(refused.value)
+    assert said.startswith(f"photo_learner has no argument '{given.partition('=')[0]}'; ") and said.endswith(HABITS[given]) and "\n" not in said
+
+
+@pytest.mark.parametrize("call, said", {
+    "load_table('a.csv', valid_pct=0.2)": "load_table has no argument 'valid_pct'; give the shares to split_table",
+    "split_table(PHOTOS, valid_pct=0.2)": "split_table has no argument 'valid_pct'; here it is called valid, a share such as 0.2.",
+    "photo_dls(PHOTOS, batch_size=8)": "photo_dls has no argument 'batch_size'; here it is called bs.",
+    "progressive_fit(LEARN, [], lr=1e-3)": "progressive_fit has no argument 'lr'; give lr=… to a Stage",
+    "progressive_fit(LEARN, [], monitor='accuracy')": "give saver=SaveBestF1('…') to progressive_fit.",
+    "progressive_stages((32,), batch_size=8)": "progressive_stages has no argument 'batch_size'; here it is called bs.",
+    "save_bundle(LEARN, 'best', label_facts='f.csv')": "save_bundle has no argument 'label_facts'; did you mean 'facts'?",
+    "Predictor('best', devise='cpu')": "Predictor has no argument 'devise'; did you mean 'device'?",
+    "check_source('photos', workers=2)": "check_source has no argument 'workers'; did you mean 'n_workers'?",
+}.items())  # fmt: skip
+def test_a_name_that_is_not_there_is_told_in_the_words_of_the_function_that_was_called(call, said, learn, photos):
+    with pytest.raises(UserError) as refused:
+        eval(call, globals() | {"PHOTOS": photos, "LEARN": learn})
+    assert said in str(refused.value)
+
+
+def network(n):
+    "A network of one's own with n outputs."
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, n))
+
+
+def told_while(call):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = call()
+    return result, [str(one.message) for one in told if issubclass(one.category, IdleWarning)]
+
+
+@pytest.mark.parametrize("metrics", [accuracy, [accuracy], (accuracy,)])
+def test_one_metric_is_as_good_as_a_list(metrics, photos, tmp_path):
+    made = photo_learner(photos, network(3), size=32, bs=8, num_workers=0, path=tmp_path, metrics=metrics)  # noqa: F405
+    assert [metric.name for metric in made.metrics] == ["accuracy"]
+
+
+def test_a_list_of_one_target_is_that_target(photos, tmp_path):
+    options = {"size": 32, "bs": 8, "num_workers": 0, "path": tmp_path}
+    one, listed = (photo_learner(photos, network(3), target=target, **options) for target in ("binomial", ["binomial"]))  # noqa: F405
+    assert type(listed.loss_func) is type(one.loss_func) and list(listed.dls.vocab) == list(one.dls.vocab)
+    with listed.no_bar(), listed.no_logging():
+        listed.fit(1)
+    dls = photo_dls(photos, 32, target=["label"], labels={"label": sorted(photos.label.unique())[::-1]}, bs=8, num_workers=0)  # noqa: F405
+    assert list(dls.vocab) == sorted(photos.label.unique())[::-1]
+
+
+def test_outputs_to_spare_are_told_and_no_bundle_is_made_of_them(photos, tmp_path):
+    make = lambda: photo_learner(photos, network(7), size=32, bs=8, num_workers=0, path=tmp_path)  # noqa: E731, F405
+    made, told = told_while(make)
+    assert any("gives 7 outputs for a photo, and there are 3 labels" in note for note in told)
+    with made.no_bar(), made.no_logging():
+        made.fit(1)
+        assert made.predict(photos.path[0])[2].shape == (7,)  # as before
+    for call in (lambda: save_bundle(made, tmp_path / "best"), lambda: record_run("seven", made, root=tmp_path, logbook=None).__enter__()):  # noqa: F405
+        with pytest.raises(UserError, match="gives 7 outputs for a photo, and there are 3 labels"):
+            call()
+
+
+def test_a_bundle_is_refused_where_the_loaders_have_other_labels(learn, photos, tmp_path):
+    learn.dls = photo_dls(photos[photos.label != "Micrurus fulvius"], 64, bs=8, num_workers=0)  # noqa: F405
+    with pytest.raises(UserError, match="gives 3 outputs for a photo, and there are 2 labels .* the loaders that it was made with"):
+        save_bundle(learn, tmp_path / "best")  # noqa: F405
+
+
+def test_a_network_is_looked_at_without_a_trace(photos, tmp_path):
+    own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    own[1].eval()
+    before = {name: values.clone() for name, values in own.state_dict().items()}
+    photo_learner(photos, own, size=32, bs=8, num_workers=0, path=tmp_path, seed=5)  # noqa: F405
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert all(torch.equal(values.cpu(), before[name]) for name, values in own.state_dict().items())
+    assert [module.training for module in own] == [True, False, True, True, True, True] and torch.equal(drawn, torch.rand(3))
+
+
+def test_settings_of_a_network_that_is_made_already_are_told(photos, tmp_path):
+    make = lambda: photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, drop_rate=0.1, batch_size=8)  # noqa: E731, F405
+    _, told = told_while(make)
+    assert [note.partition(" does nothing")[0] for note in told] == ["drop_rate", "batch_size"] and "here it is called bs" in told[1]
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss()])
+def test_a_loss_that_leaves_answers_raw_is_told(loss, photos, tmp_path):
+    make = lambda loss: told_while(lambda: photo_learner(photos, network(3), size=32, bs=8, num_workers=0, path=tmp_path, loss=loss))  # noqa: E731, F405
+    made, told = make(loss)
+    assert any("learn.predict and get_preds give the network's answers as they are" in note for note in told)
+    assert make(CrossEntropyLossFlat())[1] == []
+    with made.no_bar(), made.no_logging():
+        made.fit(1)
+        assert abs(float(made.predict(photos.path[0])[2].sum()) - 1) > 1e-3  # which is what the note is about
+
+
+def test_a_loss_of_ones_own_is_not_tried(photos, tmp_path):
+    seen = []
+
+    def loss(answers, targets):
+        seen.append(len(targets))
+        return F.cross_entropy(answers, targets)
+
+    photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, loss=loss)  # noqa: F405
+    assert seen == []
+
+
+def test_a_seed_below_zero_is_told(photos, tmp_path):
+    _, told = told_while(lambda: photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, seed=-1))  # noqa: F405
+    assert any("seed is -1, which gives the same results each time" in note for note in told)
+
+
+def test_the_learners_folder_is_there_when_it_is_exported(photos, tmp_path):
+    made = photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path / "new" / "deep")  # noqa: F405
+    made.export("e.pkl")
+    assert (tmp_path / "new" / "deep" / "e.pkl").is_file()
+
+
+def test_a_missing_monitor_is_told_with_how_another_is_given(photos, tmp_path):
+    made = photo_learner(photos, "test_resnet", weights="none", size=32, bs=8, num_workers=0, path=tmp_path, metrics=accuracy)  # noqa: F405
+    stages = [Stage(32, epochs=1, bs=8, head="keep")]  # noqa: F405
+    with pytest.raises(UserError, match=r"monitor 'f1_macro' is not measured by this Learner; choose one of .*accuracy, such as SaveBestF1\('accuracy'\)"):
+        progressive_fit(made, stages)  # noqa: F405
+    with made.no_bar(), made.no_logging():
+        assert progressive_fit(made, stages, saver=SaveBestF1("accuracy")).best["monitor"] == "accuracy"  # noqa: F405
+
+
+def test_a_run_stands_for_its_bundle(learn, photos, tmp_path):
+    bundle = save_bundle(learn, tmp_path / "run" / "best")  # noqa: F405
+    expected = Predictor(bundle).probs(photos.path[:2])  # noqa: F405
+    assert (Predictor(tmp_path / "run").probs(photos.path[:2]) == expected).all()  # noqa: F405
+    again = create_backbone("test_resnet", 3, weights=tmp_path / "run", labels=Predictor(bundle).labels)  # noqa: F405
+    assert all(torch.equal(values, again.state_dict()[name]) for name, values in learn.model.cpu().state_dict().items())
+    with pytest.raises(UserError, match="has no bundle.json"):
+        Predictor(tmp_path)  # noqa: F405
+
+
+def test_predict_takes_a_tensor_as_in_fastai(learn, photos):
+    pixels = np.asarray(PILImage.create(photos.path[0]))
+    expected = learn.predict(photos.path[0])[2]
+    for given in (TensorImage(torch.tensor(pixels).permute(2, 0, 1)), torch.tensor(pixels), pixels):
+        assert torch.equal(learn.predict(given)[2], expected)
+
+
+def test_loaders_split_a_table_as_photo_learner_does(photos, tmp_path):
+    bare = photos.drop(columns="split")
+    dls = photo_dls(bare, 32, bs=8, num_workers=0)  # noqa: F405
+    made = photo_learner(bare, network(3), size=32, bs=8, num_workers=0, path=tmp_path)  # noqa: F405
+    assert list(dls.valid_ds.items.path) == list(made.dls.valid_ds.items.path) == list(dls.rebuild(size=48, seed=3).valid_ds.items.path)
 
 
 @pytest.mark.parametrize("call", WRONG)

@@ -70,7 +70,7 @@ def test_workers_end_with_a_killed_command(photos, words):
 def test_a_worker_ends_where_no_signal_tells_it(tmp_path, monkeypatch):
     "The watch alone, as on macOS: its parent is killed while it sleeps; of two workers, the first one's pipe is held open by the second."
     code = ("import ctypes, os, signal, sys, time; sys.platform = 'other'; from snakecls.workers import worker_processes\n"
-            "def work(n): print(os.getpid(), flush=True); time.sleep(100)\n"
+            "def work(n): os.write(1, f'{os.getpid()}\\n'.encode()); time.sleep(100)\n"
             "with worker_processes(2) as pool: list(pool.map(work, [1, 2]))")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
     workers = [int(process.stdout.readline()) for _ in range(2)]

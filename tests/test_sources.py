@@ -388,7 +388,7 @@ BAD = {
     "an unknown answer": ({"file": ["a", "b"], "labels": ["x", "y"]}, {"unlabelled": "negativ"}, "did you mean 'negative'"),
     "two splits": ({"file": ["a", "a"], "labels": ["x", "y"], "split": ["train", "test"]}, {}, "more than one split to 1 photo"),
     "one label as well": ({"file": ["a", "b"], "labels": ["x", "y"], "genus": ["N", "B"]}, {"target": "genus"}, "multi_label is set"),
-    "one label only": ({"file": ["a", "b"], "labels": ["x", "y"]}, {"multi_label": False, "separator": ","}, "set multi_label"),
+    "one label only": ({"file": ["a", "b"], "labels": ["x,z", "y"]}, {"multi_label": False, "separator": ","}, "set multi_label"),
     "many columns for one label": ({"file": ["a", "b"], "labels": ["x", "y"]}, {"multi_label": False, "label_column": ["x", "y"]}, "a photo has one label"),
 }
 

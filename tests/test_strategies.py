@@ -23,6 +23,9 @@ from snakecls.train.precision_choice import PrecisionChoice
 from snakecls.workflow.run import run_experiment
 
 
+PROBE = ["model.arch=test_resnet", "schedule.0.epochs=0", "schedule.0.head=probe"]
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     "Photos of three classes in unequal numbers: 30, 18, 9."
@@ -154,7 +157,7 @@ def test_networks_of_every_library_run_and_are_served(photos, tmp_path, arch, kw
     (["train.wd=.inf"], "train.wd is inf: .*finite number"),
     (["schedule.0.lr=.inf"], "schedule.0.lr is inf: .*finite number"),
     (["schedule.0.lr_schedule=cosine_restarts", "schedule.0.epochs=3", "schedule.0.lr_options={cycel: 1}"], "did you mean 'cycle'"),
-    (["schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={cycle: 1}"], "choose one of: factor"),
+    (["schedule.0.lr_schedule=plateau", "schedule.0.epochs=9", "schedule.0.lr_options={of: 1}"], "choose one of: factor"),
     (["top_k=[3, 0]"], "top_k.1 is 0"),
     (["monitor=top5_accuracy"], "choose one of"),
     (["monitor=top3_accuracy"], "always 1 with 3 classes"),
@@ -203,9 +206,34 @@ def test_what_makes_no_sense_is_refused_before_a_photo_is_read(photos, tmp_path,
     (["augment.backend=none", "augment.min_scale=0.8"], "leave it out, or choose backend: fastai"),
     (["schedule.0.warmup=0.2"], "schedule.0.warmup is 0.2, and does nothing with one_cycle"),
     (["train.target_weights={label: 2}"], "one target alone"),
+    (["schedule.0.lr_options={cycle: 2}"], "schedule.0.lr_options cycle is of cosine_restarts and does nothing with one_cycle"),
+    (["data.unlabelled=drop"], "unlabelled is 'drop', which is for photos with several labels"),
+    (["data.separator=;"], "separator is ';', which is for photos with several labels"),
+    (["augment.mixup=0.3", "schedule.0.mixup=0"], "augment.mixup is 0.3, but every stage gives its own mixup"),
+    (["data.valid=0.3", "data.folds=2", "data.fold=0"], "one fold in 2 validates"),
+    (["predict.danger_column=bites"], "there is no table of facts"),
+    (["data.top_classes=9"], "top_classes 9 leaves out none of the"),
+    (["data.min_per_class=1"], "min_per_class 1 leaves out none of the"),
+    ([*PROBE, "train.wd=0.1", "train.ema=0.9", "augment.mixup=0.2"], "so train.wd, train.ema, augment.mixup do nothing"),
+    ([*PROBE, "train.loss=focal"], "train.loss only changes the loss that is reported"),
+    ([*PROBE, "train.validate_every=2"], "train.validate_every is 2, but no stage has epochs; leave it out."),
 ])
 def test_what_does_nothing_is_told_and_runs(photos, overrides, sentence):
     assert any(sentence in note for note in make_plan(experiment(photos, *overrides)).notes)
+
+
+def test_notes_do_not_contradict_each_other(photos):
+    notes = make_plan(experiment(photos, "train.batch_norm=all", "model.arch=lenet5")).notes
+    assert [note for note in notes if "batch norm" in note] == ["train.batch_norm is all, but lenet5 has no batch norm; leave it out."]
+
+
+def test_a_share_beside_a_split_of_the_photos_is_told(photos, tmp_path):
+    table = pd.DataFrame({"path": sorted(photos.glob("*/*.png"))})
+    table["label"], table["split"] = [path.parent.name for path in table["path"]], ["train", "valid", "train"] * (len(table) // 3)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    notes = make_plan(experiment(photos, data={"source": tmp_path / "t.csv", "valid": 0.3, "label_level": 2})).notes
+    assert any("data.valid is 0.3, but the photos have a validation split" in note for note in notes)
+    assert any("data.label_level is 2 and belongs to a folder" in note for note in notes)
 
 
 def test_idle_options_change_nothing(photos, tmp_path):
@@ -224,6 +252,21 @@ def test_a_stage_without_epochs_is_left_out(photos, tmp_path):
     assert beside.metrics["valid"] == alone.metrics["valid"] and [stage["stage"] for stage in beside.metrics["stages"]] == [1]
     with pytest.raises(UserError, match="no stage of the schedule trains anything"):
         make_plan(experiment(photos, schedule=[{"size": 32, "epochs": 0}]))
+
+
+@pytest.mark.parametrize("places", [(0,), (1,), (0, 1, 1)])
+def test_a_stage_without_epochs_changes_nothing_wherever_it_stands(photos, tmp_path, places):
+    "Neither seeds nor anything else of the stages behind it; what it would freeze or take is not asked."
+    acting = [{"size": 32, "epochs": 1, "bs": 8, "lr": 0.01, "mixup": 0.2}, {"size": 48, "epochs": 1, "bs": 8, "lr": 0.01}]
+    beside = list(acting)
+    for place in places:
+        beside.insert(place, {"size": 64, "epochs": 0, "freeze": 99})
+    runs = [run_experiment(experiment(photos, f"name=n{len(schedule)}", schedule=schedule), root=tmp_path / "runs", logbook=None, say=lambda text: None)
+            for schedule in (acting, beside)]
+    alone, mixed = (one.run.history().drop(columns=["stage", "seconds"]) for one in runs)
+    assert len(alone) == 2 and alone.equals(mixed)
+    weights, others = (load_file(one.run / "best" / "weights.safetensors") for one in runs)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_a_rate_at_which_adadelta_stands_still_is_told(photos):

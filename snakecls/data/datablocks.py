@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'Photo', 'ReadColumn', 'OpenPhoto', 'DrawSeeds', 'SeededDL', 'photo_block', 'check_device',
-           'photo_dls', 'training_rows', 'plain_batches']
+           'photo_dls', 'with_splits', 'training_rows', 'plain_batches']
 
 # %% ../../nbs/data/33_datablocks.ipynb #150d9175
 import multiprocessing
@@ -41,6 +41,7 @@ from .image_cache import ImageCache
 from .lost import LostPhotos
 from .photos import PhotoError, PhotoSpec, open_photo
 from .problem import MultiLabel, OneLabel, Problem, find_problem
+from .splits import split_table
 from .read_ahead import PhotoReader, read_ahead
 from .transforms import NormaliseInPlace, SampleSeeds, ToFloat, TrainPresize, ValidResize, photo_key, train_tfms, train_view
 from ..workers import compute_threads, end_with_parent
@@ -51,13 +52,20 @@ class Photo(PILImage):
 
     @classmethod
     def create(
-        cls, source: str | Path | bytes | np.ndarray | Image.Image, *, seen: PhotoSpec | None = None, cache: ImageCache | None = None,
+        cls, source: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image, *, seen: PhotoSpec | None = None, cache: ImageCache | None = None,
         **kwargs,
     ):
-        "Open a path, bytes, an array or another image; `seen` says how it will be resized, as `open_photo` takes it, and `cache` keeps it."
-        photo = cls(open_photo(source, seen=seen) if cache is None else cache.open(source))
+        "Open a path, bytes, an array, a tensor (of fastai's `TensorImage` the colours come first) or another image; `seen` says how it will be resized, as `open_photo` takes it, and `cache` keeps it."
+        pixels = _as_array(source) if isinstance(source, torch.Tensor) else source
+        photo = cls(open_photo(pixels, seen=seen) if cache is None else cache.open(pixels))
         photo.sample_key = photo_key(source)
         return photo
+
+# %% ../../nbs/data/33_datablocks.ipynb #5a223aa6
+def _as_array(pixels: torch.Tensor) -> np.ndarray:  # height first, colours last
+    "Give a tensor's pixels as an array, as fastai does: those of a `TensorImage` are whole numbers, and its colours come first."
+    pixels = pixels.permute(1, 2, 0).type(torch.uint8) if isinstance(pixels, TensorImage) else pixels
+    return np.asarray(pixels.detach().cpu())
 
 # %% ../../nbs/data/33_datablocks.ipynb #0f1b0526
 class ReadColumn(Transform):
@@ -434,7 +442,8 @@ def _network_colours(network: object) -> dict[str, tuple[float, float, float]]: 
 # %% ../../nbs/data/33_datablocks.ipynb #470270b7
 @explain_arguments
 def photo_dls(
-    table: pd.DataFrame,  # path, the target column, split (train, valid; rows of other splits are left aside)
+    # path, the target column, split (train, valid; rows of other splits are left aside); without it a fifth is kept for validation
+    table: pd.DataFrame,
     size: int = 224,  # px, of training photos
     *,
     problem: Problem | None = None,  # what is asked, where it is known already (an experiment's); None: by `target` and `labels`
@@ -445,7 +454,7 @@ def photo_dls(
     network: object | None = None,  # that the photos are for: they are normalised as its weights were trained, whatever `spec` says
     augment: Augment = Augment(),
     bs: int = 32,  # training batch; validation uses twice as many
-    seed: int = 42,
+    seed: int = 42,  # of order and augmentation, and of the split where there is none
     oversample: float = 0.0,  # a photo's probability goes with count**-oversample; 0: each photo once, 1: every class equally often
     num_workers: int | None = None,  # processes; None: threads where that does, else one less than the processors, at most 8
     device: str | None = None,
@@ -453,7 +462,7 @@ def photo_dls(
     cache: ImageCache | None = None,  # keeps training photos decoded, for loaders of all sizes; None: they are decoded each time
 ) -> DataLoaders:  # with `.rebuild` for the next stage, and what the table above lists
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
-    table, problem = _read_question(table, problem, target, labels, oversample)
+    table, problem = _read_question(with_splits(table, seed), problem, target, labels, oversample)
     spec = replace(spec or PhotoSpec(size=size), size=valid_size or size, **({} if network is None else _network_colours(network)))
     sizes = _batch_sizes(table, bs)
     device = check_device(device)
@@ -485,10 +494,6 @@ def _read_question(
     oversample: float,
 ) -> tuple[pd.DataFrame, Problem]:
     "Give the rows for training and validation, tidy, and what is asked about them; raises `UserError` for what cannot be trained on."
-    if not isinstance(table, pd.DataFrame):
-        raise UserError(
-            f"photo_dls takes a table of photos with their splits, and was given {table!r}; make one with split_table(load_table(...))."
-        )
     check_oversample(oversample)
     table = training_rows(table)
     problem = find_problem(table, target, labels=labels) if problem is None else problem
@@ -500,6 +505,19 @@ def _read_question(
     for part in problem.parts:
         table = part.tidy(table)
     return table, problem
+
+# %% ../../nbs/data/33_datablocks.ipynb #c438f363
+def with_splits(
+    table: pd.DataFrame,
+    seed: int = 42,
+    *,
+    what: str = "photo_dls",  # who asks, for the message
+) -> pd.DataFrame:  # with `split`
+    "Keep a fifth of the photos for validation where a table has no validation photos; raises `UserError` for what is no table."
+    if not isinstance(table, pd.DataFrame):
+        raise UserError(f"{what} takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/').")
+    has_own = "split" in table and (table["split"] == "valid").any()
+    return table if has_own or not {"label", "labels"} & set(table) else split_table(table, valid=0.2, seed=seed)
 
 # %% ../../nbs/data/33_datablocks.ipynb #669f6591
 def training_rows(table: pd.DataFrame) -> pd.DataFrame:

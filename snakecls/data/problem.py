@@ -354,6 +354,8 @@ def find_problem(
     labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,  # in order, by target where several; None: sorted, of training
 ) -> Problem:
     "Find out what is asked about a table's photos; raises `UserError` where nothing can be learned, or a label has no training photo."
+    if not isinstance(target, str) and len(target) == 1:  # a list of one is that one
+        target, labels = target[0], labels[target[0]] if isinstance(labels, Mapping) and target[0] in labels else labels
     if labels is not None and isinstance(labels, Mapping) == isinstance(target, str):
         raise UserError(
             "labels is a list where there is one target, and a dict from target to list where there are "
@@ -361,7 +363,7 @@ def find_problem(
         )
     if isinstance(target, str):
         return _find_part(table, target, labels)
-    if not target or len(set(target)) < len(target):
+    if not len(target) or len(set(target)) < len(target):
         raise UserError(f"target {list(target)} is empty or names a column twice; name each column once.")
     parts = [_find_part(table, name, (labels or {}).get(name)) for name in target]
     for part in parts:

@@ -269,22 +269,22 @@ def read_table(
     check_unlabelled(unlabelled)
     _check_one_target(target)
     part, several = asked_problem(multi_label=multi_label), {"separator": separator, "unlabelled": unlabelled}
-    _check_options(part, label_column, target, several)
+    _check_options(part, label_column, target)
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if not isinstance(source, pd.DataFrame):
         source, note = _open_source(source)
         if source.is_dir():
             _refuse_columns(source, {**columns, "root": root, "multi_label": multi_label or None})
             found = _read_classes(source, splits=splits, target=target, label_level=label_level, min_classes=min_classes)
-            return found.tell(note, issues=unpacked_issues(source))
+            return found.tell(note, *_idle_options(part, found.table, several), issues=unpacked_issues(source))
     where = _name_source(source)
-    _refuse_level(label_level, where)
     raw, columns["path_column"] = _read_raw(source, where, path_column, _root_of(source, root) if check_files else None)
     found = _find_columns(part, raw.table, where, **columns, splits=splits, target=target, known=known, separator=separator)
     noted = replace(raw, table=found.table).tell(*found.notes).then(_drop_incomplete, where).then(_drop_ignored, where)
     noted = noted.then(_find_photos, source, where, root=root, check_files=check_files, names=splits).then(_drop_repeated, where)
     noted = noted.then(partial(_take_unlabelled, part), unlabelled, where)
-    return noted.then(_finish, where, found.target, min_classes).then(_say_unlabelled, source)
+    noted = noted.then(_finish, where, found.target, min_classes).then(_say_unlabelled, source)
+    return noted.tell(_idle_level(label_level, where), *_idle_options(part, noted.table, several))
 
 # %% ../../nbs/data/18_tables.ipynb #15e96314
 def _check_one_target(target: str | None) -> None:
@@ -301,13 +301,12 @@ def _name_source(source: Path | pd.DataFrame) -> str:
     return "the table" if isinstance(source, pd.DataFrame) else f"'{source.name}'"
 
 
-def _refuse_level(label_level: int | str, where: str) -> None:
-    "Refuse a level of folders for a table."
-    if label_level != "auto":
-        raise UserError(
-            f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a "
-            "table; leave it out, or name the column with label_column."
-        )
+def _idle_level(label_level: int | str, where: str) -> str:  # a sentence, or nothing
+    "Say that a table has no level of folders."
+    if label_level == "auto":
+        return ""
+    why = f"data.label_level is {label_level!r} and belongs to a folder of class folders, and {where} is a table"
+    return f"{why}; leave it out, or name the column with label_column."
 
 
 def _open_source(source: str | Path) -> tuple[Path, str]:
@@ -390,11 +389,8 @@ def _refuse_columns(folder: Path, options: dict) -> None:
 
 # %% ../../nbs/data/18_tables.ipynb #f8298e61
 @singledispatch
-def _check_options(part: OneLabel, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
+def _check_options(part: OneLabel, label_column: str | list[str] | None, target: str | None) -> None:
     "Refuse options that belong to the other kind of table."
-    given = [name for name, value in several.items() if value is not None]
-    if given:
-        raise UserError(f"{given[0]} is for photos with several labels; set {option('multi_label')}, or leave {given[0]} out.")
     if isinstance(label_column, (list, tuple)):
         raise UserError(
             f"label_column names {len(label_column)} columns, and a photo has one label; name one of them, or set {option('multi_label')}."
@@ -402,12 +398,31 @@ def _check_options(part: OneLabel, label_column: str | list[str] | None, target:
 
 
 @_check_options.register
-def _(part: MultiLabel, label_column: str | list[str] | None, target: str | None, several: dict) -> None:
+def _(part: MultiLabel, label_column: str | list[str] | None, target: str | None) -> None:
     if target not in (None, "label", "labels"):
         raise UserError(
             f"target '{target}' is one label for each photo, and multi_label is set (data.multi_label in an "
             "experiment file); leave one of them out, or name the column with label_column."
         )
+
+
+@singledispatch
+def _idle_options(part: OneLabel, table: pd.DataFrame, several: dict) -> list[str]:  # sentences
+    "Say which options are for several labels alone; raises `UserError` where labels hold the separator, so that either may be meant."
+    given = {name: value for name, value in several.items() if value is not None}
+    held = table["label"][table["label"].str.contains(given.get("separator", ""), regex=False)] if "separator" in given else []
+    if len(held):
+        raise UserError(
+            f"separator is {given['separator']!r}, and labels such as '{held.iloc[0]}' hold it; set {option('multi_label')} "
+            "if a photo has several labels, or leave separator out."
+        )
+    return [f"{name} is {value!r}, which is for photos with several labels ({option('multi_label')}) and does nothing here; leave it out."
+            for name, value in given.items()]
+
+
+@_idle_options.register
+def _(part: MultiLabel, table: pd.DataFrame, several: dict) -> list[str]:
+    return []
 
 # %% ../../nbs/data/18_tables.ipynb #f981c244
 @singledispatch
@@ -535,7 +550,9 @@ def keep_classes(
         )
     gone = counts[~counts["name"].isin(kept["name"])]
     if gone.empty:
-        return Noted(table)
+        asked = {"top_classes": top_classes, "min_per_class": min_per_class}
+        asked = " and ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        return Noted(table).tell(f"{asked} leaves out none of the {len(counts)} classes." if asked else "")
     return _keep(replace(table_problem(table[[label]]), column=label), table, kept, gone, unlabelled)
 
 # %% ../../nbs/data/18_tables.ipynb #f2429d69

@@ -20,7 +20,7 @@ from ..data.label_facts import danger_state, join_infos
 from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
 from ..models.batches import answer_photos
-from ..models.bundle import Bundle, BundleInfo, load_model, read_bundle
+from ..models.bundle import Bundle, BundleInfo, bundle_folder, load_model, read_bundle
 from ..models.bundle_graph import open_graph
 from ..models.graph import Graph, can_run_graphs
 from ..models.seal import check_weights
@@ -215,14 +215,14 @@ class Predictor(PhotoPredictor):
     @explain_arguments
     def __init__(
         self,
-        bundle: str | Path,  # the bundle's folder
+        bundle: str | Path,  # the bundle's folder, or that of a run, whose bundle is `best`
         *,
         device: str = "cpu",  # 'cpu', 'cuda', 'mps'
         engine: str = "auto",  # 'onnxruntime': the bundle's graph, without torch; 'torch'; 'auto': the graph where there is one
     ):
         if engine not in ("auto", "onnxruntime", "torch"):
             raise unknown_name("engine", engine, ("auto", "onnxruntime", "torch"))
-        self.bundle, self.device = read_bundle(bundle), device
+        self.bundle, self.device = read_bundle(bundle_folder(bundle)), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
         self.graph, self.use = _find_graph(self.bundle, engine, device), "torch" if engine == "torch" else "auto"
         if self.graph is None:

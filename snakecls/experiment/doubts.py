@@ -6,7 +6,7 @@
 __all__ = ['find_idle', 'find_doubts']
 
 # %% ../../nbs/experiment/05_doubts.ipynb #a93f32e8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import nn
 from ..data.balance import count_labels
 from ..models.freezing import n_frozen_groups
 from .schema import DEFAULT_SCHEDULE, Experiment
+from ..settings import Settings
 from ..train.stages import Stage
 
 # %% ../../nbs/experiment/05_doubts.ipynb #d410907f
@@ -28,6 +29,29 @@ def _idle_probe(experiment: Experiment) -> str | None:
             for name in _OF_EPOCHS if getattr(stage, name) != Stage.model_fields[name].default]
     does = "a stage of 0 epochs fits its probe alone and does not use"
     return f"{does} {', '.join(idle)}; give it epochs, or leave that out." if idle else None
+
+# %% ../../nbs/experiment/05_doubts.ipynb #af57e82d
+def _given(part: Settings, names: Iterable[str]) -> list[str]:
+    "Name what of a part of the experiment is not as it is by itself."
+    fields = type(part).model_fields
+    return [name for name in names if getattr(part, name) != fields[name].get_default(call_default_factory=True)]
+
+# %% ../../nbs/experiment/05_doubts.ipynb #76849b19
+_OF_TRAINING = ("wd", "optimiser", "momentum", "ema", "clip", "accumulate", "oversample", "precision", "batch_norm")
+_OF_LOSS = ("loss", "label_smoothing", "class_weights", "focal_gamma", "pos_weight", "target_weights")
+
+
+def _idle_training(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
+    "Name what is given for training where every stage fits a probe alone."
+    if any(stage.epochs for stage in stages):
+        return
+    idle = [f"train.{name}" for name in _given(experiment.train, _OF_TRAINING)]
+    idle += [f"augment.{name}" for name in _given(experiment.augment, type(experiment.augment).model_fields)]
+    why = "no stage has epochs, and a probe is fitted to the photos as they are"
+    if idle:
+        yield f"{why}, so {', '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing; give a stage epochs, or leave that out."
+    if told := [f"train.{name}" for name in _given(experiment.train, _OF_LOSS)]:
+        yield f"{why}, with its own loss, so {', '.join(told)} only changes the loss that is reported; give a stage epochs, or leave that out."
 
 # %% ../../nbs/experiment/05_doubts.ipynb #6ed2d8e9
 def _idle_mixing(experiment: Experiment, stages: Sequence[Stage]) -> str | None:
@@ -47,11 +71,35 @@ def _idle_maximum(experiment: Experiment) -> str | None:
     twice = experiment.model.maximum and own in ("max", "catavgmax")
     return f"model.maximum is true, but model.kwargs.global_pool {own} gives the maxima already; leave one of them out." if twice else None
 
+# %% ../../nbs/experiment/05_doubts.ipynb #06c1ed10
+_FILLED = {"augment": ("mixup", "cutmix", "mix_p"), "train": ("label_smoothing", "wd", "bs")}  # which a stage may give, too
+
+
+def _idle_for_stages(experiment: Experiment) -> Iterator[str]:
+    "Name what is given for all stages where each of those that train gives its own."
+    for part, names in _FILLED.items():
+        for name in _given(getattr(experiment, part), names):
+            stages = [stage for stage in experiment.schedule if (stage.acts if name == "bs" else stage.epochs)]  # a probe has batches
+            if stages and all(getattr(stage, name) is not None for stage in stages):
+                yield (
+                    f"{part}.{name} is {getattr(getattr(experiment, part), name):g}, but every stage gives its own {name}; "
+                    "leave one of them out."
+                )
+
+# %% ../../nbs/experiment/05_doubts.ipynb #6fc01620
+def _idle_data(experiment: Experiment) -> Iterator[str]:
+    "Name what is given for photos and labels, and has nothing to act on."
+    data, given = experiment.data, _given(experiment.data, ("valid",))
+    if given and data.folds is not None:
+        yield f"data.valid is {data.valid:g}, but with data.folds {data.folds} one fold in {data.folds} validates; leave one of them out."
+    if experiment.predict.danger_column and not data.facts:
+        columns = ", ".join(experiment.predict.danger_column)
+        yield f"predict.danger_column names {columns}, but there is no table of facts; give data.facts, or leave danger_column out."
+
 # %% ../../nbs/experiment/05_doubts.ipynb #a178882f
 def _idle_wandb(experiment: Experiment) -> str | None:
     "Say where W&B is described and not asked for."
-    fields = type(experiment.wandb).model_fields
-    given = sorted(name for name, value in experiment.wandb if value != fields[name].get_default(call_default_factory=True))
+    given = sorted(_given(experiment.wandb, type(experiment.wandb).model_fields))
     if "wandb" in experiment.track or not given:
         return None
     return f"wandb.{', wandb.'.join(given)} is given, but W&B is not asked for; give track: [logbook, wandb]."
@@ -60,7 +108,9 @@ def _idle_wandb(experiment: Experiment) -> str | None:
 def _idle_patience(experiment: Experiment, longest: Stage) -> Iterator[str]:
     "Say what waits for more validations than the longest stage has."
     train, validations = experiment.train, longest.n_validations(experiment.train.validate_every)
-    if train.validate_every > max(longest.epochs, 1):
+    if train.validate_every > 1 and not longest.epochs:
+        yield f"train.validate_every is {train.validate_every}, but no stage has epochs; leave it out."
+    elif train.validate_every > max(longest.epochs, 1):
         yield (
             f"train.validate_every is {train.validate_every}, but the longest stage has {longest.epochs} epoch(s), so "
             f"each stage is validated at its end alone; give at most {max(longest.epochs, 1)}, or leave it out."
@@ -89,7 +139,7 @@ def _idle_plateaus(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[
                 f"validation(s) of {stage.epochs} epochs, so it cannot act; validate more often, or give more epochs."
             )
 
-# %% ../../nbs/experiment/05_doubts.ipynb #25d10606
+# %% ../../nbs/experiment/05_doubts.ipynb #f556e1a2
 def find_idle(
     experiment: Experiment,
     stages: Sequence[Stage],  # the experiment's, filled
@@ -97,6 +147,7 @@ def find_idle(
     "Say what is asked for and does nothing."
     longest = max(stages, key=lambda stage: stage.epochs)
     found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_maximum(experiment), _idle_wandb(experiment)]
+    found += [*_idle_training(experiment, stages), *_idle_for_stages(experiment), *_idle_data(experiment)]
     found += [*_idle_patience(experiment, longest), *_idle_plateaus(experiment, stages)]
     found += [f"schedule.{place}.{note}" for place, stage in enumerate(stages) for note in stage.idle()]
     found += [f"augment.{note}" for note in experiment.augment.idle()]

@@ -117,7 +117,7 @@ def _check_answer(model: nn.Module, answer: object) -> None:
 def _check_head_alone(model: nn.Module, stages: Sequence[Stage]) -> None:
     "Refuse or tell what spreads training over the blocks where only the head trains."
     for place, stage in enumerate(stages):
-        if n_frozen_groups(model, stage.freeze) < len(stage_groups(model)) - 1:
+        if not stage.epochs or n_frozen_groups(model, stage.freeze) < len(stage_groups(model)) - 1:
             continue
         if stage.gradual:
             raise UserError(
@@ -136,11 +136,12 @@ def _check_stages(
     stages: Sequence[Stage],
 ) -> None:
     "Refuse blocks that are not there and sizes that the network does not take, by one black photo of each size."
+    _check_head_alone(model, stages)
+    stages = [stage for stage in stages if stage.acts]
     for stage in stages:
         n_frozen_groups(model, stage.freeze)
         if stage.head == "probe":
             check_probe(model)
-    _check_head_alone(model, stages)
     was_training = model.training
     model.eval()
     for size in sorted({size for stage in stages for size in (stage.size, stage.seen_size)}):
@@ -157,9 +158,10 @@ def _choose_batch_norm(
     given = experiment.train.batch_norm
     if given == "auto":
         return auto_batch_norm(model)
-    if given != "train" and next(iter(batch_norms(model)), None) is None:
+    has_any = next(iter(batch_norms(model)), None) is not None
+    if given != "train" and not has_any:
         tell_idle(f"train.batch_norm is {given}, but {experiment.model.arch} has no batch norm; leave it out.")
-    if given == "all" and not model.backbone_info.pretrained and any(stage.epochs for stage in stages):
+    if given == "all" and has_any and not model.backbone_info.pretrained and any(stage.epochs for stage in stages):
         tell_idle(
             "train.batch_norm is all, but with random weights there are no statistics to hold, so every batch "
             "norm keeps mean 0 and variance 1; leave it out, or give train."
@@ -273,7 +275,7 @@ def make_plan(
 ) -> Plan:  # `open_photos` goes on
     "Make everything that an experiment describes; raises `UserError` for whatever cannot work, before a photo is decoded."
     noted, corrected = divide_photos(experiment) if table is None else (Noted(table), None)
-    problem, stages = experiment.data.problem.learn(noted.table), _fill_stages(experiment)
+    asked, problem, stages = experiment, experiment.data.problem.learn(noted.table), _fill_stages(experiment)
     for part in problem.parts:
         part.check(part.labels, part.labels)
     if experiment.augment.transforms:
@@ -285,13 +287,13 @@ def make_plan(
         _check_stages(model, stages)
         experiment = _with_train(experiment, batch_norm=_choose_batch_norm(experiment, model, stages))
         parts, saver = _make_parts(experiment, problem, noted.table), _make_saver(experiment, problem)
-        if any(stage.label_smoothing for stage in stages):
+        if any(stage.label_smoothing for stage in stages if stage.epochs):
             check_smoothable(parts["loss_func"])
     if experiment.train.precision != "auto":
         check_mode(experiment.train.precision, device or default_device())
     facts, told = _known_facts(experiment, problem)
     issues = pd.DataFrame(noted.issues, columns=["path", "issue", "reason"])
-    cbs, notes = _make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(experiment, stages), *idle]
+    cbs, notes = _make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(asked, stages), *idle]
     return Plan(experiment, noted.table, issues, corrected, problem, facts, stages, model, parts, cbs, saver, notes)
 
 

@@ -39,8 +39,7 @@ class _SourceConfig(Settings):
     corrections: str | None = Field(None, description="corrections.csv of the review page, applied before anything else")
     splits: dict[str, str] | None = Field(None, description="own names of splits, such as {val: test}; {test: ignore} leaves one out")
     label_level: int | str = Field(
-        "auto",
-        description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for "
+        "auto", description="of a folder: which level of its sub-folders names the class, from 1 below the splits, or path for "
         "all levels joined; auto: the first, or the innermost of a hierarchy of names, and it is told",
     )
 

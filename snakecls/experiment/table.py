@@ -6,6 +6,7 @@
 __all__ = ['load_source', 'divide_photos', 'build_table']
 
 # %% ../../nbs/experiment/03_table.ipynb #401b891b
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pandas as pd
@@ -56,6 +57,14 @@ def _reviewed_column(table: pd.DataFrame, corrections: pd.DataFrame) -> str:
     others = [name for name in table.columns if name not in ("path", "split", "label") and pd.api.types.is_string_dtype(table[name])]
     return next((name for name in ("label", *others) if wanted <= set(table[name])), "label")
 
+# %% ../../nbs/experiment/03_table.ipynb #647fdedb
+def _idle_shares(data: DataConfig, table: pd.DataFrame) -> Iterator[str]:
+    "Say which share is given where the photos have that split already."
+    there, fields = set(table["split"]) if "split" in table else set(), DataConfig.model_fields
+    for split, name in (("valid", "validation"), ("test", "test")):
+        if split in there and (share := getattr(data, split)) != fields[split].default:
+            yield f"data.{split} is {share:g}, but the photos have a {name} split of their own, which is kept; leave it out."
+
 # %% ../../nbs/experiment/03_table.ipynb #e3e73b37
 def divide_photos(
     experiment: Experiment,
@@ -65,7 +74,7 @@ def divide_photos(
     if data.top_classes or data.min_per_class:
         unlabelled = {"unlabelled": data.unlabelled} if data.problem.many else {}
         noted = noted.then(keep_classes, top_classes=data.top_classes, min_per_class=data.min_per_class, **unlabelled)
-    noted = _divide(noted, experiment)
+    noted = _divide(noted.tell(*_idle_shares(data, noted.table)), experiment)
     if (data.folds is None) != (data.fold is None):
         raise UserError(
             f"data.folds is {data.folds} and data.fold {data.fold}; give both, such as folds: 5 and fold: 0, or run all with --folds 5."

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 from ..arguments import explain_arguments
 from ..core import UserError
-from .bundle import Bundle, read_bundle
+from .bundle import Bundle, bundle_folder, read_bundle
 from .info import BackboneInfo, name_source, weights_kind
 from .info import measure_normalisation, with_normalisation  # noqa: F401  for those who make a network
 from .joined import JOINING, JoinedNetwork, adapt_colours
@@ -30,15 +30,25 @@ def create_backbone(
     **kwargs,  # passed on to the library: global_pool, drop_rate, drop_path_rate, … of timm; depths, maximum, scales of `models.joined`
 ) -> nn.Module:  # the network; `.backbone_info` tells what it is
     "Create a network with `n_classes` outputs and the weights asked for."
-    library, make = _which_library(check_arch(arch), kwargs), dict(num_classes=n_classes, **kwargs)
+    library, make = _which_library(check_arch(arch), kwargs), {"num_classes": n_classes} | _check_kwargs(kwargs, n_classes)
     if weights not in ("auto", "none") and Path(weights).expanduser().is_dir():
-        return _start_from_run(library, arch, make, read_bundle(Path(weights).expanduser()), labels)
+        return _start_from_run(library, arch, make, read_bundle(bundle_folder(weights)), labels)
     if library == "joined" and weights == "auto":
         return _join_pretrained(arch, make)
     model, source = _with_weights(library, arch, make, str(weights))
     facts = _weights_facts(library, arch, model, source)
     model.backbone_info = BackboneInfo(arch=arch, kwargs=make, library=library, weights_source=source, **facts)
     return model
+
+# %% ../../nbs/models/24_backbones.ipynb #6b52a527
+def _check_kwargs(kwargs: dict, n_classes: int) -> dict:  # the same
+    "Refuse what no network can be made with, or trained."
+    if "num_classes" in kwargs:
+        raise UserError(f"model.kwargs hold 'num_classes', and the network has an output for each of the {n_classes} labels; leave it out.")
+    for name, value in kwargs.items():
+        if (name == "dropout" or name.endswith("_rate")) and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}, and it is a share of what is left out; give a number from 0 to 1.")
+    return kwargs
 
 # %% ../../nbs/models/24_backbones.ipynb #c25bae24
 def _which_library(arch: str, kwargs: dict) -> str:

@@ -51,6 +51,11 @@ def add_heads(
 # %% ../../nbs/models/02_heads.ipynb #545bac0d
 def _check_classifier(model: nn.Module, targets: Mapping[str, int]) -> nn.Linear:
     "Give the network's classifier; raises `UserError` where it cannot become the first target's."
+    if not hasattr(model, "get_classifier"):
+        raise UserError(
+            f"the network ({type(model).__name__}) has no get_classifier, so that it cannot get a head for each of {len(targets)} targets; "
+            "give the name of a network, or one of timm.create_model."
+        )
     own, first = model.get_classifier(), next(iter(targets))
     if not isinstance(own, nn.Linear):
         kind = f"{len(own)} layers" if isinstance(own, (tuple, list)) else type(own).__name__

@@ -19,7 +19,7 @@ from .callbacks import undone_after_error
 from .comparison import fair_values, last_answers
 from .epochs import check_monitor, epoch_values, was_validated
 from .optimisers import held_momentum
-from .stages import check_plateau, check_policy, cycle_ends
+from .stages import check_plateau, check_policy, cycle_ends, own_options
 
 # %% ../../nbs/train/13_lr_schedules.ipynb #5046e6fe
 def _warmed(
@@ -128,7 +128,7 @@ def fit_policy(
         with undone_after_error(learn, cbs):
             learn.fit_one_cycle(epochs, lr_max=rates, pct_start=0.3, moms=None if held is None else (held,) * 3, wd=wd)
         return
-    with undone_after_error(learn, [*_policy_callbacks(schedule, epochs, np.array(rates), warmup, options or {}, monitor), *cbs]):
+    with undone_after_error(learn, [*_policy_callbacks(schedule, epochs, np.array(rates), warmup, own_options(schedule, options), monitor), *cbs]):
         learn.fit(epochs, lr=rates, wd=wd)
 
 # %% ../../nbs/train/13_lr_schedules.ipynb #c617f6a6

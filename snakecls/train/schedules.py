@@ -16,12 +16,12 @@ import numpy as np
 from fastai.learner import Learner
 
 from ..arguments import explain_arguments
-from ..core import UserError, derive_seed, seed_everything, tell_idle, unknown_name
+from ..core import UserError, derive_seed, odd_seed, seed_everything, tell_idle
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
 from .comparison import Answers, KeepAnswers, answered_places, loader_photos
-from .epochs import EpochRows
+from .epochs import EpochRows, unknown_monitor
 from .lr_finder import find_lr
 from .lr_schedules import fit_policy
 from .learner_probe import answer_metrics, epoch_names, fit_heads, head_answers, last_metrics
@@ -55,7 +55,7 @@ def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None
     names = ["train_loss", "valid_loss", *(metric.name for metric in learn.metrics)]
     for name in (saver.monitor, saver.score) if saver.rule == "composite" else (saver.monitor,):
         if name not in names:
-            raise unknown_name("monitor", name, names)
+            raise unknown_monitor(name, names)
     if not stages:
         raise UserError("the schedule has no stage; give at least one.")
     check_acting(stages)
@@ -63,7 +63,8 @@ def check_schedule(learn: Learner, stages: list[Stage], loaders: Callable | None
         remedy = "make them with photo_dls, or give loaders=(a function of size, bs and seed)"
         raise UserError(f"the Learner's loaders cannot be rebuilt at another size; {remedy}.")
     for stage in stages:
-        n_frozen_groups(learn.model, stage.freeze)
+        if stage.acts:
+            n_frozen_groups(learn.model, stage.freeze)
     if any(stage.head == "probe" for stage in stages):
         _check_probed(learn, saver.monitor)
 
@@ -235,7 +236,8 @@ def _stage_notes(stages: list[dict]) -> list[str]:  # of a `ScheduleResult`
 def _run_stage(schedule: _Schedule, number: int, cbs: Sequence) -> dict:  # the stage's entry in the result
     "Run one stage: rebuild the loaders, fit the probe, freeze, find a rate, train."
     start, learn, stage = time.perf_counter(), schedule.learn, schedule.stages[number - 1]
-    seed = derive_seed(schedule.seed, "stage", number)
+    place = sum(one.acts for one in schedule.stages[:number])  # a stage that is left out changes nothing in those behind it
+    seed = derive_seed(schedule.seed, "stage", place)
     learn.dls = stage_loaders(schedule.loaders, stage, seed)
     rows, own, told = _StageRows(schedule, number), None, {}
     if stage.head == "probe":
@@ -359,6 +361,8 @@ def progressive_fit(
     stages = [stage.fill(augment=augment) for stage in ([stages] if isinstance(stages, Stage) else stages)]
     loaders, saver = loaders or getattr(learn.dls, "rebuild", None), saver or SaveBestF1()
     check_schedule(learn, stages, loaders, saver)
+    for note in odd_seed(seed):
+        tell_idle(note)
     for number, stage in enumerate(stages, start=1):
         for note in stage.idle():
             tell_idle(f"stage {number}: {note}")

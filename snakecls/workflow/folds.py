@@ -49,7 +49,9 @@ class FoldsResult:
 # %% ../../nbs/workflow/15_folds.ipynb #cf89f6fc
 def _fold_experiments(experiment: Experiment, folds: int, recorder: RunRecorder) -> list[Experiment]:
     "Make the experiment of each fold; raises `UserError` where one of them cannot run."
-    name = experiment.name[:70]
+    name, asked = experiment.name[:70], experiment.data
+    if asked.fold is not None or asked.folds not in (None, folds):
+        recorder.tell([f"data.folds {asked.folds} and data.fold {asked.fold} do nothing here, as --folds {folds} runs all of its folds."])
     chosen = [vary_experiment(experiment, name=f"{name}-fold{fold + 1}", data={"folds": folds, "fold": fold}) for fold in range(folds)]
     for one in chosen[:-1]:
         one.data.problem.learn(build_table(one))  # a fold without a class is refused before the first is trained

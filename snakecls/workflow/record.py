@@ -36,6 +36,7 @@ from ..train.callbacks import FlipAverage
 from ..train.epochs import epoch_values
 from ..train.learner_probe import known_targets
 from ..train.monitoring import SaveBestF1
+from ..train.parts import check_learner_outputs
 from .logbook import LogbookTracker
 from .recorder import make_recorder
 from .results import load_examples, predictions_name
@@ -105,7 +106,7 @@ def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.Dat
     if not len(dls.valid_ds):
         raise UserError(
             "the Learner has no validation photos, as one that load_learner opened has none; give it its loaders first "
-            "(learn.dls = photo_dls(…)), or answer photos with it as it is (deploy.export.LearnerPredictor)."
+            "(learn.dls = photo_dls(…, network=learn.model), which keeps its normalisation), or answer photos with it as it is (deploy.export.LearnerPredictor)."
         )
     if not hasattr(dls, "spec"):
         return {"label": _predict_loader(learn, photos)}
@@ -221,7 +222,8 @@ class RecordRun(Callback):
 # %% ../../nbs/workflow/17_record.ipynb #0c90bb68
 @patch
 def begin(self: RecordRun) -> None:
-    "Make the run folder and write what is known before training."
+    "Make the run folder and write what is known before training; raises `UserError` where the network has not an output for each label."
+    check_learner_outputs(self.learn)
     self.start, self.clock = time.perf_counter(), time.perf_counter()
     book = next((str(tracker.path.absolute()) for tracker in self.trackers.trackers), None)
     self.run_folder = RunFolder.create(self.where.root, self.run_name, logbook=book)

@@ -26,7 +26,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core import UserError, unknown_name
+from ..core import UserError, nearest
 from ..disk import atomic_write, is_disk_full, plain, read_json, write_json
 from ..stats import top_names
 from .environment import describe_environment
@@ -507,6 +507,16 @@ def find_run(
     if not exact and len(begins) > 1:
         raise UserError(f"run '{name}' could be any of {', '.join(path.name for path in begins[:8])}; give more of it.")
     if not exact and not begins:
-        known = [*dict.fromkeys(names.values()), *(path.name for path in paths)]
-        raise UserError(str(unknown_name("run", name, known)).replace("' does not exist", f"' is not in {root}", 1))
+        raise _no_run(root, name, names)
     return RunFolder((exact or begins)[0])
+
+# %% ../../nbs/workflow/03_run_folder.ipynb #7bcd9a6f
+def _no_run(root: str | Path, name: str, names: dict[Path, str]) -> UserError:  # names: of each run, the newest first
+    "Make the error for a run that is not there: the nearest name or id, else the newest few."
+    guess = nearest(name, [*filter(None, dict.fromkeys(names.values())), *(path.name for path in names)])
+    if guess is not None:
+        return UserError(f"run '{name}' is not in {root}; did you mean '{guess}'?")
+    newest = list(dict.fromkeys(called or path.name for path, called in names.items()))
+    more = f", … ({len(newest)} in all)" if len(newest) > 5 else ""
+    shown = f"choose one of: {', '.join(newest[:5])}{more}" if newest else "there is no run yet, so leave it out"
+    return UserError(f"run '{name}' is not in {root}; {shown}.")

@@ -17,6 +17,7 @@ from ..core import UserError
 from ..evaluate.predictions import score_table
 from ..models.bundle import BundleInfo, write_bundle
 from ..train.learner_probe import learner_problem
+from ..train.parts import check_learner_outputs
 from ..experiment.facts import read_facts
 from .record import describe_bundle, photo_table, predict_valid
 from .results import load_examples
@@ -24,6 +25,7 @@ from .results import load_examples
 # %% ../../nbs/workflow/26_saving.ipynb #8c7aca1f
 def _describe(learn: Learner, name: str) -> tuple[BundleInfo, list[str]]:  # and what is odd
     "Describe the network and score it; raises `UserError` where the Learner does not tell enough."
+    check_learner_outputs(learn)
     tables = predict_valid(learn, photo_table(learn))
     scores = {target: score_table(predictions, labels) for target, (predictions, labels) in tables.items()}
     first = next(iter(tables))
