@@ -8,6 +8,7 @@ __all__ = ['f1_macro_score', 'top_k_score', 'classification_metrics', 'predict_l
            'accuracy_of_predicted', 'top_k_of_probs', 'multi_of_probs', 'score_answers']
 
 # %% ../../nbs/train/03_metrics.ipynb #9d07cdbf
+import math
 from collections.abc import Sequence
 from functools import partial, singledispatch
 
@@ -61,15 +62,16 @@ def _log_loss(
     targets: np.ndarray,  # (n,) class numbers, or (n, n_classes), bool
     probs: np.ndarray,  # (n, n_classes)
 ) -> float:  # >= 0, nats; NaN where a probability is no number
-    "Compute the mean negative log likelihood, of the true class or of each label."
-    from sklearn.metrics import log_loss
-
+    "Compute the mean negative log likelihood, of the true class or of each label: scikit-learn's `log_loss`, whatever the order of the photos."
     targets, probs = np.asarray(targets), np.asarray(probs, np.float64)
     if not np.isfinite(probs).all():
         return float("nan")
     if targets.ndim == 2:
-        return float(log_loss(targets.astype(bool).ravel(), probs.ravel(), labels=[False, True]))
-    return float(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=np.arange(probs.shape[1])))
+        said = np.where(targets.astype(bool), probs, 1 - probs).ravel()
+    else:
+        said = (probs / probs.sum(1, keepdims=True))[np.arange(len(probs)), targets.astype(int)]
+    least = np.finfo(np.float64).eps
+    return math.fsum(-np.log(said.clip(least, 1 - least))) / len(said)
 
 
 def _check_top_k(top_k: int | Sequence[int]) -> list[int]:
