@@ -11,7 +11,7 @@ from snakecls.data.demo.draw import make_demo
 from snakecls.train import lr_finder
 from snakecls.experiment.file import make_experiment
 from snakecls.experiment.plan import make_plan
-from snakecls.train.learner_probe import probe_head
+from snakecls.train.learner_probe import _probe_head
 from snakecls.train.schedules import prepare_stage
 
 
@@ -23,7 +23,7 @@ def suggestions(photos: Path, folder: Path, head: str, seed: int, steps: list[in
     learn = plan.learn
     if head == "probe":
         with learn.no_logging(), learn.no_bar():
-            probe_head(learn, seed)
+            _probe_head(learn, seed)
     prepare_stage(learn, plan.stages[0])
     return [lr_finder.find_lr(learn, num_it=n) for n in steps]
 

@@ -662,7 +662,9 @@ def cache(
     json: Json = False,
 ):
     "Say how much is kept to save time (decoded photos, features, compiled networks), and where; or remove it."
-    rows = {kind: {"what": what, "folder": cache_folder(kind), "bytes": sum(cached_files(kind).values())} for kind, (what, _) in CACHES.items()}
+    rows = {
+        kind: {"what": what, "folder": cache_folder(kind), "bytes": sum(cached_files(kind).values())} for kind, (what, _) in CACHES.items()
+    }
     if empty:
         rows = {kind: row | {"freed": empty_cache(kind)} for kind, row in rows.items()}
     size = "freed" if empty else "bytes"

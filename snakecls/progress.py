@@ -44,6 +44,16 @@ def say_duration(seconds: float) -> str:
             return f"about {n} {name}{'s' if n != 1 else ''}"
     raise AssertionError("every duration is below infinity")
 
+# %% ../nbs/09_progress.ipynb #fb3c5b9a
+def _say_progress(description: str, done: int, total: int | None, seconds: float) -> str:
+    "Say how far a task is, how fast, and how long still."
+    of = f" of {total:,}" if total is not None else ""
+    if not done or seconds <= 0:
+        return f"{description}: {done:,}{of}, for {say_duration(seconds)}"
+    rate = done / seconds
+    left = f", {say_duration((total - done) / rate)} left" if total is not None and total >= done else ""
+    return f"{description}: {done:,}{of}, {rate:.3g} a second{left}"
+
 # %% ../nbs/09_progress.ipynb #eab407b7
 class Beat:
     "Write how far a task is to standard error, every so many seconds; who works raises `done`, and may change what is being done."
@@ -90,13 +100,7 @@ class Beat:
     @property
     def line(self) -> str:
         "Say how far the task is."
-        seconds, done, total = self.clock() - self.start, self.done, self.total
-        of = f" of {total:,}" if total is not None else ""
-        if not done or seconds <= 0:
-            return f"{self.description}: {done:,}{of}, for {say_duration(seconds)}"
-        rate = done / seconds
-        left = f", {say_duration((total - done) / rate)} left" if total is not None and total >= done else ""
-        return f"{self.description}: {done:,}{of}, {rate:.3g} a second{left}"
+        return _say_progress(self.description, self.done, self.total, self.clock() - self.start)
 
 # %% ../nbs/09_progress.ipynb #1e6a1344
 def _show_bar(items: Iterable, description: str, total: int | None, step: int) -> Iterator:

@@ -20,8 +20,8 @@ from snakecls.models import engine as module
 from snakecls.models.backbones import create_backbone
 from snakecls.models.bundle import copy_bundle, load_model, read_bundle, write_bundle
 from snakecls.models.bundle_graph import seal_graph
-from snakecls.models.engine import FEW, TorchEngine, choose_engine, make_engine
-from snakecls.models.graph import Graph, check_graph
+from snakecls.models.engine import FEW, TorchEngine, _choose_engine, make_engine
+from snakecls.models.graph import Graph, _check_graph
 from snakecls.models.graph_cache import GraphCache
 from snakecls.models.graph_export import export_graph, linear_heads, read_both
 from snakecls.models.heads import add_heads
@@ -99,7 +99,7 @@ def test_few_photos_pay_for_nothing(tmp_path):
 
 def test_a_choice_is_remembered(tmp_path, monkeypatch):
     first = make_engine(network(), 64, n_photos=FEW, photo=SPEC, cache=tmp_path)
-    monkeypatch.setattr(module, "measure_engines", lambda *a, **k: pytest.fail("it was measured again"))
+    monkeypatch.setattr(module, "_measure_engines", lambda *a, **k: pytest.fail("it was measured again"))
     again = make_engine(network(), 64, n_photos=FEW, photo=SPEC, cache=tmp_path)
     assert again.name == first.name and "measured before" in again.why
     assert np.array_equal(first.features(pixels(4)), again.features(pixels(4)))
@@ -107,7 +107,7 @@ def test_a_choice_is_remembered(tmp_path, monkeypatch):
 
 
 def test_the_first_of_those_that_are_about_as_fast_is_chosen():
-    assert choose_engine({"graph": 100, "torch": 105}) == "graph" and choose_engine({"graph": 100, "torch": 120}) == "torch"
+    assert _choose_engine({"graph": 100, "torch": 105}) == "graph" and _choose_engine({"graph": 100, "torch": 120}) == "torch"
 
 
 def test_a_wrong_graph_is_never_used(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_what_is_no_graph_is_refused_before_it_is_opened(damage):
     content = export_graph(network().eval(), 64, photo=SPEC)
     bad = {"cut": content[: len(content) // 2], "noise": np.random.default_rng(0).bytes(2000), "empty": b""}[damage]
     with pytest.raises(UserError, match="this graph is not used"):
-        check_graph(bad)
+        _check_graph(bad)
 
 
 def test_a_graph_is_run_without_torch(tmp_path):
@@ -196,7 +196,7 @@ def test_many_photos_are_answered_as_few_are(flip, tmp_path, monkeypatch):
     from snakecls.models.batches import PhotoBatches
 
     monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    monkeypatch.setattr(module, "_choose_engine", lambda rates: "onnxruntime fp32")
     model, many, told = add_heads(network("test_resnet", 3), {"species": 3, "venomous": 2}), photos(FEW), []
     fast = answers.batch_features(model, PhotoBatches(many, SPEC, bs=30), flip=flip, say=told.append)
     slow = np.concatenate([answers.batch_features(model, PhotoBatches(many[at : at + 16], SPEC), flip=flip, precision="fp32") for at in range(0, FEW, 16)], axis=1)
@@ -214,7 +214,7 @@ def test_views_of_other_sizes_have_engines_of_their_own(tmp_path, monkeypatch):
     from snakecls.evaluate.predictions import predict_table, table_probs
 
     monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    monkeypatch.setattr(module, "_choose_engine", lambda rates: "onnxruntime fp32")
     model, table = network("resnet18", 3), pd.DataFrame({"path": photos(FEW)})
     many = predict_table(model, table, SPEC, ["a", "b", "c"], tta="scales")
     few = predict_table(model, table.iloc[:4], SPEC, ["a", "b", "c"], tta="scales")
@@ -226,7 +226,7 @@ def test_a_check_reads_stages_through_a_graph(tmp_path, monkeypatch):
     from snakecls.clean.label_issues import _read_features
 
     monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "choose_engine", lambda rates: "onnxruntime fp32")
+    monkeypatch.setattr(module, "_choose_engine", lambda rates: "onnxruntime fp32")
     model, many = network("test_resnet", 2), photos(FEW)
     ends, stages = _read_features(model, many, SPEC)
     few_ends, few_stages = _read_features(model, many[:8], SPEC)

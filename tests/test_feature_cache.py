@@ -8,7 +8,7 @@ from PIL import Image
 import snakecls.models.feature_cache as feature_cache
 from snakecls.data.datablocks import photo_dls
 from snakecls.data.photos import PhotoSpec
-from snakecls.models.feature_cache import FeatureCache, kept_features, photo_keys
+from snakecls.models.feature_cache import FeatureCache, kept_features, _photo_keys
 from snakecls.train.callbacks import FlipAverage
 from snakecls.train.learner import photo_learner
 from snakecls.train.learner_probe import fit_heads, head_answers, valid_answers
@@ -127,7 +127,7 @@ def test_loaders_of_ones_own_are_read_through(own_cache, tmp_path):
 
 
 def test_a_photo_from_memory_is_not_kept(tmp_path):
-    assert photo_keys([np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (9, 9)), tmp_path]) == [None] * 3
+    assert _photo_keys([np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (9, 9)), tmp_path]) == [None] * 3
     cache = FeatureCache(tmp_path)
     cache.write("space", [None], np.ones((1, 3)))
     assert cache.read("space", [None])[1] is None

@@ -18,7 +18,7 @@ from conftest import REPO, draw_snake
 from snakecls.data import image_cache as module
 from snakecls.data.augmentation import Augment
 from snakecls.data.datablocks import photo_dls
-from snakecls.data.image_cache import ImageCache, say_room, small_copy
+from snakecls.data.image_cache import ImageCache, say_room, _small_copy
 from snakecls.data.photos import RESIZES, PhotoError, PhotoSpec, open_photo, prepare_photo
 from snakecls.data.transforms import SampleSeeds, TrainPresize, train_view
 
@@ -39,7 +39,7 @@ def pixels(photos: list[Path], cache: ImageCache) -> list[bytes]:
 
 
 def expected(photos: list[Path], view: PhotoSpec = VIEW) -> list[bytes]:
-    return [small_copy(open_photo(photo, seen=view), view).tobytes() for photo in photos]
+    return [_small_copy(open_photo(photo, seen=view), view).tobytes() for photo in photos]
 
 
 def count_decoded(monkeypatch) -> list:

@@ -52,10 +52,16 @@ class Photo(PILImage):
 
     @classmethod
     def create(
-        cls, source: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image, *, seen: PhotoSpec | None = None, cache: ImageCache | None = None,
+        cls,
+        source: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image,
+        *,
+        seen: PhotoSpec | None = None,
+        cache: ImageCache | None = None,
         **kwargs,
     ):
-        "Open a path, bytes, an array, a tensor (of fastai's `TensorImage` the colours come first) or another image; `seen` says how it will be resized, as `open_photo` takes it, and `cache` keeps it."
+        """Open a path, bytes, an array, a tensor (of fastai's `TensorImage` the colours come first) or another image.
+
+        `seen` says how it will be resized, as `open_photo` takes it, and `cache` keeps it."""
         pixels = _as_array(source) if isinstance(source, torch.Tensor) else source
         photo = cls(open_photo(pixels, seen=seen) if cache is None else cache.open(pixels))
         photo.sample_key = photo_key(source)
@@ -515,7 +521,9 @@ def with_splits(
 ) -> pd.DataFrame:  # with `split`
     "Keep a fifth of the photos for validation where a table has no validation photos; raises `UserError` for what is no table."
     if not isinstance(table, pd.DataFrame):
-        raise UserError(f"{what} takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/').")
+        raise UserError(
+            f"{what} takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/')."
+        )
     has_own = "split" in table and (table["split"] == "valid").any()
     return table if has_own or not {"label", "labels"} & set(table) else split_table(table, valid=0.2, seed=seed)
 

@@ -38,7 +38,8 @@ class PhotoReader:
         "Open a photo and cut it."
         try:
             if self.cache is not None:
-                return self.cut.square_pixels(*self.cache.pixels(source), seed).copy()
+                pixels, full = self.cache.pixels(source)
+                return self.cut.square_pixels(pixels, full, seed).copy()
             return np.array(self.cut.square(open_photo(source, seen=self.view), seed))
         except PhotoError:  # who asks goes the usual way, which says so or takes another
             return None

@@ -243,14 +243,18 @@ def _find_graph(bundle: Bundle, engine: str, device: str) -> Graph | None:
     if engine == "torch" or (engine == "auto" and not can):
         return None
     if not can:
-        raise UserError("engine 'onnxruntime' needs the package onnxruntime and runs on the CPU; pip install onnxruntime, or use engine='torch'.")
+        raise UserError(
+            "engine 'onnxruntime' needs the package onnxruntime and runs on the CPU; pip install onnxruntime, or use engine='torch'."
+        )
     try:
         if (graph := open_graph(bundle.folder, bundle.info, bundle.seal)) is not None:
             check_weights(bundle.weights_path, bundle.seal)
     except UserError as e:
         raise e if str(bundle.folder) in str(e) else UserError(f"the model {bundle.folder} cannot be used: {e}") from e
     if graph is None and engine == "onnxruntime":
-        raise UserError(f"the model {bundle.folder} has no model.onnx that belongs to it; use engine='auto', or write it again with write_bundle.")
+        raise UserError(
+            f"the model {bundle.folder} has no model.onnx that belongs to it; use engine='auto', or write it again with write_bundle."
+        )
     return graph
 
 # %% ../../nbs/deploy/01_predict.ipynb #0db083a2

@@ -282,7 +282,9 @@ def make_plan(
         make_albumentations(experiment.augment.transforms)
     device = check_device(experiment.train.device, "train.device")
     seed_everything(experiment.seed)
-    model = make_network(problem, experiment.model.arch, weights=experiment.model.weights, **experiment.model.joining, **experiment.model.kwargs)
+    model = make_network(
+        problem, experiment.model.arch, weights=experiment.model.weights, **experiment.model.joining, **experiment.model.kwargs
+    )
     with gather_notes() as idle:
         _check_stages(model, stages)
         experiment = _with_train(experiment, batch_norm=_choose_batch_norm(experiment, model, stages))

@@ -101,20 +101,36 @@ FIXED_KWARGS = {
     ),
 }
 
+# %% ../../nbs/experiment/01_schema.ipynb #ffe6a351
+def _join_archs(arch: Any) -> Any:
+    "Write several networks as one name, with + between them."
+    if not isinstance(arch, list):
+        return arch
+    if not arch or not all(isinstance(name, str) and name for name in arch) or len(set(arch)) < len(arch):
+        raise PydanticCustomError("arch_list", "give the name of a network, or a list of names, each once")
+    return "+".join(arch)
+
+
+def _check_once(values: list, info: ValidationInfo) -> list:
+    "Refuse what would join the same features twice."
+    if len(set(values)) < len(values) or (info.field_name == "scales" and 1 in values):
+        raise PydanticCustomError("twice", "give each number once, and of scales not 1, which is there already")
+    return values
+
 # %% ../../nbs/experiment/01_schema.ipynb #68e01228
 class ModelConfig(Settings):
     "The network."
-    arch: str = Field(
+    arch: Annotated[str, BeforeValidator(_join_archs)] = Field(
         "tf_efficientnet_lite0",
         description="timm's or torchvision's name, or lenet5, alexnet_scratch, googlenet_scratch, cnn; a list of timm's joins "
         "several networks under one linear layer",
     )
     weights: str = Field("auto", description="auto, none, a weights file, or an earlier run or bundle to start from")
-    depths: list[Annotated[int, Field(ge=1)]] = Field(
+    depths: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_check_once)] = Field(
         [], description="blocks whose averages join what the classifier sees, such as [3, 4, 5, 6, 7]; counted as for freeze"
     )
     maximum: bool = Field(False, description="the maxima of the last maps join what the classifier sees, too")
-    scales: list[Annotated[float, Field(ge=0.2, le=4)]] = Field(
+    scales: Annotated[list[Annotated[float, Field(ge=0.2, le=4)]], AfterValidator(_check_once)] = Field(
         [], description="the network also sees the photo at these shares of its size, such as [0.75]"
     )
     kwargs: dict[str, Any] = Field({}, description="passed on to the network, such as {drop_rate: 0.2}")
@@ -124,24 +140,6 @@ class ModelConfig(Settings):
         "What the classifier sees beside the network's last features, as `create_backbone` takes it."
         asked = {"depths": self.depths, "maximum": self.maximum, "scales": self.scales}
         return {key: value for key, value in asked.items() if value}
-
-    @field_validator("arch", mode="before")
-    @classmethod
-    def join_archs(cls, arch: Any) -> Any:
-        "Write several networks as one name, with + between them."
-        if not isinstance(arch, list):
-            return arch
-        if not arch or not all(isinstance(name, str) and name for name in arch) or len(set(arch)) < len(arch):
-            raise PydanticCustomError("arch_list", "give the name of a network, or a list of names, each once")
-        return "+".join(arch)
-
-    @field_validator("depths", "scales")
-    @classmethod
-    def check_once(cls, values: list, info: ValidationInfo) -> list:
-        "Refuse what would join the same features twice."
-        if len(set(values)) < len(values) or (info.field_name == "scales" and 1 in values):
-            raise PydanticCustomError("twice", "give each number once, and of scales not 1, which is there already")
-        return values
 
     @field_validator("kwargs")
     @classmethod

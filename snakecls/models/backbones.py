@@ -52,7 +52,7 @@ def _check_kwargs(kwargs: dict, n_classes: int) -> dict:  # the same
 
 # %% ../../nbs/models/24_backbones.ipynb #c25bae24
 def _which_library(arch: str, kwargs: dict) -> str:
-    "Find the library of an architecture: that of joined networks where there are several, or where more than one's last layer is asked for."
+    "Find the library of an architecture: that of joined networks for several, or for more than a last layer."
     joins = "+" in arch or any(kwargs.get(key) for key in JOINING)
     others = {name: find_library(name) for name in arch.split("+")} if joins else {}
     if wrong := next((name for name, library in others.items() if library != "timm"), None):
@@ -120,7 +120,8 @@ def _start_from_run(library: str, arch: str, make: dict, bundle: Bundle, labels:
     given = bundle.info.model
     if given["arch"] == arch and library == "joined" != given["library"]:
         raise UserError(
-            f"{bundle.folder} is a run of {arch} whose classifier sees the last features alone; leave out model.depths, maximum and scales.")
+            f"{bundle.folder} is a run of {arch} whose classifier sees the last features alone; leave out model.depths, maximum and scales."
+        )
     library = given["library"] if given["arch"] == arch else library  # what the run joined is joined again
     make = given["kwargs"] | make
     model, source = run_weights(library, arch, make, bundle, labels)

@@ -63,7 +63,9 @@ def read_graph(
     with open_file(file) as stream:
         content = stream.read(most)
     if seal_graph(content) != given:
-        raise UserError(f"{file} is not what the bundle was written with: it is damaged, or of another bundle; copy the whole bundle again.")
+        raise UserError(
+            f"{file} is not what the bundle was written with: it is damaged, or of another bundle; copy the whole bundle again."
+        )
     return content
 
 # %% ../../nbs/models/21_bundle_graph.ipynb #caaba7d3

@@ -20,7 +20,7 @@ from .graph import Engine
 # %% ../../nbs/models/18_features.ipynb #2c49806a
 def batch_features(
     model: nn.Module,
-    batches: Iterable[Any],  # (n, 3, h, w) float32 arrays or tensors, normalised; or (n, h, w, 3) uint8, with `photo` or the batches' own `spec`
+    batches: Iterable[Any],  # (n, 3, h, w) float32 arrays or tensors, normalised; or (n, h, w, 3) uint8, with a `photo` or `spec`
     *,
     flip: bool = False,  # also the mirrored photos
     precision: str = "auto",  # 'auto', 'fp32' or 'bf16'

@@ -27,7 +27,7 @@ def make_key(
 
 # %% ../../nbs/models/14_graph_cache.ipynb #4d8c0bf2
 class GraphCache:
-    "Files that can be made again, in a folder of limited size; those that were not used for longest are removed. It never raises for want of a disk."
+    "Files that can be made again, in a folder of limited size; those not used for longest go. It never raises for want of a disk."
     def __init__(
         self,
         folder: str | Path | None = None,  # None: `cache_folder('graphs')`

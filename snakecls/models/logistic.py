@@ -80,7 +80,7 @@ def _first_bias(
 
 # %% ../../nbs/models/11_logistic.ipynb #df7f3c0d
 class LogisticFit:
-    "Logistic regressions on standardised features, on several subsets of the photos at once; each C starts from the weights of the one before."
+    "Logistic regressions on standardised features, on subsets of the photos at once; each C starts from the weights of the one before."
     def __init__(
         self,
         features: np.ndarray,  # (n_views, n_photos, n_features), or (n_photos, n_features)
@@ -149,7 +149,9 @@ def _value(
 
 # %% ../../nbs/models/11_logistic.ipynb #6b9ff746
 @patch
-def _unfold(self: LogisticFit, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (n_features, n_fits * n_classes), (n_fits, n_classes)
+def _unfold(
+    self: LogisticFit, weight: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # (n_features, n_fits * n_classes), (n_fits, n_classes)
     "Turn weights of features standardised by each fit into those of features standardised by all photos."
     columns = weight * self.inverse
     return columns.reshape(len(weight), -1), (bias - np.einsum("df,dfk->fk", self.at, columns)).astype(np.float32)

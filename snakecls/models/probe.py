@@ -78,7 +78,9 @@ def _refuse_missing(missing: list[int]) -> None:
         raise UserError(f"the linear probe needs a training photo of every class; classes number {missing[:5]} have none.")
 
 # %% ../../nbs/models/13_probe.ipynb #bb4d3663
-def _cross_validate(features: np.ndarray, targets: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> tuple[dict[float, float], list]:
+def _cross_validate(
+    features: np.ndarray, targets: np.ndarray, grid: Sequence[float], folds: int, seed: int
+) -> tuple[dict[float, float], list]:
     "Give the mean log loss of each C, which ranks small sets with less noise than a score of right and wrong, and the best one's weights."
     splits = _affordable(_probe_folds(array_problem(targets), targets, folds, seed), features, targets)
     if not splits:

@@ -80,7 +80,9 @@ def _given_network(
     "Make the network, or take the given one; raises `UserError` where it, or the loss, cannot be trained on the problem."
     if isinstance(arch, nn.Module):
         model = make_network(problem, arch)
-        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str)) + check_loss(loss, problem, count_outputs(model, size))
+        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str)) + check_loss(
+            loss, problem, count_outputs(model, size)
+        )
     else:
         odd, model = check_loss(loss, problem), _named_network(problem, arch, network)
     _start_small(model)
@@ -92,7 +94,10 @@ def _idle_network(arch: str | nn.Module, network: dict) -> list[str]:
     if not isinstance(arch, nn.Module):
         return []
     remedies = {name: find_remedy(name, _taken()) for name in network}
-    return [f"{name} does nothing with a network of your own ({type(arch).__name__}); {said or 'leave it out'}." for name, said in remedies.items()]
+    return [
+        f"{name} does nothing with a network of your own ({type(arch).__name__}); {said or 'leave it out'}."
+        for name, said in remedies.items()
+    ]
 
 # %% ../../nbs/train/23_learner.ipynb #fbb8188b
 def _named_network(problem: Problem, arch: str, network: dict) -> nn.Module:

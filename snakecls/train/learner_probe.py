@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learner_problem', 'top_k', 'epoch_names', 'valid_answers', 'answer_metrics', 'valid_metrics', 'spread_answers',
-           'spread_probs', 'probe_head', 'fit_heads', 'known_targets', 'split_features', 'head_answers', 'last_metrics']
+           'spread_probs', 'fit_heads', 'known_targets', 'head_answers', 'last_metrics']
 
 # %% ../../nbs/train/18_learner_probe.ipynb #e3e15bcc
 import re
@@ -96,7 +96,7 @@ def spread_probs(
     return spread
 
 # %% ../../nbs/train/18_learner_probe.ipynb #25165b79
-def probe_head(
+def _probe_head(
     learn: Learner,  # its training photos at the loaders' size
     seed: int,
 ) -> dict:  # validation metrics of the probe
@@ -107,7 +107,7 @@ def probe_head(
 # %% ../../nbs/train/18_learner_probe.ipynb #1b2ed6ba
 def fit_heads(learn: Learner, splits: Sequence[str], seed: int) -> None:
     "Fit a probe for each target on the photos of the splits and their mirror images, and put it into the head."
-    seen = [split_features(learn, split, flip=True) for split in splits]
+    seen = [_split_features(learn, split, flip=True) for split in splits]
     features = np.concatenate([each for each, _ in seen], axis=1)
     datasets = [learn.dls.train_ds if split == "train" else learn.dls.valid_ds for split in splits]
     probes = []
@@ -123,7 +123,7 @@ def known_targets(dataset, at: int = -1) -> np.ndarray:  # (n,) class numbers, o
     return np.stack(found).astype(bool) if found[0].ndim else np.array([int(y) for y in found])
 
 # %% ../../nbs/train/18_learner_probe.ipynb #9adf99ce
-def split_features(
+def _split_features(
     learn: Learner,
     split: str,  # 'train' or 'valid'
     *,
@@ -160,9 +160,11 @@ def head_answers(
     if heads is None or not _reads_files(valid, learn.dls) or not _answers_plainly(learn):
         return valid_answers(learn, valid)
     flips = next((cb for cb in learn.cbs if isinstance(cb, FlipAverage)), None)
-    views, kept = split_features(learn, "valid", flip=flips is not None)
+    views, kept = _split_features(learn, "valid", flip=flips is not None)
     with torch.no_grad(), learn.loss_not_reduced():
-        preds = [_average([F.linear(torch.from_numpy(view), head.weight.cpu(), _on_cpu(head.bias)) for view in views], flips) for head in heads]
+        preds = [
+            _average([F.linear(torch.from_numpy(view), head.weight.cpu(), _on_cpu(head.bias)) for view in views], flips) for head in heads
+        ]
         targets = [torch.as_tensor(known_targets(learn.dls.valid_ds, at)[kept]) for at in range(1, len(heads) + 1)]
         given = [target.float() if target.ndim > 1 else target for target in targets]
         losses = learn.loss_func(tuple(preds) if len(preds) > 1 else preds[0], *given)

@@ -62,7 +62,7 @@ def _log_loss(
     targets: np.ndarray,  # (n,) class numbers, or (n, n_classes), bool
     probs: np.ndarray,  # (n, n_classes)
 ) -> float:  # >= 0, nats; NaN where a probability is no number
-    "Compute the mean negative log likelihood, of the true class or of each label: scikit-learn's `log_loss`, whatever the order of the photos."
+    "Compute the mean negative log likelihood, of the true class or of each label, whatever the order of the photos."
     targets, probs = np.asarray(targets), np.asarray(probs, np.float64)
     if not np.isfinite(probs).all():
         return float("nan")

@@ -114,7 +114,9 @@ def check_loss(
         raise UserError(f"loss is {loss!r}; give a name, or a function of answers and targets.")
     if _is_published(loss) and (why := _try(loss, problem, n_outputs)):
         suits = "CrossEntropyLossFlat()" if not problem.parts[0].many else "BCEWithLogitsLossFlat()"
-        remedy = "give loss='auto'" + (f", or {suits} of fastai" if len(problem.parts) == 1 else ", or a function of all answers and targets")
+        remedy = "give loss='auto'" + (
+            f", or {suits} of fastai" if len(problem.parts) == 1 else ", or a function of all answers and targets"
+        )
         raise UserError(f"loss {_called(loss)} does not take {_asks(problem)} ({why}); {remedy}.")
     if hasattr(loss, "activation"):
         return []
@@ -138,7 +140,13 @@ def _called(function: Any) -> str:
 
 def _asks(problem: Problem) -> str:
     "Say what a photo has."
-    return f"{len(problem.parts)} targets" if len(problem.parts) > 1 else "several labels on a photo" if problem.parts[0].many else "one label for a photo"
+    return (
+        f"{len(problem.parts)} targets"
+        if len(problem.parts) > 1
+        else "several labels on a photo"
+        if problem.parts[0].many
+        else "one label for a photo"
+    )
 
 # %% ../../nbs/train/22_parts.ipynb #fad064a8
 def _try(function: Callable, problem: Problem, n_outputs: Sequence[int] | None = None) -> str:  # why it fails; empty where it does not
@@ -172,7 +180,9 @@ def list_metrics(
         raise UserError(f"metrics is {metrics!r}; give a list of functions or of fastai's metrics, such as [accuracy].")
     for metric in given:
         if inspect.isfunction(metric) and _is_published(metric) and (why := _try(metric, problem)):
-            raise UserError(f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why}); leave metrics out, or give others.")
+            raise UserError(
+                f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why}); leave metrics out, or give others."
+            )
     return given
 
 
