@@ -105,9 +105,9 @@ def probe_head(
     return answer_metrics(learn, *head_answers(learn))
 
 # %% ../../nbs/train/18_learner_probe.ipynb #1b2ed6ba
-def fit_heads(learn: Learner, splits: Sequence[str], seed: int) -> None:
-    "Fit a probe for each target on the photos of the splits and their mirror images, and put it into the head."
-    seen = [split_features(learn, split, flip=True) for split in splits]
+def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: bool = True) -> None:
+    "Fit a probe for each target on the photos of the splits, and their mirror images where `mirrored`, and put it into the head."
+    seen = [split_features(learn, split, flip=mirrored) for split in splits]
     features = np.concatenate([each for each, _ in seen], axis=1)
     datasets = [learn.dls.train_ds if split == "train" else learn.dls.valid_ds for split in splits]
     probes = []
