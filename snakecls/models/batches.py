@@ -105,7 +105,7 @@ def answer_photos(
     description: str | None = "Predicting",  # of the progress bar; None: no bar
     prepare: Callable = photo_pixels,  # as in `PhotoBatches`; the probabilities of several views are averaged
     on_lost: Callable[[int, PhotoError], None] | None = None,  # as in `PhotoBatches`: a photo that cannot be read has no row then
-    **settings,  # of `engine_probs`
+    **settings,  # of `_engine_probs`
 ) -> list[np.ndarray]:  # (n, n_classes) float32 for each target; one where there is one
     "Predict photos in batches. Raises `PhotosGone` where none can be read any more."
     rows, reasons = [], []

@@ -69,7 +69,7 @@ class FeatureCache:
     def read(
         self,
         space: str,
-        keys: Sequence[bytes | None],  # from `photo_keys`
+        keys: Sequence[bytes | None],  # from `_photo_keys`
     ) -> tuple[np.ndarray, np.ndarray | None]:  # (n,) bool: which are there; their rows (n_there, n_features) float32, None without any
         "Look rows up, which counts as a use of their space."
         found = _try(self, lambda db: _read_rows(db, space, keys)) or {}

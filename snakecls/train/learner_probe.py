@@ -104,10 +104,10 @@ def _probe_head(
     fit_heads(learn, ["train"], seed)
     return answer_metrics(learn, *head_answers(learn))
 
-# %% ../../nbs/train/18_learner_probe.ipynb #1b2ed6ba
-def fit_heads(learn: Learner, splits: Sequence[str], seed: int) -> None:
-    "Fit a probe for each target on the photos of the splits and their mirror images, and put it into the head."
-    seen = [_split_features(learn, split, flip=True) for split in splits]
+# %% ../../nbs/train/18_learner_probe.ipynb #20b4af5c
+def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: bool = True) -> None:
+    "Fit a probe for each target on the photos of the splits, and their mirror images where `mirrored`, and put it into the head."
+    seen = [_split_features(learn, split, flip=mirrored) for split in splits]
     features = np.concatenate([each for each, _ in seen], axis=1)
     datasets = [learn.dls.train_ds if split == "train" else learn.dls.valid_ds for split in splits]
     probes = []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fastai.learner import Learner
@@ -29,7 +30,6 @@ from .learner_probe import spread_answers, spread_probs, valid_answers, valid_me
 from .monitoring import SaveBestF1
 from .unfreezing import auto_batch_norm, check_groups, freeze_to, stage_callbacks
 from .stages import Stage, check_acting
-from .stopping import EarlyStopping
 
 # %% ../../nbs/train/19_schedules.ipynb #d272a033
 @dataclass
@@ -97,6 +97,7 @@ class _Schedule:
     on_row: Callable[[dict], None] | None = None
     lr_pictures: Path | None = None
     keep_answers: bool = False
+    begins: Callable[[int], bool] = lambda number: True
     result: ScheduleResult = field(default_factory=ScheduleResult)
 
 # %% ../../nbs/train/19_schedules.ipynb #bf5e2e9d
@@ -138,7 +139,7 @@ def _head_rate(stage: Stage) -> float:
 def _probe_stage(schedule: _Schedule, rows: _StageRows, seed: int) -> dict[str, float]:  # metrics
     "Fit the linear probe, and let it compete as epoch 0."
     learn, saver, result = schedule.learn, schedule.saver, schedule.result
-    fit_heads(learn, ["train"], seed)
+    fit_heads(learn, ["train"], seed, mirrored=schedule.stages[rows.number - 1].mirrored)
     answers, valid = head_answers(learn), learn.dls.valid
     own = answer_metrics(learn, *answers)
     row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
@@ -217,9 +218,9 @@ def _too_fast(lr: float) -> str:
     return f"so the rate ({lr:g}) is probably too large; try a tenth of it, lr: auto, or train.clip: 1.0."
 
 # %% ../../nbs/train/19_schedules.ipynb #2181d1ce
-def _early_stop(cbs: Sequence) -> EarlyStopping | None:
-    "Find the early stopping that ended a fit."
-    return next((cb for cb in cbs if isinstance(cb, EarlyStopping) and cb.message), None)
+def _early_end(cbs: Sequence) -> Any:  # None without one
+    "Find the callback that ended a fit: it says so in its `why` and its `message`."
+    return next((cb for cb in cbs if getattr(cb, "why", "") and cb.message), None)
 
 # %% ../../nbs/train/19_schedules.ipynb #eb5b26fa
 def _stage_notes(stages: list[dict]) -> list[str]:  # of a `ScheduleResult`
@@ -245,7 +246,7 @@ def _run_stage(schedule: _Schedule, number: int, cbs: Sequence) -> dict:  # the 
     if stage.epochs:
         own, told = _train_stage(schedule, rows, seed, cbs)
     trained = rows.trained
-    if len(trained) < stage.epochs and (stop := _early_stop([*learn.cbs, *cbs])) is not None:
+    if len(trained) < stage.epochs and (stop := _early_end([*learn.cbs, *cbs])) is not None:
         told |= {"stopped": stop.message, "ended": stop.why}
     if rising := _rising_loss([row["train_loss"] for row in trained], rows.place["lr"]):
         told["rising"] = rising
@@ -274,10 +275,10 @@ def _note_trained(schedule: _Schedule, number: int, cbs: Sequence) -> None:
 
 
 def _is_over(schedule: _Schedule, number: int, cbs: Sequence) -> bool:
-    "Tell whether no further stage trains: there is none, or early stopping has ended the whole schedule."
+    "Tell whether no further stage trains: there is none, the next one does not begin, or a callback has ended the whole schedule."
     last = max((place for place, stage in enumerate(schedule.stages, start=1) if stage.epochs), default=0)
-    stops = [cb for cb in (*schedule.learn.cbs, *cbs) if isinstance(cb, EarlyStopping)]
-    return number == last or any(cb.across_stages and cb.message for cb in stops)
+    ended = any(getattr(cb, "why", "") and getattr(cb, "across_stages", False) for cb in (*schedule.learn.cbs, *cbs))
+    return number == last or ended or not schedule.begins(number + 1)
 
 # %% ../../nbs/train/19_schedules.ipynb #1d343e48
 def _run_stages(schedule: _Schedule, make_cbs: Callable[[Stage, int], list]) -> None:
@@ -290,6 +291,8 @@ def _run_stages(schedule: _Schedule, make_cbs: Callable[[Stage, int], list]) -> 
     try:
         for number in acting:
             saver.stage, stage = number, stages[number - 1]
+            if number > acting[0] and not schedule.begins(number):
+                break
             cbs = make_cbs(stage, number)
             entry = _run_stage(schedule, number, cbs)
             _note_trained(schedule, number, cbs)
@@ -328,6 +331,8 @@ def _note_best(schedule: _Schedule) -> None:
     saver, result, answers = schedule.saver, schedule.result, schedule.saver.best_answers
     size = schedule.stages[saver.best_stage - 1].seen_size
     result.best = {"monitor": saver.monitor, "value": saver.best, "stage": saver.best_stage, "epoch": saver.best_epoch, "size": size}
+    if not schedule.stages[saver.best_stage - 1].mirrored:
+        result.best["mirrored"] = False
     if answers is not None and answers.places is not None:
         result.best["n_valid"] = len(answers.places)
     if schedule.keep_answers and answers is not None and answers.probs is not None:
@@ -355,6 +360,7 @@ def progressive_fit(
     lr_pictures: str | Path | None = None,  # folder for the curves of `lr: auto`, lr-stage1.png and so on; None: not drawn
     # also keep how the probe and the last epoch answer the validation photos, where other weights are kept; one more validation at most
     keep_answers: bool = False,
+    begins: Callable[[int], bool] = lambda number: True,  # asked before each stage but the first, by its number; where it does not begin, no further one does
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
     augment = getattr(learn.dls, "augment", None) or Augment()
@@ -369,7 +375,7 @@ def progressive_fit(
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)
-    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers)
+    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins)
     _run_stages(schedule, lambda stage, number: [*cbs, *(() if stage_cbs is None else stage_cbs(stage, number))])
     _finish(schedule)
     return schedule.result
@@ -387,5 +393,5 @@ def refit_probe(
     Validation scores measured afterwards would be of photos that were trained on."""
     if result.best.get("epoch") != 0:
         return False
-    fit_heads(learn, ["train", "valid"], seed)
+    fit_heads(learn, ["train", "valid"], seed, mirrored=result.best.get("mirrored", True))
     return True

@@ -156,6 +156,7 @@ class Stage(Settings):
     layer_decay: float | None = Field(None, gt=0, le=1, description="rate of each block as a share of the next one's, from the head down")
     bs: int | None = Field(None, ge=2, description="training batch; train.bs scaled with the area if not given")
     head: Literal["keep", "probe"] = Field("keep", description="probe: fit the linear probe at this size first")
+    mirrored: bool = Field(True, description="fit the linear probe on the photos' mirror images, too")
     mixup: float | None = Field(None, ge=0, description="alpha; augment.mixup if not given")
     cutmix: float | None = Field(None, ge=0, description="alpha; augment.cutmix if not given")
     mix_p: float | None = Field(None, gt=0, le=1, description="share of the batches that are blended; augment.mix_p if not given")
@@ -202,6 +203,8 @@ def idle(self: Stage) -> list[str]:  # sentences that begin with the name of a s
     if not self.acts:
         return ["epochs is 0, so the stage is left out; give epochs, or head: probe for a linear probe alone."]
     told = _idle_policy(self.lr_schedule, self.epochs, warmup=self.warmup, options=self.lr_options) if self.epochs else []
+    if not self.mirrored and self.head != "probe":
+        told.append("mirrored is false, which is about a linear probe, and the stage has none; leave it out, or give head: probe.")
     if self.gradual and self.epochs == 1:
         told.append("gradual frees one block more with each epoch, so 1 epoch trains the head alone; give at least 2, or freeze: body.")
     return told
