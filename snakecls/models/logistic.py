@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from fastcore.basics import patch
 
+from ..data.problem import array_problem
+
 # %% ../../nbs/models/11_logistic.ipynb #ef22412b
 def _softmax_loss(
     logits: np.ndarray,  # (n, n_fits, n_classes), overwritten; -inf for a class that a fit does not know
@@ -57,7 +59,7 @@ def _frequencies(
     n_classes: int,
 ) -> np.ndarray:  # (n_fits, n_classes), in [0, 1]
     "Compute how often each class occurs in each fit."
-    if targets.ndim == 2:
+    if array_problem(targets).many:
         counts = np.stack([targets[rows].sum(0) for rows in inside.T])
     else:
         counts = np.stack([np.bincount(targets[rows], minlength=n_classes) for rows in inside.T])
@@ -90,18 +92,20 @@ class LogisticFit:
         fits: Sequence[np.ndarray] | None = None,  # positions of the photos that each fit learns from; None: one fit, of all
     ):
         features = features[None] if features.ndim == 2 else features
-        n_classes = targets.shape[1] if targets.ndim == 2 else n_classes or int(targets.max()) + 1
-        self.pair = targets.ndim == 1 and n_classes == 2  # one question, as scikit-learn has it
+        many = array_problem(targets).many
+        n_classes = targets.shape[1] if many else n_classes or int(targets.max()) + 1
+        self.pair = not many and n_classes == 2  # one question, as scikit-learn has it
         targets, n_classes = ((targets == 1)[:, None], 1) if self.pair else (targets, n_classes)
         self.targets = np.concatenate([targets] * len(features))
-        self.losses = _softmax_loss if targets.ndim == 1 else _sigmoid_loss
+        one_label = not many and not self.pair
+        self.losses = _softmax_loss if one_label else _sigmoid_loss
         self.shares, self.n_rows = _fit_shares([np.arange(len(targets))] if fits is None else fits, len(targets), len(features))
         self.X, self.mean, self.scale = _standardise(features.reshape(-1, features.shape[-1]))
         self.at, variance = _moments(self.X, self.shares)
         varies = variance > 1e-5  # the photos of a fit may all be alike in a feature, which then says nothing
         self.inverse = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)[..., None].astype(np.float32)
         frequencies = _frequencies(self.targets, self.shares > 0, n_classes)
-        self.bias = _first_bias(frequencies, self.n_rows[:, None], one_label=targets.ndim == 1)
+        self.bias = _first_bias(frequencies, self.n_rows[:, None], one_label=one_label)
         self.weight = np.zeros((len(self.mean), *self.bias.shape), np.float32)
         self.least = self.curvature = frequencies * (1 - frequencies)
 

@@ -115,7 +115,7 @@ def _fold_fits(features: np.ndarray, targets: np.ndarray, fits: list[np.ndarray]
 # %% ../../nbs/models/13_probe.ipynb #75e17717
 def _count_classes(targets: np.ndarray) -> int:
     "Count the classes, or the labels where a photo has several."
-    return targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
+    return targets.shape[1] if array_problem(targets).many else int(targets.max()) + 1
 
 # %% ../../nbs/models/13_probe.ipynb #2050e142
 @singledispatch
