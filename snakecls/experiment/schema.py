@@ -185,8 +185,7 @@ class TrainConfig(Settings):
     )
     compile: bool = Field(False, description="torch.compile the network, where there is a C++ compiler")
     batch_norm: Literal["auto", "all", "frozen", "train"] = Field(
-        "auto",
-        description="batch-norm statistics that are held still: all, those of frozen blocks, or none (train); auto: all "
+        "auto", description="batch-norm statistics that are held still: all, those of frozen blocks, or none (train); auto: all "
         "of pretrained weights, none of random ones",
     )
     refit: bool = Field(
@@ -205,6 +204,11 @@ class TrainConfig(Settings):
 def _one_to_list(value: Any) -> Any:
     "Take one text for a list of one."
     return [value] if isinstance(value, str) else value
+
+
+def _one_number(value: Any) -> Any:
+    "Take one number for a list of one."
+    return [value] if isinstance(value, int) else value
 
 
 _OneOrMore = BeforeValidator(_one_to_list)
@@ -258,7 +262,9 @@ class Experiment(Settings):
     train: TrainConfig = TrainConfig()
     schedule: list[Stage] = Field(DEFAULT_SCHEDULE, min_length=1, description="the stages")
     predict: PredictConfig = PredictConfig()
-    top_k: list[Annotated[int, Field(ge=1)]] = Field([3], min_length=1, description="for which k the top-k accuracy is reported")
+    top_k: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_one_number)] = Field(
+        [3], min_length=1, description="for which k the top-k accuracy is reported"
+    )
     monitor: str = Field(
         "f1_macro",
         description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with "
@@ -267,11 +273,7 @@ class Experiment(Settings):
     track: Annotated[list[Literal["logbook", "wandb"]], _OneOrMore] = Field(["logbook"], description="beside the run folder")
     wandb: WandbConfig = WandbConfig()
 
-    @field_validator("top_k", mode="before")
-    @classmethod
-    def one_number(cls, top_k: Any) -> Any:
-        "Take one number for a list of one."
-        return [top_k] if isinstance(top_k, int) else top_k
+
 
     @field_validator("monitor")
     @classmethod

@@ -17,6 +17,7 @@ import fastai.interpret  # and with the next one, photos that can be shown with 
 import fastai.vision.learner  # noqa: F401
 import pandas as pd
 import torch
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
 
@@ -184,6 +185,21 @@ def photo_learner(
         table, size, valid_size=valid_size, problem=problem, spec=spec, augment=augment, bs=bs,
         seed=seed, num_workers=num_workers, device=device,
     )
+    return _put_together(dls, model, loss, optimiser, metrics, flip=flip, path=path)
+
+# %% ../../nbs/train/23_learner.ipynb #a9aa5646
+def _put_together(
+    dls: DataLoaders,
+    model: nn.Module,
+    loss: str | Callable,
+    optimiser: str | Callable,
+    metrics: Sequence | None,
+    *,
+    flip: bool,
+    path: str | Path,
+) -> Learner:
+    "Make the Learner of its parts, those that have a name by it."
+    problem = dls.problem
     if isinstance(loss, str):
         loss = problem_loss(problem, loss, counts=problem.each(dls.counts), n_photos=len(dls.train_ds))
     return Learner(
