@@ -470,18 +470,14 @@ def photo_dls(
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
     table, problem = _read_question(with_splits(table, seed), problem, target, labels, oversample)
     spec = replace(spec or PhotoSpec(size=size), size=valid_size or size, **({} if network is None else _network_colours(network)))
-    sizes = _batch_sizes(table, bs)
-    device = check_device(device)
+    sizes, device = _batch_sizes(table, bs), check_device(device)
     workers, note = _plan_workers(num_workers, sizes, augment.presize_for(size) if augment.backend == "fastai" else size, spec.size)
     seeds = DrawSeeds(seed)
     block = photo_block(spec, problem, size=size, augment=augment, seeds=seeds, cache=cache)
     dls = _load(block, table, sizes, workers, device)
     dls.train.seeds, dls.train.cache = seeds, cache
     dls.spec, dls.augment, dls.problem, dls.workers_note = spec, augment, problem, note
-    dls.labels = problem.named(part.labels for part in problem.parts)
-    dls.counts = problem.named(count_labels(table, part.column, labels=part.labels) for part in problem.parts)
-    if oversample:
-        dls.train.weights = draw_weights(table.loc[table["split"] == "train", problem.columns[0]], oversample=oversample)
+    dls.labels, dls.counts, dls.train.weights = _count_photos(table, problem, oversample)
     dls.lost = _watch(dls, table, lost or LostPhotos(table, targets=problem.columns))
     if num_workers is None:
         for loader in (dls.train, dls.valid):
@@ -539,6 +535,17 @@ def training_rows(table: pd.DataFrame) -> pd.DataFrame:
         if not (table["split"] == name).any():
             raise UserError(f"the table has no photo in split '{name}'; make the splits with split_table, or take more photos.")
     return table
+
+# %% ../../nbs/data/33_datablocks.ipynb #6305e92f
+def _count_photos(
+    table: pd.DataFrame, problem: Problem, oversample: float
+) -> tuple[object, object, np.ndarray | None]:  # labels and counts, by target where there are several; weights of the training photos
+    "Count the training photos of each label, and weigh them."
+    labels = problem.named(part.labels for part in problem.parts)
+    counts = problem.named(count_labels(table, part.column, labels=part.labels) for part in problem.parts)
+    if not oversample:
+        return labels, counts, None
+    return labels, counts, draw_weights(table.loc[table["split"] == "train", problem.columns[0]], oversample=oversample)
 
 # %% ../../nbs/data/33_datablocks.ipynb #ad5bc38b
 def _batch_sizes(table: pd.DataFrame, bs: int) -> tuple[int, int]:  # of training, of validation

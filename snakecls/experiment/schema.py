@@ -195,7 +195,7 @@ class TrainConfig(Settings):
     image_cache: float = Field(
         10.0, ge=0, description="GB of the user's cache folder in which training photos are kept decoded, for later epochs and runs; 0 is off"
     )
-    num_workers: int | None = Field(None, ge=0, description="loading processes; one less than the processors if not given")
+    num_workers: int | None = Field(None, ge=0, description="loading processes; if not given threads where these do, else one less than the processors")
     device: Annotated[str | None, AfterValidator(_check_device)] = Field(
         None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given"
     )

@@ -68,19 +68,21 @@ class TorchEngine(Engine):
         self.model.eval()
         try:
             with autocast(device, self.precision):
-                found = reads(self.model, self._prepare(batch, device))
+                found = reads(self.model, _as_tensor(self, batch, device))
         finally:
             self.model.train(was_training)
         return tuple(one.float().cpu().numpy() for one in found)
 
-    def _prepare(self, batch: Any, device: torch.device) -> torch.Tensor:
-        batch = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch  # whatever torch's defaults are
-        batch = batch.as_subclass(torch.Tensor).to(device)  # fastai's tensors cost Python at every layer
-        if batch.dtype == torch.uint8:
-            batch = _normalise(batch, self.photo)
-        return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
-
 # %% ../../nbs/models/16_engine.ipynb #b5224742
+def _as_tensor(engine: TorchEngine, batch: Any, device: torch.device) -> torch.Tensor:
+    "Bring a batch to where the network is, normalised and in its memory format."
+    batch = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch  # whatever torch's defaults are
+    batch = batch.as_subclass(torch.Tensor).to(device)  # fastai's tensors cost Python at every layer
+    if batch.dtype == torch.uint8:
+        batch = _normalise(batch, engine.photo)
+    return batch.contiguous(memory_format=torch.channels_last if engine.channels_last else torch.contiguous_format)
+
+
 def _normalise(pixels: torch.Tensor, photo: PhotoSpec | None) -> torch.Tensor:  # (n, h, w, 3) uint8 -> (n, 3, h, w) float32
     "Do what `normalise_pixels` does, bit by bit, where the pixels are."
     if photo is None:

@@ -165,7 +165,7 @@ def photo_learner(
     bs: int = 32,  # training batch
     flip: bool = False,  # answer with the mean of a photo and its mirror image
     seed: int = 42,  # of the split, of random weights, of order and augmentation
-    num_workers: int | None = None,  # loading processes; None: one less than the processors, at most 8
+    num_workers: int | None = None,  # loading processes; None: threads where these do, else one less than the processors
     device: str | None = None,  # None: a GPU where there is one
     path: str | Path = ".",  # where the Learner saves; made where it is not there
     **network,  # of `make_network`: weights, and what the network itself takes, such as drop_rate
