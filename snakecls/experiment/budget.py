@@ -6,20 +6,20 @@
 __all__ = ['MOST_EPOCHS', 'SLACK', 'Budget', 'Candidate', 'Free', 'list_candidates', 'shorten_schedule', 'Costs', 'reckon',
            'BudgetPlan', 'plan_budget', 'describe_plan', 'plan_record']
 
-# %% ../../nbs/experiment/09_budget.ipynb #3598713e
+# %% ../../nbs/experiment/09_budget.ipynb #0044e815
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..core import UserError
-from .duration import FINISH_S, Scene, StageCosts, stage_seconds
+from .duration import Scene, StageCosts, stage_seconds
 from .schema import DEFAULT_SCHEDULE
 from ..progress import read_duration, say_duration
 from ..train.deadline import StageTime
 from ..train.stages import Stage, scaled_bs
 
-# %% ../../nbs/experiment/09_budget.ipynb #588303f1
+# %% ../../nbs/experiment/09_budget.ipynb #7cc2445f
 @dataclass(frozen=True)
 class Budget:
     "How long a run may take, and since when."
@@ -43,7 +43,7 @@ class Budget:
         "The moment at which it is used up."
         return self.started + self.seconds
 
-# %% ../../nbs/experiment/09_budget.ipynb #2f705b9b
+# %% ../../nbs/experiment/09_budget.ipynb #204b250d
 @dataclass(frozen=True)
 class Candidate:
     "One way to use the time."
@@ -70,7 +70,7 @@ class Free:
     flip: bool = True  # whether answers may be averaged with the mirror image
     probes: bool = True  # whether the frozen network is worth a probe: its weights are pretrained, its classifier is one linear layer
 
-# %% ../../nbs/experiment/09_budget.ipynb #09377014
+# %% ../../nbs/experiment/09_budget.ipynb #48e54818
 MOST_EPOCHS = 20  # beyond these nothing was measured
 
 
@@ -84,7 +84,7 @@ def list_candidates(free: Free) -> list[Candidate]:  # each has more than the on
         found.append(replace(first, adds=f"{epochs} epoch{'s' * (epochs > 1)} of {'fine-tuning' if first.stages else 'training'}", stages=stages))
     return found
 
-# %% ../../nbs/experiment/09_budget.ipynb #b1062302
+# %% ../../nbs/experiment/09_budget.ipynb #9b960f20
 def _list_probes(free: Free) -> list[Candidate]:
     "List the probes."
     small, *larger = free.sizes
@@ -101,7 +101,7 @@ def _list_probes(free: Free) -> list[Candidate]:
     found.append(probe("with mirror images", usual, joining, True))
     return found + [probe(f"at {size} px", size, joining, True) for size in larger[1:]]
 
-# %% ../../nbs/experiment/09_budget.ipynb #46a02159
+# %% ../../nbs/experiment/09_budget.ipynb #ad402214
 def _epoch_stages(epochs: int, size: int, *, pretrained: bool) -> list[Stage]:
     "Divide epochs: training photos are smaller than those that are answered, those of a first half still more."
     usual = DEFAULT_SCHEDULE[-1]
@@ -115,7 +115,7 @@ def _near(size: float) -> int:
     "Round to a whole number of a network's strides."
     return max(32, 32 * round(size / 32))
 
-# %% ../../nbs/experiment/09_budget.ipynb #5df2f8ec
+# %% ../../nbs/experiment/09_budget.ipynb #f0405322
 def shorten_schedule(stages: Sequence[Stage]) -> list[Candidate]:  # from no epoch (or one, where there is no probe) to all
     "List a written schedule with fewer epochs; each candidate has one more than the one before."
     n_epochs, found = [0] * len(stages), []
@@ -127,7 +127,7 @@ def shorten_schedule(stages: Sequence[Stage]) -> list[Candidate]:  # from no epo
         n_epochs[place] += 1  # Webster's method: with more in all, no stage gets fewer
     return found
 
-# %% ../../nbs/experiment/09_budget.ipynb #6bd934e4
+# %% ../../nbs/experiment/09_budget.ipynb #0bff4543
 @dataclass(frozen=True)
 class Costs:
     "What was measured, and on what."
@@ -154,8 +154,9 @@ class Costs:
             n_new=round((1 - known) * self.scene.n_train * (1 + stage.mirrored)),
         )
 
-# %% ../../nbs/experiment/09_budget.ipynb #c2dd7384
+# %% ../../nbs/experiment/09_budget.ipynb #9a76564f
 SLACK = 1.15  # what is reckoned may take by so much longer
+_WRITE_S = 8.0  # for predictions, bundle and report at the end: 4 s were measured on a machine with twice as much to do as it has cores
 _ENGINE_S = 3.0  # to make and to choose what runs a frozen network, at 224 px; 1 to 3 s were measured for tf_efficientnet_lite0
 
 
@@ -173,11 +174,11 @@ def reckon(candidate: Candidate, costs: Costs, *, spent: float, bs: int = 32, va
     after = scene.pass_seconds(costs.n_test, last.read_valid, views * last.features)
     if candidate.epochs:  # other weights: nothing that the network has seen is known
         after += 2 * validation + engine
-    after = SLACK * after + FINISH_S
+    after = SLACK * after + _WRITE_S
     times = tuple(StageTime(stage.epochs, SLACK * seconds / stage.epochs) for stage, seconds in zip(stages, alone) if stage.epochs)
     return replace(candidate, seconds=spent + SLACK * training + after, after=after, times=times)
 
-# %% ../../nbs/experiment/09_budget.ipynb #0c96cb97
+# %% ../../nbs/experiment/09_budget.ipynb #ebacd033
 @dataclass(frozen=True)
 class BudgetPlan:
     "What is done within a budget, and what would have been next."
@@ -214,7 +215,7 @@ def plan_budget(
         )
     return BudgetPlan(seconds, spent, reckoned, fitting[-1], costs, kept)
 
-# %% ../../nbs/experiment/09_budget.ipynb #cc35d68f
+# %% ../../nbs/experiment/09_budget.ipynb #063a767e
 def _clock(seconds: float) -> str:
     "Write a duration as a clock does."
     minutes, rest = divmod(round(seconds), 60)
@@ -225,7 +226,7 @@ def _round_up(seconds: float) -> str:
     "Write a budget that is enough, as it is given: 25s, 4m."
     return f"{5 * -(-int(seconds + 1) // 5)}s" if seconds < 100 else f"{-(-int(seconds + 1) // 60)}m"
 
-# %% ../../nbs/experiment/09_budget.ipynb #d3f18bd7
+# %% ../../nbs/experiment/09_budget.ipynb #4e003209
 def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
     "Say what was planned, and why."
     cost, taken = plan.costs.stage, plan.taken
@@ -236,13 +237,15 @@ def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
         is_last_taken, is_first_left = place == plan.chosen, place == plan.chosen + 1
         if not candidate.epochs or is_last_taken or is_first_left:
             sign = "taken" if place <= plan.chosen else "left "
-            why = f"ends by {_clock(candidate.seconds)}" if place <= plan.chosen else f"would end by {_clock(candidate.seconds)}"
+            why = f"{'ends' if place <= plan.chosen else 'would end'} by {_clock(candidate.seconds)}"
+            if place < plan.chosen and candidate.seconds > plan.seconds:
+                why = "what comes next is known from before, and takes less"
             lines.append(f"  {sign}  {'+ ' * (place > 0)}{candidate.adds}: {why}")
     if plan.chosen == len(plan.candidates) - 1:
         lines.append(f"  More is not planned, so the rest of the time, {say_duration(plan.seconds - taken.seconds)}, will be left.")
     return lines
 
-# %% ../../nbs/experiment/09_budget.ipynb #1287e7b6
+# %% ../../nbs/experiment/09_budget.ipynb #7c8a851c
 def plan_record(plan: BudgetPlan) -> dict:  # for JSON
     "Give a plan for a file."
     rows = [
