@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_more_time_never_plans_less_and_every_plan_ends_inside_its_budget(second
     least = min(reckon(candidate, costs, spent=5.0).seconds for candidate in candidates)
     plans = [plan_budget(candidates, costs, budget, spent=5.0) for budget in np.geomspace(least, 100 * least, 15)]
     assert all(plan.taken.seconds <= plan.seconds for plan in plans)
-    for less, more in zip(plans, plans[1:]):
+    for less, more in pairwise(plans):
         assert less.chosen <= more.chosen and less.taken.epochs <= more.taken.epochs
         assert max(stage.seen_size for stage in less.taken.stages) <= max(stage.seen_size for stage in more.taken.stages)
         assert bool(less.taken.joining) <= bool(more.taken.joining)
@@ -67,7 +68,7 @@ def test_a_written_schedule_loses_epochs_alone_and_no_stage_gets_fewer_with_more
     stages = [Stage(size=32 * (i + 1), epochs=n, lr=1e-4 * (i + 1)) for i, n in enumerate(epochs)]
     found = shorten_schedule(stages)
     assert [candidate.epochs for candidate in found] == list(range(1, sum(epochs) + 1))
-    for less, more in zip(found, found[1:]):
+    for less, more in pairwise(found):
         assert all(a.epochs <= b.epochs for a, b in zip(less.stages, more.stages))
     assert all(new.replace(epochs=old.epochs) == old for candidate in found for new, old in zip(candidate.stages, stages))
     assert list(found[-1].stages) == stages
