@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.balance import count_labels
 from ..models.freezing import n_frozen_groups
-from .schema import DEFAULT_SCHEDULE, Experiment
+from .schema import DEFAULT_SCHEDULE, FROM_SCRATCH, Experiment
 from ..settings import Settings
 from ..train.stages import Stage
 
@@ -198,7 +198,7 @@ def _doubt_sizes(stages: Sequence[Stage], table: pd.DataFrame, *, pad: bool = Fa
     "Doubt stages that are larger than every photo; looks at up to `n` of them."
     paths = table["path"].iloc[np.unique(np.linspace(0, len(table) - 1, min(n, len(table))).astype(int))] if len(table) else []
     sides = [max(size) if pad else min(size) for size in map(_photo_size, paths) if size]
-    ours = {stage["size"] for stage in DEFAULT_SCHEDULE}
+    ours = {stage["size"] for stage in (*DEFAULT_SCHEDULE, *FROM_SCRATCH)}
     large = sorted({stage.size for stage in stages if sides and stage.size > max(sides)})
     if not sides or max(sides) >= max(stage.size for stage in stages) or set(large) <= ours:
         return []

@@ -276,7 +276,8 @@ def make_plan(
 ) -> Plan:  # `open_photos` goes on
     "Make everything that an experiment describes; raises `UserError` for whatever cannot work, before a photo is decoded."
     noted, corrected = divide_photos(experiment) if table is None else (Noted(table), None)
-    asked, problem, stages = experiment, experiment.data.problem.learn(noted.table), _fill_stages(experiment)
+    asked, experiment = experiment, _with_joining(experiment)
+    problem, stages = experiment.data.problem.learn(noted.table), _fill_stages(experiment)
     for part in problem.parts:
         part.check(part.labels, part.labels)
     if experiment.augment.transforms:
@@ -298,6 +299,12 @@ def make_plan(
     issues = pd.DataFrame(noted.issues, columns=["path", "issue", "reason"])
     cbs, notes = _make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(asked, stages), *idle]
     return Plan(experiment, noted.table, issues, corrected, problem, facts, stages, model, parts, cbs, saver, notes)
+
+
+def _with_joining(experiment: Experiment) -> Experiment:
+    "Write down what the classifier sees beside the last features, which an experiment may leave open."
+    joining = {"depths": [], "maximum": False} | experiment.model.joining
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update=joining)})
 
 
 def _with_train(experiment: Experiment, **values: Any) -> Experiment:
