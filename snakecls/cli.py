@@ -22,6 +22,7 @@ import typer
 
 from .core import UserError
 from .disk import CACHES, cache_folder, cached_files, check_name, check_writable, empty_cache, plain
+from .progress import read_duration
 from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
 
 # %% ../nbs/90_cli.ipynb #14829175
@@ -202,6 +203,9 @@ _TrainFolds = Annotated[Optional[int], typer.Option(
     min=2, help="Run once for each of N folds: mean, spread, and a prediction of every photo by a model that has not seen it.")]
 _TrainGrid = Annotated[Optional[list[str]], typer.Option(
     metavar="KEY=A,B", help="Run every combination of these values; may be given several times.")]
+_TrainBudget = Annotated[Optional[str], typer.Option(
+    metavar="TIME", help="How long it may take from its start to the written model, such as 90s, 10m or 1h30m: size, depths and epochs are planned for it "
+         "from measured times; what the file says is kept, of a schedule all but its epochs.")]
 _TrainComparePrecision = Annotated[bool, typer.Option(
     "--compare-precision", help="Run once in each precision, and compare time and score.")]
 
@@ -219,14 +223,18 @@ def train(
     folds: _TrainFolds = None,
     grid: _TrainGrid = None,
     compare_precision: _TrainComparePrecision = False,
+    budget: _TrainBudget = None,
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
+    seconds = None if budget is None else read_duration(budget, "--budget")
     given = {"data.source": str(data) if data else None, "question": question, "parent": parent}
     changes = [*(overrides or []), *(f"{key}={json_module.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value)]
     described = _describe_training(experiment, data, changes)
     if sum(map(bool, (folds, grid, compare_precision))) > 1:
         raise UserError("--folds, --grid and --compare-precision are three ways to run several times; give one of them.")
+    if seconds and (folds or grid or compare_precision):
+        raise UserError("--budget is the time of one run; leave out --folds, --grid and --compare-precision, or --budget.")
     from snakecls.data.sources import check_exists
 
     check_exists(described.data.source)
@@ -237,8 +245,20 @@ def train(
     if folds or grid or compare_precision:
         _train_several(described, folds, grid, json, root=runs, logbook=logbook, command=_command_line(), say=_tell)
         return
-    result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell)
+    within = None if seconds is None else _budget_since_start(seconds)
+    result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell, budget=within)
     _show(_run_json(result), f"\n{_scores_text(result.metrics)}\n\n{_run_text(result.run)}", json)
+
+# %% ../nbs/90_cli.ipynb #bs000001
+def _budget_since_start(seconds: float) -> Any:  # a Budget
+    "Count from the moment at which this process was started: Python and its imports take seconds, too."
+    import time
+
+    import psutil
+
+    from snakecls.experiment.budget import Budget
+
+    return Budget(seconds, started=time.monotonic() - max(0.0, time.time() - psutil.Process().create_time()))
 
 # %% ../nbs/90_cli.ipynb #b992ca70
 def _describe_training(experiment: Path | None, data: Path | None, changes: list[str]) -> Any:  # an Experiment

@@ -47,7 +47,8 @@ class Settings(BaseModel):
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
         "Refuse true and false where they would silently count as 1 and 0."
         given = value if isinstance(value, (list, tuple)) else [value]
-        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(v, bool) for v in given):
+        asked = cls.model_fields[info.field_name].annotation
+        if asked not in (bool, bool | None) and any(isinstance(v, bool) for v in given):
             raise PydanticCustomError(
                 "truth_value",
                 "YAML reads yes, no, on, off, true and false as a truth value; write what is meant, in quotes if it is a text",

@@ -325,12 +325,12 @@ def test_experiment_files_of_other_editors_are_read(tmp_path, encoding):
 
 
 def test_places_in_lists_are_taken_as_messages_and_comparisons_write_them():
-    for key in ("schedule.1.lr", "schedule[1].lr"):
+    for key in ("schedule.0.lr", "schedule[0].lr"):
         experiment = make_experiment({"data": "x"}, overrides=[f"{key}=1e-4"])
-        assert experiment.schedule[1].lr == 1e-4
+        assert experiment.schedule[0].lr == 1e-4
     for key in ("schedule[7].lr", "schedule.\u00b2.lr", f"schedule.{'9' * 5000}.lr", "schedule[-1].lr", "schedule.x.lr"):
         text = refused(make_experiment, {"data": "x"}, overrides=[f"{key}=1"])
-        assert "counted from 0 to 1" in text or "'schedule[-1]' does not exist" in text
+        assert "the list has one entry, 0" in text or "'schedule[-1]' does not exist" in text
 
 
 def test_300_damaged_experiment_files(tmp_path):

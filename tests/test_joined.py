@@ -5,11 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.photos import PhotoSpec
 from snakecls.deploy.predict import Predictor
-from snakecls.experiment.schema import ModelConfig
+from snakecls.experiment.file import make_experiment
+from snakecls.experiment.plan import make_plan
+from snakecls.experiment.schema import _SCRATCH_ARCHS, Experiment, ModelConfig
 from snakecls.models.backbones import create_backbone
 from snakecls.models.bundle import BundleInfo, load_model, write_bundle
 from snakecls.models.features import batch_features
@@ -20,7 +23,10 @@ from snakecls.models.info import with_normalisation
 from snakecls.models.joined import adapt_colours
 from snakecls.models.networks import build_network
 from snakecls.models.probe import fit_probe, set_head
+from snakecls.models.scratch import SCRATCH_ARCHS
 from snakecls.settings import SettingsError
+from snakecls.train.stages import Stage
+from snakecls.workflow.compare import fill_defaults
 
 SPEC = PhotoSpec(64, mean=(0.5,) * 3, std=(0.5,) * 3)
 WAYS = {
@@ -181,7 +187,6 @@ def test_what_cannot_be_joined(arch, given, said):
 def test_a_list_in_the_file_is_one_network():
     config = ModelConfig(arch=["resnet10t", "resnet18"], depths=[3, 4])
     assert config.arch == "resnet10t+resnet18" and config.joining == {"depths": [3, 4]}
-    assert ModelConfig().joining == {}
 
 
 def test_a_stranger_cannot_have_something_fetched():
@@ -218,3 +223,35 @@ def test_a_run_of_joined_features_is_started_from(tmp_path):
     plain = create_backbone("resnet10t", 3, weights="none")
     with pytest.raises(UserError, match="whose classifier sees the last features alone; leave out model.depths"):
         create_backbone("resnet10t", 3, weights=write(plain, tmp_path / "plain"), labels=labels, maximum=True)
+
+
+@pytest.mark.parametrize("given, joining", [
+    ({}, {"depths": [3, 4, 5, 6, 7], "maximum": True}), ({"depths": [], "maximum": False}, {}), ({"depths": [4]}, {"depths": [4], "maximum": True}),
+    ({"weights": "none"}, {}), ({"arch": "resnet18"}, {}), ({"arch": "resnet18", "maximum": True}, {"maximum": True}),
+])
+def test_what_was_measured_for_a_network_is_its_default(given, joining):
+    assert ModelConfig(**given).joining == joining
+
+
+def test_an_experiment_without_stages_gets_those_for_its_network():
+    assert set(_SCRATCH_ARCHS) == set(SCRATCH_ARCHS)
+    for model, epochs in [({}, 0), ({"weights": "none"}, 10), ({"arch": "cnn"}, 10), ({"arch": "cnn", "weights": "runs/a"}, 0), (ModelConfig(weights="none"), 10)]:
+        assert [stage.epochs for stage in Experiment(data="photos/", model=model).schedule] == [epochs]
+    assert Experiment(data="photos/", model={"weights": "none"}, schedule=[{"size": 64}]).schedule == [Stage(64)]
+
+
+def test_a_run_of_before_is_compared_as_it_was():
+    "Its file names neither depths nor maximum, as there were none."
+    old = Experiment(data="photos/").model_dump(mode="json")
+    del old["model"]["depths"], old["model"]["maximum"]
+    assert fill_defaults(old)["model"] | {"depths": [], "maximum": False} == fill_defaults(old)["model"]
+
+
+def test_a_plan_writes_down_what_is_joined(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((40, 40, 3), 20 * i, np.uint8)).save(tmp_path / label / f"{i}.png")
+    asked = {"data": {"source": str(tmp_path), "valid": 0.5}, "model": {"arch": "test_resnet", "weights": "none"}, "schedule": [{"size": 32}]}
+    model = make_plan(make_experiment(asked)).experiment.model
+    assert (model.depths, model.maximum) == ([], False)

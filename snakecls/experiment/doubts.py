@@ -15,12 +15,12 @@ from torch import nn
 
 from ..data.balance import count_labels
 from ..models.freezing import n_frozen_groups
-from .schema import DEFAULT_SCHEDULE, Experiment
+from .schema import DEFAULT_SCHEDULE, FROM_SCRATCH, Experiment
 from ..settings import Settings
 from ..train.stages import Stage
 
 # %% ../../nbs/experiment/05_doubts.ipynb #d410907f
-_OF_EPOCHS = [name for name in Stage.model_fields if name not in ("size", "valid_size", "epochs", "bs", "head")]  # a probe uses these
+_OF_EPOCHS = [name for name in Stage.model_fields if name not in ("size", "valid_size", "epochs", "bs", "head", "mirrored")]  # a probe uses these
 
 
 def _idle_probe(experiment: Experiment) -> str | None:
@@ -198,7 +198,7 @@ def _doubt_sizes(stages: Sequence[Stage], table: pd.DataFrame, *, pad: bool = Fa
     "Doubt stages that are larger than every photo; looks at up to `n` of them."
     paths = table["path"].iloc[np.unique(np.linspace(0, len(table) - 1, min(n, len(table))).astype(int))] if len(table) else []
     sides = [max(size) if pad else min(size) for size in map(_photo_size, paths) if size]
-    ours = {stage["size"] for stage in DEFAULT_SCHEDULE}
+    ours = {stage["size"] for stage in (*DEFAULT_SCHEDULE, *FROM_SCRATCH)}
     large = sorted({stage.size for stage in stages if sides and stage.size > max(sides)})
     if not sides or max(sides) >= max(stage.size for stage in stages) or set(large) <= ours:
         return []

@@ -158,11 +158,13 @@ def reckon_pass(
     *,
     workers: int,  # reading processes; 0: in the same one
     on_cpu: bool,
+    cores: int = 0,  # 0: this machine's
+    threads: int = 0,  # that a network computes with; 0: as torch is set
 ) -> float:
     "Reckon a pass over photos that are read and computed at the same time."
     if workers == 0:
         return n * (read + compute)
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    cores, threads = cores or os.cpu_count() or 1, threads or torch.get_num_threads()
     shared = (compute * min(threads, cores) + read) / cores if on_cpu else 0.0
     return n * max(compute, read / min(workers, cores), shared)
 
@@ -178,6 +180,8 @@ class Scene:
     n_classes: int  # of all targets
     workers: int
     on_cpu: bool
+    cores: int = 0  # as in `reckon_pass`
+    threads: int = 0
 
     @classmethod
     def of(cls, learn: Learner) -> "Scene":
@@ -191,7 +195,7 @@ class Scene:
 
     def pass_seconds(self, n: int, read: float, compute: float) -> float:
         "Reckon a pass over `n` photos, with the start of its processes."
-        return _START_S * self.workers + reckon_pass(n, read, compute, workers=self.workers, on_cpu=self.on_cpu)
+        return _START_S * self.workers + reckon_pass(n, read, compute, workers=self.workers, on_cpu=self.on_cpu, cores=self.cores, threads=self.threads)
 
 # %% ../../nbs/experiment/07_duration.ipynb #8e9e9f33
 _BATCH_S = 0.01  # of fastai's callbacks, once a batch

@@ -20,7 +20,7 @@ import yaml
 from ..core import UserError, printable
 from ..disk import open_file
 from ..data.folders import one_line
-from .schema import DEFAULT_SCHEDULE, Experiment
+from .schema import Experiment, default_schedule
 from ..settings import Settings, SettingsError, explain_error, shown
 
 # %% ../../nbs/experiment/02_file.ipynb #5ddaee78
@@ -155,7 +155,8 @@ def _step_into(values: dict | list, part: str, key: str) -> dict | list:
     place = _list_place(values, part, key) if isinstance(values, list) else part
     inner = values[place] if isinstance(values, list) else values.get(part)
     if inner is None:
-        inner = [dict(stage) for stage in DEFAULT_SCHEDULE] if part == "schedule" else {}
+        model = values.get("model") or {} if part == "schedule" else None
+        inner = {} if model is None else [dict(stage) for stage in default_schedule(model if isinstance(model, dict) else {})]
     elif part in ("data", "track") and isinstance(inner, str):
         inner = {"source": inner} if part == "data" else [inner]
     elif not isinstance(inner, (dict, list)):
@@ -167,7 +168,8 @@ def _step_into(values: dict | list, part: str, key: str) -> dict | list:
 def _list_place(values: list, part: str, key: str) -> int:
     "Read a part of a dotted key as a place in a list."
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
-        raise UserError(f"--set {key}: '{part}' is not one of the {len(values)} entries; they are counted from 0 to {len(values) - 1}.")
+        there = "the list has one entry, 0" if len(values) == 1 else f"the list has {len(values)}, counted from 0 to {len(values) - 1}"
+        raise UserError(f"--set {key}: there is no entry '{part}'; {there}.")
     return int(part)
 
 # %% ../../nbs/experiment/02_file.ipynb #98cc3b80

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['epochs_that_fit', 'StageTime', 'EndInTime', 'standard_error', 'says_no_gain', 'EndWithoutGain']
 
-# %% ../../nbs/train/24_deadline.ipynb #b5570898
+# %% ../../nbs/train/24_deadline.ipynb #f3fb3c75
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,19 +17,20 @@ from fastcore.basics import patch
 from .epochs import check_monitor, epoch_values, was_validated
 from .monitoring import check_state
 
-# %% ../../nbs/train/24_deadline.ipynb #15d0c78a
+# %% ../../nbs/train/24_deadline.ipynb #39aaf7b1
 def epochs_that_fit(
     left: float,  # seconds from the beginning of an epoch
     epoch_s: float,  # what it takes, with its validation
     *,
     most: int,  # epochs that are still planned, with this one
     later: float = 0.0,  # what later stages take, in these epochs
+    least: int = 1,  # epochs that are not given up for a later stage, where they fit
 ) -> int:
-    "Count the epochs that end in time; one that fits is never given up for a later stage."
+    "Count the epochs that end in time."
     whole = left / epoch_s + 1e-6  # of this stage's epochs
-    return 0 if whole < 1 else max(1, min(most, math.floor(whole * most / (most + later))))
+    return 0 if whole < 1 else max(least, min(most, math.floor(whole * most / (most + later))))
 
-# %% ../../nbs/train/24_deadline.ipynb #f06987ea
+# %% ../../nbs/train/24_deadline.ipynb #c9d64e10
 @dataclass(frozen=True)
 class StageTime:
     "What a stage was thought to take."
@@ -60,7 +61,7 @@ class EndInTime(Callback):
         self.why = self.message = ""  # what ended it, and that as a sentence; empty until then
         self.slower, self.resumed = 1.0, False  # than was thought
 
-# %% ../../nbs/train/24_deadline.ipynb #59677036
+# %% ../../nbs/train/24_deadline.ipynb #94e4bd3b
 @patch
 def before_fit(self: EndInTime) -> None:
     "Count the stage, and end it at once where not even one epoch fits."
@@ -85,14 +86,14 @@ def _fits(self: EndInTime, number: int) -> bool:
     expected = self.stages[number - 1].epoch_s * self.slower if number <= len(self.stages) else 0.0
     return self.clock() + expected <= self.ends
 
-# %% ../../nbs/train/24_deadline.ipynb #1fcf965d
+# %% ../../nbs/train/24_deadline.ipynb #fc90bd59
 @patch
 def _note(self: EndInTime, epoch_s: float) -> None:
     "Note what an epoch takes."
     if 0 < self.stage <= len(self.stages) and self.stages[self.stage - 1].epoch_s > 0:
         self.slower = epoch_s / self.stages[self.stage - 1].epoch_s
 
-# %% ../../nbs/train/24_deadline.ipynb #915045fd
+# %% ../../nbs/train/24_deadline.ipynb #1174dabb
 @patch
 def before_epoch(self: EndInTime) -> None:
     "Start the clock."
@@ -132,13 +133,13 @@ def after_epoch(self: EndInTime) -> None:
         if over >= self.n_epoch:
             self._end(f"after epoch {over} of {self.planned}: a further one, of {took:.0f} s, would not have ended in time.")
 
-# %% ../../nbs/train/24_deadline.ipynb #552c9b43
+# %% ../../nbs/train/24_deadline.ipynb #5c5fc0e0
 @patch
 def _fit_epochs(self: EndInTime, epoch_s: float, began: float, *, over: int) -> None:
     "Let the fit have as many epochs as fit."
     later = sum(stage.seconds for stage in self.stages[self.stage :]) * self.slower / epoch_s if epoch_s else 0.0
     most = self.planned - over
-    fitting = epochs_that_fit(self.ends - began, epoch_s, most=most, later=later) if epoch_s else most
+    fitting = epochs_that_fit(self.ends - began, epoch_s, most=most, later=later, least=int(over == self.epoch)) if epoch_s else most
     if not fitting and over == self.epoch:  # within it
         self._end(f"within epoch {over + 1} of {self.planned}, which would have taken {epoch_s:.0f} s and not ended in time.")
     self.learn.n_epoch = over + fitting
@@ -150,7 +151,7 @@ def _end(self: EndInTime, why: str) -> None:
     self.why, self.message = why, f"Stopped {why}"
     raise CancelFitException
 
-# %% ../../nbs/train/24_deadline.ipynb #cab3799e
+# %% ../../nbs/train/24_deadline.ipynb #850aee68
 @patch
 def state_dict(self: EndInTime) -> dict:
     "Give what a resumed run needs: how much of the time is left."
@@ -164,7 +165,7 @@ def load_state_dict(self: EndInTime, state: dict) -> None:
     self.ends = self.clock() + state["left"]
     self.stage, self.slower, self.validation_s, self.resumed = state["stage"], state["slower"], state["validation_s"], True
 
-# %% ../../nbs/train/24_deadline.ipynb #566fd341
+# %% ../../nbs/train/24_deadline.ipynb #0be40b0b
 def standard_error(
     value: float,  # a share of right ones, in [0, 1]
     n: int,  # photos
@@ -172,7 +173,7 @@ def standard_error(
     "Give the standard error of a share, a rough guide for a macro F1."
     return math.sqrt(max(value * (1 - value), 0.0) / max(n, 1))
 
-# %% ../../nbs/train/24_deadline.ipynb #3d4b7a1c
+# %% ../../nbs/train/24_deadline.ipynb #626c2ce0
 _STRIPS = 3  # validations
 
 
@@ -187,7 +188,7 @@ def says_no_gain(
     before, last = max(scores[:-_STRIPS]), max(scores[-_STRIPS:])
     return min(losses[-_STRIPS:]) >= min(losses[:-_STRIPS]) and last <= before + standard_error(before, n)
 
-# %% ../../nbs/train/24_deadline.ipynb #2a284b6d
+# %% ../../nbs/train/24_deadline.ipynb #b3a4803f
 class EndWithoutGain(Callback):
     "End a stage where further epochs have bought nothing: no lower loss in three validations, and no score above its standard error."
 
@@ -222,7 +223,7 @@ class EndWithoutGain(Callback):
             self.why, self.message = f"after epoch {over} of {self.n_epoch}{why}", f"Stopped after epoch {over} of {self.n_epoch}{why}"
             raise CancelFitException
 
-# %% ../../nbs/train/24_deadline.ipynb #1193dd89
+# %% ../../nbs/train/24_deadline.ipynb #9e7b2e35
 @patch
 def find_end(self: EndWithoutGain, over: int) -> str:  # over: epochs; the end of a sentence, or nothing
     "Say why the stage is to end."

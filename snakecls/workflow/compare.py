@@ -70,6 +70,9 @@ def fill_defaults(
     experiment: dict,  # as `experiment.yaml` has it
 ) -> dict:  # with all keys; as it is where today's schema refuses it
     "Fill in what an older experiment could not say."
+    model = experiment.get("model") if isinstance(experiment, dict) else None
+    if isinstance(model, dict) and "depths" not in model:  # from before there were any
+        experiment = experiment | {"model": model | {"depths": [], "maximum": False}}
     try:
         return Experiment.model_validate(experiment).model_dump(mode="json")
     except ValidationError:

@@ -6,11 +6,12 @@
 __all__ = ['RunResult', 'run_experiment']
 
 # %% ../../nbs/workflow/11_run.ipynb #d401e3f0
+import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,9 @@ from ..disk import atomic_write, file_hash, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
 from ..workers import keep_freed_memory
-from ..experiment.duration import estimate_seconds
+from ..experiment.budget import Budget, Free, describe_plan, plan_record
+from ..experiment.duration import FINISH_S, estimate_seconds
+from ..experiment.in_budget import leave_free
 from ..progress import say_duration
 from ..experiment.file import load_experiment
 from ..experiment.plan import Plan, make_plan
@@ -30,6 +33,7 @@ from ..experiment.schema import Experiment
 from ..stats import top_names
 from ..train.precision import compile_seconds, is_compiled
 from ..train.callbacks import TellProgress
+from ..train.deadline import EndInTime, EndWithoutGain
 from ..train.schedules import ScheduleResult, progressive_fit
 from .compare import write_verdict
 from .ended import describe_model, end_early, undisturbed
@@ -57,26 +61,29 @@ def run_experiment(
     recorder: RunRecorder | None = None,  # where it is written and told; None: made from what follows
     table: pd.DataFrame | None = None,  # path, label or labels, split; None: the experiment's own
     hashes: bool = False,  # write every photo's content hash into the manifest, not only those of the validation photos
+    budget: Budget | str | float | None = None,  # how long it may take, such as 10m, or a number of seconds; None: as the schedule says
     **kwargs,  # of `make_recorder`
 ) -> RunResult:
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
     start = time.perf_counter()
+    budget = None if budget is None else Budget.read(budget)
     keep_freed_memory()
     experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     recorder = recorder or make_recorder(**kwargs)
     check_places(recorder.root, recorder.book(experiment))
     complete_killed([recorder.root], say=recorder.say)
-    plan = make_plan(resolve_names(experiment, recorder), table=table)
+    experiment, free = leave_free(resolve_names(experiment, recorder)) if budget else (resolve_names(experiment, recorder), None)
+    plan = make_plan(experiment, table=table)
     check_room(plan.model, recorder.root)
-    plan = _open_plan(plan, recorder)
+    plan = _open_plan(plan, recorder, budget, free)
     trackers = recorder.trackers(plan.experiment)
     with recorder.open(plan.experiment) as run:
         recorder.say(f"Run {run.id}: {_describe_table(plan)}, {plan.experiment.model.arch} ({plan.model.backbone_info.weights_source}).")
         try:
             _start_records(plan, run, hashes)
             trackers.start(run.experiment(), run)
-            recorder.say(_foresee(plan))
-            result, more = _train(plan, run, trackers, recorder)
+            plan = _foresee(plan, recorder)
+            result, more = _train(plan, run, trackers, recorder, budget)
             metrics = finish_records(plan, result, run, start=start, more=more, say=recorder.say)
             _write_issues(plan, run)
             verdict = write_verdict(run, propose=not recorder.part_of)
@@ -84,6 +91,9 @@ def run_experiment(
             _break_off(e, plan, run, trackers, recorder)
             raise
         _tell_end(plan, metrics, verdict, recorder)
+        if budget:
+            _write_budget(plan, run, budget, used=True)
+            recorder.say(f"Budget: {budget.spent:.0f} s of {budget.seconds:.0f} s were used.")
         trackers.finish(metrics)
     return RunResult(run, metrics, metrics["message"])
 
@@ -98,11 +108,17 @@ def _tell_end(plan: Plan, metrics: dict, verdict: dict, recorder: RunRecorder) -
         recorder.say(verdict_line(verdict))
 
 # %% ../../nbs/workflow/11_run.ipynb #5f728620
-def _open_plan(plan: Plan, recorder: RunRecorder) -> Plan:
-    "Open the photos and choose the precision, and tell all notes."
+def _open_plan(plan: Plan, recorder: RunRecorder, budget: Budget | None = None, free: Free | None = None) -> Plan:
+    "Open the photos, plan for the budget, choose the precision, and tell all notes."
     recorder.tell(plan.notes)
-    plan = plan.open_photos()
+    told, plan = plan.notes, plan.keep_photos()
     recorder.tell(plan.notes)
+    plan = replace(plan, notes=[]).with_learner()
+    if budget is not None:
+        plan = plan.fit_budget(budget, free)
+        for line in describe_plan(plan.budget):
+            recorder.say(line)
+    recorder.tell([note for note in plan.notes if note not in told])
     plan.learn.dls.lost.say = recorder.say
     plan = plan.choose_precision()
     if plan.choice is not None:
@@ -120,8 +136,10 @@ def _describe_table(plan: Plan) -> str:
     )
 
 # %% ../../nbs/workflow/11_run.ipynb #cba44c74
-def _foresee(plan: Plan) -> str:  # one sentence
-    "Say about how long the run will take, from a few photos' time on this machine."
+def _foresee(plan: Plan, recorder: RunRecorder) -> Plan:  # perhaps with a callback that keeps what is told
+    "Say about how long the run will take, from a few photos' time on this machine, and of the default recipe how long at most."
+    if plan.budget is not None:  # it was told with the plan
+        return plan
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
     try:
         seconds = estimate_seconds(
@@ -129,9 +147,13 @@ def _foresee(plan: Plan) -> str:  # one sentence
             views=2 if plan.experiment.predict.flip else 1,
         )
     except (RuntimeError, NotImplementedError) as e:  # whatever the network cannot do will show in training, with its own message
-        return f"How long it will take cannot be said beforehand ({str(e).splitlines()[0] if str(e) else type(e).__name__})."
-    early = ", or less where a stage ends early" if train.patience else ""
-    return f"This will take {say_duration(seconds)} on this machine{early}{' (compiling not counted)' if is_compiled(plan.learn) else ''}."
+        recorder.say(f"How long it will take cannot be said beforehand ({str(e).splitlines()[0] if str(e) else type(e).__name__}).")
+        return plan
+    early, compiled = ", or less where a stage ends early" if train.patience else "", is_compiled(plan.learn)
+    own, most = "schedule" in plan.experiment.model_fields_set, 2 * seconds + 60
+    limit = "" if own or compiled else f", and no epoch is trained that would not end within {say_duration(most)}"
+    recorder.say(f"This will take {say_duration(seconds)} on this machine{early}{' (compiling not counted)' if compiled else ''}{limit}.")
+    return replace(plan, cbs=[*plan.cbs, EndInTime(time.monotonic() + most - FINISH_S)]) if limit else plan
 
 # %% ../../nbs/workflow/11_run.ipynb #c8aaa65c
 def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
@@ -146,6 +168,8 @@ def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
     if plan.corrected is not None and len(plan.corrected):
         atomic_write(run / "corrections.csv", csv_text(plan.corrected))
     describe_model(run, make_info(plan, {}))
+    if plan.budget is not None:
+        _write_budget(plan, run)
 
 # %% ../../nbs/workflow/11_run.ipynb #676b6df4
 def _known_hashes(paths: Iterable[str]) -> dict[str, str]:  # of those that can be read
@@ -168,13 +192,19 @@ def _train(
     run: RunFolder,
     trackers: Trackers,
     recorder: RunRecorder,
-) -> tuple[ScheduleResult, dict]:  # what the schedule did; for metrics.json: precision, compile_seconds
+    budget: Budget | None,
+) -> tuple[ScheduleResult, dict]:  # what the schedule did; for metrics.json: precision, compile_seconds, budget
     "Run the schedule and record every epoch."
-    learn, lost, known = plan.learn, plan.learn.dls.lost, 0
+    learn, lost, known, probes = plan.learn, plan.learn.dls.lost, 0, []
+    gain = next((cb for cb in plan.cbs if isinstance(cb, EndWithoutGain)), None)
+    if gain is not None:
+        gain.first = lambda: probes
 
     def record(row: dict) -> None:
         nonlocal known
         run.add_epoch(row)
+        if not row["epoch"]:
+            probes.append(row)
         if len(lost.found) > known:
             known = len(lost.found)
             _write_issues(plan, run)
@@ -191,11 +221,32 @@ def _train(
         stack.enter_context(told_before())  # the plan has told what does nothing
         result = progressive_fit(
             learn, plan.stages, saver=plan.saver, seed=plan.experiment.seed, batch_norm=plan.experiment.train.batch_norm, on_row=record,
-            cbs=plan.cbs, lr_pictures=run / "plots", keep_answers=True)
+            cbs=plan.cbs, lr_pictures=run / "plots", keep_answers=True, begins=_begins(plan))
+    result.message += _say_left_out(plan, result)
     compiling = round(compile_seconds() - before, 1) if compiled else None
     if compiled:
         recorder.say(f"Compiling took {compiling} s of the training.")
-    return result, {"precision": plan.choice and plan.choice.rows, "compile_seconds": compiling}
+    more = {"budget": plan_record(plan.budget) | {"training_ended": round(budget.spent, 1)}} if budget else {}
+    return result, {"precision": plan.choice and plan.choice.rows, "compile_seconds": compiling} | more
+
+# %% ../../nbs/workflow/11_run.ipynb #bu000001
+def _write_budget(plan: Plan, run: RunFolder, budget: Budget | None = None, *, used: bool = False) -> None:
+    "Write the plan for the budget, and at the end what was used of it."
+    values = plan_record(plan.budget) | ({"used": round(budget.spent, 1)} if budget and used else {})
+    atomic_write(run / "budget.json", json.dumps(values, indent=1))
+
+
+def _begins(plan: Plan) -> Callable[[int], bool]:
+    "Make the question whether a stage begins: one that would not end in time is left out."
+    end = next((cb for cb in plan.cbs if isinstance(cb, EndInTime)), None)
+    return lambda number: end is None or end.may_begin(sum(stage.epochs > 0 for stage in plan.stages[:number]))
+
+
+def _say_left_out(plan: Plan, result: ScheduleResult) -> str:  # a sentence, or nothing
+    "Say which stages were left out."
+    done = {entry["stage"] for entry in result.stages}
+    left = [str(number) for number, stage in enumerate(plan.stages, start=1) if stage.acts and number not in done]
+    return f" Stage{'s' * (len(left) > 1)} {' and '.join(left)} would not have ended in time and {'were' if left[1:] else 'was'} left out." if left else ""
 
 # %% ../../nbs/workflow/11_run.ipynb #99829fa5
 _SHOWN = {"valid_loss": "loss", "f1_macro": "macro F1", "f1_micro": "micro F1"}  # and each top-k accuracy, and what chooses the best epoch
