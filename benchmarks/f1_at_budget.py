@@ -67,6 +67,8 @@ def run_ours(table: pd.DataFrame, seconds: float, seed: int, folder: Path) -> di
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, cwd=temporary, env=os.environ | {"SNAKECLS_CACHE": f"{temporary}/cache"})
         took = time.perf_counter() - start
+    if "less than the smallest plan" in done.stderr:
+        return {"f1": 0.0, "seconds": took, "how": "not the smallest plan ends inside"}
     if done.returncode:
         raise SystemExit(f"ours ended with {done.returncode}: {done.stderr[-2000:]}")
     metrics = json.loads(done.stdout)["metrics"]

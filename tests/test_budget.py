@@ -124,12 +124,12 @@ def test_a_run_within_a_budget_says_what_was_planned_and_keeps_it(photos, tmp_pa
     said: list[str] = []
     experiment = described(photos, schedule=[{"size": 32, "epochs": 1000, "bs": 4}])
     start = time.monotonic()
-    result = run_experiment(experiment, root=tmp_path / "runs", logbook=None, say=said.append, budget="25s")
-    assert time.monotonic() - start < 25
+    result = run_experiment(experiment, root=tmp_path / "runs", logbook=None, say=said.append, budget="90s")
+    assert time.monotonic() - start < 90
     kept = json.loads((result.run / "budget.json").read_text())
-    assert kept["seconds"] == 25 and kept["used"] <= 25 and kept["planned"] <= 25 and kept["kept"].startswith("The schedule is the experiment's own")
+    assert kept["seconds"] == 90 and kept["used"] <= 90 and kept["planned"] <= 90 and kept["kept"].startswith("The schedule is the experiment's own")
     assert result.metrics["budget"]["candidates"] == kept["candidates"]
-    assert any(line.startswith("Budget: 0:25, of which") for line in said) and any("  taken  " in line for line in said) and any("would end by" in line for line in said)
+    assert any(line.startswith("Budget: 1:30, of which") for line in said) and any("  taken  " in line for line in said) and any("would end by" in line for line in said)
     assert 1 <= len([row for row in result.run.history().to_dict("records") if row["epoch"]]) < 1000
 
 

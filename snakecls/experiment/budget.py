@@ -6,7 +6,7 @@
 __all__ = ['MOST_EPOCHS', 'SLACK', 'Budget', 'Candidate', 'Free', 'list_candidates', 'shorten_schedule', 'Costs', 'reckon',
            'BudgetPlan', 'plan_budget', 'describe_plan', 'plan_record']
 
-# %% ../../nbs/experiment/09_budget.ipynb #0044e815
+# %% ../../nbs/experiment/09_budget.ipynb #f290cd93
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +19,7 @@ from ..progress import read_duration, say_duration
 from ..train.deadline import StageTime
 from ..train.stages import Stage, scaled_bs
 
-# %% ../../nbs/experiment/09_budget.ipynb #7cc2445f
+# %% ../../nbs/experiment/09_budget.ipynb #b932a40a
 @dataclass(frozen=True)
 class Budget:
     "How long a run may take, and since when."
@@ -43,7 +43,7 @@ class Budget:
         "The moment at which it is used up."
         return self.started + self.seconds
 
-# %% ../../nbs/experiment/09_budget.ipynb #204b250d
+# %% ../../nbs/experiment/09_budget.ipynb #2edc7759
 @dataclass(frozen=True)
 class Candidate:
     "One way to use the time."
@@ -70,7 +70,7 @@ class Free:
     flip: bool = True  # whether answers may be averaged with the mirror image
     probes: bool = True  # whether the frozen network is worth a probe: its weights are pretrained, its classifier is one linear layer
 
-# %% ../../nbs/experiment/09_budget.ipynb #48e54818
+# %% ../../nbs/experiment/09_budget.ipynb #8fda6bc6
 MOST_EPOCHS = 20  # beyond these nothing was measured
 
 
@@ -84,7 +84,7 @@ def list_candidates(free: Free) -> list[Candidate]:  # each has more than the on
         found.append(replace(first, adds=f"{epochs} epoch{'s' * (epochs > 1)} of {'fine-tuning' if first.stages else 'training'}", stages=stages))
     return found
 
-# %% ../../nbs/experiment/09_budget.ipynb #9b960f20
+# %% ../../nbs/experiment/09_budget.ipynb #990f4d1c
 def _list_probes(free: Free) -> list[Candidate]:
     "List the probes."
     small, *larger = free.sizes
@@ -101,7 +101,7 @@ def _list_probes(free: Free) -> list[Candidate]:
     found.append(probe("with mirror images", usual, joining, True))
     return found + [probe(f"at {size} px", size, joining, True) for size in larger[1:]]
 
-# %% ../../nbs/experiment/09_budget.ipynb #ad402214
+# %% ../../nbs/experiment/09_budget.ipynb #c339cd22
 def _epoch_stages(epochs: int, size: int, *, pretrained: bool) -> list[Stage]:
     "Divide epochs: training photos are smaller than those that are answered, those of a first half still more."
     usual = DEFAULT_SCHEDULE[-1]
@@ -115,7 +115,7 @@ def _near(size: float) -> int:
     "Round to a whole number of a network's strides."
     return max(32, 32 * round(size / 32))
 
-# %% ../../nbs/experiment/09_budget.ipynb #f0405322
+# %% ../../nbs/experiment/09_budget.ipynb #8dacdb68
 def shorten_schedule(stages: Sequence[Stage]) -> list[Candidate]:  # from no epoch (or one, where there is no probe) to all
     "List a written schedule with fewer epochs; each candidate has one more than the one before."
     n_epochs, found = [0] * len(stages), []
@@ -127,7 +127,7 @@ def shorten_schedule(stages: Sequence[Stage]) -> list[Candidate]:  # from no epo
         n_epochs[place] += 1  # Webster's method: with more in all, no stage gets fewer
     return found
 
-# %% ../../nbs/experiment/09_budget.ipynb #0bff4543
+# %% ../../nbs/experiment/09_budget.ipynb #1a478b48
 @dataclass(frozen=True)
 class Costs:
     "What was measured, and on what."
@@ -138,6 +138,7 @@ class Costs:
     n_test: int = 0  # photos that are predicted at the end
     n_last: int = 0  # features of the last layer alone; 0: as `stage.n_features`
     known: Mapping[int, float] = field(default_factory=dict)  # px -> share of the training photos' features, over depths, that are kept from before
+    crowded: float = 1.0  # how much longer everything takes than its fastest call did, because of other work on the machine; at least 1
 
     def of(self, stage: Stage, *, joined: bool) -> StageCosts:
         "Reckon what a stage's photos cost."
@@ -154,9 +155,10 @@ class Costs:
             n_new=round((1 - known) * self.scene.n_train * (1 + stage.mirrored)),
         )
 
-# %% ../../nbs/experiment/09_budget.ipynb #9a76564f
+# %% ../../nbs/experiment/09_budget.ipynb #05263eb8
 SLACK = 1.15  # what is reckoned may take by so much longer
 _WRITE_S = 8.0  # for predictions, bundle and report at the end: 4 s were measured on a machine with twice as much to do as it has cores
+_FELT = 1.2  # how much longer is worth a word
 _ENGINE_S = 3.0  # to make and to choose what runs a frozen network, at 224 px; 1 to 3 s were measured for tf_efficientnet_lite0
 
 
@@ -174,11 +176,12 @@ def reckon(candidate: Candidate, costs: Costs, *, spent: float, bs: int = 32, va
     after = scene.pass_seconds(costs.n_test, last.read_valid, views * last.features)
     if candidate.epochs:  # other weights: nothing that the network has seen is known
         after += 2 * validation + engine
-    after = SLACK * after + _WRITE_S
-    times = tuple(StageTime(stage.epochs, SLACK * seconds / stage.epochs) for stage, seconds in zip(stages, alone) if stage.epochs)
-    return replace(candidate, seconds=spent + SLACK * training + after, after=after, times=times)
+    slack = SLACK * costs.crowded
+    after = slack * after + costs.crowded * _WRITE_S
+    times = tuple(StageTime(stage.epochs, slack * seconds / stage.epochs) for stage, seconds in zip(stages, alone) if stage.epochs)
+    return replace(candidate, seconds=spent + slack * training + after, after=after, times=times)
 
-# %% ../../nbs/experiment/09_budget.ipynb #ebacd033
+# %% ../../nbs/experiment/09_budget.ipynb #12ec22dd
 @dataclass(frozen=True)
 class BudgetPlan:
     "What is done within a budget, and what would have been next."
@@ -209,13 +212,14 @@ def plan_budget(
     fitting = [place for place, candidate in enumerate(reckoned) if candidate.seconds <= seconds]
     if not fitting:
         least = min(candidate.seconds for candidate in reckoned)
+        beside = " beside other work" if costs.crowded > _FELT else ""
         raise UserError(
-            f"a budget of {_clock(seconds)} is less than the smallest plan takes here, which is {_clock(least)} ({reckoned[0].adds}, with the start and "
+            f"a budget of {_clock(seconds)} is less than the smallest plan takes here{beside}, which is {_clock(least)} ({reckoned[0].adds}, with the start and "
             f"the report); give at least {_round_up(least)}."
         )
     return BudgetPlan(seconds, spent, reckoned, fitting[-1], costs, kept)
 
-# %% ../../nbs/experiment/09_budget.ipynb #063a767e
+# %% ../../nbs/experiment/09_budget.ipynb #b910b72b
 def _clock(seconds: float) -> str:
     "Write a duration as a clock does."
     minutes, rest = divmod(round(seconds), 60)
@@ -226,12 +230,14 @@ def _round_up(seconds: float) -> str:
     "Write a budget that is enough, as it is given: 25s, 4m."
     return f"{5 * -(-int(seconds + 1) // 5)}s" if seconds < 100 else f"{-(-int(seconds + 1) // 60)}m"
 
-# %% ../../nbs/experiment/09_budget.ipynb #4e003209
+# %% ../../nbs/experiment/09_budget.ipynb #8f728fb9
 def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
     "Say what was planned, and why."
     cost, taken = plan.costs.stage, plan.taken
     ms = f"{1000 * cost.read_train:.0f} ms to open a photo, {1000 * cost.features:.0f} ms for its features and {1000 * cost.train:.0f} ms to train on it"
     lines = [f"Budget: {_clock(plan.seconds)}, of which {_clock(plan.spent)} went by. Measured here at {plan.costs.size} px: {ms}."]
+    if plan.costs.crowded > _FELT:
+        lines.append(f"Other work takes its part of this machine, so everything is reckoned {plan.costs.crowded:.1f} times as long.")
     lines += [plan.kept] if plan.kept else []
     for place, candidate in enumerate(plan.candidates):
         is_last_taken, is_first_left = place == plan.chosen, place == plan.chosen + 1
@@ -245,7 +251,7 @@ def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
         lines.append(f"  More is not planned, so the rest of the time, {say_duration(plan.seconds - taken.seconds)}, will be left.")
     return lines
 
-# %% ../../nbs/experiment/09_budget.ipynb #7c8a851c
+# %% ../../nbs/experiment/09_budget.ipynb #ba6e67bc
 def plan_record(plan: BudgetPlan) -> dict:  # for JSON
     "Give a plan for a file."
     rows = [
@@ -254,5 +260,5 @@ def plan_record(plan: BudgetPlan) -> dict:  # for JSON
     costs = {key: value for key, value in asdict(plan.costs.stage).items() if key != "n_new"}
     return {
         "seconds": plan.seconds, "spent_before": round(plan.spent, 1), "planned": round(plan.taken.seconds, 1), "kept": plan.kept,
-        "measured_at": plan.costs.size, "costs": {key: round(value, 6) for key, value in costs.items()}, "candidates": rows,
+        "measured_at": plan.costs.size, "crowded": round(plan.costs.crowded, 2), "costs": {key: round(value, 6) for key, value in costs.items()}, "candidates": rows,
     }  # fmt: skip

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['leave_free', 'measure_costs']
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #85b8c521
+# %% ../../nbs/experiment/10_in_budget.ipynb #c557bc8d
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..train.deadline import EndInTime, EndWithoutGain
 from ..train.stages import Stage
 from ..train.unfreezing import auto_batch_norm
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #66a24f8d
+# %% ../../nbs/experiment/10_in_budget.ipynb #174248d8
 def leave_free(experiment: Experiment) -> tuple[Experiment, Free | None]:  # None: the schedule is written
     "Find what an experiment leaves to a plan, and give it with all that could be joined, so that it can be measured."
     if "schedule" in experiment.model_fields_set:
@@ -45,7 +46,7 @@ def leave_free(experiment: Experiment) -> tuple[Experiment, Free | None]:  # Non
     freeze = DEFAULT_SCHEDULE[-1]["freeze"] if free.probes else "none"
     return _changed(experiment, [Stage(**stage, freeze=freeze)], joining, None), free
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #192542c1
+# %% ../../nbs/experiment/10_in_budget.ipynb #1223591c
 def _sizes_of(network: Any) -> tuple[int, ...]:
     "Give the sizes that a network takes, of those that plans are made of; else its own."
     taken = []
@@ -88,7 +89,7 @@ def _changed(experiment: Experiment, stages: list[Stage], joining: dict[str, Any
         predict = predict.model_copy(update={"flip": flip})
     return experiment.model_copy(update={"schedule": stages, "model": model, "predict": predict})
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #4ac02096
+# %% ../../nbs/experiment/10_in_budget.ipynb #8bcfb5a8
 def measure_costs(plan: Plan, sizes: tuple[int, ...]) -> Costs:  # sizes: at which kept features are looked for
     "Measure what a plan's photos cost, at its largest stage that trains."
     stages = [stage for stage in plan.stages if stage.acts]
@@ -96,10 +97,16 @@ def measure_costs(plan: Plan, sizes: tuple[int, ...]) -> Costs:  # sizes: at whi
     probes = any(stage.head == "probe" for stage in stages)
     stage = max(trained, key=lambda stage: stage.size).replace(head="probe" if probes else "keep", valid_size=None)
     mode = plan.experiment.train.precision
+    wall, used = time.perf_counter(), time.process_time()
     (cost,) = measure_stages(plan.learn, [stage], "fp32" if mode == "auto" else mode)
+    wall, used = time.perf_counter() - wall, time.process_time() - used
+    crowded = min(max(1.0, wall / max(used, 1e-3)), _MOST_CROWDED) if Scene.of(plan.learn).on_cpu else 1.0
     n_last = getattr(getattr(plan.model, "members", [None])[0], "num_features", 0) if plan.experiment.model.depths else 0
     known = {size: _share_known(plan, size) for size in sizes} if probes else {}
-    return Costs(stage.size, cost, Scene.of(plan.learn), int((plan.table["split"] == "test").sum()), n_last, known)
+    return Costs(stage.size, cost, Scene.of(plan.learn), int((plan.table["split"] == "test").sum()), n_last, known, crowded)
+
+
+_MOST_CROWDED = 4.0  # what is beyond was waiting for something else
 
 
 def _share_known(plan: Plan, size: int) -> float:
@@ -110,7 +117,7 @@ def _share_known(plan: Plan, size: int) -> float:
     spec = PhotoSpec(size=size, resize=plan.experiment.data.resize, mean=info.mean, std=info.std)
     return 1 - count_new(plan.model, paths, spec, flip=True, cache=cache) / max(1, 2 * len(paths))
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #842d0b42
+# %% ../../nbs/experiment/10_in_budget.ipynb #5811e2c0
 @patch
 def fit_budget(
     self: Plan,  # with its photos open, of the experiment that `leave_free` gave
@@ -137,7 +144,7 @@ def fit_budget(
     made = replace(made, issues=self.issues, corrected=self.corrected, budget=chosen)
     return made.with_learner(path).watch(budget, chosen)
 
-# %% ../../nbs/experiment/10_in_budget.ipynb #5fc191c8
+# %% ../../nbs/experiment/10_in_budget.ipynb #57b9dc2c
 @patch
 def watch(self: Plan, budget: Budget, chosen: BudgetPlan) -> Plan:
     "Add the callbacks that watch the clock and the gain."
