@@ -78,7 +78,7 @@ def test_what_the_file_says_is_kept(photos):
     lite = {"arch": "tf_efficientnet_lite0"}
     assert leave_free(described(photos, model=lite))[1].depths == (3, 4, 5, 6, 7)
     kept, free = leave_free(described(photos, model=lite | {"depths": [5]}, predict={"flip": False}))
-    assert (kept.model.depths, kept.model.maximum, free.depths, free.flip) == ([5], False, (), False)
+    assert (kept.model.depths, free.depths, free.flip) == ([5], (), False)
     written = described(photos, schedule=[{"size": 32, "epochs": 4, "lr": 0.002}])
     assert leave_free(written) == (written, None)
     fitted = make_plan(written).open_photos().fit_budget(Budget(600, started=0.0, clock=lambda: 1.0), None)
@@ -114,9 +114,9 @@ def test_a_schedule_ends_inside_also_where_epochs_take_longer_than_was_thought(p
     assert (type(gain), type(end)) == (EndWithoutGain, EndInTime) and chosen.taken.epochs == 6
     with plan.learn.no_bar(), plan.learn.no_logging():
         result = progressive_fit(plan.learn, plan.stages, saver=plan.saver, cbs=[end, Slow(clock, slower)], begins=end.may_begin)
-    assert clock.now <= 100 - chosen.taken.after
+    assert clock.now <= 100
     by_stage = [sum(row["stage"] == number and row["epoch"] > 0 for row in result.rows) for number in (1, 2)]
-    assert by_stage == {1: [3, 3], 3: [2, 2], 20: [0, 0]}[slower]
+    assert by_stage == {1: [3, 3], 3: [2, 2], 20: [1, 0]}[slower]
     assert ("ended in time" in result.message) == (slower > 1)
 
 
@@ -141,7 +141,8 @@ def test_the_default_recipe_tells_how_long_it_takes_at_most(photos, tmp_path, mo
     default = described(photos, model={"arch": "test_resnet", "weights": "none"})
     result = run_experiment(default, root=tmp_path / "runs", logbook=None, say=said.append)
     assert any("no epoch is trained that would not end within" in line for line in said)
-    assert [row["epoch"] for row in result.run.history().to_dict("records")] == [0] and "would not have ended in time" in result.message
+    rows = result.run.history().to_dict("records")
+    assert [row["epoch"] for row in rows] == [1] and rows[0]["is_best"]  # cut, but there is a model
 
 
 def command(*args: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['epochs_that_fit', 'StageTime', 'EndInTime', 'standard_error', 'says_no_gain', 'EndWithoutGain']
 
-# %% ../../nbs/train/24_deadline.ipynb #f3fb3c75
+# %% ../../nbs/train/24_deadline.ipynb #9e67a673
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastcore.basics import patch
 
 from .epochs import check_monitor, epoch_values, was_validated
 from .monitoring import check_state
 
-# %% ../../nbs/train/24_deadline.ipynb #39aaf7b1
+# %% ../../nbs/train/24_deadline.ipynb #8f8f4f35
 def epochs_that_fit(
     left: float,  # seconds from the beginning of an epoch
     epoch_s: float,  # what it takes, with its validation
@@ -30,7 +30,7 @@ def epochs_that_fit(
     whole = left / epoch_s + 1e-6  # of this stage's epochs
     return 0 if whole < 1 else max(least, min(most, math.floor(whole * most / (most + later))))
 
-# %% ../../nbs/train/24_deadline.ipynb #c9d64e10
+# %% ../../nbs/train/24_deadline.ipynb #4c194860
 @dataclass(frozen=True)
 class StageTime:
     "What a stage was thought to take."
@@ -55,13 +55,14 @@ class EndInTime(Callback):
         *,
         stages: Sequence[StageTime] = (),  # what those with epochs were thought to take, in their order
         clock: Callable[[], float] = time.monotonic,
+        has_model: Callable[[], bool] = lambda: True,  # whether there are weights to keep; without them the first epoch is cut, but validated
     ):
-        self.ends, self.stages, self.clock = ends, list(stages), clock
+        self.ends, self.stages, self.clock, self.has_model = ends, list(stages), clock, has_model
         self.stage, self.planned, self.began, self.validation_s = 0, 0, 0.0, 0.0
         self.why = self.message = ""  # what ended it, and that as a sentence; empty until then
         self.slower, self.resumed = 1.0, False  # than was thought
 
-# %% ../../nbs/train/24_deadline.ipynb #94e4bd3b
+# %% ../../nbs/train/24_deadline.ipynb #5497aef8
 @patch
 def before_fit(self: EndInTime) -> None:
     "Count the stage, and end it at once where not even one epoch fits."
@@ -70,7 +71,7 @@ def before_fit(self: EndInTime) -> None:
         return
     self.stage, self.resumed = self.stage + (not self.resumed), False
     self.planned, self.why, self.message = self.n_epoch, "", ""
-    if not self._fits(self.stage):
+    if self.has_model() and not self._fits(self.stage):
         self._end("before its first epoch: one epoch would not have ended in time.")
 
 
@@ -86,14 +87,14 @@ def _fits(self: EndInTime, number: int) -> bool:
     expected = self.stages[number - 1].epoch_s * self.slower if number <= len(self.stages) else 0.0
     return self.clock() + expected <= self.ends
 
-# %% ../../nbs/train/24_deadline.ipynb #fc90bd59
+# %% ../../nbs/train/24_deadline.ipynb #a5bb3b42
 @patch
 def _note(self: EndInTime, epoch_s: float) -> None:
     "Note what an epoch takes."
     if 0 < self.stage <= len(self.stages) and self.stages[self.stage - 1].epoch_s > 0:
         self.slower = epoch_s / self.stages[self.stage - 1].epoch_s
 
-# %% ../../nbs/train/24_deadline.ipynb #1174dabb
+# %% ../../nbs/train/24_deadline.ipynb #a8c1ff19
 @patch
 def before_epoch(self: EndInTime) -> None:
     "Start the clock."
@@ -109,6 +110,8 @@ def after_batch(self: EndInTime) -> None:
         self._note(epoch_s)
         self._fit_epochs(epoch_s, self.began, over=self.epoch)
         self.learn.pct_train = (self.epoch + share) / self.n_epoch
+        if not self.has_model() and self.clock() >= self.ends:
+            raise CancelTrainException
 
 
 @patch
@@ -133,16 +136,16 @@ def after_epoch(self: EndInTime) -> None:
         if over >= self.n_epoch:
             self._end(f"after epoch {over} of {self.planned}: a further one, of {took:.0f} s, would not have ended in time.")
 
-# %% ../../nbs/train/24_deadline.ipynb #5c5fc0e0
+# %% ../../nbs/train/24_deadline.ipynb #39966ca8
 @patch
 def _fit_epochs(self: EndInTime, epoch_s: float, began: float, *, over: int) -> None:
     "Let the fit have as many epochs as fit."
     later = sum(stage.seconds for stage in self.stages[self.stage :]) * self.slower / epoch_s if epoch_s else 0.0
     most = self.planned - over
     fitting = epochs_that_fit(self.ends - began, epoch_s, most=most, later=later, least=int(over == self.epoch)) if epoch_s else most
-    if not fitting and over == self.epoch:  # within it
+    if not fitting and over == self.epoch and self.has_model():  # within it
         self._end(f"within epoch {over + 1} of {self.planned}, which would have taken {epoch_s:.0f} s and not ended in time.")
-    self.learn.n_epoch = over + fitting
+    self.learn.n_epoch = over + max(fitting, int(over == self.epoch))
 
 
 @patch
@@ -151,7 +154,7 @@ def _end(self: EndInTime, why: str) -> None:
     self.why, self.message = why, f"Stopped {why}"
     raise CancelFitException
 
-# %% ../../nbs/train/24_deadline.ipynb #850aee68
+# %% ../../nbs/train/24_deadline.ipynb #6438d759
 @patch
 def state_dict(self: EndInTime) -> dict:
     "Give what a resumed run needs: how much of the time is left."
@@ -165,7 +168,7 @@ def load_state_dict(self: EndInTime, state: dict) -> None:
     self.ends = self.clock() + state["left"]
     self.stage, self.slower, self.validation_s, self.resumed = state["stage"], state["slower"], state["validation_s"], True
 
-# %% ../../nbs/train/24_deadline.ipynb #0be40b0b
+# %% ../../nbs/train/24_deadline.ipynb #ae0fb643
 def standard_error(
     value: float,  # a share of right ones, in [0, 1]
     n: int,  # photos
@@ -173,7 +176,7 @@ def standard_error(
     "Give the standard error of a share, a rough guide for a macro F1."
     return math.sqrt(max(value * (1 - value), 0.0) / max(n, 1))
 
-# %% ../../nbs/train/24_deadline.ipynb #626c2ce0
+# %% ../../nbs/train/24_deadline.ipynb #8316ceeb
 _STRIPS = 3  # validations
 
 
@@ -188,7 +191,7 @@ def says_no_gain(
     before, last = max(scores[:-_STRIPS]), max(scores[-_STRIPS:])
     return min(losses[-_STRIPS:]) >= min(losses[:-_STRIPS]) and last <= before + standard_error(before, n)
 
-# %% ../../nbs/train/24_deadline.ipynb #b3a4803f
+# %% ../../nbs/train/24_deadline.ipynb #5a82e072
 class EndWithoutGain(Callback):
     "End a stage where further epochs have bought nothing: no lower loss in three validations, and no score above its standard error."
 
@@ -223,7 +226,7 @@ class EndWithoutGain(Callback):
             self.why, self.message = f"after epoch {over} of {self.n_epoch}{why}", f"Stopped after epoch {over} of {self.n_epoch}{why}"
             raise CancelFitException
 
-# %% ../../nbs/train/24_deadline.ipynb #9e7b2e35
+# %% ../../nbs/train/24_deadline.ipynb #9e7f71c1
 @patch
 def find_end(self: EndWithoutGain, over: int) -> str:  # over: epochs; the end of a sentence, or nothing
     "Say why the stage is to end."

@@ -25,7 +25,7 @@ from ..data.manifest import write_manifest
 from ..workers import keep_freed_memory
 from ..experiment.budget import Budget, Free, describe_plan, plan_record
 from ..experiment.duration import FINISH_S, estimate_seconds
-from ..experiment.in_budget import leave_free
+from ..experiment.in_budget import is_default, leave_free
 from ..progress import say_duration
 from ..experiment.file import load_experiment
 from ..experiment.plan import Plan, make_plan
@@ -150,10 +150,10 @@ def _foresee(plan: Plan, recorder: RunRecorder) -> Plan:  # perhaps with a callb
         recorder.say(f"How long it will take cannot be said beforehand ({str(e).splitlines()[0] if str(e) else type(e).__name__}).")
         return plan
     early, compiled = ", or less where a stage ends early" if train.patience else "", is_compiled(plan.learn)
-    own, most = "schedule" in plan.experiment.model_fields_set, 2 * seconds + 60
-    limit = "" if own or compiled else f", and no epoch is trained that would not end within {say_duration(most)}"
+    most, free = 2 * seconds + 60, is_default(plan.experiment) and any(stage.epochs for stage in plan.stages)
+    limit = "" if compiled or not free else f", and no epoch is trained that would not end within {say_duration(most)}"
     recorder.say(f"This will take {say_duration(seconds)} on this machine{early}{' (compiling not counted)' if compiled else ''}{limit}.")
-    return replace(plan, cbs=[*plan.cbs, EndInTime(time.monotonic() + most - FINISH_S)]) if limit else plan
+    return replace(plan, cbs=[*plan.cbs, EndInTime(time.monotonic() + most - FINISH_S, has_model=lambda: plan.saver.best_stage is not None)]) if limit else plan
 
 # %% ../../nbs/workflow/11_run.ipynb #c8aaa65c
 def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
