@@ -81,8 +81,9 @@ def test_what_the_file_says_is_kept(photos):
     assert (kept.model.depths, free.depths, free.flip) == ([5], (), False)
     written = described(photos, schedule=[{"size": 32, "epochs": 4, "lr": 0.002}])
     assert leave_free(written) == (written, None)
-    fitted = make_plan(written).open_photos().fit_budget(Budget(600, started=0.0, clock=lambda: 1.0), None)
-    assert fitted.experiment.schedule == written.schedule and fitted.experiment.model == written.model and fitted.experiment.predict == written.predict
+    plan = make_plan(written)
+    fitted = plan.open_photos().fit_budget(Budget(600, started=0.0, clock=lambda: 1.0), None)
+    assert fitted.experiment == plan.experiment and fitted.experiment.schedule == written.schedule
 
 
 class Slow(Callback):
