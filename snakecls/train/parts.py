@@ -83,6 +83,9 @@ def check_outputs(
     own_loss: bool = False,  # which may want another number
 ) -> list[str]:  # what is odd
     "Refuse a network that cannot learn the labels, and say where it has outputs that are never the answer; raises `UserError`."
+    if any(is_lazy(values) for values in model.parameters()):
+        remedy = f"give it a batch first, such as model(torch.zeros(2, 3, {size}, {size}))"
+        raise UserError(f"the network ({type(model).__name__}) has lazy layers, which are not made yet; {remedy}.")
     said = _compare_outputs(model, problem, size)
     if not said:
         return []
