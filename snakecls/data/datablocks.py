@@ -387,7 +387,8 @@ def with_splits(
 ) -> pd.DataFrame:  # with `split`
     "Keep a fifth of the photos for validation where a table has no validation photos; raises `UserError` for what is no table."
     if not isinstance(table, pd.DataFrame):
-        raise UserError(f"{what} takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/').")
+        how = "read them with load_table, such as load_table('photos/')"
+        raise UserError(f"{what} takes a table of photos, and was given {table!r}; {how}.")
     has_own = "split" in table and (table["split"] == "valid").any()
     if has_own:
         return table

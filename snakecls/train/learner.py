@@ -80,7 +80,8 @@ def _given_network(
     "Make the network, or take the given one; raises `UserError` where it, or the loss, cannot be trained on the problem."
     if isinstance(arch, nn.Module):
         model = make_network(problem, arch)
-        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str)) + check_loss(loss, problem, count_outputs(model, size))
+        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str))
+        odd += check_loss(loss, problem, count_outputs(model, size))
     else:
         odd, model = check_loss(loss, problem), _named_network(problem, arch, network)
     _start_small(model)

@@ -190,7 +190,8 @@ def list_metrics(
         raise UserError(f"metrics is {metrics!r}; give a list of functions or of fastai's metrics, such as [accuracy].")
     for metric in given:
         if inspect.isfunction(metric) and _is_published(metric) and (why := _try(metric, problem)):
-            raise UserError(f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why}); leave metrics out, or give others.")
+            odd = f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why})"
+            raise UserError(f"{odd}; leave metrics out, or give others.")
     return given
 
 

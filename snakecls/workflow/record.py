@@ -107,7 +107,8 @@ def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.Dat
     if not len(dls.valid_ds):
         raise UserError(
             "the Learner has no validation photos, as one that load_learner opened has none; give it its loaders first "
-            "(learn.dls = photo_dls(…, network=learn.model), which keeps its normalisation), or answer photos with it as it is (deploy.export.LearnerPredictor)."
+            "(learn.dls = photo_dls(…, network=learn.model), which keeps its normalisation), or answer photos with it as "
+            "it is (deploy.export.LearnerPredictor)."
         )
     if not hasattr(dls, "spec"):
         return {"label": _predict_loader(learn, photos)}
