@@ -177,7 +177,7 @@ def find_remedy(
 # %% ../nbs/08_arguments.ipynb #2c93e295
 def _find_unknown(call: Callable, kwargs: dict[str, Any]) -> str:  # a sentence; empty where every name is there
     "Name the first argument that a function does not take, and say what to write in its place."
-    known = list(inspect.signature(call).parameters)
+    known = [name for name in inspect.signature(call).parameters if name != "self"]
     unknown = next((name for name in kwargs if name not in known), None)
     if unknown is None:
         return ""

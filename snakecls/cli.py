@@ -79,9 +79,14 @@ def _command_line() -> str:
 
 def _one_model(*names: str | None) -> str | None:
     "Take the model that was named, whichever way it was; raises `UserError` for two different ones."
-    given = list(dict.fromkeys(name for name in names if name is not None))
+    return _only("models", *names)
+
+
+def _only(what: str, *given: Any) -> Any:
+    "Take the one that was given, whichever way it was; raises `UserError` for two different ones."
+    given = tuple(dict.fromkeys(one for one in given if one is not None))
     if len(given) > 1:
-        raise UserError(f"two models are named, {given[0]} and {given[1]}; give one of them.")
+        raise UserError(f"two {what} are named, {given[0]} and {given[1]}; give one of them.")
     return given[0] if given else None
 
 
@@ -557,11 +562,13 @@ def open_app(
 # %% ../nbs/90_cli.ipynb #62e355ad
 _RunsWide = Annotated[bool, typer.Option(
     "--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")]
+_RunsNamed = Annotated[Optional[Path], typer.Argument(metavar="[FOLDER]", help="Folder of all runs; the same as --runs.")]
 
 
 @app.command()
 @stop_on_signals()
 def runs(
+    named: _RunsNamed = None,
     folder: Runs = None,
     wide: _RunsWide = False,
     json: Json = False,
@@ -571,6 +578,7 @@ def runs(
     from snakecls.workflow.leaderboard import leaderboard_text
     from snakecls.workflow.runs import all_runs, run_roots
 
+    folder = _only("folders", named, folder)
     complete_killed(run_roots(folder), say=_tell)
     for sentence in unfinished_groups(run_roots(folder)):
         _tell(f"Note: {sentence}")

@@ -11,7 +11,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
-from snakecls.train.averaging import ExponentialMovingAverage, ema_decay
+from snakecls.train.averaging import ExponentialMovingAverage, _ema_decay
 from snakecls.train.lr_schedules import fit_policy
 
 
@@ -70,7 +70,7 @@ def weight(learn: Learner) -> torch.Tensor:
 def average_by_hand(note: Note, decay: float = 0.9) -> torch.Tensor:
     average = note.start.clone()
     for i, weights in enumerate(note.steps, 1):
-        average = average * ema_decay(i, decay) + weights * (1 - ema_decay(i, decay))
+        average = average * _ema_decay(i, decay) + weights * (1 - _ema_decay(i, decay))
     return average
 
 

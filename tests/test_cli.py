@@ -132,6 +132,7 @@ def test_without_runs_the_commands_find_the_demo(usual, demo, tmp_path):
     said = strict(snakecls("publish", "--space", "me/snakes", "--dry-run", str(tmp_path / "space"), "--json", cwd=usual).stdout)
     assert said["model"] == bundle and (tmp_path / "space" / "bundle" / "bundle.json").exists()
     assert snakecls("runs", "--runs", "runs", cwd=usual).stdout.startswith("There are no runs in runs")
+    assert snakecls("runs", "runs", cwd=usual).stdout.startswith("There are no runs in runs")
 
 
 def test_evaluate_leaves_out_what_cannot_be_read_and_makes_the_csv_folder(demo, tmp_path):

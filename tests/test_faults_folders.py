@@ -714,7 +714,7 @@ def test_names_in_archives_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="links and names")
 def test_patterns_leave_out_what_folders_leave_out(tmp_path):
-    from snakecls.data.given import find_photos, pattern_table
+    from snakecls.data.given import _find_photos, pattern_table
 
     for name in ("cat/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "cat/thumbs/1.jpg", "dog/2.jpg", "cat/a\nb.jpg"):
         draw(tmp_path / "p" / name, 0)
@@ -723,15 +723,15 @@ def test_patterns_leave_out_what_folders_leave_out(tmp_path):
         stream.write((tmp_path / "p/cat/1.jpg").read_bytes())
     (tmp_path / "p/cat/more").symlink_to("../dog")
     said: list[str] = []
-    assert [os.path.relpath(path, tmp_path / "p") for path in find_photos(f"{tmp_path}/p/**/*", say=said.append)] == ["cat/1.jpg", "dog/2.jpg"]
+    assert [os.path.relpath(path, tmp_path / "p") for path in _find_photos(f"{tmp_path}/p/**/*", say=said.append)] == ["cat/1.jpg", "dog/2.jpg"]
     text = "\n".join(said)
     assert all(words in text for words in ("thumbnails of a NAS", "thumbnails of the photos", r"odd\xff.jpg", r"a\nb.jpg", "which was read already", "notes.txt")) and len(said) == 4, text
     assert set(pattern_table(f"{tmp_path}/p/**/*.jpg")["label"]) == {"cat", "dog"}
-    assert len(find_photos(f"{tmp_path}/p/cat/@eaDir/*/*.jpg")) == 1  # asked for by name
+    assert len(_find_photos(f"{tmp_path}/p/cat/@eaDir/*/*.jpg")) == 1  # asked for by name
     before = os.getcwd()
     os.chdir(tmp_path / "p")
     try:
-        assert find_photos("**/*.jpg") == ["cat/1.jpg", "dog/2.jpg"] and find_photos("cat/*") == ["cat/1.jpg"]
+        assert _find_photos("**/*.jpg") == ["cat/1.jpg", "dog/2.jpg"] and _find_photos("cat/*") == ["cat/1.jpg"]
     finally:
         os.chdir(before)
 

@@ -121,10 +121,10 @@ def test_runs_from_before_the_trained_weights_were_scored_get_no_verdict_from_th
     shown = snakecls("runs", "--wide", cwd=tmp_path).stdout
     line = next(line for line in shown.splitlines() if line.startswith(runs[1].id))
     assert "not shown" in line and "0.660" in line and "better" not in line
-    from snakecls.workflow.compare import judge_run
+    from snakecls.workflow.compare import _judge_run
     from snakecls.workflow.logbook import _compared_text
 
-    assert "macro F1 after the last epoch 0.660 here and 0.476 there, without an interval" in _compared_text(judge_run(runs[1]))
+    assert "macro F1 after the last epoch 0.660 here and 0.476 there, without an interval" in _compared_text(_judge_run(runs[1]))
 
 
 @pytest.mark.parametrize("other, why", [
@@ -318,6 +318,6 @@ def test_folds_are_one_entry_and_never_better_or_worse_than_each_other(photos, t
     heading, entry = headings(tmp_path)[0], (tmp_path / "logbook.md").read_text().split("\n## ")[1]
     assert f"to {first.folder.name} that 60 photos could show" in heading and f"Changed against {first.folder.name}: `data.resize: crop -> squash`" in entry and second.folder.name in entry
     assert "(proposed)" not in entry and "no parent was given" not in entry
-    from snakecls.workflow.folds import find_folds
+    from snakecls.workflow.folds import _find_folds
 
-    assert find_folds(tmp_path / "runs", "squares") == find_folds(tmp_path / "runs", "squares-folds") == second.folder
+    assert _find_folds(tmp_path / "runs", "squares") == _find_folds(tmp_path / "runs", "squares-folds") == second.folder

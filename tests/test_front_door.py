@@ -215,9 +215,9 @@ WRONG = {  # a call of the front door with something else than its hint says -> 
     "photo_learner(PHOTOS, augment={'flip': False})": "augment is .'flip': False., and photo_learner takes Augment",
     "photo_learner(PHOTOS, loss=3)": "loss is 3; give a name",
     "photo_learner(PHOTOS, metrics='accuracy')": "metrics is 'accuracy'; give a list",
-    "photo_learner(PHOTOS, metrics=accuracy_multi)": "metrics hold accuracy_multi, which does not take one label for a photo",
+    "photo_learner(PHOTOS, metrics=accuracy_multi)": "metrics hold accuracy_multi, which does not take one label on a photo",
     "photo_learner(PHOTOS, loss=CrossEntropyLossFlat)": "loss is the class CrossEntropyLossFlat; give a loss made of it",
-    "photo_learner(PHOTOS, loss=BCEWithLogitsLossFlat())": "loss BCEWithLogitsLossFlat does not take one label for a photo .*CrossEntropyLossFlat",
+    "photo_learner(PHOTOS, loss=BCEWithLogitsLossFlat())": "loss BCEWithLogitsLossFlat does not take one label on a photo .*CrossEntropyLossFlat",
     "photo_learner(PHOTOS, optimiser=None)": "optimiser is None; give a name",
     "photo_learner(PHOTOS, optimiser=torch.optim.Adam)": "optimiser is torch's Adam; give partial.OptimWrapper, opt=torch.optim.Adam",
     "photo_learner(PHOTOS, flip='no')": "flip is 'no', and photo_learner takes bool .*give True or False",
@@ -233,6 +233,9 @@ WRONG = {  # a call of the front door with something else than its hint says -> 
     "progressive_fit(LEARN, [{'size': 64, 'epochs': 1}])": "stages is .*and progressive_fit takes Sequence.Stage",
     "progressive_fit(PHOTOS, progressive_stages((64,)))": "learn is (?s:.*)and progressive_fit takes Learner",
     "save_bundle(LEARN, None)": "folder is None, and save_bundle takes",
+    "record_run('x', None)": "learn is None, and record_run takes Learner",
+    "photo_learner(PHOTOS, nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), size=32)": "has lazy layers, which are not made yet; give it a batch first",
+    "photo_learner(PHOTOS[['path']])": "the table has no column 'label'",
     "run_experiment({'name': 'x'})": "experiment is .'name': 'x'., and run_experiment takes Experiment",
     "check_source(None)": "data.source is",
     "Predictor(None)": "bundle is None, and Predictor takes",
@@ -268,6 +271,9 @@ def test_what_fastai_calls_otherwise_is_told_in_one_line(given, photos):
     "progressive_stages((32,), batch_size=8)": "progressive_stages has no argument 'batch_size'; here it is called bs.",
     "save_bundle(LEARN, 'best', label_facts='f.csv')": "save_bundle has no argument 'label_facts'; did you mean 'facts'?",
     "Predictor('best', devise='cpu')": "Predictor has no argument 'devise'; did you mean 'device'?",
+    "SaveBestF1(metric='accuracy')": "SaveBestF1 has no argument 'metric'; it takes monitor, rule, ",
+    "record_run('x', LEARN, batch_size=8)": "record_run has no argument 'batch_size'; give bs=… to photo_learner",
+    "record_run('x', LEARN, foo=8)": "record_run has no argument 'foo'; it takes name, learn, question, parent, ",
     "check_source('photos', workers=2)": "check_source has no argument 'workers'; did you mean 'n_workers'?",
 }.items())  # fmt: skip
 def test_a_name_that_is_not_there_is_told_in_the_words_of_the_function_that_was_called(call, said, learn, photos):
@@ -402,6 +408,8 @@ def test_loaders_split_a_table_as_photo_learner_does(photos, tmp_path):
     bare = photos.drop(columns="split")
     dls = photo_dls(bare, 32, bs=8, num_workers=0)  # noqa: F405
     made = photo_learner(bare, network(3), size=32, bs=8, num_workers=0, path=tmp_path)  # noqa: F405
+    other = photo_dls(bare[["path", "label"]].rename(columns={"label": "kind"}), 32, target="kind", bs=8, num_workers=0)  # noqa: F405
+    assert list(other.valid_ds.items.path) == list(dls.valid_ds.items.path) and "label" not in other.valid_ds.items
     assert list(dls.valid_ds.items.path) == list(made.dls.valid_ds.items.path) == list(dls.rebuild(size=48, seed=3).valid_ds.items.path)
 
 

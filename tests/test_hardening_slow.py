@@ -16,7 +16,7 @@ from snakecls import core
 from snakecls.core import UserError
 from snakecls.disk import read_json, read_parquet
 from snakecls.data import label_facts as dangers, labels, messy_csv
-from snakecls.data.given import find_photos
+from snakecls.data.given import _find_photos
 from snakecls.data.tables import load_table, read_table, read_unlabelled
 from snakecls.models.bundle_info import read_strictly
 from snakecls.experiment.file import _override_key
@@ -140,7 +140,7 @@ def test_links_out_of_a_folder_are_told_once(linked):
         assert len(noted.table) == 10 and len(said) == 1 and "'a/z.jpg' is one of 2 links that lead elsewhere" in said[0] and str(linked / "one.jpg") in said[0]
         assert [issue["path"] for issue in noted.issues if issue["issue"] == "a link out of the folder"] == [str(linked / "set/a/z.jpg")]
     notes = []
-    assert len(find_photos(f"{linked}/set/**/*.jpg", say=notes.append)) == 10
+    assert len(_find_photos(f"{linked}/set/**/*.jpg", say=notes.append)) == 10
     assert sum("is one of 2 links that lead elsewhere" in note for note in notes) == 1
     (linked / "whole").symlink_to("set")  # a folder may lie behind a link itself
     (linked / "set/c").unlink(), (linked / "set/a/z.jpg").unlink()

@@ -85,7 +85,7 @@ def test_the_page_stands_alone_and_is_small(tmp_path):
 
 def test_the_plots_are_pictures_and_pyplot_is_left_alone(tmp_path):
     run = make_run(tmp_path, n_classes=60, photos=False)
-    code = ("import sys; from snakecls.evaluate.report import write_plots; write_plots(sys.argv[1]); "
+    code = ("import sys; from snakecls.evaluate.report import _write_plots; _write_plots(sys.argv[1]); "
             "assert 'matplotlib.pyplot' not in sys.modules")  # it alone chooses a backend
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=True, cwd=REPO)
     sizes = {file.name: Image.open(file).size for file in (run / "plots").iterdir()}

@@ -40,7 +40,7 @@ from .balance import check_oversample, count_labels, draw_photos, draw_weights, 
 from .image_cache import ImageCache
 from .lost import LostPhotos
 from .photos import PhotoError, PhotoSpec, open_photo
-from .problem import MultiLabel, OneLabel, Problem, find_problem
+from .problem import MultiLabel, OneLabel, Problem, cell_problem, find_problem
 from .splits import split_table
 from .read_ahead import PhotoReader, read_ahead
 from .transforms import NormaliseInPlace, SampleSeeds, ToFloat, TrainPresize, ValidResize, photo_key, train_tfms, train_view
@@ -468,7 +468,7 @@ def photo_dls(
     cache: ImageCache | None = None,  # keeps training photos decoded, for loaders of all sizes; None: they are decoded each time
 ) -> DataLoaders:  # with `.rebuild` for the next stage, and what the table above lists
     "Make DataLoaders from a table: for one label per photo, for several, or for several targets."
-    table, problem = _read_question(with_splits(table, seed), problem, target, labels, oversample)
+    table, problem = _read_question(with_splits(table, seed, target=target), problem, target, labels, oversample)
     spec = replace(spec or PhotoSpec(size=size), size=valid_size or size, **({} if network is None else _network_colours(network)))
     sizes, device = _batch_sizes(table, bs), check_device(device)
     workers, note = _plan_workers(num_workers, sizes, augment.presize_for(size) if augment.backend == "fastai" else size, spec.size)
@@ -513,15 +513,21 @@ def with_splits(
     table: pd.DataFrame,
     seed: int = 42,
     *,
+    target: str | Sequence[str] | None = None,  # column of the class, or several; spread over both splits where there is no label
     what: str = "photo_dls",  # who asks, for the message
 ) -> pd.DataFrame:  # with `split`
     "Keep a fifth of the photos for validation where a table has no validation photos; raises `UserError` for what is no table."
     if not isinstance(table, pd.DataFrame):
-        raise UserError(
-            f"{what} takes a table of photos, and was given {table!r}; read them with load_table, such as load_table('photos/')."
-        )
+        how = "read them with load_table, such as load_table('photos/')"
+        raise UserError(f"{what} takes a table of photos, and was given {table!r}; {how}.")
     has_own = "split" in table and (table["split"] == "valid").any()
-    return table if has_own or not {"label", "labels"} & set(table) else split_table(table, valid=0.2, seed=seed)
+    if has_own:
+        return table
+    first = target if isinstance(target, str) or not target else target[0]
+    if first not in table or {"label", "labels"} & set(table):
+        return split_table(table, valid=0.2, seed=seed)
+    named = {cell_problem(table[first].iloc[0]).answers: table[first]} if len(table) else {}
+    return table.assign(split=split_table(table.assign(**named), valid=0.2, seed=seed)["split"])
 
 # %% ../../nbs/data/33_datablocks.ipynb #669f6591
 def training_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -51,10 +51,8 @@ def _idle_training(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[
     if idle:
         yield f"{why}, so {', '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing; give a stage epochs, or leave that out."
     if told := [f"train.{name}" for name in _given(experiment.train, _OF_LOSS)]:
-        yield (
-            f"{why}, with its own loss, so {', '.join(told)} only changes the loss that is reported; give a "
-            "stage epochs, or leave that out."
-        )
+        does = f"{', '.join(told)} only changes the loss that is reported"
+        yield f"{why}, with its own loss, so {does}; give a stage epochs, or leave that out."
 
 # %% ../../nbs/experiment/05_doubts.ipynb #6ed2d8e9
 def _idle_mixing(experiment: Experiment, stages: Sequence[Stage]) -> str | None:

@@ -81,9 +81,8 @@ def _given_network(
     "Make the network, or take the given one; raises `UserError` where it, or the loss, cannot be trained on the problem."
     if isinstance(arch, nn.Module):
         model = make_network(problem, arch)
-        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str)) + check_loss(
-            loss, problem, count_outputs(model, size)
-        )
+        odd = check_outputs(model, problem, size, own_loss=not isinstance(loss, str))
+        odd += check_loss(loss, problem, count_outputs(model, size))
     else:
         odd, model = check_loss(loss, problem), _named_network(problem, arch, network)
     _start_small(model)
@@ -94,11 +93,8 @@ def _idle_network(arch: str | nn.Module, network: dict) -> list[str]:
     "Say which settings do nothing, as the network is made already."
     if not isinstance(arch, nn.Module):
         return []
-    remedies = {name: find_remedy(name, _taken()) for name in network}
-    return [
-        f"{name} does nothing with a network of your own ({type(arch).__name__}); {said or 'leave it out'}."
-        for name, said in remedies.items()
-    ]
+    remedies = {name: find_remedy(name, _taken()) or "leave it out" for name in network}
+    return [f"{name} does nothing with a network of your own ({type(arch).__name__}); {said}." for name, said in remedies.items()]
 
 # %% ../../nbs/train/23_learner.ipynb #fbb8188b
 def _named_network(problem: Problem, arch: str, network: dict) -> nn.Module:
@@ -172,7 +168,7 @@ def photo_learner(
 ) -> Learner:  # its loaders are as from `photo_dls`
     "Make a Learner for a table of photos; raises `UserError` for what cannot be trained."
     notes = [*(f"augment.{note}" for note in augment.idle()), *odd_seed(seed), *_idle_network(arch, network)]
-    table = with_splits(table, seed, what="photo_learner")
+    table = with_splits(table, seed, target=target, what="photo_learner")
     problem = find_problem(training_rows(table), table_problem(table).answers if target is None or target == "" else target)
     check_optimiser(optimiser)
     metrics = list_metrics(metrics, problem)

@@ -128,9 +128,8 @@ def fit_policy(
         with undone_after_error(learn, cbs):
             learn.fit_one_cycle(epochs, lr_max=rates, pct_start=0.3, moms=None if held is None else (held,) * 3, wd=wd)
         return
-    with undone_after_error(
-        learn, [*_policy_callbacks(schedule, epochs, np.array(rates), warmup, own_options(schedule, options), monitor), *cbs]
-    ):
+    own = own_options(schedule, options)
+    with undone_after_error(learn, [*_policy_callbacks(schedule, epochs, np.array(rates), warmup, own, monitor), *cbs]):
         learn.fit(epochs, lr=rates, wd=wd)
 
 # %% ../../nbs/train/13_lr_schedules.ipynb #c617f6a6

@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastcore.basics import patch
 
+from ..arguments import explain_arguments
 from ..core import UserError, unknown_name
 from .comparison import Answers, fair_values, last_answers, tell_resumed
 from .epochs import check_monitor, epoch_values
@@ -22,6 +23,7 @@ from .epochs import check_monitor, epoch_values
 class SaveBestF1(SaveModelCallback):
     "Keep the weights of the epoch with the best macro F1 (or another rule) over all fits, and load them at the end."
 
+    @explain_arguments
     def __init__(
         self,
         monitor: str | None = None,  # any metric or loss that the Learner reports; None: f1_macro, or with 'composite' valid_loss

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from ..core import UserError
 from ..data.columns import count, some
-from ..data.problem import Problem
+from ..data.problem import MultiLabel, MultiTarget, Problem
 
 # %% ../../nbs/train/22_parts.ipynb #deb9419b
 def count_outputs(
@@ -83,6 +83,9 @@ def check_outputs(
     own_loss: bool = False,  # which may want another number
 ) -> list[str]:  # what is odd
     "Refuse a network that cannot learn the labels, and say where it has outputs that are never the answer; raises `UserError`."
+    if any(is_lazy(values) for values in model.parameters()):
+        remedy = f"give it a batch first, such as model(torch.zeros(2, 3, {size}, {size}))"
+        raise UserError(f"the network ({type(model).__name__}) has lazy layers, which are not made yet; {remedy}.")
     said = _compare_outputs(model, problem, size)
     if not said:
         return []
@@ -113,11 +116,7 @@ def check_loss(
     if not callable(loss):
         raise UserError(f"loss is {loss!r}; give a name, or a function of answers and targets.")
     if _is_published(loss) and (why := _try(loss, problem, n_outputs)):
-        suits = "CrossEntropyLossFlat()" if not problem.parts[0].many else "BCEWithLogitsLossFlat()"
-        remedy = "give loss='auto'" + (
-            f", or {suits} of fastai" if len(problem.parts) == 1 else ", or a function of all answers and targets"
-        )
-        raise UserError(f"loss {_called(loss)} does not take {_asks(problem)} ({why}); {remedy}.")
+        raise UserError(f"loss {_called(loss)} does not take {_asks(problem)} ({why}); give loss='auto', {_other_loss(problem)}.")
     if hasattr(loss, "activation"):
         return []
     return [
@@ -140,13 +139,23 @@ def _called(function: Any) -> str:
 
 def _asks(problem: Problem) -> str:
     "Say what a photo has."
-    return (
-        f"{len(problem.parts)} targets"
-        if len(problem.parts) > 1
-        else "several labels on a photo"
-        if problem.parts[0].many
-        else "one label for a photo"
-    )
+    return f"{len(problem.parts)} targets" if len(problem.parts) > 1 else f"{problem.parts[0].gives} on a photo"
+
+
+@singledispatch
+def _other_loss(problem: Problem) -> str:
+    "Name a loss of fastai that suits."
+    return "or CrossEntropyLossFlat() of fastai"
+
+
+@_other_loss.register
+def _(problem: MultiLabel) -> str:
+    return "or BCEWithLogitsLossFlat() of fastai"
+
+
+@_other_loss.register
+def _(problem: MultiTarget) -> str:
+    return "or a function of all answers and targets"
 
 # %% ../../nbs/train/22_parts.ipynb #fad064a8
 def _try(function: Callable, problem: Problem, n_outputs: Sequence[int] | None = None) -> str:  # why it fails; empty where it does not
@@ -156,12 +165,13 @@ def _try(function: Callable, problem: Problem, n_outputs: Sequence[int] | None =
     except (RuntimeError, TypeError):
         return ""
     sizes = n_outputs or [len(part.labels) for part in problem.parts]
-    answers = [torch.zeros(2, n) for n in sizes]
-    targets = [torch.zeros(2, len(part.labels)) if part.many else torch.tensor([0, 1]) for part in problem.parts]
+    cells: list[list[Any]] = [[part.cell([label]) for label in part.labels[:2]] for part in problem.parts]
+    targets = [torch.as_tensor(part.encode(each)) for part, each in zip(problem.parts, cells)]
+    answers = [torch.zeros(len(one), n) for one, n in zip(targets, sizes)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            function(answers[0] if len(answers) == 1 else tuple(answers), *targets)
+            function(answers[0] if len(answers) == 1 else tuple(answers), *(one.float() if one.ndim > 1 else one for one in targets))
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError) as e:
         said = str(e).strip().splitlines()[0][:120].rstrip(".") if str(e).strip() else ""
         return "" if "device" in said else said if re.search("[a-z]", said) else type(e).__name__
@@ -180,9 +190,8 @@ def list_metrics(
         raise UserError(f"metrics is {metrics!r}; give a list of functions or of fastai's metrics, such as [accuracy].")
     for metric in given:
         if inspect.isfunction(metric) and _is_published(metric) and (why := _try(metric, problem)):
-            raise UserError(
-                f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why}); leave metrics out, or give others."
-            )
+            odd = f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why})"
+            raise UserError(f"{odd}; leave metrics out, or give others.")
     return given
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'changed_places', 'diff_experiments', 'fill_defaults', 'only_training', 'read_answers', 'match_answers',
-           'from_common_folder', 'compare_pairs', 'is_clear', 'compare_runs', 'parent_folder', 'judge_run',
-           'judge_pair', 'only_seed', 'read_verdict', 'write_verdict']
+           'from_common_folder', 'compare_pairs', 'is_clear', 'parent_folder', 'judge_pair', 'only_seed',
+           'read_verdict', 'write_verdict']
 
 # %% ../../nbs/workflow/04_compare.ipynb #77c39186
 import os
@@ -194,7 +194,7 @@ def _answer_arrays(tables: Sequence[Any]) -> tuple[Any, Any, list]:  # metric, t
     return multi_f1_score, encode_labels(tables[0]["labels"], names), [encode_labels(table["predicted"], names) for table in tables]
 
 # %% ../../nbs/workflow/04_compare.ipynb #3c25e1d7
-def compare_runs(
+def _compare_runs(
     a: Path,  # a run's folder
     b: Path,  # another's
     *,
@@ -263,7 +263,7 @@ def _runs_on_same_photos(
     return [RunFolder(path) for *_, path in sorted(found, reverse=True)]
 
 # %% ../../nbs/workflow/04_compare.ipynb #9dae2480
-def judge_run(
+def _judge_run(
     run: RunFolder,  # with metrics
     *,
     propose: bool = True,  # without a parent, compare with the newest run on the same photos
@@ -374,11 +374,11 @@ def _judge_best(
 def read_verdict(run: RunFolder) -> dict:
     "Give a run's verdict: from `verdict.json`, or judged now, which writes nothing."
     file = run / "verdict.json"
-    return read_json(file) if file.exists() else judge_run(run, propose=not read_status(run.path).get("part_of"))
+    return read_json(file) if file.exists() else _judge_run(run, propose=not read_status(run.path).get("part_of"))
 
 
 def write_verdict(run: RunFolder, **options) -> dict:
     "Judge a run and write `verdict.json`."
-    verdict = judge_run(run, **options)
+    verdict = _judge_run(run, **options)
     write_json(run / "verdict.json", verdict)
     return verdict

@@ -137,7 +137,7 @@ def add_entry(
         return atomic_write(path, _insert_entry(content, entry))
 
 # %% ../../nbs/workflow/05_logbook.ipynb #b9c61a8f
-def _verdict_text(verdict: dict) -> str:  # of `judge_run`
+def _verdict_text(verdict: dict) -> str:  # of `_judge_run`
     "Say a verdict in a few words, for the heading."
     other = verdict["other"]
     if verdict["verdict"] == "not shown":
@@ -167,7 +167,7 @@ def gap_text(view: str, found: dict) -> str:  # of `_compare_views`
     )
 
 # %% ../../nbs/workflow/05_logbook.ipynb #f715ea32
-def _compared_text(verdict: dict) -> str:  # of `judge_run`
+def _compared_text(verdict: dict) -> str:  # of `_judge_run`
     "Say how a run stands to the one that it was compared with."
     if verdict["verdict"] == "first":
         return f"no earlier run{' on its own' if verdict.get('members') else ''} has the same validation photos and labels"
@@ -199,12 +199,12 @@ def _tuned_text(tuned: Sequence[str]) -> str:  # a sentence; empty where there i
     return f" The thresholds of {' and '.join(dict.fromkeys(tuned))} were chosen on these photos, which makes {scores} too good."
 
 
-def verdict_line(verdict: dict) -> str:  # of `judge_run`
+def verdict_line(verdict: dict) -> str:  # of `_judge_run`
     "Say a verdict and what it rests on, for a terminal."
     return f"Verdict: {_verdict_text(verdict)}{': ' + verdict['reason'] if verdict['reason'] else '; ' + _compared_text(verdict)}"
 
 # %% ../../nbs/workflow/05_logbook.ipynb #3f25a81d
-def _best_text(run: str, best: dict | None) -> str:  # of `judge_run`
+def _best_text(run: str, best: dict | None) -> str:  # of `_judge_run`
     "Say which run is the best on the same photos, and that being the best of several flatters it."
     if best is None:
         return ""

@@ -9,7 +9,7 @@ __all__ = ['photo_table', 'predict_valid', 'describe_bundle', 'RecordRun', 'reco
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.meta import delegates
 
+from ..arguments import explain_arguments
 from ..core import UserError
 from ..data.manifest import write_manifest
 from ..data.problem import array_problem, table_problem
@@ -105,10 +106,9 @@ def predict_valid(learn: Learner, table: pd.DataFrame) -> dict[str, tuple[pd.Dat
     dls, photos = learn.dls, table[table["split"] == "valid"]
     if not len(dls.valid_ds):
         raise UserError(
-            "the Learner has no validation photos, as one that load_learner opened has none; give it its "
-            "loaders first "
-            "(learn.dls = photo_dls(…, network=learn.model), which keeps its normalisation), or answer photos "
-            "with it as it is (deploy.export.LearnerPredictor)."
+            "the Learner has no validation photos, as one that load_learner opened has none; give it its loaders first "
+            "(learn.dls = photo_dls(…, network=learn.model), which keeps its normalisation), or answer photos with it as "
+            "it is (deploy.export.LearnerPredictor)."
         )
     if not hasattr(dls, "spec"):
         return {"label": _predict_loader(learn, photos)}
@@ -364,8 +364,8 @@ def fail(self: RecordRun, error: BaseException) -> None:
         self.is_over = True
 
 # %% ../../nbs/workflow/17_record.ipynb #9ce5ca96
+@explain_arguments
 @delegates(make_recorder, but="command")
-@contextmanager
 def record_run(
     name: str,  # of the run
     learn: Learner,  # trained within the block, in one fit or in several
@@ -373,9 +373,16 @@ def record_run(
     question: str = "",  # what it is to find out, for the logbook
     parent: str | None = None,  # the run that this one changes
     **kwargs,  # of `make_recorder`: root, logbook, say
-) -> Iterator[RunFolder]:
+) -> AbstractContextManager[RunFolder]:
     "Record what is trained within the block as a run; its weights are those that the Learner has at the end."
-    recorder = RecordRun(name, question=question, parent=parent, whole_block=True, **kwargs)
+    if not isinstance(learn, Learner):
+        raise TypeError("no Learner")
+    return _recorded(learn, RecordRun(name, question=question, parent=parent, whole_block=True, **kwargs))
+
+
+@contextmanager
+def _recorded(learn: Learner, recorder: RecordRun) -> Iterator[RunFolder]:
+    "Record a block."
     learn.add_cb(recorder)
     try:
         recorder.begin()
