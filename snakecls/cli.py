@@ -208,9 +208,15 @@ _TrainFolds = Annotated[Optional[int], typer.Option(
     min=2, help="Run once for each of N folds: mean, spread, and a prediction of every photo by a model that has not seen it.")]
 _TrainGrid = Annotated[Optional[list[str]], typer.Option(
     metavar="KEY=A,B", help="Run every combination of these values; may be given several times.")]
-_TrainBudget = Annotated[Optional[str], typer.Option(
-    metavar="TIME", help="How long it may take from its start to the written model, such as 90s, 10m or 1h30m: size, depths and epochs are planned for it "
-         "from measured times; what the file says is kept, of a schedule all but its epochs.")]
+_TrainBudget = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="TIME",
+        help="How long it may take from its start to the written model, such as 90s, 10m or 1h30m: size, depths and "
+        "epochs are planned for it "
+        "from measured times; what the file says is kept, of a schedule all but its epochs.",
+    ),
+]
 _TrainComparePrecision = Annotated[bool, typer.Option(
     "--compare-precision", help="Run once in each precision, and compare time and score.")]
 

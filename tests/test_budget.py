@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from snakecls.core import UserError
-from snakecls.experiment.budget import Budget, Costs, Free, list_candidates, plan_budget, reckon, shorten_schedule
+from snakecls.experiment.budget import Budget, Costs, Free, list_candidates, plan_budget, _reckon, shorten_schedule
 from snakecls.experiment.duration import Scene, StageCosts
 from snakecls.experiment.file import make_experiment
 from snakecls.experiment.in_budget import leave_free
@@ -51,7 +51,7 @@ def costs_of(read: float, train: float, answer: float, features: float, n_train:
 @given(st.tuples(*[st.floats(1e-5, 0.5)] * 4), st.integers(8, 20_000), st.integers(0, 2), st.booleans(), st.booleans())
 def test_more_time_never_plans_less_and_every_plan_ends_inside_its_budget(seconds, n_train, workers, depths, probes):
     costs, candidates = costs_of(*seconds, n_train, workers), list_candidates(Free(depths=(3, 4) if depths else (), probes=probes))
-    least = min(reckon(candidate, costs, spent=5.0).seconds for candidate in candidates)
+    least = min(_reckon(candidate, costs, spent=5.0).seconds for candidate in candidates)
     plans = [plan_budget(candidates, costs, budget, spent=5.0) for budget in np.geomspace(least, 100 * least, 15)]
     assert all(plan.taken.seconds <= plan.seconds for plan in plans)
     for less, more in pairwise(plans):

@@ -416,7 +416,10 @@ def _idle_options(part: OneLabel, table: pd.DataFrame, several: dict) -> list[st
             f"separator is {given['separator']!r}, and labels such as '{held.iloc[0]}' hold it; set {option('multi_label')} "
             "if a photo has several labels, or leave separator out."
         )
-    return [f"{name} is {value!r}, which is for photos with several labels and does nothing here; leave it out." for name, value in given.items()]
+    return [
+        f"{name} is {value!r}, which is for photos with several labels and does nothing here; leave it out."
+        for name, value in given.items()
+    ]
 
 
 @_idle_options.register

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_EPOCHS', 'FINE_TUNING', 'SLACK', 'Budget', 'Candidate', 'Free', 'list_candidates', 'shorten_schedule', 'Costs',
-           'reckon', 'BudgetPlan', 'plan_budget', 'describe_plan', 'plan_record']
+           'BudgetPlan', 'plan_budget', 'describe_plan', 'plan_record']
 
 # %% ../../nbs/experiment/09_budget.ipynb #10f32889
 import time
@@ -80,7 +80,9 @@ def list_candidates(free: Free) -> list[Candidate]:  # each has more than the on
     size = free.sizes[-1] if found else free.sizes[min(1, len(free.sizes) - 1)]
     for epochs in range(2 if found else 1, MOST_EPOCHS + 1):
         stages = (*first.stages, *_epoch_stages(epochs, size, pretrained=bool(found)))
-        found.append(replace(first, adds=f"{epochs} epoch{'s' * (epochs > 1)} of {'fine-tuning' if first.stages else 'training'}", stages=stages))
+        found.append(
+            replace(first, adds=f"{epochs} epoch{'s' * (epochs > 1)} of {'fine-tuning' if first.stages else 'training'}", stages=stages)
+        )
     return found
 
 # %% ../../nbs/experiment/09_budget.ipynb #f18012d5
@@ -124,7 +126,9 @@ def shorten_schedule(stages: Sequence[Stage]) -> list[Candidate]:  # from no epo
         kept = tuple(stage.replace(epochs=n) for stage, n in zip(stages, n_epochs))
         if any(stage.acts for stage in kept):
             found.append(Candidate(f"{total} epoch{'s' * (total != 1)} of the schedule", kept))
-        place = max(range(len(stages)), key=lambda i: (stages[i].epochs / (2 * n_epochs[i] + 1) if n_epochs[i] < stages[i].epochs else 0, i))
+        place = max(
+            range(len(stages)), key=lambda i: (stages[i].epochs / (2 * n_epochs[i] + 1) if n_epochs[i] < stages[i].epochs else 0, i)
+        )
         n_epochs[place] += 1  # Webster's method: with more in all, no stage gets fewer
     return found
 
@@ -138,7 +142,9 @@ class Costs:
     scene: Scene
     n_test: int = 0  # photos that are predicted at the end
     n_last: int = 0  # features of the last layer alone; 0: as `stage.n_features`
-    known: Mapping[int, float] = field(default_factory=dict)  # px -> share of the training photos' features, over depths, that are kept from before
+    known: Mapping[int, float] = field(
+        default_factory=dict
+    )  # px -> share of the training photos' features, over depths, that are kept from before
     crowded: float = 1.0  # how much longer everything takes than its fastest call did, because of other work on the machine; at least 1
 
     def of(self, stage: Stage, *, joined: bool) -> StageCosts:
@@ -163,7 +169,7 @@ _FELT = 1.2  # how much longer is worth a word
 _ENGINE_S = 3.0  # to make and to choose what runs a frozen network, at 224 px; 1 to 3 s were measured for tf_efficientnet_lite0
 
 
-def reckon(candidate: Candidate, costs: Costs, *, spent: float, bs: int = 32, validate_every: int = 1, flip: bool = False) -> Candidate:
+def _reckon(candidate: Candidate, costs: Costs, *, spent: float, bs: int = 32, validate_every: int = 1, flip: bool = False) -> Candidate:
     "Reckon when a candidate would end, and what of that follows the training."
     views = 1 + (flip if candidate.flip is None else candidate.flip)
     stages = [stage if stage.bs else stage.replace(bs=min(128, scaled_bs(bs, 224, stage.size))) for stage in candidate.stages if stage.acts]
@@ -209,13 +215,14 @@ def plan_budget(
     **how: Any,  # of `reckon`: bs, validate_every, flip
 ) -> BudgetPlan:
     "Take what ends within the budget; raises `UserError` where nothing does."
-    reckoned = [reckon(candidate, costs, spent=spent, **how) for candidate in candidates]
+    reckoned = [_reckon(candidate, costs, spent=spent, **how) for candidate in candidates]
     fitting = [place for place, candidate in enumerate(reckoned) if candidate.seconds <= seconds]
     if not fitting:
         least = min(candidate.seconds for candidate in reckoned)
         beside = " beside other work" if costs.crowded > _FELT else ""
         raise UserError(
-            f"a budget of {_clock(seconds)} is less than the smallest plan takes here{beside}, which is {_clock(least)} ({reckoned[0].adds}, with the start and "
+            f"a budget of {_clock(seconds)} is less than the smallest plan takes here{beside}, which is "
+            f"{_clock(least)} ({reckoned[0].adds}, with the start and "
             f"the report); give at least {_round_up(least)}."
         )
     return BudgetPlan(seconds, spent, reckoned, fitting[-1], costs, kept)
@@ -235,7 +242,10 @@ def _round_up(seconds: float) -> str:
 def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
     "Say what was planned, and why."
     cost, taken = plan.costs.stage, plan.taken
-    ms = f"{1000 * cost.read_train:.0f} ms to open a photo, {1000 * cost.features:.0f} ms for its features and {1000 * cost.train:.0f} ms to train on it"
+    ms = (
+        f"{1000 * cost.read_train:.0f} ms to open a photo, {1000 * cost.features:.0f} ms for its features and "
+        f"{1000 * cost.train:.0f} ms to train on it"
+    )
     lines = [f"Budget: {_clock(plan.seconds)}, of which {_clock(plan.spent)} went by. Measured here at {plan.costs.size} px: {ms}."]
     if plan.costs.crowded > _FELT:
         lines.append(f"Other work takes its part of this machine, so everything is reckoned {plan.costs.crowded:.1f} times as long.")
@@ -256,10 +266,17 @@ def describe_plan(plan: BudgetPlan) -> list[str]:  # lines
 def plan_record(plan: BudgetPlan) -> dict:  # for JSON
     "Give a plan for a file."
     rows = [
-        {"adds": candidate.adds, "seconds": round(candidate.seconds, 1), "taken": place <= plan.chosen} for place, candidate in enumerate(plan.candidates)
+        {"adds": candidate.adds, "seconds": round(candidate.seconds, 1), "taken": place <= plan.chosen}
+        for place, candidate in enumerate(plan.candidates)
     ]
     costs = {key: value for key, value in asdict(plan.costs.stage).items() if key != "n_new"}
     return {
-        "seconds": plan.seconds, "spent_before": round(plan.spent, 1), "planned": round(plan.taken.seconds, 1), "kept": plan.kept,
-        "measured_at": plan.costs.size, "crowded": round(plan.costs.crowded, 2), "costs": {key: round(value, 6) for key, value in costs.items()}, "candidates": rows,
-    }  # fmt: skip
+        "seconds": plan.seconds,
+        "spent_before": round(plan.spent, 1),
+        "planned": round(plan.taken.seconds, 1),
+        "kept": plan.kept,
+        "measured_at": plan.costs.size,
+        "crowded": round(plan.costs.crowded, 2),
+        "costs": {key: round(value, 6) for key, value in costs.items()},
+        "candidates": rows,
+    }

@@ -20,7 +20,9 @@ from ..settings import Settings
 from ..train.stages import Stage
 
 # %% ../../nbs/experiment/05_doubts.ipynb #d410907f
-_OF_EPOCHS = [name for name in Stage.model_fields if name not in ("size", "valid_size", "epochs", "bs", "head", "mirrored")]  # a probe uses these
+_OF_EPOCHS = [
+    name for name in Stage.model_fields if name not in ("size", "valid_size", "epochs", "bs", "head", "mirrored")
+]  # a probe uses these
 
 
 def _idle_probe(experiment: Experiment) -> str | None:

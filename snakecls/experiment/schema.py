@@ -202,9 +202,14 @@ class TrainConfig(Settings):
         description="where a probe wins, fit it again on training and validation photos together; validation scores stay those from before",
     )
     image_cache: float = Field(
-        10.0, ge=0, le=1e6, description="GB of the user's cache folder for training photos that were decoded, for later epochs and runs; 0 is off"
+        10.0,
+        ge=0,
+        le=1e6,
+        description="GB of the user's cache folder for training photos that were decoded, for later epochs and runs; 0 is off",
     )
-    num_workers: int | None = Field(None, ge=0, description="loading processes; if not given threads where these do, else one less than the processors")
+    num_workers: int | None = Field(
+        None, ge=0, description="loading processes; if not given threads where these do, else one less than the processors"
+    )
     device: Annotated[str | None, AfterValidator(_check_device)] = Field(
         None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given"
     )
@@ -248,7 +253,7 @@ class PredictConfig(Settings):
     licence: str = Field("", description="of the photos, for the bundle")
 
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
-DEFAULT_SCHEDULE = [{"size": 352, "epochs": 0, "head": "probe"}]  # of pretrained weights
+DEFAULT_SCHEDULE = [{"size": 224, "epochs": 0, "head": "probe"}]  # of pretrained weights
 FROM_SCRATCH = [{"size": 128, "epochs": 10, "lr": 1e-3}]  # of random ones
 _SCRATCH_ARCHS = ("lenet5", "alexnet_scratch", "googlenet_scratch", "cnn")  # of `models.scratch`, which needs torch
 

