@@ -28,7 +28,7 @@ DEMO_EXPERIMENT = {
     "predict": {"subject": "snake", "notice": NOTICE, "licence": "Apache-2.0 (drawn by snakecls)"},
     "schedule": [
         {"size": 128, "epochs": 1, "head": "probe", "lr": [2e-5, 2e-4], "bs": 16},
-        {"size": 256, "epochs": 1, "head": "probe", "freeze": 2, "lr": [1e-5, 1e-4], "bs": 8},
+        {"size": 256, "epochs": 0, "head": "probe"},  # an epoch there took as long as all the rest, and was never served
     ],
 }
 
