@@ -65,18 +65,26 @@ def _call_name(call: Callable) -> str:
 # %% ../nbs/08_arguments.ipynb #6a7400d7
 def _suits(value: Any, hint: Any) -> bool:
     "Say whether a value is what a hint says; what cannot be judged suits."
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
     if hint is inspect.Parameter.empty or isinstance(hint, str):
         return True
     try:
-        one: Any = types.GenericAlias(tuple, (_by_instance(hint),))
-        adapter = TypeAdapter(one, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-        adapter.validate_python((_as_plain(value),))
-    except ValidationError:
-        return False
+        wanted: Any = types.GenericAlias(tuple, (_by_instance(hint),))
+        adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+        return any(_is_valid(adapter, (one,)) for one in (value, _as_plain(value)))  # a Sequential has a length, too
     except (PydanticUserError, TypeError, AttributeError, NameError):
         return True
+
+
+def _is_valid(adapter: Any, value: tuple) -> bool:
+    "Ask pydantic."
+    from pydantic import ValidationError
+
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
     return True
 
 
@@ -128,7 +136,7 @@ _CALLED = {  # as others call an argument -> as this library does
     "n_epoch": "epochs", "n_epochs": "epochs", "num_epochs": "epochs", "n_out": "n_classes", "num_classes": "n_classes",
     "vocab": "labels", "pretrained": "weights", "item_tfms": "augment", "batch_tfms": "augment", "valid_pct": "valid",
     "label_col": "label_column", "fn_col": "path_column", "valid_col": "split_column", "label_delim": "separator", "folder": "root",
-    "y_names": "target", "random_state": "seed", "save_best": "saver",
+    "y_names": "target", "label": "target", "random_state": "seed", "save_best": "saver",
 }  # fmt: skip
 _HOW = {"weights": " ('none' for random ones)", "augment": ", such as augment=Augment(flip=False)", "valid": ", a share such as 0.2"}
 

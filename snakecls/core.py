@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #c52065b8
@@ -118,7 +119,11 @@ def seed_everything(
 
 # %% ../nbs/00_core.ipynb #25b25fb0
 def odd_seed(seed: int) -> list[str]:
-    "Say what a seed below 0 is here."
+    "Say what a seed below 0 is here; raises `UserError` for what is none."
+    if not isinstance(seed, Integral):
+        raise TypeError("a seed is a whole number")
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is {seed}; give a whole number of at most {2**63 - 1}, such as 42.")
     if isinstance(seed, int) and seed < 0:
         return [f"seed is {seed}, which gives the same results each time, as any seed does; give 0 or more, as experiment files have it."]
     return []

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from functools import partial  # noqa: F401
 from pathlib import Path
 
 import matplotlib
@@ -16,16 +17,18 @@ matplotlib.use("Agg")
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat  # noqa: F401  named in WRONG and HABITS, as others below
-from fastai.metrics import accuracy, accuracy_multi  # noqa: F401
-from fastai.optimizer import Adam  # noqa: F401
+from fastai.metrics import F1Score, accuracy, accuracy_multi, error_rate, top_k_accuracy  # noqa: F401
+from fastai.optimizer import Adam, OptimWrapper  # noqa: F401
 from fastai.vision.augment import Resize, aug_transforms  # noqa: F401
 from fastai.vision.core import PILImage, TensorImage
+from fastcore.foundation import L
 from torch import nn
 from torchvision.models import resnet18  # noqa: F401
 
 import snakecls
 from snakecls import *  # noqa: F403
 from snakecls.core import IdleWarning, UserError
+from snakecls.models.freezing import stage_groups
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,6 +208,20 @@ WRONG = {  # a call of the front door with something else than its hint says -> 
     "load_table(['a.jpg'])": "source is .'a.jpg'., and load_table takes",
     "load_table(PHOTOS, splits=['train'])": "splits is .'train'., and load_table takes dict",
     "split_table(PHOTOS, valid='a')": "valid is 'a', and split_table takes float .share for validation",
+    "photo_learner(PHOTOS.drop(columns='split'), target=[])": "target",
+    "photo_learner(PHOTOS, network(3), batch_size=4)": "photo_learner has no argument 'batch_size'; here it is called bs",
+    "photo_learner(PHOTOS, network(3), sise=32)": "photo_learner has no argument 'sise'; did you mean 'size'",
+    "photo_learner(PHOTOS, label='genus')": "photo_learner has no argument 'label'; here it is called target",
+    "photo_learner(PHOTOS, network(3), size=-5)": "size|photo.size",
+    "photo_learner(PHOTOS, network(3), seed=2**70)": "seed is [0-9]+; give a whole number of at most",
+    "photo_learner(PHOTOS, network(3), seed='x')": "seed is 'x', and photo_learner takes int",
+    "photo_learner(PHOTOS, network(3), optimiser=partial(torch.optim.AdamW))": "optimiser is torch's AdamW; give partial.OptimWrapper",
+    "photo_learner(PHOTOS, network(3), optimiser=OptimWrapper)": "optimiser is OptimWrapper without an optimiser in it",
+    "photo_learner(PHOTOS, network(3), metrics=partial(accuracy_multi, thresh=0.3))": "metrics hold accuracy_multi, which does not take",
+    "photo_learner(PHOTOS, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))": "the network .Sequential. has no weights",
+    "record_run(None, LEARN)": "name is None, and record_run takes str",
+    "record_run('a', LEARN, question=5)": "question is 5, and record_run takes str",
+    "record_run('a', LEARN, say=None)": "say is None; give a function",
     "photo_dls(PHOTOS, size=(64, 96))": "size is .64, 96., and photo_dls takes int",
     "photo_dls(PHOTOS, bs='8')": "bs is '8', and photo_dls takes int",
     "photo_dls(PHOTOS, num_workers=-1)": "num_workers is -1; give 0",
@@ -340,9 +357,9 @@ def test_a_network_is_looked_at_without_a_trace(photos, tmp_path):
 
 
 def test_settings_of_a_network_that_is_made_already_are_told(photos, tmp_path):
-    make = lambda: photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, drop_rate=0.1, batch_size=8)  # noqa: E731, F405
+    make = lambda: photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, drop_rate=0.1, weights="none")  # noqa: E731, F405
     _, told = told_while(make)
-    assert [note.partition(" does nothing")[0] for note in told] == ["drop_rate", "batch_size"] and "here it is called bs" in told[1]
+    assert [note.partition(" does nothing")[0] for note in told] == ["drop_rate", "weights"]
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss()])
@@ -365,6 +382,21 @@ def test_a_loss_of_ones_own_is_not_tried(photos, tmp_path):
 
     photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, loss=loss)  # noqa: F405
     assert seen == []
+
+
+def test_metrics_are_taken_as_fastai_takes_them(photos, tmp_path):
+    for metrics in (L(accuracy), L(accuracy, error_rate), (accuracy,), [F1Score(average="macro")]):
+        made = photo_learner(photos, network(3), size=32, num_workers=0, path=tmp_path, metrics=metrics)  # noqa: F405
+        assert len(made.metrics) == len(list(metrics))
+    spare = photo_learner(photos, network(7), size=32, num_workers=0, path=tmp_path, metrics=top_k_accuracy)  # noqa: F405
+    assert [metric.name for metric in spare.metrics] == ["top_k_accuracy"]
+
+
+def test_a_single_layer_is_a_network(photos, tmp_path):
+    layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    for model in (layer, nn.Conv2d(3, 3, 1)):
+        assert len(stage_groups(model)) == 1
+    assert photo_learner(photos, layer, size=32, num_workers=0, path=tmp_path).fit(1) is None  # noqa: F405
 
 
 def test_a_seed_below_zero_is_told(photos, tmp_path):

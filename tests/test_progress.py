@@ -82,6 +82,24 @@ def test_a_run_without_a_terminal_tells_of_its_epochs(tmp_path, monkeypatch, cap
     assert result.metrics["valid"]["n"] > 0 and issubclass(run.TellProgress.func, Callback)
 
 
+def test_a_run_that_an_error_ends_tells_no_more(tmp_path, monkeypatch):
+    import snakecls.workflow.run as run
+    from snakecls.data.demo.draw import make_demo
+    from snakecls.experiment.schema import Experiment
+
+    def end(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.TellProgress, "before_batch", end, raising=False)
+    demo = make_demo(tmp_path / "demo", n_per_species=8, size_px=64, species=["Micrurus fulvius", "Thamnophis sirtalis"], n_workers=1)
+    experiment = Experiment(name="ended", data={"source": str(demo / "photos.csv"), "target": "binomial"}, model={"arch": "test_resnet", "weights": "none"},
+                            schedule=[{"size": 32, "epochs": 2, "bs": 4}])
+    with pytest.raises(KeyboardInterrupt):
+        run.run_experiment(experiment, root=tmp_path / "runs", logbook=None, say=lambda text: None)
+    wait_until_quiet()
+    assert not beating()
+
+
 def test_short_tasks_that_follow_each_other_share_their_lines(capsys, monkeypatch):
     "By a clock of its own: epochs of 15 seconds would never wait for 20."
     times, told = [100.0], []

@@ -523,8 +523,8 @@ def with_splits(
     has_own = "split" in table and (table["split"] == "valid").any()
     if has_own:
         return table
-    first = target if isinstance(target, str) or not target else target[0]
-    if first not in table or {"label", "labels"} & set(table):
+    first = target if isinstance(target, str) or not target else next(iter(target))
+    if not isinstance(first, str) or first not in table or {"label", "labels"} & set(table):
         return split_table(table, valid=0.2, seed=seed)
     named = {cell_problem(table[first].iloc[0]).answers: table[first]} if len(table) else {}
     return table.assign(split=split_table(table.assign(**named), valid=0.2, seed=seed)["split"])

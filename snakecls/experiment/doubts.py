@@ -94,7 +94,7 @@ def _idle_data(experiment: Experiment) -> Iterator[str]:
     "Name what is given for photos and labels, and has nothing to act on."
     data, given = experiment.data, _given(experiment.data, ("valid",))
     if given and data.folds is not None:
-        yield f"data.valid is {data.valid:g}, but with data.folds {data.folds} one fold in {data.folds} validates; leave one of them out."
+        yield f"data.valid is {data.valid:g}, but with {data.folds} folds one fold in {data.folds} validates; leave one of them out."
     if experiment.predict.danger_column and not data.facts:
         columns = ", ".join(experiment.predict.danger_column)
         yield f"predict.danger_column names {columns}, but there is no table of facts; give data.facts, or leave danger_column out."

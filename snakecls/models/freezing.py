@@ -28,7 +28,7 @@ def _head_modules(model: nn.Module) -> list[nn.Module]:
     heads = [module for module in (head if isinstance(head, (tuple, list)) else [head]) if isinstance(module, nn.Module)]
     if any(True for module in heads for _ in module.parameters()):
         return heads
-    return [[child for child in model.children() if any(True for _ in child.parameters())][-1]]
+    return [child for child in model.children() if any(True for _ in child.parameters())][-1:] or [model]  # a single layer
 
 def head_module(model: nn.Module) -> nn.Module:
     "Give the classifier, the first where there are several; else the last child that has parameters."

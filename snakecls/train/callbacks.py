@@ -167,7 +167,11 @@ class TellProgress(Callback):
         self._end()
 
     def after_fit(self) -> None:
-        "Stop telling, whatever ended the fit."
+        "Stop telling."
+        self._end()
+
+    def undo(self) -> None:
+        "Stop telling where an error has ended the fit."
         self._end()
 
     def _begin(self, what: str, n_photos: int | None) -> None:

@@ -93,8 +93,10 @@ def _idle_network(arch: str | nn.Module, network: dict) -> list[str]:
     "Say which settings do nothing, as the network is made already."
     if not isinstance(arch, nn.Module):
         return []
-    remedies = {name: find_remedy(name, _taken()) or "leave it out" for name in network}
-    return [f"{name} does nothing with a network of your own ({type(arch).__name__}); {said}." for name, said in remedies.items()]
+    for name in network:
+        if remedy := find_remedy(name, _taken()):  # the name of something else
+            raise UserError(f"photo_learner has no argument '{name}'; {remedy.removesuffix('.')}{'' if remedy.endswith('?') else '.'}")
+    return [f"{name} does nothing with a network of your own ({type(arch).__name__}); leave it out." for name in network]
 
 # %% ../../nbs/train/23_learner.ipynb #fbb8188b
 def _named_network(problem: Problem, arch: str, network: dict) -> nn.Module:
@@ -171,7 +173,7 @@ def photo_learner(
     table = with_splits(table, seed, target=target, what="photo_learner")
     problem = find_problem(training_rows(table), table_problem(table).answers if target is None or target == "" else target)
     check_optimiser(optimiser)
-    metrics = list_metrics(metrics, problem)
+    metrics = list_metrics(metrics, problem, count_outputs(arch, size) if isinstance(arch, nn.Module) else None)
     seed_everything(seed)
     model, odd = _given_network(problem, arch, network, size=size, loss=loss)
     for note in [*notes, *odd, *_make_folder(path)]:

@@ -16,7 +16,7 @@ from functools import partial, singledispatch
 from typing import Any
 
 import torch
-from fastai.learner import Learner
+from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -34,8 +34,8 @@ def count_outputs(
     first = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1))
     if any(is_lazy(values) for values in model.parameters()):
         return None  # the first batch would be its making
-    photo = torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype if first.is_floating_point() else None)
     try:
+        photo = torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype if first.is_floating_point() else None)
         with _asked(model, first.device):
             answer = model(photo)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError):
@@ -86,6 +86,8 @@ def check_outputs(
     if any(is_lazy(values) for values in model.parameters()):
         remedy = f"give it a batch first, such as model(torch.zeros(2, 3, {size}, {size}))"
         raise UserError(f"the network ({type(model).__name__}) has lazy layers, which are not made yet; {remedy}.")
+    if next(model.parameters(), None) is None:
+        raise UserError(f"the network ({type(model).__name__}) has no weights, so there is nothing to train; give one with a layer that learns.")
     said = _compare_outputs(model, problem, size)
     if not said:
         return []
@@ -181,24 +183,34 @@ def _try(function: Callable, problem: Problem, n_outputs: Sequence[int] | None =
 def list_metrics(
     metrics: Any,  # one, or several
     problem: Problem,
+    n_outputs: Sequence[int] | None = None,  # of each head; None: an output for each label
 ) -> list | None:  # None: the usual ones
     "List the metrics that were given; raises `UserError` for what is none, or none for what is asked."
     if metrics is None:
         return None
-    given = [metrics] if callable(metrics) or hasattr(metrics, "accumulate") else list(metrics)
-    if not all(callable(metric) or hasattr(metric, "accumulate") for metric in given):
+    given = [metrics] if _is_metric(metrics) else list(metrics)
+    if not all(map(_is_metric, given)):
         raise UserError(f"metrics is {metrics!r}; give a list of functions or of fastai's metrics, such as [accuracy].")
     for metric in given:
-        if inspect.isfunction(metric) and _is_published(metric) and (why := _try(metric, problem)):
-            odd = f"metrics hold {_called(metric)}, which does not take {_asks(problem)} ({why})"
-            raise UserError(f"{odd}; leave metrics out, or give others.")
+        plain = metric.func if isinstance(metric, partial) else metric
+        if inspect.isfunction(plain) and _is_published(metric) and (why := _try(metric, problem, n_outputs)):
+            odd = f"metrics hold {_called(metric)}, which does not take {_asks(problem)} as it is ({why})"
+            raise UserError(f"{odd}; leave metrics out, give others, or set its arguments (partial(top_k_accuracy, k=2)).")
     return given
+
+
+def _is_metric(metric: Any) -> bool:
+    "Tell a metric, a function or fastai's, from a list of them (fastcore's L has an `accumulate`, too)."
+    return callable(metric) or isinstance(metric, Metric)
 
 
 def check_optimiser(optimiser: Any) -> None:
     "Refuse what a Learner cannot make its optimiser with; raises `UserError`."
-    if inspect.isclass(optimiser) and issubclass(optimiser, torch.optim.Optimizer):
-        name = optimiser.__name__
+    made = optimiser.func if isinstance(optimiser, partial) else optimiser
+    if inspect.isclass(made) and issubclass(made, torch.optim.Optimizer):
+        name = made.__name__
         raise UserError(f"optimiser is torch's {name}; give partial(OptimWrapper, opt=torch.optim.{name}) of fastai.optimizer, or a name.")
+    if optimiser is OptimWrapper:
+        raise UserError("optimiser is OptimWrapper without an optimiser in it; give partial(OptimWrapper, opt=torch.optim.AdamW), or a name.")
     if not (isinstance(optimiser, (str, OptimWrapper)) or callable(optimiser)):
         raise UserError(f"optimiser is {optimiser!r}; give a name (sgd, adam, adamw, adadelta), or an opt_func of fastai, such as Adam.")

@@ -375,8 +375,10 @@ def record_run(
     **kwargs,  # of `make_recorder`: root, logbook, say
 ) -> AbstractContextManager[RunFolder]:
     "Record what is trained within the block as a run; its weights are those that the Learner has at the end."
-    if not isinstance(learn, Learner):
-        raise TypeError("no Learner")
+    if not isinstance(learn, Learner) or not isinstance(name, str) or not isinstance(question, str):
+        raise TypeError("no Learner, no name or no question")
+    if not callable(kwargs.get("say", print)):
+        raise UserError(f"say is {kwargs['say']!r}; give a function that takes a sentence, such as print, or leave it out.")
     return _recorded(learn, RecordRun(name, question=question, parent=parent, whole_block=True, **kwargs))
 
 

@@ -221,7 +221,9 @@ def _train(
         stack.enter_context(learn.no_logging())
         if not sys.stderr.isatty():
             stack.enter_context(learn.no_bar())
-            stack.enter_context(learn.added_cbs(TellProgress()))
+            telling = TellProgress()
+            stack.callback(telling.undo)
+            stack.enter_context(learn.added_cbs(telling))
         stack.enter_context(told_before())  # the plan has told what does nothing
         result = progressive_fit(
             learn, plan.stages, saver=plan.saver, seed=plan.experiment.seed, batch_norm=plan.experiment.train.batch_norm, on_row=record,
