@@ -421,7 +421,7 @@ def test_messages_name_the_key_of_the_experiment_file(tmp_path):
     for options, key in [({"separator": ","}, "data.multi_label"), ({"label_column": ["x", "y"]}, "data.multi_label"), ({"splits": {"a": "b"}}, "data.splits")]:
         with pytest.raises(UserError, match=key):
             load_table(frame, root=tmp_path, **options)
-    with pytest.raises(UserError, match=r"photo_dls takes a table .*split_table\(load_table"):
+    with pytest.raises(UserError, match=r"photo_dls takes a table .*load_table"):
         photo_dls(Path("photos"))
 
 
