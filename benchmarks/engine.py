@@ -67,15 +67,23 @@ def make_engines(arch: str, folder: Path) -> tuple[dict[str, Engine], Engine, fl
     return engines, chosen, seconds
 
 
-def takes_turns(arms: dict[str, Callable[[], object]], n: int, rounds: int) -> dict[str, list[float]]:  # photos a second
-    "Time arms in turns, after a first turn that warms up."
-    rates: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(1 + rounds):
-        for name, run in arms.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                rates[name].append(n / (time.perf_counter() - start))
+SLOW = 6  # times slower than the fastest in its warm-up: an arm is measured once more, on few photos
+
+
+def takes_turns(arms: dict[str, Callable[[np.ndarray], object]], batch: np.ndarray, rounds: int) -> dict[str, list[float]]:  # photos a second
+    "Time arms in turns, after a first turn of four photos that warms up; one that is far slower there has only one turn of four."
+    def rate(run: Callable[[np.ndarray], object], photos: np.ndarray) -> float:
+        start = time.perf_counter()
+        run(photos)
+        return len(photos) / (time.perf_counter() - start)
+
+    for run in arms.values():
+        rate(run, batch[:4])
+    first = {name: rate(run, batch[:4]) for name, run in arms.items()}
+    slow = {name for name in arms if first[name] * SLOW < max(first.values())}
+    rates: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in arms}
+    for name in [name for _ in range(rounds) for name in arms if name not in slow]:
+        rates[name].append(rate(arms[name], batch))
     return rates
 
 
@@ -97,7 +105,7 @@ def measure(arch: str, args: argparse.Namespace, folder: Path) -> bool:  # wheth
     batch = draw_batch((SIZE, SIZE), photo, args.bs)
     agreeing = [name for name, engine in engines.items()
                 if agrees(engine, engines["torch fp32"], batch[:8], reads=read_answers if name.startswith("openvino") else read_features)]
-    rates = takes_turns({name: lambda engine=engine: engine.logits(batch) for name, engine in engines.items()}, args.bs, args.rounds)
+    rates = takes_turns({name: engine.logits for name, engine in engines.items()}, batch, args.rounds)
     rates |= {"timm benchmark.py": [timm_rate(args.timm, arch, args.bs) for _ in range(2 if args.quick else 3)]} if args.timm else {}
     usual = statistics.median(rates["torch fp32"])
     for name, values in rates.items():
@@ -107,7 +115,7 @@ def measure(arch: str, args: argparse.Namespace, folder: Path) -> bool:  # wheth
     record("engine", f"{arch} choosing", [seconds], unit="s", note=args.note or chosen.why[:200])
     own = [name for name in agreeing if not name.startswith("openvino")]
     best = max(own, key=lambda name: statistics.median(rates[name]))
-    share = statistics.median(np.array(rates[chosen.name]) / np.array(rates[best]))
+    share = statistics.median(rates[chosen.name]) / statistics.median(rates[best])
     print(f"{arch}: chosen {chosen.name}, {share:.2f} of the fastest that agrees ({best}), {statistics.median(rates[chosen.name]) / usual:.2f} x eager fp32\n")
     return share >= 0.9
 
