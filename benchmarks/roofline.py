@@ -14,8 +14,9 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,12 @@ def seconds(run: Callable[[], object], repeats: int = 1) -> float:
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
+
+
+def read_all(loader: Iterable) -> None:
+    "Read an epoch."
+    for _ in loader:
+        pass
 
 
 def peaks(rounds: int) -> dict[str, Callable[[], float]]:  # each gives operations, bytes or photos a second
@@ -136,9 +143,9 @@ def main() -> None:
             for name, (step, _) in steps.items():
                 found.setdefault(name, []).append(BS / seconds(step, 2))
             cached, plain = own_loader(table, 0), without_cache(table, 0)
-            found.setdefault("loader, first epoch, no cache", []).append(n / seconds(lambda: [None for _ in plain]))
-            found.setdefault("loader, first epoch", []).append(n / seconds(lambda: [None for _ in cached]))
-            found.setdefault("loader, later epochs", []).append(n / seconds(lambda: [None for _ in cached]))
+            found.setdefault("loader, first epoch, no cache", []).append(n / seconds(partial(read_all, plain)))
+            found.setdefault("loader, first epoch", []).append(n / seconds(partial(read_all, cached)))
+            found.setdefault("loader, later epochs", []).append(n / seconds(partial(read_all, cached)))
     found = {name: values[1:] for name, values in found.items()}
     fp32, bf16, moving, decoding = (np.array(found[name]) for name in machine)
     cores = torch.get_num_threads()

@@ -225,6 +225,7 @@ CACHES = {  # kind -> what it is, and how its files end
     "graphs": ("compiled networks, and which engine was the fastest", (".graph", ".json")),
     "features": ("features of photos", (".sqlite", ".sqlite-journal", ".sqlite-wal", ".sqlite-shm")),
     "decoded": ("decoded training photos", (".pixels", ".index", ".names")),
+    "activations": ("what the frozen part of a network makes of photos, while it trains", (".activations",)),
 }
 
 

@@ -83,7 +83,7 @@ def _write_plots(
             matrix = count_confusion(split.y_true, split.y_pred, split.labels)
             file = facts.path / "plots" / f"confusion-{name}.png"
             written.append(_write_square(file, matrix, _most_involved(matrix), split.labels, plot_confusion))
-    if facts.history is not None and len(facts.history):
+    if facts.history is not None and len(facts.history) > 1:
         file = facts.path / "plots" / "history.png"
         written.append(draw_png(file, (9, 3.2), lambda figure: plot_history(facts.history, axes=figure.subplots(1, 2))))
     return written
@@ -170,7 +170,7 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
 # %% ../../nbs/evaluate/08_report.ipynb #22e5734b
 def _make_curves(history: Any) -> list[dict]:  # of DataFrame
     "Lay out scores and losses over the epochs."
-    if history is None or not len(history):
+    if history is None or len(history) < 2:  # a probe alone, or one epoch, is no course
         return []
     accuracy = "all labels right" if "f1_micro" in history else "accuracy"
     scores = {

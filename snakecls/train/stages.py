@@ -150,6 +150,10 @@ class Stage(Settings):
     epochs: int = Field(1, ge=0, description="0 for a probe alone")
     freeze: _Freeze = Field("none", description="body (head only), none, or k: stem and blocks 1 to k")
     gradual: bool = Field(False, description="unfreeze one block more each epoch, from what freeze names towards the stem")
+    cached_views: int | None = Field(
+        None, ge=0, description="views of each photo of which what is frozen is computed once and kept; 0: none; if not given, 1 where "
+        "photos are not augmented, else 0"
+    )
     lr: _Lr = Field(
         None, description="one rate, [first block, head], or auto: what the lr finder suggests; 0.001 if not given, with adadelta 1.0"
     )
@@ -207,7 +211,20 @@ def idle(self: Stage) -> list[str]:  # sentences that begin with the name of a s
         told.append("mirrored is false, which is about a linear probe, and the stage has none; leave it out, or give head: probe.")
     if self.gradual and self.epochs == 1:
         told.append("gradual frees one block more with each epoch, so 1 epoch trains the head alone; give at least 2, or freeze: body.")
+    if self.cached_views and (why := _why_computed(self)):
+        told.append(f"cached_views is {self.cached_views}, and does nothing with {why}; leave it out.")
     return told
+
+
+def _why_computed(stage: Stage) -> str:  # empty: it need not be
+    "Say why what is frozen is computed in every epoch, although `cached_views` says that it is kept."
+    if stage.freeze == "none":
+        return "freeze: none, as nothing is frozen"
+    if stage.gradual:
+        return "gradual, which moves what is frozen"
+    if stage.mixup or stage.cutmix:
+        return "mixed photos, of which no two are alike"
+    return f"{stage.epochs} epoch(s), which all compute" if stage.epochs <= (stage.cached_views or 0) else ""
 
 
 def check_acting(stages: Sequence[Stage]) -> None:
@@ -220,7 +237,17 @@ def check_acting(stages: Sequence[Stage]) -> None:
 def fill(self: Stage, *, augment: Augment = Augment(), lr: float = 1e-3, bs: int = 32) -> Stage:
     "Give what the stage leaves open: rate, batch, what `augment` mixes; raises `UserError` where that does not go with the rest."
     open_ = {"lr": lr, "bs": bs, "mixup": augment.mixup, "cutmix": augment.cutmix, "mix_p": augment.mix_p}
-    return self.replace(**{name: value for name, value in open_.items() if getattr(self, name) is None})
+    filled = self.replace(**{name: value for name, value in open_.items() if getattr(self, name) is None})
+    if filled.cached_views is not None:
+        return filled
+    kept = filled.replace(cached_views=1)
+    return kept if augment.backend == "none" and kept.acting_views else filled.replace(cached_views=0)
+
+
+@patch(as_prop=True)
+def acting_views(self: Stage) -> int:
+    "How many views of each photo are kept; 0 where that does nothing."
+    return 0 if _why_computed(self) else self.cached_views or 0
 
 # %% ../../nbs/train/12_stages.ipynb #f0f4c503
 @patch(as_prop=True)
