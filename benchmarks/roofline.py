@@ -4,7 +4,8 @@
     python benchmarks/roofline.py --quick    # 2 rounds, nothing is recorded
 
 Peaks, all measured here: matrix products of 2,048 x 2,048 in fp32 and bf16, copying 256 MB, and Pillow's decoding on one core.
-A network's operations are counted by torch's FlopCounterMode (a multiplication and an addition are two). Its roofline (Williams et al., 2009) is the
+A network's operations are those of its convolutions and linear layers (a multiplication and an addition are two; torch's FlopCounterMode must agree);
+what trains computes them three times, for its answer, its weights' gradients and those that it hands down. A network's roofline (Williams et al., 2009) is the
 time in which no layer could end sooner: each convolution takes the longer of its operations at the peak, and its input, output and weights at the speed of
 copying; layers between them are thought of as fused and free. Kernels that keep a map in the cache can be faster than that, so a share may exceed 1.
 """
@@ -29,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snakecls.data.photos import PhotoSpec
 from snakecls.models.backbones import create_backbone
-from snakecls.models.engine import draw_batch, make_engine
+from snakecls.models.engine import draw_batch, make_engine, multiplies_bf16
 from snakecls.models.freezing import freeze_groups
 
-ARCH, SIZE, BS, N_CLASSES, SIDE = "tf_efficientnet_lite0", 224, 32, 10, 2048
+ARCH, SIZE, BS, BS_TRAIN, N_CLASSES, SIDE = "tf_efficientnet_lite0", 224, 32, 16, 10, 2048
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Layer:
     "What a convolution or linear layer does to a batch."
     flops: float
     moved: float  # bytes in 32 bits
+    trains: bool
 
 
 def list_layers(model: nn.Module, batch: torch.Tensor) -> list[Layer]:
@@ -49,7 +51,7 @@ def list_layers(model: nn.Module, batch: torch.Tensor) -> list[Layer]:
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         a_row = module.weight.numel() / module.weight.shape[0]
         moved = 4.0 * (inputs[0].numel() + output.numel() + module.weight.numel())
-        layers.append(Layer(2.0 * a_row * output.numel(), moved))
+        layers.append(Layer(2.0 * a_row * output.numel(), moved, module.weight.requires_grad))
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     with torch.inference_mode():
@@ -80,7 +82,7 @@ def read_all(loader: Iterable) -> None:
         pass
 
 
-def peaks(rounds: int) -> dict[str, Callable[[], float]]:  # each gives operations, bytes or photos a second
+def peaks() -> dict[str, Callable[[], float]]:  # each gives operations, bytes or photos a second
     "Make what measures the machine."
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     low = (a.bfloat16(), b.bfloat16())
@@ -89,20 +91,21 @@ def peaks(rounds: int) -> dict[str, Callable[[], float]]:  # each gives operatio
     grain = np.random.default_rng(0).normal(0, 6, (533, 400, 1))
     smooth = np.asarray(Image.radial_gradient("L").convert("RGB").resize((400, 533)), float)
     Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    has_bf16 = multiplies_bf16(torch.device("cpu"))  # else it takes minutes
     return {
         "matmul fp32": lambda: 2 * SIDE**3 / seconds(lambda: a @ b, 4),
-        "matmul bf16": lambda: 2 * SIDE**3 / seconds(lambda: low[0] @ low[1], 4),
+        **({"matmul bf16": lambda: 2 * SIDE**3 / seconds(lambda: low[0] @ low[1], 4)} if has_bf16 else {}),
         "copying": lambda: 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), 4),  # read and written
         "decoding, one core": lambda: 1 / seconds(lambda: Image.open(io.BytesIO(stream.getvalue())).load(), 50),
     }
 
 
-def training_steps(threads: int) -> dict[str, tuple[Callable[[], object], float]]:  # a step, and its operations
+def training_steps() -> dict[str, tuple[Callable[[], object], float]]:  # a step, and its operations
     "Make steps of fine-tuning: of the whole network, and of its upper half."
     steps = {}
-    x, y = torch.randn(BS, 3, SIZE, SIZE).to(memory_format=torch.channels_last), torch.randint(0, N_CLASSES, (BS,))
+    x, y = torch.randn(BS_TRAIN, 3, SIZE, SIZE).to(memory_format=torch.channels_last), torch.randint(0, N_CLASSES, (BS_TRAIN,))
     for name, freeze in (("training step, whole network", "none"), ("training step, blocks 1 to 4 frozen", 4)):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16") if multiplies_bf16(torch.device("cpu")) else ("fp32",):
             model = create_backbone(ARCH, N_CLASSES).to(memory_format=torch.channels_last).train()
             freeze_groups(model, freeze)
 
@@ -112,7 +115,8 @@ def training_steps(threads: int) -> dict[str, tuple[Callable[[], object], float]
                 loss.backward()
                 model.zero_grad()
 
-            steps[f"{name}, {precision}"] = step, float(count_flops(step))
+            trained = sum(layer.flops for layer in list_layers(model, x) if layer.trains)
+            steps[f"{name}, {precision}"] = step, sum(layer.flops for layer in list_layers(model, x)) + 2 * trained
     return steps
 
 
@@ -131,7 +135,7 @@ def main() -> None:
     flops = sum(layer.flops for layer in layers)
     counted = count_flops(lambda: model(torch.zeros(BS, 3, SIZE, SIZE)))
     assert abs(flops / counted - 1) < 0.01, (flops, counted)
-    machine, steps = peaks(rounds), training_steps(torch.get_num_threads())
+    machine, steps = peaks(), training_steps()
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         engine = make_engine(model, SIZE, n_photos=100_000, photo=photo, cache=Path(scratch) / "graphs")
@@ -139,22 +143,22 @@ def main() -> None:
         for _ in range(rounds + 1):  # the first one warms up
             for name, peak in machine.items():
                 found.setdefault(name, []).append(peak())
-            found.setdefault("engine", []).append(BS / seconds(lambda: engine.logits(batch), 8))
+            found.setdefault("engine", []).append(BS / seconds(lambda: engine.logits(batch), 4))
             for name, (step, _) in steps.items():
-                found.setdefault(name, []).append(BS / seconds(step, 2))
+                found.setdefault(name, []).append(BS_TRAIN / seconds(step))
             cached, plain = own_loader(table, 0), without_cache(table, 0)
             found.setdefault("loader, first epoch, no cache", []).append(n / seconds(partial(read_all, plain)))
             found.setdefault("loader, first epoch", []).append(n / seconds(partial(read_all, cached)))
             found.setdefault("loader, later epochs", []).append(n / seconds(partial(read_all, cached)))
     found = {name: values[1:] for name, values in found.items()}
-    fp32, bf16, moving, decoding = (np.array(found[name]) for name in machine)
+    fp32, moving, decoding = (np.array(found[name]) for name in ("matmul fp32", "copying", "decoding, one core"))
     cores = torch.get_num_threads()
     limit = np.array([sum(max(layer.flops / peak, layer.moved / speed) for layer in layers) for peak, speed in zip(fp32, moving)])
     bytes_of_photo = 3 * SIZE * SIZE * (1 + 4 + 4)  # bytes in, floats written by the warp, and once more by normalising
     shares = {
         f"engine ({engine.name}), of matmul fp32": np.array(found["engine"]) * flops / BS / fp32,
         f"engine ({engine.name}), of its roofline": np.array(found["engine"]) * limit / BS,
-        **{f"{name}, of matmul {name[-4:]}": np.array(found[name]) * operations / BS / (bf16 if name.endswith("bf16") else fp32)
+        **{f"{name}, of matmul {name[-4:]}": np.array(found[name]) * operations / BS_TRAIN / np.array(found[f"matmul {name[-4:]}"])
            for name, (_, operations) in steps.items()},
         **{f"{name}, of decoding on {cores} cores": np.array(found[name]) / (cores * decoding) for name in found if name.startswith("loader, first")},
         "loader, later epochs, of copying": np.array(found["loader, later epochs"]) * bytes_of_photo / moving,

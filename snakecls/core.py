@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MOST_NAME', 'MOST_STEPS', 'UserError', 'IdleWarning', 'warn_above', 'tell_idle', 'gather_notes', 'told_before',
-           'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'odd_seed', 'printable']
+           'nearest', 'unknown_name', 'derive_seed', 'seed_everything', 'odd_seed', 'printable', 'import_without']
 
 # %% ../nbs/00_core.ipynb #03fceb67
 import difflib
 import hashlib
+import importlib
 import random
 import sys
 import warnings
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from types import ModuleType
 
 # %% ../nbs/00_core.ipynb #c52065b8
 class UserError(ValueError):
@@ -135,3 +137,17 @@ def printable(
     "Write a path so that it can be printed and stored: a name with other bytes than UTF-8 can be neither."
     text = "".join(f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in str(path))
     return text.encode("utf-8", "backslashreplace").decode()
+
+# %% ../nbs/00_core.ipynb #52647fe0
+def import_without(
+    name: str,  # a module, such as 'timm'
+    hidden: str,  # what it looks for and can do without
+) -> ModuleType:
+    "Import a module as if another were not installed; what has been imported already stays as it is."
+    if name in sys.modules or hidden in sys.modules:
+        return importlib.import_module(name)
+    sys.modules[hidden] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules[hidden]

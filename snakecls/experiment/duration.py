@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -136,19 +136,25 @@ class StageCosts:
 def _measure_stage(learn: Learner, stage: Stage, mode: str = "fp32") -> StageCosts:
     "Time a few photos of a stage, in the training's precision and memory format; the Learner stays as it is."
     dls = stage_loaders(learn.dls.rebuild, stage, 0)
-    device, model = next(learn.model.parameters()).device, _copy_frozen(learn.model, stage.freeze)
+    device = next(learn.model.parameters()).device
     read_train, photos, prepare = _read_photos(dls.train, 4, device)
     read_valid, seen, _ = _read_photos(dls.valid, 4, device)
-    train, step = _time_training(learn, model, stage, photos, mode) if stage.epochs else (0.0, 0.0)
-    costs = StageCosts(read_train, read_valid, train + prepare if stage.epochs else 0.0, _time_answers(model, seen), 0.0, step)
-    return costs if stage.head != "probe" else replace(costs, **_measure_probe(learn.model, dls, stage.mirrored))
+    probe = _measure_probe(learn.model, dls, stage.mirrored) if stage.head == "probe" else {"features": 0.0}
+    if not stage.epochs:  # its answers are of the probe's features
+        return StageCosts(read_train, read_valid, 0.0, probe["features"], step=0.0, **probe)
+    model = _copy_frozen(learn.model, stage.freeze)
+    train, step = _time_training(learn, model, stage, photos, mode)
+    return StageCosts(read_train, read_valid, train + prepare, _time_answers(model, seen), step=step, **probe)
 
 
 def _measure_probe(model: nn.Module, dls, mirrored: bool) -> dict[str, Any]:  # of `StageCosts`
-    "Time the features of a probe, and count how many there are to compute."
-    n_new = count_new(model, [dls.lost.paths[row] for row in dls.train.rows], dls.spec, flip=mirrored)
-    features, n_features = _time_features(model, dls.spec, n_new)
-    return {"features": features, "n_features": n_features, "n_new": n_new}
+    "Time the features of a probe where there are some to compute, and count these."
+    new = [count_new(model, [dls.lost.paths[row] for row in rows], dls.spec, flip=mirrored and rows is dls.train.rows)
+           for rows in (dls.train.rows, dls.valid.rows)]
+    if not any(new) and hasattr(model, "num_features"):
+        return {"features": 0.0, "n_features": model.num_features, "n_new": 0}
+    features, n_features = _time_features(model, dls.spec, new[0])
+    return {"features": features, "n_features": n_features, "n_new": new[0]}
 
 # %% ../../nbs/experiment/07_duration.ipynb #c4ae133d
 def _reckon_pass(

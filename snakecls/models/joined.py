@@ -121,7 +121,18 @@ def _member_features(self: JoinedNetwork, i: int, x: torch.Tensor) -> Iterator[t
 def _count_features(
     network: JoinedNetwork,  # still without its classifier
 ) -> int:
-    "Count the joined features."
+    "Count the joined features, once for networks of the same shape: a bundle is built again several times."
+    shape = repr([(name, tuple(t.shape)) for name, t in network.named_parameters()] + [network.asked_blocks, network.with_maximum, network.photo_scales])
+    if shape not in _COUNTED:
+        _COUNTED[shape] = _try_features(network)
+    return _COUNTED[shape]
+
+
+_COUNTED: dict[str, int] = {}
+
+
+def _try_features(network: JoinedNetwork) -> int:
+    "Run a network without numbers, and see how many features come out."
     first, training = network.members[0], network.training
     cfg = getattr(first, "default_cfg", None) or {}
     side = getattr(getattr(first, "patch_embed", None), "img_size", None) or cfg.get("input_size", (3, 224, 224))[-2:]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import UserError, nearest, unknown_name
+from ..core import UserError, import_without, nearest, unknown_name
 from .heads import add_heads
 
 # %% ../../nbs/models/10_networks.ipynb #5c347d4f
@@ -34,10 +34,8 @@ def find_library(
 
 # %% ../../nbs/models/10_networks.ipynb #295b94f7
 def import_timm():
-    "Import timm (5 s on a cold machine, so only where it is needed)."
-    import timm
-
-    return timm
+    "Import timm (5 s on a cold machine, so only where it is needed), without wandb, which its training scripts alone use."
+    return import_without("timm", hidden="wandb")
 
 # %% ../../nbs/models/10_networks.ipynb #51b1c21f
 def _list_archs(

@@ -9,12 +9,10 @@ __all__ = ['make_network', 'photo_learner']
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-import fastai.callback.fp16  # gives Learner its to_fp16
-import fastai.callback.schedule  # gives it lr_find, fit_one_cycle and fine_tune
-import fastai.interpret  # and with the next one, photos that can be shown with their losses
-import fastai.vision.learner  # noqa: F401
+
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
@@ -32,11 +30,17 @@ from ..models.freezing import stage_groups
 from ..models.bundle import bundle_folder, is_bundle, read_bundle
 from ..models.heads import add_heads
 from ..models.info import measure_normalisation, weights_kind, with_normalisation
+from ..models.networks import import_timm
 from ..models.pretrained import run_heads
 from .callbacks import FlipAverage
 from .multi_target import problem_loss, problem_metrics
 from .optimisers import make_optimiser
 from .parts import check_loss, check_optimiser, check_outputs, count_outputs, list_metrics
+
+# %% ../../nbs/train/24_learner.ipynb #740532e1
+import_timm()  # before fastai does it
+for module in ("interpret", "vision.learner"):  # with which photos can be shown with their losses
+    import_module(f"fastai.{module}")
 
 # %% ../../nbs/train/24_learner.ipynb #62cec980
 def make_network(
