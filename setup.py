@@ -41,6 +41,7 @@ setup(
         "dev": lines("dev_requirements") + lines("test_requirements"),
         "test": lines("test_requirements"),
         "lite": lines("lite_requirements"),  # weights of two larger networks
+        "openvino": lines("openvino_requirements"),  # one engine more
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,

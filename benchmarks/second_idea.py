@@ -90,7 +90,7 @@ def main() -> None:
             first, f1 = train(folder / "photos.csv", folder, ())
             rows.append({"idea": "the first run", "seconds": first, "of the first": 1.0, "f1": f1})
             print(rows[-1], flush=True)
-            for idea in np.roll(list(IDEAS), seed):
+            for idea in np.roll(list(IDEAS), seed).tolist():
                 seconds, f1 = train(folder / "photos.csv", folder, IDEAS[idea])
                 rows.append({"idea": idea, "seconds": seconds, "of the first": seconds / first, "f1": f1})
                 print(rows[-1], flush=True)

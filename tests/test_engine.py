@@ -40,11 +40,14 @@ def network(arch: str = "test_resnet", n: int = 5, **kwargs) -> nn.Module:
     return create_backbone(arch, n, weights="none", **kwargs)
 
 
+@pytest.mark.parametrize("use", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("arch", NETWORKS)
-def test_a_graph_says_what_torch_says(arch, tmp_path):
+def test_a_graph_says_what_torch_says(arch, use, tmp_path):
+    pytest.importorskip(use)
     size = {"test_vit": 160, "test_convnext": 160, "lenet5": 32, "alexnet_scratch": 224}.get(arch, 64)
     model, batch = network(arch), pixels(4, size)
-    fast, usual = make_engine(model, size, n_photos=1000, photo=SPEC, use="onnxruntime", cache=tmp_path), TorchEngine(model, size, photo=SPEC)
+    fast, usual = make_engine(model, size, n_photos=1000, photo=SPEC, use=use, cache=tmp_path), TorchEngine(model, size, photo=SPEC)
+    assert fast.name.startswith(use)
     features, logits = usual.features(batch), usual.logits(batch)
     np.testing.assert_allclose(fast.features(batch), features, atol=1e-4 * abs(features).max())
     np.testing.assert_allclose(fast.logits(batch), logits, atol=1e-4 * max(1, abs(logits).max()))

@@ -22,7 +22,7 @@ from torch import nn
 from ..core import UserError, unknown_name
 from ..data.photos import PhotoSpec, normalise_pixels
 from ..data.problem import MultiLabel, OneLabel
-from .graph import Engine, Graph, can_run_graphs
+from .graph import Engine, Graph, OpenVinoGraph, can_run_graphs, can_run_openvino
 from .graph_cache import GraphCache, make_key, recall, remember
 from .graph_export import both_sides, export_graph, linear_heads, read_answers, read_both, read_features
 from .heads import find_heads
@@ -197,7 +197,7 @@ def _settings(module: nn.Module) -> list[str]:
 @cache
 def _versions() -> tuple[str, ...]:
     "Name what makes and runs graphs."
-    names = ("torch", "timm", "onnx", "onnxruntime", "snakecls")
+    names = ("torch", "timm", "onnx", "onnxruntime", "openvino", "snakecls")
     return tuple(f"{name} {metadata.version(name)}" if _is_there(name) else name for name in names)
 
 def _is_there(name: str) -> bool:
@@ -214,6 +214,7 @@ def _make_graph(
     reads: Callable | None,
     kept: GraphCache,
     *,
+    kind: type[Graph] = Graph,  # by what it is run
     anew: bool = False,  # whatever the cache has
 ) -> Graph:
     "Take a network's graph from the cache, or write it; raises `UserError` where torch or ONNX Runtime cannot."
@@ -229,7 +230,7 @@ def _make_graph(
         finally:
             model.train(was_training)
         kept.put(key, content)
-    return Graph(content, heads=[_numbers(head) for head in heads or ()], several=bool(find_heads(model)))
+    return kind(content, heads=[_numbers(head) for head in heads or ()], several=bool(find_heads(model)))
 
 def _name_of(reads: Callable) -> str:
     "Name a function for a key; anything else by how it prints itself."
@@ -278,17 +279,17 @@ def make_engine(
     n_photos: int,  # about how many will be run, mirror images included
     photo: PhotoSpec | None = None,  # of batches of pixels, (n, h, w, 3) uint8; None: batches are normalised, (n, 3, h, w)
     precision: str = "auto",  # 'fp32', 'bf16', or 'auto': the faster one that agrees
-    use: str = "auto",  # 'torch', 'onnxruntime', or 'auto': the faster one
+    use: str = "auto",  # 'torch', 'onnxruntime', 'openvino', or 'auto': the fastest that is installed
     reads: Callable | None = None,  # (model, (n, 3, h, w) float32) -> a tuple of tensors, for `engine.read`; with a name of its own
     cache: str | Path | None = None,  # folder of kept graphs; None: the user's
 ) -> Engine:
     "Make the fastest engine that agrees with 32-bit torch; raises `UserError` for an unknown name, and for what cannot be."
-    for name, value, allowed in (("precision", precision, ("auto", "fp32", "bf16")), ("use", use, ("auto", "torch", "onnxruntime"))):
+    for name, value, allowed in (("precision", precision, ("auto", "fp32", "bf16")), ("use", use, ("auto", "torch", *_GRAPHS))):
         if value not in allowed:
             raise unknown_name(name, value, allowed)
     wish = _Wish(model, both_sides(size), photo, precision, reads, GraphCache(cache))
-    if use == "onnxruntime":
-        return _graph(wish)
+    if use in _GRAPHS:
+        return _graph(wish, _GRAPHS[use])
     why = "torch was asked for" if use == "torch" else _why_usual(wish, n_photos)
     return _usual(wish, why) if why else _recalled(wish) or _measured(wish)
 
@@ -343,12 +344,16 @@ def _is_sound(wish: _Wish, engine: Engine, n: int = 3) -> bool:
     return _answers_like(engine, wish.expected, batch, reads)
 
 # %% ../../nbs/models/17_engine.ipynb #97b00369
-def _graph(wish: _Wish) -> Graph:
+_GRAPHS: dict[str, type[Graph]] = {"onnxruntime": Graph, "openvino": OpenVinoGraph}
+
+
+def _graph(wish: _Wish, kind: type[Graph] = Graph) -> Graph:
     "Make a graph that agrees; raises `UserError`."
-    if not can_run_graphs():
-        raise UserError("graphs are run by the package onnxruntime, which is not installed; pip install onnxruntime.")
+    if not (can_run_graphs() if kind is Graph else can_run_openvino()):
+        package = kind.name.split()[0]
+        raise UserError(f"the package {package} would run the graph, and is not installed; pip install {package}.")
     for anew in (False, True):  # a kept one may be of a network that only looks the same
-        graph = _make_graph(wish.model, wish.size, wish.photo, wish.reads, wish.kept, anew=anew)
+        graph = _make_graph(wish.model, wish.size, wish.photo, wish.reads, wish.kept, kind=kind, anew=anew)
         if _is_sound(wish, graph):
             return graph
     raise UserError("the graph of this network answers otherwise than torch does; use torch.")
@@ -357,7 +362,8 @@ def _graph(wish: _Wish) -> Graph:
 def _names(wish: _Wish) -> list[str]:  # the preferred first
     "Name the engines that may be chosen."
     precisions = ("fp32", "bf16") if wish.precision == "auto" and multiplies_bf16(_device(wish.model)) else ("fp32",)
-    return ["onnxruntime fp32", *(f"torch {precision}{form}" for precision in precisions for form in (" channels_last", ""))]
+    torches = [f"torch {precision}{form}" for precision in precisions for form in (" channels_last", "")]
+    return [Graph.name, *[OpenVinoGraph.name] * can_run_openvino(), *torches]
 
 
 def _make(wish: _Wish, name: str) -> Engine | None:  # None where it cannot be, or does not agree
@@ -366,7 +372,7 @@ def _make(wish: _Wish, name: str) -> Engine | None:  # None where it cannot be, 
         engine: Engine = _by_torch(wish, name.split()[1], name.endswith("channels_last"))
         return engine if " fp32" in name or _is_sound(wish, engine) else None
     try:
-        return _graph(wish)
+        return _graph(wish, _GRAPHS[name.split()[0]])
     except UserError as e:
         wish.notes.append(str(e))
         return None

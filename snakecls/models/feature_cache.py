@@ -25,6 +25,7 @@ from .engine import make_engine, network_key
 from .batches import PhotoBatches
 from .graph_cache import make_key
 from .graph_export import linear_heads
+from .joined import JoinedNetwork
 
 # %% ../../nbs/models/21_feature_cache.ipynb #0ff9fe64
 def _photo_keys(
@@ -82,6 +83,11 @@ class FeatureCache:
     def knows(self, space: str) -> bool:
         "Tell whether anything was kept of a space."
         return bool(_try(self, lambda db: db.execute("SELECT 1 FROM spaces WHERE space = ?", (space,)).fetchone()))
+
+    def spaces(self, start: str) -> list[str]:
+        "List the spaces whose names begin so."
+        found = _try(self, lambda db: db.execute("SELECT space FROM spaces WHERE substr(space, 1, ?) = ?", (len(start), start)).fetchall())
+        return [space for space, in found or ()]
 
     def write(
         self,
@@ -200,8 +206,27 @@ def kept_features(
 
 # %% ../../nbs/models/21_feature_cache.ipynb #fda8da31
 def _name_space(model: nn.Module, spec: PhotoSpec, view: int) -> str:  # to which the precision is added
-    "Name what rows are made with."
+    "Name what rows are made with, and of joined networks which parts a row has."
+    if isinstance(model, JoinedNetwork):
+        members = [network_key(member) for member in model.members]
+        colours = [t.cpu().numpy().tobytes() for t in (model.gain, model.shift)]
+        key = make_key("features 2", *members, *colours, spec.to_dict(), view)
+        return f"{key}:{','.join(f'{name}={width}' for name, width in model.parts)}:"
     return make_key("features 1", network_key(model, skip=linear_heads(model) or ()), spec.to_dict(), view)
+
+
+def _find_parts(cache: FeatureCache, space: str) -> list[tuple[str, list[int] | slice]]:  # space; which of its columns
+    "List where rows of a space are: in itself, or in one that has its parts among others."
+    key, _, rest = space.partition(":")
+    wanted, _, precision = rest.rpartition(":")
+    found: list[tuple[str, list[int] | slice]] = [(space, slice(None))]
+    for other in cache.spaces(f"{key}:") if wanted else ():
+        has, _, its_precision = other.partition(":")[2].rpartition(":")
+        ends = np.cumsum([0, *(int(part.rpartition("=")[2]) for part in has.split(","))]).tolist()
+        columns = {part: range(*ends[i : i + 2]) for i, part in enumerate(has.split(","))}
+        if other != space and its_precision == precision and set(wanted.split(",")) <= set(columns):
+            found.append((other, [column for part in wanted.split(",") for column in columns[part]]))
+    return found
 
 
 def _look_up(
@@ -210,9 +235,11 @@ def _look_up(
     "Look up rows in 32 bits, and where these will do those in 16."
     there, view = np.zeros(len(keys), bool), None
     for precision in ("bf16", "fp32") if not exact else ("fp32",):
-        found, rows = cache.read(space + precision, keys)
-        if rows is not None:
-            view, there = _fill(view, np.flatnonzero(found).tolist(), rows, len(keys)), there | found
+        for place, columns in _find_parts(cache, space + precision):
+            own = isinstance(columns, slice)
+            found, rows = cache.read(place, [key if own or not done else None for key, done in zip(keys, there)])
+            if rows is not None:
+                view, there = _fill(view, np.flatnonzero(found).tolist(), rows[:, columns], len(keys)), there | found
     return there, view
 
 
@@ -276,7 +303,7 @@ def kept_probs(
 ) -> list[np.ndarray] | None:  # (n, n_classes) for each target; None where the body is not known, or the classifier is not linear
     "Answer photos from kept features, in 32 bits."
     cache, heads, problem = cache or FeatureCache(), linear_heads(model), as_problem(problem)
-    if heads is None or not cache.knows(_name_space(model, spec, 0) + "fp32"):
+    if heads is None or not any(cache.knows(space) for space, _ in _find_parts(cache, _name_space(model, spec, 0) + "fp32")):
         return None
     views, _ = kept_features(model, photos, spec, flip=flip, exact=True, cache=cache, **settings)
     if not views.shape[1]:

@@ -71,12 +71,13 @@ class JoinedNetwork(nn.Module):
         self.register_buffer("gain", torch.ones(len(members), 3, 1, 1))
         self.register_buffer("shift", torch.zeros(len(members), 3, 1, 1))
         self.classifier = nn.Identity()
-        self.num_classes, self.num_features = num_classes, _count_features(self)
+        self.parts = _list_parts(self)
+        self.num_classes, self.num_features = num_classes, sum(width for _, width in self.parts)
         self.classifier = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, h, w) -> (n, num_features)
         "Join the features of all networks and scales."
-        return torch.cat([part for view in self._views(x) for i in range(len(self.members)) for part in self._member_features(i, view)], 1)
+        return torch.cat([part for _, part in self._named_parts(x)], 1)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # (n, num_features) or (n, num_classes)
         "Classify joined features."
@@ -105,6 +106,15 @@ def _views(self: JoinedNetwork, x: torch.Tensor) -> Iterator[torch.Tensor]:
 
 # %% ../../nbs/models/09_joined.ipynb #d321fd20
 @patch
+def _named_parts(self: JoinedNetwork, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:  # name, (n, n_features)
+    "Give the parts of the joined features: of which scale, network and block each is."
+    for scale, view in zip((1.0, *self.photo_scales), self._views(x)):
+        for i, asked in enumerate(self.asked_blocks):
+            names = ["own", *["maximum"] * self.with_maximum, *(f"block{place}" for place in asked.get("indices", ()))]
+            yield from zip([f"{scale:g}/{i}/{name}" for name in names], self._member_features(i, view))
+
+
+@patch
 def _member_features(self: JoinedNetwork, i: int, x: torch.Tensor) -> Iterator[torch.Tensor]:  # (n, n_features) each
     "Give one network's own features, the maxima of its last maps, and the averages of its blocks."
     network, x = self.members[i], x * self.gain[i] + self.shift[i]
@@ -118,31 +128,42 @@ def _member_features(self: JoinedNetwork, i: int, x: torch.Tensor) -> Iterator[t
     yield from (one.mean((2, 3)) for one in maps)
 
 # %% ../../nbs/models/09_joined.ipynb #718985ca
-def _count_features(
+def _list_parts(
     network: JoinedNetwork,  # still without its classifier
-) -> int:
-    "Count the joined features, once for networks of the same shape: a bundle is built again several times."
+) -> list[tuple[str, int]]:  # name, how many features
+    "List the parts of the joined features, once for networks of the same shape: a bundle is built again several times."
     shape = repr([(name, tuple(t.shape)) for name, t in network.named_parameters()] + [network.asked_blocks, network.with_maximum, network.photo_scales])
-    if shape not in _COUNTED:
-        _COUNTED[shape] = _try_features(network)
-    return _COUNTED[shape]
+    if shape not in _KNOWN_PARTS:
+        _KNOWN_PARTS[shape] = _try_parts(network)
+    return _KNOWN_PARTS[shape]
 
 
-_COUNTED: dict[str, int] = {}
+_KNOWN_PARTS: dict[str, list[tuple[str, int]]] = {}
 
 
-def _try_features(network: JoinedNetwork) -> int:
-    "Run a network without numbers, and see how many features come out."
+def _try_parts(network: JoinedNetwork) -> list[tuple[str, int]]:
+    "Run a network without numbers, and see what comes out."
     first, training = network.members[0], network.training
     cfg = getattr(first, "default_cfg", None) or {}
     side = getattr(getattr(first, "patch_embed", None), "img_size", None) or cfg.get("input_size", (3, 224, 224))[-2:]
-    tensors = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
-    network.eval()
+    asked = _Parts(network).eval()
+    tensors = {name: t.to("meta") for name, t in (*asked.named_parameters(), *asked.named_buffers())}
     try:
         with torch.no_grad():
-            return torch.func.functional_call(network, tensors, (torch.empty(1, 3, *side, device="meta"),)).shape[1]
+            return torch.func.functional_call(asked, tensors, (torch.empty(1, 3, *side, device="meta"),))
     finally:
         network.train(training)
+
+
+class _Parts(nn.Module):
+    "Asks a network for its parts, so that torch can put other tensors in."
+
+    def __init__(self, network: JoinedNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> list[tuple[str, int]]:
+        return [(name, part.shape[1]) for name, part in self.network._named_parts(x)]
 
 # %% ../../nbs/models/09_joined.ipynb #1ed32a35
 def _ask_blocks(

@@ -95,6 +95,7 @@ class CutCache(Callback):
     "Compute what is frozen once for each photo and view, and train only what is above it."
 
     order = 12  # after autocast has begun (10)
+    place: Cut | None  # None until it is found
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class CutCache(Callback):
 @patch
 def _forget(self: CutCache) -> None:
     "Keep nothing."
-    self.place: Cut | None = None
+    self.place = None
     self.frozen, self.kept, self.sizes = None, {}, []  # which parameters; of training and validation; of validation's batches
     self.opened, self.seen, self.turn, self.kind = ExitStack(), [], None, None
     self.missing = torch.empty(0, dtype=torch.int64)
@@ -166,8 +167,7 @@ def before_train(self: CutCache) -> None:
     if kept is None or (~kept.there[self.turn]).sum() > max(dl.bs, _FEW * dl.n):
         return
     batches = _order_batches(dl, len(dl))
-    places = torch.cat(batches)
-    self.missing = places[torch.from_numpy(~kept.there[self.turn][places.numpy()])].unique()
+    self.missing = torch.from_numpy(np.flatnonzero(~kept.there[self.turn]))
     self.learn.dl, self.served = _KeptBatches(dl, batches), True
     self.n_saved += 1
 
@@ -277,7 +277,7 @@ def _make_room(self: CutCache, dl: Any, activations: torch.Tensor) -> bool:
 # %% ../../nbs/train/16_cut_cache.ipynb #ce0b150e
 @patch
 def _read_missing(self: CutCache) -> None:
-    "Read the photos that this epoch needs and no earlier one has had."
+    "Read the photos that no earlier epoch has had."
     dl = self.learn.dls.train
     for places in self.missing.split(dl.bs) if len(self.missing) else ():
         items = [dl.do_item(place) for place in places.tolist()]

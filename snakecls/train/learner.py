@@ -12,7 +12,6 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
@@ -39,8 +38,13 @@ from .parts import check_loss, check_optimiser, check_outputs, count_outputs, li
 
 # %% ../../nbs/train/24_learner.ipynb #740532e1
 import_timm()  # before fastai does it
-for module in ("interpret", "vision.learner"):  # with which photos can be shown with their losses
-    import_module(f"fastai.{module}")
+for _module in (
+    "callback.fp16",  # gives Learner its to_fp16
+    "callback.schedule",  # lr_find, fit_one_cycle and fine_tune
+    "interpret", "vision.learner",  # photos that can be shown with their losses
+    "callback.progress",  # no_bar
+):  # fmt: skip
+    import_module(f"fastai.{_module}")
 
 # %% ../../nbs/train/24_learner.ipynb #62cec980
 def make_network(
