@@ -133,7 +133,8 @@ def test_a_network_that_cannot_be_written_is_run_by_torch(tmp_path, monkeypatch)
 
 
 def test_without_onnxruntime_torch_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "can_run_graphs", lambda: False)
+    for name in ("can_run_graphs", "can_run_openvino"):
+        monkeypatch.setattr(module, name, lambda: False)
     engine = make_engine(network(), 64, n_photos=999, photo=SPEC, cache=tmp_path)
     assert engine.name.startswith("torch") and "pip install onnxruntime" in engine.why
 

@@ -53,7 +53,7 @@ def test_the_list_of_runs_shows_them():
 def test_a_report_can_be_written_again(name, tmp_path):
     run = Path(shutil.copytree(old_run(name), tmp_path / old_run(name).name))
     write_report(run)
-    assert "macro F1" in (run / "report.html").read_text()
+    assert "Macro F1" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["one", "multi", "targets"])
