@@ -132,7 +132,8 @@ def _list_parts(
     network: JoinedNetwork,  # still without its classifier
 ) -> list[tuple[str, int]]:  # name, how many features
     "List the parts of the joined features, once for networks of the same shape: a bundle is built again several times."
-    shape = repr([(name, tuple(t.shape)) for name, t in network.named_parameters()] + [network.asked_blocks, network.with_maximum, network.photo_scales])
+    shapes = [(name, tuple(t.shape)) for name, t in network.named_parameters()]
+    shape = repr((shapes, network.asked_blocks, network.with_maximum, network.photo_scales))
     if shape not in _KNOWN_PARTS:
         _KNOWN_PARTS[shape] = _try_parts(network)
     return _KNOWN_PARTS[shape]

@@ -32,7 +32,8 @@ class _Kept:
     "Activations and targets of photos, in memory that a file stands behind."
 
     def __init__(self, n: int, views: int, activations: torch.Tensor, targets: tuple[torch.Tensor, ...], dtype: torch.dtype):
-        self.last = activations.ndim == 4 and not activations.is_contiguous() and activations.is_contiguous(memory_format=torch.channels_last)
+        plain = activations.ndim != 4 or activations.is_contiguous()
+        self.last = not plain and activations.is_contiguous(memory_format=torch.channels_last)  # in which order they are in memory
         self.rows = _map_file((views, n, *self._stored(activations).shape[1:]), dtype)
         self.there = np.zeros((views, n), bool)
         self.targets = [target.new_empty((views, n, *target.shape[1:])).cpu() for target in targets]
