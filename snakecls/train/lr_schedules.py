@@ -16,8 +16,8 @@ from fastcore.basics import even_mults
 
 from ..models.freezing import decayed_rates
 from .callbacks import undone_after_error
-from .comparison import fair_values, last_answers
-from .epochs import check_monitor, epoch_values, was_validated
+from .comparison import Answers, fair_values, last_answers
+from .epochs import check_monitor, epoch_values, was_trained, was_validated
 from .optimisers import held_momentum
 from .stages import check_plateau, check_policy, cycle_ends, own_options
 
@@ -65,16 +65,20 @@ class ReduceOnPlateau(ReduceLROnPlateau):
     ):
         check_plateau(factor=factor, patience=patience, min_lr=min_lr, min_delta=min_delta)
         super().__init__(monitor, patience=patience, factor=1 / factor, min_lr=min_lr, min_delta=min_delta)
+        self.resumed: dict | None = None
 
     def before_fit(self):
         "Check the monitor by name."
         check_monitor(self.recorder, self.monitor)
         self.reductions, self.best_answers = [], None  # epochs (from 1) after which the rates fell
         super().before_fit()
+        if (state := self.resumed) is not None:
+            self.best, self.wait, self.reductions, self.resumed = state["best"], state["wait"], state["reductions"], None
+            self.best_answers = None if state["best_answers"] is None else Answers.from_state(state["best_answers"])
 
     def after_epoch(self):
         "Compare with the best, and reduce the rates of all groups; an epoch without validation does not count."
-        if self.monitor != "train_loss" and not was_validated(self.recorder):
+        if not was_trained(self.recorder) or (self.monitor != "train_loss" and not was_validated(self.recorder)):
             return
         value, now = epoch_values(self.recorder)[self.monitor], last_answers(self.learn)
         fair, best = fair_values(self.learn, self.monitor, value, self.best, now, self.best_answers)
@@ -89,6 +93,15 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         self.opt.set_hyper("lr", after)
         if after != before:
             self.reductions.append(self.epoch + 1)
+
+    def state_dict(self) -> dict:
+        "Give what a resumed run needs."
+        answers = None if self.best_answers is None else self.best_answers.to_state()
+        return {"best": float(self.best), "wait": self.wait, "reductions": list(self.reductions), "best_answers": answers}
+
+    def load_state_dict(self, state: dict) -> None:
+        "Let the next fit go on from `state_dict`; the rates themselves are the optimiser's."
+        self.resumed = state
 
 # %% ../../nbs/train/13_lr_schedules.ipynb #dbb89465
 def _group_rates(
@@ -117,6 +130,7 @@ def fit_policy(
     monitor: str = "valid_loss",  # of plateau
     wd: float | None = None,  # None: the Learner's
     cbs: Sequence = (),
+    start_epoch: int = 0,  # epochs that were trained before, with which the course of the rate begins
 ) -> None:
     "Fit by a policy, from the optimiser's present state and with what is frozen now."
     check_policy(schedule, epochs, warmup=warmup, options=options)
@@ -126,11 +140,12 @@ def fit_policy(
     if schedule == "one_cycle":
         held = held_momentum(learn.opt_func)
         with undone_after_error(learn, cbs):
-            learn.fit_one_cycle(epochs, lr_max=rates, pct_start=0.3, moms=None if held is None else (held,) * 3, wd=wd)
+            moms = None if held is None else (held,) * 3
+            learn.fit_one_cycle(epochs, lr_max=rates, pct_start=0.3, moms=moms, wd=wd, start_epoch=start_epoch)
         return
     own = own_options(schedule, options)
     with undone_after_error(learn, [*_policy_callbacks(schedule, epochs, np.array(rates), warmup, own, monitor), *cbs]):
-        learn.fit(epochs, lr=rates, wd=wd)
+        learn.fit(epochs, lr=rates, wd=wd, start_epoch=start_epoch)
 
 # %% ../../nbs/train/13_lr_schedules.ipynb #c617f6a6
 def _policy_callbacks(schedule: str, epochs: int, rates: np.ndarray, warmup: float, options: dict, monitor: str) -> list:

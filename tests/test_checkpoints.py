@@ -1,0 +1,142 @@
+"""A schedule that goes on from a checkpoint ends with the bits of the one that was never stopped."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+
+from snakecls.core import seed_everything
+from snakecls.data.augmentation import Augment
+from snakecls.data.datablocks import photo_dls
+from snakecls.data.demo.draw import make_demo
+from snakecls.data.tables import load_table
+from snakecls.models.backbones import create_backbone
+from snakecls.models.freezing import stage_groups
+from snakecls.train.averaging import ExponentialMovingAverage
+from snakecls.train.checkpoints import KEPT, TENSORS, read_checkpoint, write_checkpoint
+from snakecls.train.gradients import AccumulateGradients
+from snakecls.train.metrics import epoch_metrics
+from snakecls.train.monitoring import SaveBestF1
+from snakecls.train.optimisers import make_optimiser
+from snakecls.train.precision import PrecisionCallback
+from snakecls.train.schedules import progressive_fit
+from snakecls.train.stages import Stage
+from snakecls.train.stopping import EarlyStopping, ValidateEvery
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> pd.DataFrame:
+    folder = make_demo(tmp_path_factory.mktemp("demo"), n_per_species=11, size_px=80, species=["Bungarus fasciatus", "Vipera berus", "Natrix natrix"], seed=2)
+    return load_table(folder / "photos.csv", target="binomial")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path / "cache"))
+
+
+class Killed(Exception):
+    "Stands for kill -9: nothing is done after it."
+
+
+class KillAt(Callback):
+    "Raise at the n-th batch, of training and validation."
+
+    order = -50
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def before_batch(self):
+        self.n -= 1
+        if self.n < 0:
+            raise Killed("killed")
+
+
+SETTINGS = {
+    "one cycle": {},
+    "augmented, by processes": {"augment": "fastai", "num_workers": 2},
+    "mixed": {"stage": {"mixup": 0.4, "label_smoothing": 0.1}},
+    "an average": {"cbs": lambda: [ExponentialMovingAverage(0.9)]},
+    "accumulated": {"cbs": lambda: [AccumulateGradients(3)]},
+    "plateau": {"stage": {"lr_schedule": "plateau", "lr_options": {"patience": 1, "min_delta": 0.5}}},
+    "gradual": {"stage": {"gradual": True}},
+    "SGD": {"optimiser": "sgd"},
+    "channels_last": {"cbs": lambda: [PrecisionCallback("fp32", channels_last=True)]},
+    "bf16": {"cbs": lambda: [PrecisionCallback("bf16")]},
+    "early stopping": {"cbs": lambda: [EarlyStopping("valid_loss", 2, min_delta=0.3, verbose=False)]},
+    "validated every second epoch": {"cbs": lambda: [ValidateEvery(2)]},
+    "a rate that is found": {"stage": {"lr": "auto"}},
+}
+
+
+def train(photos, folder, settings, *, kill_at=None, keep=None, resume=None):
+    "A schedule with a probe and two stages; gives the result and all weights."
+    settings = {"augment": "none", "num_workers": 0, "optimiser": "adam", "cbs": list, "views": 0, "stage": {}} | settings
+    seed_everything(0)
+    model = create_backbone("tf_efficientnet_lite0", 3, weights="none")
+    dls = photo_dls(photos, 64, bs=4, augment=Augment(backend=settings["augment"]), network=model, device="cpu", num_workers=settings["num_workers"])
+    learn = Learner(dls, model, metrics=epoch_metrics(problem=dls.problem), splitter=stage_groups, opt_func=make_optimiser(settings["optimiser"]), train_bn=False, path=folder)
+    shared = {"lr": 1e-3, "cached_views": settings["views"]} | settings["stage"]
+    stages = [Stage(epochs=3, size=64, bs=4, head="probe", **shared), Stage(epochs=2, size=96, bs=4, head="keep", **shared)]
+    cbs = [*settings["cbs"](), *([] if kill_at is None else [KillAt(kill_at)])]
+    with learn.no_bar(), learn.no_logging():
+        result = progressive_fit(learn, stages, saver=SaveBestF1(verbose=False), cbs=cbs, keep=keep, resume=resume, keep_answers=True)
+    return result, {name: value.clone() for name, value in learn.model.state_dict().items()}
+
+
+def plain(result) -> str:
+    "All that a schedule says, without what time does to it."
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.rows]
+    stages = [{key: value for key, value in stage.items() if key != "seconds"} for stage in result.stages]
+    return json.dumps([rows, stages, result.best, result.message, {name: [np.asarray(each).tolist() for each in given] for name, given in result.answers.items()}], default=float)
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_a_killed_schedule_goes_on_to_the_same_bits(photos, tmp_path, how):
+    states = []
+
+    def keep(state: dict) -> None:
+        write_checkpoint(tmp_path / "resume", state)
+        states.append((state["stage"], state["epoch"]))
+
+    whole, wanted = train(photos, tmp_path / "whole", SETTINGS[how], keep=keep)
+    places, states = states, []
+    assert {(1, 0), (2, 0)} <= set(places)  # after the probe, and between the stages
+    for kill_at in np.random.default_rng(len(how)).choice(np.arange(3, 44), 2, replace=False).tolist():
+        folder = tmp_path / str(kill_at)
+        (tmp_path / "resume").rename(tmp_path / f"resume-before-{kill_at}")
+        with pytest.raises(Killed):
+            train(photos, folder, SETTINGS[how], kill_at=kill_at, keep=keep)
+            raise Killed("it was over before")
+        result, weights = train(photos, folder, SETTINGS[how], resume=read_checkpoint(tmp_path / "resume"), keep=keep)
+        assert plain(result) == plain(whole), kill_at
+        assert all(torch.equal(value, wanted[name]) for name, value in weights.items()), kill_at
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    for number in range(3):
+        write_checkpoint(tmp_path, {"number": number, "weights": torch.full((4,), float(number))})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000003"] and KEPT == 2
+    newest = tmp_path / "000003" / TENSORS
+    whole = newest.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + b"?", b""):
+        newest.write_bytes(damaged)
+        assert read_checkpoint(tmp_path)["number"] == 1
+    newest.write_bytes(whole)
+    assert read_checkpoint(tmp_path)["number"] == 2
+    (tmp_path / "000003" / "state.json").write_text("{}")
+    assert read_checkpoint(tmp_path)["number"] == 1
+    (tmp_path / ".new-000004").mkdir()  # half written when the process was killed
+    assert write_checkpoint(tmp_path, {"number": 4}).name == "000004" and read_checkpoint(tmp_path)["number"] == 4
+
+
+def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, {"number": 1})
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_checkpoint(tmp_path, {"number": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"] and read_checkpoint(tmp_path)["number"] == 1
