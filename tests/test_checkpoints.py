@@ -8,7 +8,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from snakecls.core import seed_everything
+from snakecls.core import UserError, seed_everything
 from snakecls.data.augmentation import Augment
 from snakecls.data.datablocks import photo_dls
 from snakecls.data.demo.draw import make_demo
@@ -115,6 +115,14 @@ def test_a_killed_schedule_goes_on_to_the_same_bits(photos, tmp_path, how):
         result, weights = train(photos, folder, SETTINGS[how], resume=read_checkpoint(tmp_path / "resume"), keep=keep)
         assert plain(result) == plain(whole), kill_at
         assert all(torch.equal(value, wanted[name]) for name, value in weights.items()), kill_at
+
+
+def test_the_state_of_another_network_is_refused(photos, tmp_path):
+    states = []
+    train(photos, tmp_path, {}, keep=states.append)
+    state = states[-1] | {"learner": {"model": torch.nn.Linear(2, 2).state_dict()}}
+    with pytest.raises(UserError, match="another network; go on with the experiment"):
+        train(photos, tmp_path, {}, resume=state)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE', 'TENSORS', 'KEPT', 'pack_state', 'unpack_state', 'write_checkpoint', 'read_checkpoint', 'remove_checkpoints',
-           'random_state', 'set_random_state', 'learner_state', 'callback_states', 'restore_learner', 'GoOn',
-           'Checkpointed']
+           'random_state', 'set_random_state', 'learner_state', 'callback_states', 'restore_learner', 'restore_weights',
+           'GoOn', 'Checkpointed']
 
 # %% ../../nbs/train/20_checkpoints.ipynb #7a6d2831
 import hashlib
@@ -164,10 +164,7 @@ def _smooth_state(learn: Learner) -> dict | None:
 # %% ../../nbs/train/20_checkpoints.ipynb #17ebe161
 def restore_learner(learn: Learner, state: dict) -> None:
     "Bring weights, optimiser and loaders back, before the fit goes on; raises `UserError` for the state of another network."
-    try:
-        learn.model.load_state_dict(state["model"])
-    except RuntimeError as e:
-        raise UserError(f"the checkpoint is of another network ({str(e).splitlines()[0]}); go on with the experiment that wrote it.") from e
+    restore_weights(learn, state)
     if state["seeds"] is not None:
         learn.dls.train.seeds.epoch = state["seeds"]
     if state["opt"] is not None:
@@ -175,6 +172,14 @@ def restore_learner(learn: Learner, state: dict) -> None:
             learn.create_opt()
         fastais = "hypers" in state["opt"]  # else one of torch's
         learn.opt.load_state_dict(_like_parameters(learn, state["opt"]) if fastais else state["opt"])
+
+
+def restore_weights(learn: Learner, state: dict) -> None:
+    "Bring the weights alone back; raises `UserError` for the state of another network."
+    try:
+        learn.model.load_state_dict(state["model"])
+    except RuntimeError as e:
+        raise UserError("the checkpoint is of another network; go on with the experiment that wrote it.") from e
 
 
 def _like_parameters(learn: Learner, opt: dict) -> dict:

@@ -21,7 +21,7 @@ from ..core import UserError, derive_seed, odd_seed, seed_everything, tell_idle
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
-from .checkpoints import Checkpointed, GoOn, restore_learner
+from .checkpoints import Checkpointed, GoOn, restore_learner, restore_weights
 from .comparison import Answers, KeepAnswers, answered_places, loader_photos
 from .cut_cache import CutCache
 from .epochs import EpochRows, unknown_monitor
@@ -175,7 +175,7 @@ def _restore_result(schedule: _Schedule) -> None:
     for name, value in state["result"].items():
         setattr(schedule.result, name, value)
     schedule.saver.load_state_dict(state["saver"])
-    schedule.learn.model.load_state_dict(state["learner"]["model"])
+    restore_weights(schedule.learn, state["learner"])
 
 
 def _take_up(schedule: _Schedule, number: int) -> dict | None:  # None: the stage begins at its beginning
@@ -419,7 +419,8 @@ def progressive_fit(
     # also keep how the probe and the last epoch answer the validation photos, where other weights are kept; one more validation at most
     keep_answers: bool = False,
     begins: Callable[[int], bool] = lambda number: True,  # whether a stage but the first, by its number, begins; else no further one does
-    keep: Callable[[dict], None] | None = None,  # called after each probe, epoch and stage with a state to go on from
+    # called after each probe, epoch and stage with a state to go on from; write it at once, as its weights are the network's own
+    keep: Callable[[dict], None] | None = None,
     resume: dict | None = None,  # such a state: what was done before it is not done again
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
