@@ -33,7 +33,7 @@ from snakecls.data.tables import load_table
 HERE = Path(__file__).parent
 PHOTOS = Path(os.environ.get("SNAKECLS_REAL_DATA", HERE.parent.parent / "shared" / "data"))
 OTHER = {"snakes_ph": "butterflies_noisy", "butterflies_noisy": "snakes_ph", "drawn": "snakes_ph"}  # where a peer's settings are chosen
-SIZES, LATE, FEW = (96, 128, 160, 224), 1.05, 96
+SIZES, LATE, FEW = (64, 96, 128, 160, 224), 1.05, 96
 ARMS = ("ours", "fastai", "timm")
 
 
@@ -106,11 +106,21 @@ class Peers:
         return max(0.0, one - epoch * (2 if peer == "fastai" else 1)), epoch / len(train)
 
     def fit(self, peer: str, name: str, table: pd.DataFrame, size: int, seconds: float, seed: int) -> dict | None:  # None: not one epoch ends inside
-        "Train as many epochs as end inside the time."
+        "Train as many epochs as end inside the time: a first count from short runs, then up or down by what the run itself took."
         start, photo = self.pace(peer, name, size)
-        extra = 1 if peer == "fastai" else 0  # its first epoch, of the head alone
-        epochs = int((seconds - start) / (photo * (table["split"] == "train").sum())) - extra
-        for n in range(epochs, 0, -1):
+        frozen = 1 if peer == "fastai" else 0  # its first epoch, of the head alone
+        n = max(1, int((seconds - start) / (photo * (table["split"] == "train").sum())) - frozen)
+        found: dict[int, dict] = {}
+        while n >= 1 and n not in found:
+            found[n] = run_peer(peer, table, size, n, seed, self.folder)
+            epoch, left = max(0.5, (found[n]["seconds"] - start) / (n + frozen)), LATE * seconds - found[n]["seconds"]
+            n += int(left / epoch) if left >= 0 else -max(1, round(-left / epoch))
+        inside = [epochs for epochs, run in found.items() if run["seconds"] <= LATE * seconds]
+        return found[max(inside)] if inside else self._fit_fewer(peer, table, size, min(found), seconds, seed)
+
+    def _fit_fewer(self, peer: str, table: pd.DataFrame, size: int, late: int, seconds: float, seed: int) -> dict | None:
+        "Go down from a count of epochs that ended late."
+        for n in range(late - 1, 0, -1):
             found = run_peer(peer, table, size, n, seed, self.folder)
             if found["seconds"] <= LATE * seconds:
                 return found
@@ -138,6 +148,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(OTHER), default=list(OTHER))
     parser.add_argument("--minutes", nargs="+", type=float, default=[1, 3, 10])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="that the peers choose among")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -147,7 +158,7 @@ def main() -> None:
     tables = {name: read_set(name, args.cache, args.quick) for name in needed}
     for name, table in tables.items():
         print(f"{name}: {table['split'].value_counts().to_dict()}, {table['label'].nunique()} classes", flush=True)
-    peers, rows = Peers(args.cache, (96,) if args.quick else SIZES, tables), []
+    peers, rows = Peers(args.cache, (96,) if args.quick else tuple(args.sizes), tables), []
     for name in names:
         for budget in minutes:
             for seed in range(seeds):
