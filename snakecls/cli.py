@@ -219,6 +219,8 @@ _TrainBudget = Annotated[
 ]
 _TrainComparePrecision = Annotated[bool, typer.Option(
     "--compare-precision", help="Run once in each precision, and compare time and score.")]
+_TrainResume = Annotated[Optional[str], typer.Option(
+    metavar="RUN", help="Go on with a run that was stopped, has failed or was killed, from its last checkpoint, as it was described.")]
 
 # %% ../nbs/90_cli.ipynb #3c0ee9c7
 @app.command()
@@ -235,9 +237,15 @@ def train(
     grid: _TrainGrid = None,
     compare_precision: _TrainComparePrecision = False,
     budget: _TrainBudget = None,
+    resume: _TrainResume = None,
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
+    if resume is not None:
+        others = {"an experiment file": experiment, "--data": data, "--set": overrides, "--question": question, "--parent": parent,
+                  "--folds": folds, "--grid": grid, "--compare-precision": compare_precision, "--budget": budget}
+        _resume(resume, runs, [name for name, value in others.items() if value], json)
+        return
     seconds = None if budget is None else read_duration(budget, "--budget")
     given = {"data.source": str(data) if data else None, "question": question, "parent": parent}
     changes = [*(overrides or []), *(f"{key}={json_module.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value)]
@@ -259,6 +267,20 @@ def train(
     within = None if seconds is None else _budget_since_start(seconds)
     result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell, budget=within)
     _show(_run_json(result), f"\n{_scores_text(result.metrics)}\n\n{_run_text(result.run)}", json)
+
+# %% ../nbs/90_cli.ipynb #b4715b49
+def _resume(name: str, runs: Path, others: list[str], as_json: bool) -> None:
+    "Go on with a run."
+    if others:
+        raise UserError(f"--resume goes on with a run as it was described, so {', '.join(others)} cannot be given with it; leave it out, or train anew.")
+    from snakecls.workflow.ended import check_resumable
+    from snakecls.workflow.run_folder import find_run
+
+    check_resumable(run := find_run(runs, name))
+    from snakecls.workflow.run import resume_run  # takes seconds, which a mistake above need not wait for
+
+    result = resume_run(run, command=_command_line(), say=_tell)
+    _show(_run_json(result), f"\n{_scores_text(result.metrics)}\n\n{_run_text(result.run)}", as_json)
 
 # %% ../nbs/90_cli.ipynb #bs000001
 def _budget_since_start(seconds: float) -> Any:  # a Budget

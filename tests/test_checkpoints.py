@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 from snakecls.core import UserError, seed_everything
@@ -38,24 +37,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path / "cache"))
 
 
-class Killed(Exception):
-    "Stands for kill -9: nothing is done after it."
-
-
-class KillAt(Callback):
-    "Raise at the n-th batch, of training and validation."
-
-    order = -50
-
-    def __init__(self, n: int):
-        self.n = n
-
-    def before_batch(self):
-        self.n -= 1
-        if self.n < 0:
-            raise Killed("killed")
-
-
 SETTINGS = {
     "one cycle": {},
     "augmented, by processes": {"augment": "fastai", "num_workers": 2},
@@ -70,21 +51,25 @@ SETTINGS = {
     "early stopping": {"cbs": lambda: [EarlyStopping("valid_loss", 2, min_delta=0.3, verbose=False)]},
     "validated every second epoch": {"cbs": lambda: [ValidateEvery(2)]},
     "a rate that is found": {"stage": {"lr": "auto"}},
+    "what is frozen is kept": {"views": 1, "stage": {"freeze": "body"}},
+    "kept in two augmented views": {"views": 2, "augment": "fastai", "stage": {"freeze": "body", "epochs": 4}},
+    "kept in bf16": {"views": 1, "stage": {"freeze": "body"}, "cbs": lambda: [PrecisionCallback("bf16")]},
 }
 
 
-def train(photos, folder, settings, *, kill_at=None, keep=None, resume=None):
+def train(photos, folder, settings, *, keep=None, resume=None):
     "A schedule with a probe and two stages; gives the result and all weights."
     settings = {"augment": "none", "num_workers": 0, "optimiser": "adam", "cbs": list, "views": 0, "stage": {}} | settings
     seed_everything(0)
     model = create_backbone("tf_efficientnet_lite0", 3, weights="none")
-    dls = photo_dls(photos, 64, bs=4, augment=Augment(backend=settings["augment"]), network=model, device="cpu", num_workers=settings["num_workers"])
+    dls = photo_dls(photos, 48, bs=4, augment=Augment(backend=settings["augment"]), network=model, device="cpu", num_workers=settings["num_workers"])
     learn = Learner(dls, model, metrics=epoch_metrics(problem=dls.problem), splitter=stage_groups, opt_func=make_optimiser(settings["optimiser"]), train_bn=False, path=folder)
     shared = {"lr": 1e-3, "cached_views": settings["views"]} | settings["stage"]
-    stages = [Stage(epochs=3, size=64, bs=4, head="probe", **shared), Stage(epochs=2, size=96, bs=4, head="keep", **shared)]
-    cbs = [*settings["cbs"](), *([] if kill_at is None else [KillAt(kill_at)])]
+    stages = [Stage(**{"epochs": 3, "size": 48, "bs": 4, "head": "probe"} | shared), Stage(**{"epochs": 2, "size": 64, "bs": 4, "head": "keep"} | shared)]
+    batch_norm = "all" if settings["views"] else "auto"
     with learn.no_bar(), learn.no_logging():
-        result = progressive_fit(learn, stages, saver=SaveBestF1(verbose=False), cbs=cbs, keep=keep, resume=resume, keep_answers=True)
+        result = progressive_fit(
+            learn, stages, saver=SaveBestF1(verbose=False), cbs=settings["cbs"](), keep=keep, resume=resume, keep_answers=True, batch_norm=batch_norm)
     return result, {name: value.clone() for name, value in learn.model.state_dict().items()}
 
 
@@ -96,25 +81,24 @@ def plain(result) -> str:
 
 
 @pytest.mark.parametrize("how", SETTINGS)
-def test_a_killed_schedule_goes_on_to_the_same_bits(photos, tmp_path, how):
-    states = []
+def test_a_schedule_goes_on_to_the_same_bits(photos, tmp_path, how):
+    "From the state after its probe or its first epoch, and from one of the later ones: each is all that a new process would know."
+    places = []
 
     def keep(state: dict) -> None:
-        write_checkpoint(tmp_path / "resume", state)
-        states.append((state["stage"], state["epoch"]))
+        write_checkpoint(tmp_path / "states" / str(len(places)), state)
+        places.append((state["stage"], state["epoch"]))
 
     whole, wanted = train(photos, tmp_path / "whole", SETTINGS[how], keep=keep)
-    places, states = states, []
     assert {(1, 0), (2, 0)} <= set(places)  # after the probe, and between the stages
-    for kill_at in np.random.default_rng(len(how)).choice(np.arange(3, 44), 2, replace=False).tolist():
-        folder = tmp_path / str(kill_at)
-        (tmp_path / "resume").rename(tmp_path / f"resume-before-{kill_at}")
-        with pytest.raises(Killed):
-            train(photos, folder, SETTINGS[how], kill_at=kill_at, keep=keep)
-            raise Killed("it was over before")
-        result, weights = train(photos, folder, SETTINGS[how], resume=read_checkpoint(tmp_path / "resume"), keep=keep)
-        assert plain(result) == plain(whole), kill_at
-        assert all(torch.equal(value, wanted[name]) for name, value in weights.items()), kill_at
+    rng = np.random.default_rng(len(how))
+    for chosen in (rng.integers(0, 2), rng.integers(2, len(places) - 1)):
+        _, state = read_checkpoint(tmp_path / "states" / str(chosen))
+        result, weights = train(photos, tmp_path / "whole", SETTINGS[how], resume=state)
+        assert plain(result) == plain(whole), places[chosen]
+        assert all(torch.equal(value, wanted[name]) for name, value in weights.items()), places[chosen]
+    if "kept" in how:
+        assert "trained only what is above" in whole.message
 
 
 def test_the_state_of_another_network_is_refused(photos, tmp_path):
@@ -133,13 +117,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     whole = newest.read_bytes()
     for damaged in (whole[:-1], whole[:-1] + b"?", b""):
         newest.write_bytes(damaged)
-        assert read_checkpoint(tmp_path)["number"] == 1
+        assert read_checkpoint(tmp_path)[1]["number"] == 1
     newest.write_bytes(whole)
-    assert read_checkpoint(tmp_path)["number"] == 2
+    assert read_checkpoint(tmp_path)[1]["number"] == 2
     (tmp_path / "000003" / "state.json").write_text("{}")
-    assert read_checkpoint(tmp_path)["number"] == 1
+    assert read_checkpoint(tmp_path)[1]["number"] == 1
     (tmp_path / ".new-000004").mkdir()  # half written when the process was killed
-    assert write_checkpoint(tmp_path, {"number": 4}).name == "000004" and read_checkpoint(tmp_path)["number"] == 4
+    assert write_checkpoint(tmp_path, {"number": 4}).name == "000004" and read_checkpoint(tmp_path)[1]["number"] == 4
 
 
 def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
@@ -147,4 +131,4 @@ def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         write_checkpoint(tmp_path, {"number": 2})
-    assert [path.name for path in tmp_path.iterdir()] == ["000001"] and read_checkpoint(tmp_path)["number"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"] and read_checkpoint(tmp_path)[1]["number"] == 1

@@ -8,8 +8,10 @@ __all__ = ['CutCache']
 # %% ../../nbs/train/16_cut_cache.ipynb #f04db98d
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +28,18 @@ from ..models.cut import Cut, NoCutError, find_cut
 from ..models.freezing import batch_norms
 from .callbacks import FlipAverage
 from .mixing import Blend
+from .monitoring import check_state
 
 # %% ../../nbs/train/16_cut_cache.ipynb #be30af4c
 class _Kept:
     "Activations and targets of photos, in memory that a file stands behind."
 
-    def __init__(self, n: int, views: int, activations: torch.Tensor, targets: tuple[torch.Tensor, ...], dtype: torch.dtype):
+    def __init__(
+        self, n: int, views: int, activations: torch.Tensor, targets: tuple[torch.Tensor, ...], dtype: torch.dtype, *, named: bool = False,
+    ):
         plain = activations.ndim != 4 or activations.is_contiguous()
         self.last = not plain and activations.is_contiguous(memory_format=torch.channels_last)  # in which order they are in memory
-        self.rows = _map_file((views, n, *self._stored(activations).shape[1:]), dtype)
+        self.rows, self.file = _map_file((views, n, *self._stored(activations).shape[1:]), dtype, named=named)
         self.there = np.zeros((views, n), bool)
         self.targets = [target.new_empty((views, n, *target.shape[1:])).cpu() for target in targets]
 
@@ -54,20 +59,60 @@ class _Kept:
         return rows.permute(0, 3, 1, 2) if self.last else rows, [kept[view][places] for kept in self.targets]
 
 # %% ../../nbs/train/16_cut_cache.ipynb #93a227bc
-def _map_file(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _map_file(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    named: bool = False,  # it keeps its name, for another process to go on with; else it is gone with this one
+) -> tuple[torch.Tensor, str | None]:  # its numbers; its path, where it is named
     "Map a new file into memory; raises `OSError` where the disk has no room for it."
-    n = int(np.prod(shape))
-    folder = cache_folder("activations")
+    n, folder = int(np.prod(shape)), cache_folder("activations")
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_old(folder)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".activations")
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, max(1, n * dtype.itemsize))
-        return torch.from_file(name, shared=True, size=n, dtype=dtype).view(shape)
+        rows, made = torch.from_file(name, shared=True, size=n, dtype=dtype).view(shape), True
+    except BaseException:
+        made = False
+        raise
     finally:
         os.close(handle)
-        with suppress(OSError):  # where a mapped file keeps its name, `snakecls cache` removes it
-            os.unlink(name)
+        if not (named and made):
+            _remove(name)
+    return rows, name if named else None
+
+
+def _remove(file: str | None) -> None:
+    "Take a file's name away; where a mapped file keeps it, `snakecls cache` removes it."
+    if file is not None:
+        with suppress(OSError):
+            os.unlink(file)
+
+
+def _remove_old(folder: Path, days: float = 14) -> None:
+    "Remove what runs have left that were killed and never gone on with."
+    for file in folder.glob("*.activations"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > 86400 * days:
+                file.unlink()
+
+# %% ../../nbs/train/16_cut_cache.ipynb #d5fcc066
+def _kept_state(kept: _Kept) -> dict:
+    "Give what opens it again."
+    return {"file": kept.file, "shape": list(kept.rows.shape), "dtype": str(kept.rows.dtype).removeprefix("torch."), "last": kept.last,
+            "there": kept.there.copy(), "targets": kept.targets}
+
+
+def _open_kept(state: dict) -> _Kept | None:  # None: the file is gone
+    "Open what another process has kept."
+    kept, dtype, n = _Kept.__new__(_Kept), getattr(torch, state["dtype"]), int(np.prod(state["shape"]))
+    if state["file"] is None or not os.path.isfile(state["file"]) or os.path.getsize(state["file"]) != max(1, n * dtype.itemsize):
+        return None
+    kept.rows = torch.from_file(state["file"], shared=True, size=n, dtype=dtype).view(state["shape"])
+    kept.last, kept.there, kept.targets, kept.file = state["last"], state["there"].copy(), [target.clone() for target in state["targets"]], state["file"]
+    return kept
 
 # %% ../../nbs/train/16_cut_cache.ipynb #48bdc714
 class _KeptBatches:
@@ -110,6 +155,9 @@ class CutCache(Callback):
         if precision not in (None, "bf16"):
             raise UserError(f"precision is {precision!r}; give 'bf16', or None for the precision in which it was computed.")
         self.views, self.precision, self.max_bytes = views, precision, max_bytes
+        self.named = False  # for a run that may be resumed: its file keeps its name
+        self.restored: dict | None = None  # the state that it goes on from
+        self.n_saved, self.why_not, self.lost = 0, "", False
         self.message = ""  # after a fit: what was kept, or why nothing was
         self._forget()
 
@@ -117,7 +165,9 @@ class CutCache(Callback):
 @patch
 def _forget(self: CutCache) -> None:
     "Keep nothing."
-    self.place = None
+    for kept in getattr(self, "kept", {}).values():
+        _remove(kept.file)
+    self.place, self.at_name = None, ""
     self.frozen, self.kept, self.sizes = None, {}, []  # which parameters; of training and validation; of validation's batches
     self.opened, self.seen, self.turn, self.kind = ExitStack(), [], None, None
     self.missing = torch.empty(0, dtype=torch.int64)
@@ -146,8 +196,11 @@ def before_fit(self: CutCache) -> None:
     "Begin with nothing, and stay out of lr_find and get_preds."
     self.undo()
     self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
-    self.n_saved, self.message = 0, ""
+    self.n_saved, self.message, self.lost = 0, "", False
     self.why_not = _why_not(self.learn) if self.run else ""
+    if self.run and self.restored is not None:
+        self._take_up(self.restored)
+        self.restored = None
 
 # %% ../../nbs/train/16_cut_cache.ipynb #3e945849
 _FEW = 0.1  # of the photos, or a batch of them, are read one by one; where more are missing, the epoch is an ordinary one
@@ -165,6 +218,8 @@ def before_train(self: CutCache) -> None:
         self.frozen = frozen
     self.turn, self.kind, self.at, self.served = self.epoch % self.views, "train", 0, False
     kept, dl = self.kept.get("train"), self.learn.dls.train
+    if kept is not None and self.place is None:  # in a run that was resumed
+        self._find_place(_some_photos(self.learn))
     if kept is None or (~kept.there[self.turn]).sum() > max(dl.bs, _FEW * dl.n):
         return
     batches = _order_batches(dl, len(dl))
@@ -206,7 +261,7 @@ def before_batch(self: CutCache) -> None:
         self.learn.xb, self.learn.yb = (_floats(activations.to(device)),), tuple(target.to(device) for target in targets)
         self.opened.enter_context(self.place.above())
     elif self.place is None:
-        self._find_place()
+        self._find_place(self.xb[0][:4])
     if not self.served and self.place is not None:
         handle = self.place.at.register_forward_pre_hook(lambda module, given: self.seen.append(given[0].detach()))
         self.opened.callback(handle.remove)
@@ -218,11 +273,12 @@ def _floats(activations: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/train/16_cut_cache.ipynb #3fd93159
 @patch
-def _find_place(self: CutCache) -> None:
+def _find_place(self: CutCache, photos: torch.Tensor) -> None:  # photos: different ones, as the network takes them
     "Cut the network, or note why that cannot be."
     self.why_not = _why_no_cut(self.learn)
     try:
-        self.place = None if self.why_not else find_cut(self.model, self.xb[0][:4])
+        self.place = None if self.why_not else find_cut(self.model, photos)
+        self.at_name = "" if self.place is None else self.place.name
     except NoCutError as e:
         self.why_not = str(e).rstrip(".") + " (make the Learner with train_bn=False to freeze batch norms, too)" * self.learn.train_bn
     if self.why_not:
@@ -267,7 +323,7 @@ def _make_room(self: CutCache, dl: Any, activations: torch.Tensor) -> bool:
     try:
         if wanted + taken > self.max_bytes:
             raise OSError(f"at most {self.max_bytes / 1e9:.3g} GB are kept")
-        self.kept[self.kind] = _Kept(dl.n, views, activations, self.yb, dtype)
+        self.kept[self.kind] = _Kept(dl.n, views, activations, self.yb, dtype, named=self.named)
     except OSError as e:
         at = self.place.name
         self._forget()
@@ -296,8 +352,9 @@ def after_fit(self: CutCache) -> None:
     elif kept is not None and self.n_saved:
         views = "" if self.views == 1 else f" in {self.views} views"
         n_bytes = sum(each.rows.nbytes for each in self.kept.values())
-        self.message = (f"what is frozen was computed once for each photo{views}, up to {self.place.name}, and {self.n_saved} epoch(s) "
-                        f"trained only what is above ({n_bytes / 1e6:.3g} MB were kept).")
+        again = " What was kept before the run was stopped was gone, and was computed again." if self.lost else ""
+        self.message = (f"what is frozen was computed once for each photo{views}, up to {self.at_name}, and {self.n_saved} epoch(s) "
+                        f"trained only what is above ({n_bytes / 1e6:.3g} MB were kept).{again}")
     self.undo()
     self.run = True
 
@@ -307,3 +364,35 @@ def undo(self: CutCache) -> None:
     "Close the door, and give the memory back."
     self.opened.close()
     self._forget()
+
+# %% ../../nbs/train/16_cut_cache.ipynb #592f75dc
+@patch
+def state_dict(self: CutCache) -> dict:
+    "Give what a resumed fit needs."
+    return {"kept": {kind: _kept_state(kept) for kind, kept in self.kept.items()}, "frozen": self.frozen, "sizes": list(self.sizes),
+            "n_saved": self.n_saved, "why_not": self.why_not, "at": self.at_name, "lost": self.lost}
+
+
+@patch
+def load_state_dict(self: CutCache, state: dict) -> None:
+    "Let the next fit go on with what was kept; raises `UserError` for what is no such state."
+    check_state(state, self)
+    self.restored = state
+
+
+@patch
+def _take_up(self: CutCache, state: dict) -> None:
+    "Go on from a state; where its file is gone, everything is computed again, and that is said."
+    self.why_not, self.n_saved, self.at_name, self.lost = self.why_not or state["why_not"], state["n_saved"], state["at"], state["lost"]
+    kept = {kind: _open_kept(each) for kind, each in state["kept"].items()}
+    if any(each is None for each in kept.values()):
+        self.lost = True
+    else:
+        self.kept, self.frozen, self.sizes = kept, state["frozen"], state["sizes"]
+
+# %% ../../nbs/train/16_cut_cache.ipynb #b10bc5f5
+def _some_photos(learn: Learner) -> torch.Tensor:  # (n, 3, h, w), on the network's device
+    "Read the first four training photos."
+    dl = learn.dls.train
+    photos, *_ = dl.after_batch(to_device(dl.do_batch([dl.do_item(place) for place in range(min(4, dl.n))]), dl.device))
+    return photos

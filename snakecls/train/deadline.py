@@ -205,6 +205,7 @@ class EndWithoutGain(Callback):
         first: Callable[[], Sequence[dict]] = list,  # rows of epochs before the fit, such as a probe's, with valid_loss and the monitor
     ):
         self.monitor, self.first = monitor, first
+        self.losses, self.scores, self.resumed = [], [], False  # of the validations
         self.why = self.message = ""
 
     def before_fit(self) -> None:
@@ -214,8 +215,9 @@ class EndWithoutGain(Callback):
             return
         check_monitor(self.recorder, self.monitor)
         rows = [row for row in self.first() if self.monitor in row]
-        self.losses, self.scores = [row["valid_loss"] for row in rows], [row[self.monitor] for row in rows]
-        self.why = self.message = ""
+        if not self.resumed:
+            self.losses, self.scores = [row["valid_loss"] for row in rows], [row[self.monitor] for row in rows]
+        self.why, self.message, self.resumed = "", "", False
 
     def after_epoch(self) -> None:
         "Compare, and perhaps end the stage."
@@ -227,6 +229,15 @@ class EndWithoutGain(Callback):
         if over < self.n_epoch and (why := self._find_end(over)):
             self.why, self.message = f"after epoch {over} of {self.n_epoch}{why}", f"Stopped after epoch {over} of {self.n_epoch}{why}"
             raise CancelFitException
+
+    def state_dict(self) -> dict:
+        "Give what a resumed run needs."
+        return {"losses": list(self.losses), "scores": list(self.scores)}
+
+    def load_state_dict(self, state: dict) -> None:
+        "Let the next fit go on; raises `UserError` for what is no such state."
+        check_state(state, self)
+        self.losses, self.scores, self.resumed = list(state["losses"]), list(state["scores"]), True
 
 # %% ../../nbs/train/26_deadline.ipynb #9e7f71c1
 @patch

@@ -211,6 +211,9 @@ def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence
     keeper = [KeepAnswers(partial(answer_metrics, learn))] if may_lose else []
     cbs = [schedule.saver, EpochRows(rows.add), *keeper, *cbs]
     if schedule.keep is not None:
+        for cb in cbs:
+            if isinstance(cb, CutCache):
+                cb.named = True
         cbs.append(Checkpointed(lambda epoch, learner: _keep(schedule, rows.number, epoch, lr=lr, found=found, learner=learner)))
     if state is not None:
         cbs.append(_go_on(learn, state, cbs))

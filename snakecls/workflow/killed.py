@@ -16,7 +16,7 @@ from typing import Any
 from ..core import UserError
 from ..disk import read_json, write_json
 from ..models.bundle import is_bundle
-from .ended import CHECKPOINT, NO_MODEL, best_text, can_keep, scored, use
+from .ended import go_on, CHECKPOINT, NO_MODEL, best_text, can_keep, scored, use
 from .logbook import LogbookEntry, add_entry, make_entry
 from .run_folder import RunFolder, list_statuses, lock_is_held, open_lock, read_status, write_status
 
@@ -60,7 +60,7 @@ def _complete_run(run: RunFolder) -> str:  # a sentence; empty where nothing was
             status = {
                 name: value for name, value in status.items() if name not in ("logbook", "command") or value is None or _is_line(value)
             }
-            left = _what_is_left(run)
+            left = _what_is_left(run) + go_on(run)
             message = f"{WHY_KILLED[0].upper()}{WHY_KILLED[1:]}; {left}."
             if status["status"] == "running":
                 status = {**status, "status": "killed", "ended": _last_sign(run), "why": WHY_KILLED, "message": message}

@@ -244,6 +244,7 @@ def __repr__(self: RunFolder) -> str:
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #3187838d
 LOG = logging.getLogger("snakecls")
+_ENDED = ("ended", "message", "why", "entry_missing")  # what a status says of an end, which a run that goes on has not
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #8b9dc5c4
 @patch
@@ -256,7 +257,8 @@ def start(self: RunFolder) -> RunFolder:
         self._lock.acquire()
     except Timeout as e:
         raise UserError(f"run {self.id} is still running in another process; wait for it, or stop it first.") from e
-    status = {**read_json(self / "status.json"), "status": "running", "pid": os.getpid(), "host": platform.node(), "beats": BEAT_S}
+    known = {name: value for name, value in read_json(self / "status.json").items() if name not in _ENDED}
+    status = {**known, "status": "running", "pid": os.getpid(), "host": platform.node(), "beats": BEAT_S}
     write_json(self / "status.json", status)
     self._over = threading.Event()
     threading.Thread(target=_beat, args=(self / ".lock", self._over), daemon=True).start()

@@ -1,0 +1,160 @@
+"""A run that was killed at any moment goes on to the bits of the run that nothing had stopped."""
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from snakecls.core import UserError
+from snakecls.data.demo.draw import make_demo
+from snakecls.experiment.file import make_experiment
+from snakecls.workflow.run import resume_run, run_experiment
+from snakecls.workflow.run_folder import RunFolder, find_run, read_status
+
+SPECIES = ["Bungarus fasciatus", "Vipera berus", "Natrix natrix"]
+MOMENTS = {  # where the process is killed: module, what is called there, and at which of its calls; "after" it, or before
+    "within the first batch": ("fastai.learner:Learner", "_do_one_batch", 2, "before"),
+    "within a later epoch": ("fastai.learner:Learner", "_do_one_batch", 16, "before"),
+    "within a validation": ("fastai.learner:Learner", "_do_epoch_validate", 2, "before"),
+    "in the probe": ("snakecls.train.schedules:", "fit_heads", 1, "before"),
+    "after the probe, before its checkpoint": ("snakecls.train.schedules:", "_keep", 1, "before"),
+    "while the best weights are written": ("os:", "replace", 24, "before"),
+    "while a checkpoint is written": ("snakecls.train.checkpoints:", "_hash", 3, "before"),
+    "after a checkpoint was written": ("snakecls.train.schedules:", "_keep", 3, "after"),
+    "between the stages": ("snakecls.train.schedules:", "valid_metrics", 1, "before"),
+    "while the bundle is written": ("snakecls.models.bundle:", "_write_sealed", 1, "before"),
+    "while the report is written": ("snakecls.workflow.results:", "write_report", 1, "before"),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("demo"), n_per_species=11, size_px=64, species=SPECIES, seed=2)
+
+
+@pytest.fixture(scope="module")
+def server():
+    "A process that has loaded the library: its children begin at once, and are killed."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["snakecls.workflow.run", "snakecls.train.learner"])
+    return context
+
+
+def describe(photos: Path) -> dict:
+    "Mixed, averaged and augmented, in two stages; the second one trains the head on what is kept of the frozen part."
+    return {
+        "name": "killed", "data": {"source": str(photos / "photos.csv"), "target": "binomial", "valid": 0.3}, "logbook": None,
+        "model": {"arch": "tf_efficientnet_lite0", "weights": "none"}, "augment": {"backend": "fastai"},
+        "train": {"bs": 4, "num_workers": 0, "precision": "fp32", "batch_norm": "all", "ema": 0.9, "image_cache": 0.1},
+        "schedule": [{"size": 48, "epochs": 2, "head": "probe", "lr": 1e-3, "mixup": 0.3},
+                     {"size": 64, "epochs": 3, "freeze": "body", "lr": 1e-3, "cached_views": 1}],
+    }
+
+
+def die_at(place: str, name: str, call: int, when: str) -> None:
+    "Let a function's call end the process, as kill -9 does."
+    from importlib import import_module
+
+    module, _, kind = place.partition(":")
+    owner = getattr(import_module(module), kind) if kind else import_module(module)
+    real, left = getattr(owner, name), [call]
+
+    def dying(*args, **kwargs):
+        left[0] -= 1
+        if not left[0] and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def train(values: dict, folder: Path, moment: tuple | None = None, resume: bool = False) -> None:
+    "Train, or go on, in a process of its own."
+    os.environ["SNAKECLS_CACHE"] = str(folder / "cache")
+    sys.stdout = sys.stderr = (folder / "out.txt").open("a")
+    if moment is not None:
+        die_at(*moment)
+    if resume:
+        resume_run("latest", root=folder / "runs", command="snakecls train --resume latest")
+    else:
+        run_experiment(make_experiment(values), root=folder / "runs", logbook=folder / "logbook.md", command="snakecls train")
+
+
+def run(server, *args) -> int:
+    "Wait for such a process; gives its exit code."
+    process = server.Process(target=train, args=args)
+    process.start()
+    process.join(180)
+    return process.exitcode
+
+
+def without_time(value):
+    "Leave out what time and place do to a run's records."
+    if isinstance(value, dict):
+        names = ("seconds", "budget", "bundle_mb", "created", "run", "run_id")
+        return {key: without_time(part) for key, part in value.items() if key not in names}
+    return [without_time(part) for part in value] if isinstance(value, list) else value
+
+
+def all_of(folder: Path) -> dict:
+    "All that a finished run says: weights, history, metrics and answers."
+    path = find_run(folder / "runs", "latest").path
+    assert read_status(path)["status"] == "finished", (folder / "out.txt").read_text()[-3000:]
+    history = pd.read_csv(path / "history.csv").drop(columns="seconds")
+    metrics = without_time(json.loads((path / "metrics.json").read_text()))
+    answers = {file.name: pd.read_parquet(file) for file in sorted(path.glob("predictions*.parquet"))}
+    return {"weights": load_file(path / "best" / "weights.safetensors"), "history": history, "metrics": metrics, "answers": answers}
+
+
+def check_same(one: dict, two: dict) -> None:
+    assert one["weights"].keys() == two["weights"].keys()
+    assert all(np.array_equal(value, two["weights"][name]) for name, value in one["weights"].items())
+    pd.testing.assert_frame_equal(one["history"], two["history"], check_exact=True)
+    assert one["metrics"] == two["metrics"]
+    assert one["answers"].keys() == two["answers"].keys() and one["answers"]
+    for name, table in one["answers"].items():
+        pd.testing.assert_frame_equal(table, two["answers"][name], check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, server, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(server, describe(photos), folder) == 0, (folder / "out.txt").read_text()[-3000:]
+    found = all_of(folder)
+    assert "trained only what is above" in found["metrics"]["message"]
+    assert not (find_run(folder / "runs", "latest") / "checkpoints" / "resume").exists()
+    return found
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_to_the_same_bits(photos, server, whole, tmp_path, moment):
+    assert run(server, describe(photos), tmp_path, MOMENTS[moment]) == -signal.SIGKILL, (tmp_path / "out.txt").read_text()[-3000:]
+    assert read_status(find_run(tmp_path / "runs", "latest").path)["status"] == "killed"
+    assert run(server, {}, tmp_path, None, True) == 0, (tmp_path / "out.txt").read_text()[-3000:]
+    check_same(all_of(tmp_path), whole)
+    assert not list((tmp_path / "cache").glob("**/*.activations"))
+    log = (tmp_path / "logbook.md").read_text()
+    assert log.count("## 20") == 2 and "kill -9" in log  # how it ended, and what came of it
+
+
+def test_what_cannot_go_on_is_refused(tmp_path):
+    early = RunFolder.create(tmp_path, "early")
+    with pytest.raises(UserError, match="still running"):
+        resume_run(early)
+    early.finish("failed", message="the disk is full")
+    with pytest.raises(UserError, match="keeps no list of its photos"):
+        resume_run("early", root=tmp_path)
+    early.finish()
+    with pytest.raises(UserError, match="is finished, so there is nothing to go on with; snakecls train .*experiment.yaml trains it again"):
+        resume_run(early.path)
+    with pytest.raises(UserError, match="earl"):
+        resume_run("earyl", root=tmp_path)
