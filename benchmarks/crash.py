@@ -81,7 +81,7 @@ def main() -> None:
         "model": {"arch": "tf_efficientnet_lite0", "weights": "none"}, "augment": {"backend": "fastai"},
         "train": {"bs": 4, "num_workers": args.workers, "precision": "fp32", "batch_norm": "all", "ema": 0.9, "image_cache": 0.1},
         "schedule": [{"size": 48, "epochs": 2, "head": "probe", "lr": 1e-3, "mixup": 0.3},
-                     {"size": 64, "epochs": 3, "freeze": "body", "lr": 1e-3, "cached_views": 1}],
+                     {"size": 64, "epochs": 3, "bs": 6, "freeze": "body", "lr": 1e-3, "cached_views": 1}],
     }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snakecls.workflow.run", "snakecls.train.learner"])

@@ -184,7 +184,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other snakes.")] = 0,
     json: Json = False,
 ):
-    "Draw snakes, train on them, and name three photos: the whole loop, offline, in three minutes."
+    "Draw snakes, train on them, and name three photos: the whole loop, offline, in about two minutes."
     check_writable(folder, "the folder of the demonstration", 50_000_000 if tiny else 100_000_000)
     from snakecls.workflow.demo import run_demo
 

@@ -1,5 +1,7 @@
 """Callbacks that change the Learner leave nothing behind: whatever is cancelled, wherever a fit breaks, and in the fit after that."""
+import ast
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
+import snakecls
 from snakecls.train.averaging import ExponentialMovingAverage, _ema_decay
 from snakecls.train.lr_schedules import fit_policy
 
@@ -109,3 +112,28 @@ def test_a_bare_fit_after_an_error_begins_with_the_weights_themselves(event):
         learn.fit(1)
     torch.testing.assert_close(weight(learn), average_by_hand(note), atol=1e-6, rtol=0)
     assert torch.equal(note.start, last)
+
+
+def stored_names(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"}
+
+
+def test_no_callback_sets_what_a_learner_or_its_network_has():
+    "fastai looks an attribute up in the Learner and that in its network, and warns the user of what a callback sets under such a name."
+    from snakecls.models.backbones import create_backbone
+
+    network, found, n_seen = create_backbone("tf_efficientnet_lite0", 3, weights="none", depths=[5, 6]), {}, 0
+    for file in Path(snakecls.__file__).parent.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        kinds = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and any("Callback" in ast.unparse(base) for base in node.bases)}
+        patched = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and any(ast.unparse(each) == "patch" for each in node.decorator_list)]
+        for method in patched:
+            owner = ast.unparse(method.args.args[0].annotation)
+            if owner in kinds and (names := {name for name in stored_names(method) if hasattr(network, name) or hasattr(Learner, name)}):
+                found[f"{owner}.{method.name}"] = names
+        for name, node in kinds.items():
+            n_seen += 1
+            for method in [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name != "__init__"]:  # where it has no Learner yet
+                if names := {each for each in stored_names(method) if hasattr(network, each) or hasattr(Learner, each)}:
+                    found[f"{name}.{method.name}"] = names
+    assert n_seen > 15 and not found, found

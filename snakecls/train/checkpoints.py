@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STATE', 'TENSORS', 'KEPT', 'pack_state', 'unpack_state', 'write_checkpoint', 'read_checkpoint', 'link_file',
            'remove_checkpoints', 'random_state', 'set_random_state', 'learner_state', 'callback_states',
-           'restore_learner', 'restore_weights', 'GoOn', 'Checkpointed']
+           'restore_learner', 'restore_weights', 'RecallStates', 'GoOn', 'Checkpointed']
 
 # %% ../../nbs/train/20_checkpoints.ipynb #7a6d2831
+import copy
 import hashlib
 import json
 import math
@@ -188,8 +189,13 @@ def restore_learner(learn: Learner, state: dict) -> None:
     if state["opt"] is not None:
         if learn.opt is None:
             learn.create_opt()
-        fastais = "hypers" in state["opt"]  # else one of torch's
-        learn.opt.load_state_dict(_like_parameters(learn, state["opt"]) if fastais else state["opt"])
+        _restore_opt(learn, state["opt"])
+
+
+def _restore_opt(learn: Learner, opt: dict) -> None:
+    "Bring the optimiser's averages and rates back."
+    fastais = "hypers" in opt  # else one of torch's
+    learn.opt.load_state_dict(_like_parameters(learn, opt) if fastais else copy.deepcopy(opt))
 
 
 def restore_weights(learn: Learner, state: dict) -> None:
@@ -206,7 +212,27 @@ def _like_parameters(learn: Learner, opt: dict) -> dict:
     for (p, *_), own in zip(learn.opt.all_params(), opt["state"]):
         laid.append({name: torch.empty_like(p, dtype=value.dtype).copy_(value) if isinstance(value, torch.Tensor) and value.shape == p.shape else value
                      for name, value in own.items()})
-    return {"state": laid, "hypers": opt["hypers"]}
+    return {"state": laid, "hypers": copy.deepcopy(opt["hypers"])}
+
+# %% ../../nbs/train/20_checkpoints.ipynb #391f9ced
+class RecallStates(Callback):
+    "Give callbacks their states back when a fit begins, those too that the fit has made."
+
+    order = -200  # before any of them begins
+
+    def __init__(
+        self,
+        states: dict[str, dict],  # of `callback_states`
+        but: tuple[type, ...] = (),  # kinds of callbacks that keep what they know
+    ):
+        self.states, self.but = states, but
+
+    def before_fit(self) -> None:
+        "Give them back, once."
+        for cb in self.learn.cbs:
+            if cb.name in self.states and not isinstance(cb, self.but):
+                cb.load_state_dict(self.states[cb.name])
+        self.states = {}
 
 # %% ../../nbs/train/20_checkpoints.ipynb #a248e7fc
 class GoOn(Callback):
@@ -221,6 +247,8 @@ class GoOn(Callback):
         "Bring back what the beginning of a fit has forgotten."
         if self.state is None:
             return
+        if self.state["opt"] is not None:  # the fit has begun with its own rates, which a plateau may have lowered since
+            _restore_opt(self.learn, self.state["opt"])
         if (smooth := self.state["smooth"]) is not None:
             self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = smooth["count"], smooth["value"]
         if self.state["scaler"] is not None and hasattr(self.learn, "scaler"):

@@ -68,7 +68,7 @@ class KeepAnswers(Callback):
         self,
         score: Callable[[list, list, np.ndarray], dict],  # (probs, targets, losses) -> metrics by name, and 'loss'
     ):
-        self.score, self.parts, self.now = score, [], None
+        self.score, self.batches, self.now = score, [], None
 
 # %% ../../nbs/train/09_comparison.ipynb #dd38f2d4
 @patch
@@ -108,7 +108,7 @@ def before_fit(self: KeepAnswers) -> None:
 @patch
 def before_validate(self: KeepAnswers) -> None:
     "Begin anew."
-    self.parts, self.now = [], None
+    self.batches, self.now = [], None
 
 # %% ../../nbs/train/09_comparison.ipynb #71bfd526
 @patch
@@ -119,14 +119,14 @@ def after_batch(self: KeepAnswers) -> None:
     with torch.no_grad(), self.learn.loss_not_reduced():
         losses = self.loss_func(self.learn.pred, *self.yb)
     preds = self.learn.pred if isinstance(self.learn.pred, (tuple, list)) else [self.learn.pred]
-    self.parts.append([[part.detach().float().cpu() for part in given] for given in (preds, self.yb, [losses])])
+    self.batches.append([[part.detach().float().cpu() for part in given] for given in (preds, self.yb, [losses])])
 
 # %% ../../nbs/train/09_comparison.ipynb #ea466a3a
 @patch
 def after_validate(self: KeepAnswers) -> None:
     "Put the batches together, where all of them were seen."
     dl = self.learn.dls.valid
-    places, parts, self.parts = answered_places(dl), self.parts, []
+    places, parts, self.batches = answered_places(dl), self.batches, []
     if not parts:
         return
     preds, targets, losses = ([torch.cat(each) for each in zip(*(part[kind] for part in parts))] for kind in range(3))

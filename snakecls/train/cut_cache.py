@@ -9,7 +9,7 @@ __all__ = ['CutCache']
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
+from fastai.data.core import TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
@@ -331,14 +332,19 @@ def _make_room(self: CutCache, dl: Any, activations: torch.Tensor) -> bool:
         return False
     return True
 
+# %% ../../nbs/train/16_cut_cache.ipynb #8f278a44
+def _read_batch(dl: Any, places: Iterable[int]) -> tuple[torch.Tensor, ...]:  # photos and targets, as the loader gives them
+    "Read photos outside a pass."
+    TfmdDL.before_iter(dl)  # what a pass does to its transforms, without its draws: none may have been yet
+    return dl.after_batch(to_device(dl.do_batch([dl.do_item(place) for place in places]), dl.device))
+
 # %% ../../nbs/train/16_cut_cache.ipynb #ce0b150e
 @patch
 def _read_missing(self: CutCache) -> None:
     "Read the photos that no earlier epoch has had."
     dl = self.learn.dls.train
     for places in self.missing.split(dl.bs) if len(self.missing) else ():
-        items = [dl.do_item(place) for place in places.tolist()]
-        photos, *targets = dl.after_batch(to_device(dl.do_batch(items), dl.device))
+        photos, *targets = _read_batch(dl, places.tolist())
         self.kept["train"].write(self.turn, places, self.place.activations(photos), tuple(targets))
     self.missing = self.missing[:0]
 
@@ -393,6 +399,4 @@ def _take_up(self: CutCache, state: dict) -> None:
 # %% ../../nbs/train/16_cut_cache.ipynb #b10bc5f5
 def _some_photos(learn: Learner) -> torch.Tensor:  # (n, 3, h, w), on the network's device
     "Read the first four training photos."
-    dl = learn.dls.train
-    photos, *_ = dl.after_batch(to_device(dl.do_batch([dl.do_item(place) for place in range(min(4, dl.n))]), dl.device))
-    return photos
+    return _read_batch(learn.dls.train, range(min(4, learn.dls.train.n)))[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 from ..arguments import explain_arguments
@@ -21,7 +22,7 @@ from ..core import UserError, derive_seed, odd_seed, seed_everything, tell_idle
 from ..data.augmentation import Augment
 from ..models.freezing import n_frozen_groups
 from ..models.probe import check_probe
-from .checkpoints import Checkpointed, GoOn, restore_learner, restore_weights
+from .checkpoints import Checkpointed, GoOn, RecallStates, restore_learner, restore_weights
 from .comparison import Answers, KeepAnswers, answered_places, loader_photos
 from .cut_cache import CutCache
 from .epochs import EpochRows, unknown_monitor
@@ -184,13 +185,10 @@ def _take_up(schedule: _Schedule, number: int) -> dict | None:  # None: the stag
     return state if state is not None and state["stage"] == number and (state["epoch"] or state["own"] is not None) else None
 
 
-def _go_on(learn: Learner, state: dict, cbs: Sequence) -> GoOn:
-    "Bring the Learner and the callbacks back to a state; gives the callback for what a fit begins by forgetting."
+def _go_on(learn: Learner, state: dict) -> list[Callback]:
+    "Bring the Learner back to a state; gives the callbacks for what a fit makes, and for what it begins by forgetting."
     restore_learner(learn, state["learner"])
-    for cb in [*learn.cbs, *cbs]:
-        if cb.name in state["learner"]["callbacks"] and not isinstance(cb, SaveBestF1):  # that is the whole schedule's
-            cb.load_state_dict(state["learner"]["callbacks"][cb.name])
-    return GoOn(state["learner"])
+    return [RecallStates(state["learner"]["callbacks"], but=(SaveBestF1,)), GoOn(state["learner"])]  # the saver is the whole schedule's
 
 # %% ../../nbs/train/21_schedules.ipynb #463c754d
 def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence, state: dict | None = None) -> tuple[dict[str, float], dict]:
@@ -216,7 +214,7 @@ def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence
                 cb.named = True
         cbs.append(Checkpointed(lambda epoch, learner: _keep(schedule, rows.number, epoch, lr=lr, found=found, learner=learner)))
     if state is not None:
-        cbs.append(_go_on(learn, state, cbs))
+        cbs += _go_on(learn, state)
     _fit_stage(learn, stage, cbs, lr=lr, monitor=schedule.saver.monitor, start_epoch=0 if state is None else state["epoch"])
     if cached := next((cb.message for cb in cbs if isinstance(cb, CutCache) and cb.message), ""):
         found["cached"] = cached
