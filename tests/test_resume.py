@@ -20,7 +20,7 @@ from snakecls.workflow.run_folder import RunFolder, find_run, read_status
 SPECIES = ["Bungarus fasciatus", "Vipera berus", "Natrix natrix"]
 MOMENTS = {  # where the process is killed: module, what is called there, and at which of its calls; "after" it, or before
     "within the first batch": ("fastai.learner:Learner", "_do_one_batch", 2, "before"),
-    "within a later epoch": ("fastai.learner:Learner", "_do_one_batch", 16, "before"),
+    "within a later epoch": ("fastai.learner:Learner", "_do_one_batch", 13, "before"),
     "within a validation": ("fastai.learner:Learner", "_do_epoch_validate", 2, "before"),
     "in the probe": ("snakecls.train.schedules:", "fit_heads", 1, "before"),
     "after the probe, before its checkpoint": ("snakecls.train.schedules:", "_keep", 1, "before"),
@@ -159,3 +159,70 @@ def test_what_cannot_go_on_is_refused(tmp_path):
         resume_run(early.path)
     with pytest.raises(UserError, match="earl"):
         resume_run("earyl", root=tmp_path)
+
+
+def in_process(photos: Path, folder: Path, monkeypatch, error: BaseException, batch: int) -> tuple[str, RunFolder]:
+    "Train in this process until a batch raises; gives all that was said."
+    from fastai.learner import Learner
+
+    monkeypatch.setenv("SNAKECLS_CACHE", str(folder / "cache"))
+    real, left, said = Learner._do_one_batch, [batch], []
+
+    def raising(self):
+        left[0] -= 1
+        if not left[0]:
+            raise error
+        return real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_do_one_batch", raising)
+        with pytest.raises(type(error)):
+            run_experiment(make_experiment(describe(photos)), root=folder / "runs", logbook=folder / "logbook.md", say=said.append)
+    return "\n".join(map(str, said)), find_run(folder / "runs", "latest")
+
+
+def test_the_command_goes_on_with_a_run_that_was_stopped_and_names_itself(photos, whole, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from snakecls.cli import app
+
+    said, stopped = in_process(photos, tmp_path, monkeypatch, KeyboardInterrupt("SIGTERM"), 9)
+    assert said.endswith(f"; snakecls train --resume {stopped.id} goes on with it.") and "the best so far" in said
+    assert stopped.metrics()["ended_early"] and (stopped / "best").is_dir()
+    call = lambda *words: CliRunner().invoke(app, ["train", "--resume", *words, "--runs", str(tmp_path / "runs")])  # noqa: E731
+    for extra, told in (("--set=seed=1", "--set"), (f"--data={photos}", "--data"), ("--budget=1m", "--budget"), ("--folds=3", "--folds")):
+        refused = call("latest", extra)
+        assert isinstance(refused.exception, UserError) and f"as it was described, so {told} cannot be given with it" in str(refused.exception)
+    history = (stopped / "history.csv").read_text()
+    assert stopped.metrics()["ended_early"] and history  # a refusal has changed nothing
+    done = call(stopped.id, "--json")
+    assert done.exit_code == 0, done.exception
+    check_same(all_of(tmp_path), whole)
+    assert "ended_early" not in stopped.metrics() and "message" not in {k for k, v in json.loads((stopped / "status.json").read_text()).items() if v}
+    assert isinstance(call("latest").exception, UserError)  # finished now
+
+
+def test_an_error_and_a_changed_machine_are_told_and_the_run_goes_on(photos, whole, tmp_path, monkeypatch):
+    said, failed = in_process(photos, tmp_path, monkeypatch, RuntimeError("the card is gone"), 13)
+    assert "RuntimeError: the card is gone" in said and "train --resume" in said
+    environment = json.loads((failed / "environment.json").read_text())
+    (failed / "environment.json").write_text(json.dumps(environment | {"cores": 999}))
+    (photos / "photos.csv").rename(photos / "elsewhere.csv")  # the photos are known without their table
+    said = []
+    try:
+        resume_run(failed, say=said.append)
+    finally:
+        (photos / "elsewhere.csv").rename(photos / "photos.csv")
+    assert any("and was 999, so the run may not end with the same bits" in str(line) for line in said)
+    check_same(all_of(tmp_path), whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_run(photos, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("snakecls.workflow.resuming.write_checkpoint", full)
+    monkeypatch.setenv("SNAKECLS_CACHE", str(tmp_path / "cache"))
+    said: list[str] = []
+    result = run_experiment(make_experiment(describe(photos)), root=tmp_path / "runs", logbook=None, say=said.append)
+    assert result.metrics["valid"] and sum("a checkpoint could not be written (No space left on device)" in str(line) for line in said) == 1
