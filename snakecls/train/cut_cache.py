@@ -361,14 +361,16 @@ def after_fit(self: CutCache) -> None:
         again = " What was kept before the run was stopped was gone, and was computed again." if self.lost else ""
         self.message = (f"what is frozen was computed once for each photo{views}, up to {self.at_name}, and {self.n_saved} epoch(s) "
                         f"trained only what is above ({n_bytes / 1e6:.3g} MB were kept).{again}")
+    self._forget()
     self.undo()
     self.run = True
 
 
 @patch
 def undo(self: CutCache) -> None:
-    "Close the door, and give the memory back."
+    "Close the door, and give the memory back; the file of a run that may go on stays."
     self.opened.close()
+    self.kept = {kind: kept for kind, kept in self.kept.items() if kept.file is None}
     self._forget()
 
 # %% ../../nbs/train/16_cut_cache.ipynb #592f75dc
