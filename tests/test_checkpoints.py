@@ -89,9 +89,8 @@ def test_a_schedule_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch, how)
         write_checkpoint(tmp_path / "states" / str(len(places)), state)
         places.append((state["stage"], state["epoch"]))
 
-    with monkeypatch.context() as patched:
-        patched.setattr("snakecls.train.cut_cache._remove", lambda file: None)  # a process that is killed removes nothing
-        whole, wanted = train(photos, tmp_path / "whole", SETTINGS[how], keep=keep)
+    monkeypatch.setattr("snakecls.train.cut_cache._remove", lambda file: None)  # a process that is killed removes nothing
+    whole, wanted = train(photos, tmp_path / "whole", SETTINGS[how], keep=keep)
     assert {(1, 0), (2, 0)} <= set(places)  # after the probe, and between the stages
     rng = np.random.default_rng(len(how))
     for chosen in (rng.integers(0, 2), rng.integers(2, len(places) - 1)):
