@@ -226,3 +226,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_run(photos, tmp_path, monke
     said: list[str] = []
     result = run_experiment(make_experiment(describe(photos)), root=tmp_path / "runs", logbook=None, say=said.append)
     assert result.metrics["valid"] and sum("a checkpoint could not be written (No space left on device)" in str(line) for line in said) == 1
+
+
+def test_a_budget_without_a_checkpoint_is_refused_before_anything_is_changed(tmp_path):
+    run = RunFolder.create(tmp_path, "within")
+    (run / "checkpoints").mkdir()
+    pd.DataFrame({"path": ["a.jpg"], "label": ["a"], "split": ["train"]}).to_parquet(run / "checkpoints" / "photos.parquet")
+    (run / "budget.json").write_text("{}")
+    run.finish("failed", message="the disk is full")
+    with pytest.raises(UserError, match="within a budget and has no checkpoint yet; give its first command again"):
+        resume_run(run, say=lambda text: None)
+    assert read_status(run.path)["message"] == "the disk is full"

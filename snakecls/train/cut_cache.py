@@ -102,17 +102,19 @@ def _remove_old(folder: Path, days: float = 14) -> None:
 # %% ../../nbs/train/16_cut_cache.ipynb #d5fcc066
 def _kept_state(kept: _Kept) -> dict:
     "Give what opens it again."
-    return {"file": kept.file, "shape": list(kept.rows.shape), "dtype": str(kept.rows.dtype).removeprefix("torch."), "last": kept.last,
+    return {"file": kept.file and os.path.basename(kept.file), "shape": list(kept.rows.shape), "dtype": str(kept.rows.dtype).removeprefix("torch."), "last": kept.last,
             "there": kept.there.copy(), "targets": kept.targets}
 
 
 def _open_kept(state: dict) -> _Kept | None:  # None: the file is gone
-    "Open what another process has kept."
-    kept, dtype, n = _Kept.__new__(_Kept), getattr(torch, state["dtype"]), int(np.prod(state["shape"]))
-    if state["file"] is None or not os.path.isfile(state["file"]) or os.path.getsize(state["file"]) != max(1, n * dtype.itemsize):
+    "Open what another process has kept, in the cache alone: a state names no other file, which would be written to and removed."
+    name, dtype, n = state["file"] or "", getattr(torch, state["dtype"]), int(np.prod(state["shape"]))
+    file = str(cache_folder("activations") / name)
+    if not name or name != os.path.basename(name) or not os.path.isfile(file) or os.path.getsize(file) != max(1, n * dtype.itemsize):
         return None
-    kept.rows = torch.from_file(state["file"], shared=True, size=n, dtype=dtype).view(state["shape"])
-    kept.last, kept.there, kept.targets, kept.file = state["last"], state["there"].copy(), [target.clone() for target in state["targets"]], state["file"]
+    kept = _Kept.__new__(_Kept)
+    kept.rows = torch.from_file(file, shared=True, size=n, dtype=dtype).view(state["shape"])
+    kept.last, kept.there, kept.targets, kept.file = state["last"], state["there"].copy(), [target.clone() for target in state["targets"]], file
     return kept
 
 # %% ../../nbs/train/16_cut_cache.ipynb #48bdc714

@@ -9,7 +9,7 @@ __all__ = ['RESUME', 'write_photos', 'read_photos', 'with_clock', 'RunStates', '
 import io
 import time
 from collections.abc import Callable
-from contextlib import suppress
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,11 @@ class RunStates:
 # %% ../../nbs/workflow/11_resuming.ipynb #805c5d17
 def take_state(run: RunFolder) -> dict | None:  # None: it ended before its first one
     "Read the newest state of a run, and bring its best weights of that moment back."
-    found = read_checkpoint(run / RESUME)
-    if found is None:
-        return None
-    place, state = found
-    (run / CHECKPOINT).unlink(missing_ok=True)
-    if (kept := place / Path(CHECKPOINT).name).exists():
+    place, state = read_checkpoint(run / RESUME) or (None, None)
+    if place is not None and (kept := place / Path(CHECKPOINT).name).exists():
         link_file(kept, run / CHECKPOINT)
+    else:  # weights from after that moment
+        (run / CHECKPOINT).unlink(missing_ok=True)
     return state
 
 
@@ -121,9 +119,8 @@ def place_text(state: dict | None) -> str:
 # %% ../../nbs/workflow/11_resuming.ipynb #d9bc46a4
 def find_changes(run: RunFolder) -> str:  # empty where nothing has
     "Say what has changed on this machine since a run began, by which it may not go on to the same bits."
-    then, now, threads = run.environment(), describe_environment(), ("cpu", "cores", "gpus", "python")
-    with suppress(AttributeError):
-        pairs = {name: (then.get(name), now[name]) for name in threads}
-        pairs |= {name: (then.get("versions", {}).get(name), version) for name, version in now["versions"].items()}
-        return ", ".join(f"{name} is {b} and was {a}" for name, (a, b) in pairs.items() if a is not None and a != b)
-    return ""
+    then, now = run.environment(), describe_environment()
+    versions = then.get("versions")
+    pairs = [(name, then.get(name), now[name]) for name in ("cpu", "cores", "gpus", "python")]
+    pairs += [(name, versions.get(name), version) for name, version in now["versions"].items()] if isinstance(versions, dict) else []
+    return ", ".join(f"{name} is {b} and was {a}" for name, a, b in pairs if a is not None and a != b)

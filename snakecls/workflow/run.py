@@ -20,7 +20,7 @@ import pandas as pd
 from fastcore.meta import delegates
 
 from ..arguments import explain_arguments
-from ..core import told_before
+from ..core import UserError, told_before
 from ..disk import atomic_write, file_hash, read_json, read_parquet, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
@@ -35,7 +35,7 @@ from ..experiment.schema import Experiment
 from ..stats import top_names
 from ..train.precision import compile_seconds, is_compiled
 from ..train.callbacks import TellProgress
-from ..train.checkpoints import remove_checkpoints
+from ..train.checkpoints import read_checkpoint, remove_checkpoints
 from ..train.deadline import EndInTime, EndWithoutGain
 from ..train.schedules import ScheduleResult, progressive_fit
 from .compare import write_verdict
@@ -338,12 +338,16 @@ def resume_run(
     check_resumable(run)
     complete_killed([run.path.parent], say=say)
     recorder, table = _find_recorder(run, command, say), read_photos(run)
-    recorder.tell([f"{changes}, so the run may not end with the same bits." for changes in [find_changes(run)] if changes])
+    if (run / BUDGET).exists() and read_checkpoint(run / RESUME) is None:
+        raise UserError(f"run {run.id} was to end within a budget and has no checkpoint yet; give its first command again.")
+    if changes := find_changes(run):
+        recorder.tell([f"{changes}, so the run may not end with the same bits."])
     plan = make_plan(load_experiment(run / "experiment.yaml"), table=table).keep_photos()
     recorder.tell(plan.notes)
     plan = replace(plan, notes=[], issues=read_parquet(run / ISSUES)).with_learner().choose_precision()
     with run.start():
         state = take_state(run)
+
         recorder.say(f"Run {run.id} {place_text(state)}.")
         spent = state["run"]["elapsed"] if state else 0.0
         return _carry_out(_Going(plan, run, recorder, start - spent, state=state), partial(_set_back, state=state))
