@@ -337,7 +337,18 @@ def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     metrics, test = facts.metrics, read_lists(facts, "test") if facts.several else None
     verdicts = [judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
-    return [verdict for verdict in verdicts if verdict]
+    return [*_person_notes(facts.path), *(verdict for verdict in verdicts if verdict)]
+
+
+def _person_notes(path: Path) -> list[dict]:
+    "Show what a person wrote about a run, as `snakecls tag` and `snakecls note` keep it."
+    try:
+        found = read_json(path / "notes.json") if (path / "notes.json").exists() else {}
+    except UserError:
+        found = {}
+    found = found if isinstance(found, dict) else {}
+    tags, note = ", ".join(map(str, found.get("tags") or [])), str(found.get("note") or "")
+    return [{"kind": "", "title": "Note" + (f" ({tags})" if tags else ""), "text": note}] if tags or note else []
 
 # %% ../../nbs/evaluate/08_report.ipynb #725f0484
 def _judge_facts(facts: RunFacts, split: SplitFacts | ListFacts, label_facts: dict) -> list[dict]:
