@@ -118,7 +118,7 @@ def _compare_dangers(
     bundle = next((_read_bundle(each) for each in (run, base) if _read_bundle(each).get("label_facts")), {})
     first = not target
     name = target or (_target_name(run) if len(run.metrics().get("targets") or {}) > 1 else "")
-    options = {"danger_columns": bundle.get("danger_columns") or (), "target": name, "first": first}
+    options: dict[str, Any] = {"danger_columns": bundle.get("danger_columns") or (), "target": name, "first": first}
     counts = []
     for each, file in zip((run, base), files):
         table, labels = read_parquet(each / f"{file}.parquet"), _target_labels(each, target)
