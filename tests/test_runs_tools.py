@@ -104,9 +104,8 @@ def test_the_bin_hides_runs_and_gives_them_back(runs):
     assert "base" not in CliRunner().invoke(app, ["runs", "--tree"]).stdout.splitlines()[0]
     (Path("runs") / BIN / runs["base"].id).rename(runs["base"].path)
     assert "base" in listed()
-    with RunFolder.create(Path("runs"), "busy") as busy:
-        with pytest.raises(UserError, match="is running"):
-            remove_runs([runs["base"], busy])
+    with RunFolder.create(Path("runs"), "busy") as busy, pytest.raises(UserError, match="is running"):
+        remove_runs([runs["base"], busy])
     assert "base" in listed()  # none was moved
 
 
