@@ -57,7 +57,7 @@ def write_report(
     facts.bundle = facts.bundle and {**facts.bundle, "label_facts": known}
     values = {
         **_make_header(facts), **_make_training(facts), **_make_details(facts), "facts": _make_names(known),
-        "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name), "written": _read_notes(facts.path),
+        "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name), "written": facts.notes,
     }
     if shown is not None:
         source = (facts.settings.get("data") or {}).get("source")
@@ -338,15 +338,6 @@ def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     verdicts = [judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
     return [verdict for verdict in verdicts if verdict]
-
-# %% ../../nbs/evaluate/08_report.ipynb #1a2bd98c
-def _read_notes(path: Path) -> dict[str, Any]:  # tags, note; empty where there is nothing, or where it is damaged
-    "Read what a person wrote about a run with `snakecls tag` and `snakecls note`."
-    try:
-        found = read_json(path / "notes.json") if (path / "notes.json").exists() else {}
-    except UserError:
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("tags", []), list) else {}
 
 # %% ../../nbs/evaluate/08_report.ipynb #725f0484
 def _judge_facts(facts: RunFacts, split: SplitFacts | ListFacts, label_facts: dict) -> list[dict]:
