@@ -79,7 +79,7 @@ def test_the_plot_is_one_page_of_the_runs_that_are_listed(runs):
 
 def test_tags_and_notes_stand_in_the_list_and_in_the_report(runs):
     run = runs["base"]
-    (run / "report.html").write_text("<h1>base</h1>\n<!--notes--><!--/notes-->\n<img src='data:x'>")
+    (run / "report.html").write_text("<h1>base</h1>\n<!--n--><!--/n-->\n<img src='data:x'>")
     for words in (["tag", "base", "good", "paper"], ["tag", "base", "paper", "--remove"], ["note", "base", "worth \\1 <b>more</b>"]):
         assert CliRunner().invoke(app, words).exit_code == 0
     assert read_notes(run.path) == {"tags": ["good"], "note": "worth \\1 <b>more</b>"}

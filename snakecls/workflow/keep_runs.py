@@ -55,7 +55,7 @@ def _write_notes(run: RunFolder, changed: dict) -> None:
     report = run / "report.html"
     if report.exists():
         page, part = read_text(report), render("report/notes.html", written=notes)
-        shown = re.sub(r"<!--notes-->.*?<!--/notes-->", lambda _: f"<!--notes-->{part}<!--/notes-->", page, count=1, flags=re.DOTALL)
+        shown = re.sub(r"<!--n-->.*?<!--/n-->", lambda _: f"<!--n-->{part}<!--/n-->", page, count=1, flags=re.DOTALL)
         if shown != page:
             atomic_write(report, shown)
 
