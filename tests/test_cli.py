@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "facts", "app", "runs", "ensemble", "export", "publish", "cache"]
+COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "facts", "app", "runs", "compare", "tag", "note", "rm", "ensemble", "export", "publish", "cache"]
 
 
 def snakecls(*words: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -57,7 +57,7 @@ def write_report(
     facts.bundle = facts.bundle and {**facts.bundle, "label_facts": known}
     values = {
         **_make_header(facts), **_make_training(facts), **_make_details(facts), "facts": _make_names(known),
-        "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name),
+        "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name), "written": facts.notes,
     }
     if shown is not None:
         source = (facts.settings.get("data") or {}).get("source")

@@ -37,6 +37,7 @@ class RunFacts:
     environment: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
     bundle: dict[str, Any] = field(default_factory=dict)  # bundle.json of the best model
+    notes: dict[str, Any] = field(default_factory=dict)  # tags and note, as a person wrote them with `snakecls tag` and `snakecls note`
     history: Any = None  # DataFrame
     predictions: dict[str, Any] = field(default_factory=dict)  # split -> DataFrame
 
@@ -69,10 +70,20 @@ def read_run(
         facts.settings = yaml.safe_load(facts.experiment) or {}
     if (path / "history.csv").exists():
         facts.history = unguard_cells(pd.read_csv(path / "history.csv"))
+    facts.notes = _read_notes(path / "notes.json")
     facts.predictions = {file.stem.split("-", 1)[1]: read_parquet(file) for file in sorted(path.glob("predictions-*.parquet"))}
     if not (facts.metrics or facts.experiment or facts.status or facts.history is not None):
         raise UserError(f"{path} is not a run folder; give one that `snakecls runs` lists.")
     return facts
+
+
+def _read_notes(file: Path) -> dict[str, Any]:  # tags, note; empty where there is nothing, or where it is damaged
+    "Read what a person wrote about a run."
+    try:
+        found = read_json(file) if file.exists() else {}
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("tags", []), list) else {}
 
 # %% ../../nbs/evaluate/06_report_data.ipynb #13df4b74
 @dataclass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'changed_places', 'diff_experiments', 'fill_defaults', 'only_training', 'read_answers', 'match_answers',
-           'from_common_folder', 'compare_pairs', 'is_clear', 'parent_folder', 'judge_pair', 'only_seed',
+           'from_common_folder', 'compare_pairs', 'is_clear', 'target_end', 'parent_folder', 'judge_pair', 'only_seed',
            'read_verdict', 'write_verdict']
 
 # %% ../../nbs/workflow/04_compare.ipynb #77c39186
@@ -220,7 +220,7 @@ def _compare_views(
     "Compare two runs as served and as trained, in the first target or in one beside it."
     views, reason = {}, "one of them kept no predictions of its validation photos"
     for view, name in (("served", "predictions-valid"), ("trained", "predictions-valid-trained")):
-        one, two = (read_answers(each.path, name + _target_end(each, name, target)) for each in (run, other))
+        one, two = (read_answers(each.path, name + target_end(each, name, target)) for each in (run, other))
         if one is None or two is None:
             continue
         one, two, why = match_answers(one, two)
@@ -230,7 +230,7 @@ def _compare_views(
     return (views, "") if "served" in views else ({}, reason)
 
 # %% ../../nbs/workflow/04_compare.ipynb #0357570d
-def _target_end(run: RunFolder, name: str, target: str) -> str:
+def target_end(run: RunFolder, name: str, target: str) -> str:
     "End the name of a file of predictions, by the target that it is about."
     from snakecls.evaluate.report_data import find_part  # here, as it brings torch
 

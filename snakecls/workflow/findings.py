@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core import UserError
 from ..disk import write_json
 from ..stats import mean_sd
 from .compare import changed_places, compare_pairs, fill_defaults, is_clear, judge_pair
-from .compare import match_answers, parent_folder, read_answers
+from .compare import match_answers, only_seed, parent_folder, read_answers
 from .groups import Member, markdown_table, member_scores, relative_path, run_link, score_cells
 from .logbook import LogbookEntry, add_entry, ran_on, seeds_text
-from .run_folder import RunFolder
+from .run_folder import RunFolder, list_statuses
 
 # %% ../../nbs/workflow/15_findings.ipynb #072e0d21
 def _seeds_interval(differences: Sequence[float], level: float) -> tuple[float, float] | None:  # None with one seed
@@ -51,6 +52,7 @@ def _compare_settings(
     agree = over_seeds is None or over_seeds[0] > 0 or over_seeds[1] < 0
     return found | {
         "about": about, "level": level, "seeds": len(each), "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,
+        "over_seeds": over_seeds,
         "clear": is_clear(found) and agree and not seed_only, "seed_only": seed_only,
     }
 
@@ -104,7 +106,30 @@ def _compare_with_parent(runs: dict[str, list[RunFolder]], parent: Path) -> dict
     "Compare every setting with one earlier run."
     if not (parent / "status.json").exists():
         return {name: {"reason": "its folder is not there any more"} for name in runs}
-    return {name: _compare_settings([(run, RunFolder(parent)) for run in own], comparisons=len(runs)) for name, own in runs.items()}
+    own_ids, found = {run.id for own in runs.values() for run in own}, {}
+    before = _runs_of_seeds(parent, but=own_ids)
+    for name, own in runs.items():
+        pairs = _pair_by_seed(own, before)
+        by_seed = len(pairs) > 1 and all(run.experiment().get("seed") == other.experiment().get("seed") for run, other in pairs)
+        pairs = pairs if by_seed else [(run, RunFolder(parent)) for run in own]
+        found[name] = _compare_settings(pairs, comparisons=len(runs)) | ({"by_seed": True} if by_seed else {})
+    return found
+
+# %% ../../nbs/workflow/15_findings.ipynb #ed22d7d8
+def _runs_of_seeds(parent: Path, but: set[str]) -> list[RunFolder]:  # the parent stands last; `but`: ids of runs that do not count
+    "Find the runs beside a run that differ from it in the seed alone, on the same photos."
+    own, answers, found = fill_defaults(RunFolder(parent).experiment()), read_answers(parent), []
+    for path, status in reversed(list_statuses(parent.parent)):
+        if status["status"] != "finished" or path.name in but or path.name == parent.name or answers is None:
+            continue
+        try:
+            changed = changed_places(own, fill_defaults(RunFolder(path).experiment()))
+            others = read_answers(path) if only_seed(changed) else None
+        except UserError:  # a damaged run beside it is no part of this
+            continue
+        if others is not None and not match_answers(answers, others)[2]:
+            found.append(RunFolder(path))
+    return [*found, RunFolder(parent)]
 
 # %% ../../nbs/workflow/15_findings.ipynb #70034119
 def difference_text(found: dict | None) -> str:  # of `_compare_settings`
@@ -116,6 +141,8 @@ def difference_text(found: dict | None) -> str:  # of `_compare_settings`
     if not found["differ"]:
         return f"the same answers, {found['about']}"
     seeds = f", sd over {found['seeds']} seeds {found['sd']:.3f}" if found["sd"] is not None else ""
+    if found.get("by_seed"):
+        seeds += f", their own interval {found['over_seeds'][0]:+.3f} to {found['over_seeds'][1]:+.3f}"
     return (
         f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}{seeds}), "
         f"{found['about']}{'' if not found['clear'] else ', better' if found['difference'] > 0 else ', worse'}"
@@ -156,10 +183,11 @@ def settings_text(summary: dict, parent: str = "") -> str:
     found = [each["difference"] for each in summary["settings"].values() if each["difference"] and "reason" not in each["difference"]]
     texts = [f"not compared with {parent}: {summary['parent_reason']}"] if summary["parent_reason"] else []
     if found:
+        by_seed = found[0]["seeds"] > 1 and (summary["reference"] != parent or found[0].get("by_seed", False))
         together = "" if len(found) == 1 else f"; the {len(found)} intervals hold together in 95 % (each {found[0]['level']:.1%})"
         texts.append(
             f"each setting with {summary['reference']} on the same {found[0]['n']} photos, "
-            f"paired{' and seed by seed' if found[0]['seeds'] > 1 and summary['reference'] != parent else ''}{together}"
+            f"paired{' and seed by seed' if by_seed else ''}{together}"
         )
         if any(each["about"] == "trained" for each in found):
             texts.append("judged on the trained weights where only the training was changed and a linear probe is served")

@@ -64,6 +64,8 @@ def _wide_cells(value: dict) -> dict[str, str]:
         "verdict": value.get("verdict") or "",
         "changed": value.get("changed") or "",
         "question": value.get("question") or "",
+        "tags": ", ".join(value.get("tags") or []),
+        "note": value.get("note") or "",
     }
 
 

@@ -1,0 +1,125 @@
+"""Runs are filtered, sorted, put into a tree, drawn, tagged, noted and binned; what is in the bin is in no list."""
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import snakecls
+from typer.testing import CliRunner
+
+from snakecls.cli import app
+from snakecls.core import UserError
+from snakecls.workflow.keep_runs import BIN, note_run, remove_runs, tag_run
+from snakecls.workflow.run_folder import RunFolder, list_runs, read_notes
+from snakecls.workflow.runs import all_runs
+from snakecls.workflow.select_runs import filter_runs, run_tree, sort_runs
+
+
+def record(root: Path, name: str, *, score: float | None = None, arch: str = "resnet18", parent: str | None = None) -> RunFolder:
+    with RunFolder.create(root, name) as run:
+        run.write_experiment({"name": name, "question": f"is {name} better?", "parent": parent, "model": {"arch": arch}})
+        if score is not None:
+            run.add_epoch({"stage": 1, "epoch": 1, "valid_loss": 1 - score, "f1_macro": score})
+            run.write_metrics({"labels": ["a", "b"], "parent": parent, "seconds": 100 * score, "valid": {"n": 9, "f1_macro": score, "f1_macro_interval": [score - 0.1, score]}})
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> dict[str, RunFolder]:
+    "base, its child and grandchild, and one without a score, in `runs` of the present folder."
+    monkeypatch.chdir(tmp_path)
+    base = record(Path("runs"), "base", score=0.7)
+    child = record(Path("runs"), "child", score=0.9, arch="resnet34", parent=base.id)
+    return {"base": base, "child": child, "grandchild": record(Path("runs"), "grandchild", score=0.8, parent=child.id), "empty": record(Path("runs"), "empty")}
+
+
+def listed(*words: str) -> list[str]:
+    done = CliRunner().invoke(app, ["runs", *words, "--json"])
+    assert done.exit_code == 0, done.exception
+    return [row["name"] for row in json.loads(done.stdout)]
+
+
+def test_runs_are_filtered_and_sorted(runs):
+    assert listed("--filter", "arch=resnet18", "--filter", "f1_macro>0.7") == ["grandchild"]
+    assert listed("--filter", "f1_macro>=0.7", "--sort", "-seconds") == ["base", "grandchild", "child"]
+    assert listed("--filter", "CHILD", "--sort", "name") == ["child", "grandchild"] and listed("--sort", "f1_macro")[-1] == "empty"
+    none = CliRunner().invoke(app, ["runs", "--filter", "nothing"])
+    assert none.exit_code == 0 and "None of the 4 runs fits" in none.stdout and listed("--filter", "nothing") == []
+    for words, why in ((["--filter", "f1_marco>0.8"], "f1_macro"), (["--filter", "f1_macro>high"], "no number"), (["--sort", "secnds"], "seconds"), (["--tree", "--sort", "name"], "leave out")):
+        refused = CliRunner().invoke(app, ["runs", *words])
+        assert isinstance(refused.exception, UserError) and why in str(refused.exception)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12), st.sampled_from(["f1_macro", "-f1_macro"]))
+@settings(max_examples=30, deadline=None)
+def test_sorting_loses_no_run_and_puts_those_without_a_value_last(values, column):
+    board = pd.DataFrame({"run": [str(i) for i in range(len(values))], "f1_macro": pd.Series(values, dtype=float)})
+    found = sort_runs(board, column)
+    there = found["f1_macro"].dropna().tolist()
+    assert sorted(found["run"]) == sorted(board["run"]) and there == sorted(there, reverse=column == "f1_macro") and found["f1_macro"][: len(there)].notna().all()
+
+
+def test_the_tree_shows_every_run_once_below_its_parent(runs):
+    done = CliRunner().invoke(app, ["runs", "--tree"]).stdout.splitlines()
+    assert [len(line) - len(line.lstrip()) for line in done] == [0, 2, 4, 0] and "grandchild" in done[2]
+    board = all_runs("runs")
+    loop = board.assign(parent=board["run"].tolist()[1:] + board["run"].tolist()[:1])
+    assert sorted(row["run"] for _, row in run_tree(loop)) == sorted(board["run"])
+
+
+def test_the_plot_is_one_page_of_the_runs_that_are_listed(runs):
+    done = CliRunner().invoke(app, ["runs", "--plot", "--filter", "arch=resnet18"])
+    page = Path("runs.html").read_text()
+    assert done.exit_code == 0 and "0.800 (0.700 to 0.800)" in page and ">child<" not in page and "<script" not in page
+    refused = CliRunner().invoke(app, ["runs", "--plot", "--filter", "empty"])
+    assert isinstance(refused.exception, UserError) and "has a score or an epoch" in str(refused.exception)
+
+
+def test_tags_and_notes_stand_in_the_list_and_in_the_report(runs):
+    run = runs["base"]
+    (run / "report.html").write_text("<h1>base</h1>\n<!--n--><!--/n-->\n<img src='data:x'>")
+    for words in (["tag", "base", "good", "paper"], ["tag", "base", "paper", "--remove"], ["note", "base", "worth \\1 <b>more</b>"]):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert read_notes(run.path) == {"tags": ["good"], "note": "worth \\1 <b>more</b>"}
+    wide = CliRunner().invoke(app, ["runs", "--wide"]).stdout
+    assert "worth \\1 <b>more</b>" in wide and "good" in wide and listed("--filter", "tags=good") == listed("--filter", "worth") == ["base"]
+    page = (run / "report.html").read_text()
+    assert "worth \\1 &lt;b&gt;more" in page and "good" in page and page.endswith("<img src='data:x'>")
+    note_run(run, "")
+    tag_run(run, ["good"], remove=True)
+    assert (run / "report.html").read_text().count("<section") == 0
+    for tags, remove in ((["a,b"], False), ([""], False), (["good"], True)):
+        with pytest.raises(UserError):
+            tag_run(run, tags, remove=remove)
+    (run / "notes.json").write_text("{")
+    assert read_notes(run.path) == {"tags": [], "note": ""} and len(list_runs("runs")) == 4
+
+
+def test_the_bin_hides_runs_and_gives_them_back(runs):
+    done = CliRunner().invoke(app, ["rm", "base"])
+    assert done.exit_code == 0 and f"the parent of {runs['child'].id}" in done.stdout and "mv " in done.stdout
+    assert "base" not in listed() and not runs["base"].path.exists() and (Path("runs") / BIN / runs["base"].id / "metrics.json").exists()
+    assert "base" not in CliRunner().invoke(app, ["runs", "--tree"]).stdout.splitlines()[0]
+    (Path("runs") / BIN / runs["base"].id).rename(runs["base"].path)
+    assert "base" in listed()
+    with RunFolder.create(Path("runs"), "busy") as busy, pytest.raises(UserError, match="is running"):
+        remove_runs([runs["base"], busy])
+    assert "base" in listed()  # none was moved
+
+
+def test_the_bin_is_emptied_only_when_asked_twice(runs, tmp_path):
+    remove_runs([runs["base"], runs["empty"]])
+    refused = snakecls("rm", "--empty-bin", cwd=tmp_path)
+    assert refused.returncode == 2 and "2 runs" in refused.stderr and "--yes" in refused.stderr and len(list((tmp_path / "runs" / BIN).iterdir())) == 2
+    done = CliRunner().invoke(app, ["rm", "--empty-bin", "--yes", "--json"])
+    assert json.loads(done.stdout) == {"deleted": 2} and not (tmp_path / "runs" / BIN).exists() and sorted(listed()) == ["child", "grandchild"]
+    assert "empty" in CliRunner().invoke(app, ["rm", "--empty-bin"]).stdout
+    for words in ([], ["child", "--empty-bin"]):
+        assert isinstance(CliRunner().invoke(app, ["rm", *words]).exception, UserError)
+
+
+def test_a_filter_of_nothing_keeps_everything(runs):
+    board = all_runs("runs")
+    assert len(filter_runs(board, [])) == len(board)
