@@ -15,6 +15,9 @@ def lines(key: str) -> list[str]:
     return [line.strip() for line in cfg.get(key, "").splitlines() if line.strip()]
 
 
+TRACKERS = ("mlflow", "tensorboard", "trackio")
+tests = lines("test_requirements") + [line for name in TRACKERS for line in lines(f"{name}_requirements")]  # each is tested against the real library
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -38,10 +41,11 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={
-        "dev": lines("dev_requirements") + lines("test_requirements"),
-        "test": lines("test_requirements"),
+        "dev": lines("dev_requirements") + tests,
+        "test": tests,
         "lite": lines("lite_requirements"),  # weights of two larger networks
         "openvino": lines("openvino_requirements"),  # one engine more
+        **{name: lines(f"{name}_requirements") for name in TRACKERS},  # libraries that a run can be told to
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,

@@ -36,12 +36,13 @@ def imported() -> dict[str, str]:  # top module -> a file that imports it
 
 
 IMPORTED, DISTRIBUTIONS, REQUIRED = imported(), metadata.packages_distributions(), requirements("requirements")
-EXTRA = requirements("openvino_requirements")  # imported where it is installed
+TRACKERS = requirements("mlflow_requirements") | requirements("tensorboard_requirements") | requirements("trackio_requirements")
+EXTRA = requirements("openvino_requirements") | {"mlflow": ""} | dict.fromkeys(TRACKERS, "")  # imported where it is installed
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTED))
 def test_what_is_imported_is_required(module):
-    owners = {normal(name) for name in DISTRIBUTIONS[SAME.get(module, module)]} if module not in EXTRA else {module}
+    owners = {normal(name) for name in DISTRIBUTIONS[SAME.get(module, module)]} if normal(module) not in EXTRA else {normal(module)}
     assert owners & set(REQUIRED | EXTRA), f"{IMPORTED[module]} imports {module}, of {owners}; add it to the requirements in settings.ini"
 
 
@@ -54,4 +55,5 @@ def test_what_is_required_is_used_and_here(distribution):
 
 
 def test_no_requirement_is_written_twice():
+    assert not set(REQUIRED) & set(TRACKERS)
     assert not set(REQUIRED) & set(requirements("dev_requirements") | requirements("test_requirements")) - {"fastcore"}  # fastcore: nbdev 2.4 wants an older one than the package does

@@ -45,7 +45,7 @@ def small_requirements() -> list[str]:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     lines = [line.strip() for key in ("requirements", "test_requirements") for line in config["DEFAULT"][key].splitlines() if line.strip()]
-    return [line for line in lines if not line.startswith((*LARGE, "playwright"))]
+    return [line for line in lines if not line.startswith((*LARGE, "playwright", "tensorboard"))]
 
 
 def check(python: Path, folder: Path) -> None:

@@ -100,12 +100,17 @@ def _idle_data(experiment: Experiment) -> Iterator[str]:
         yield f"predict.danger_column names {columns}, but there is no table of facts; give data.facts, or leave danger_column out."
 
 # %% ../../nbs/experiment/05_doubts.ipynb #a178882f
-def _idle_wandb(experiment: Experiment) -> str | None:
-    "Say where W&B is described and not asked for."
-    given = sorted(_given(experiment.wandb, type(experiment.wandb).model_fields))
-    if "wandb" in experiment.track or not given:
-        return None
-    return f"wandb.{', wandb.'.join(given)} is given, but W&B is not asked for; give track: [logbook, wandb]."
+_TRACKERS = {"wandb": "W&B", "mlflow": "MLflow", "tensorboard": "TensorBoard", "trackio": "Trackio"}
+
+
+def _idle_trackers(experiment: Experiment) -> Iterator[str]:
+    "Say where a tracking library is described and not asked for."
+    for name, title in _TRACKERS.items():
+        settings = getattr(experiment, name)
+        given = sorted(_given(settings, type(settings).model_fields))
+        if given and name not in experiment.track:
+            asked = ", ".join([*experiment.track, name])
+            yield f"{name}.{f', {name}.'.join(given)} is given, but {title} is not asked for; give track: [{asked}]."
 
 # %% ../../nbs/experiment/05_doubts.ipynb #251dea66
 def _idle_patience(experiment: Experiment, longest: Stage) -> Iterator[str]:
@@ -149,7 +154,7 @@ def find_idle(
 ) -> list[str]:  # sentences
     "Say what is asked for and does nothing."
     longest = max(stages, key=lambda stage: stage.epochs)
-    found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_maximum(experiment), _idle_wandb(experiment)]
+    found = [_idle_probe(experiment), _idle_mixing(experiment, stages), _idle_maximum(experiment), *_idle_trackers(experiment)]
     found += [*_idle_training(experiment, stages), *_idle_for_stages(experiment), *_idle_data(experiment)]
     found += [*_idle_patience(experiment, longest), *_idle_plateaus(experiment, stages)]
     found += [f"schedule.{place}.{note}" for place, stage in enumerate(stages) for note in stage.idle()]

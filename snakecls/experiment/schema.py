@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIXED_KWARGS', 'JOINED_BY_DEFAULT', 'DEFAULT_SCHEDULE', 'FROM_SCRATCH', 'DataConfig', 'ModelConfig', 'TrainConfig',
-           'WandbConfig', 'PredictConfig', 'default_schedule', 'Experiment']
+           'WandbConfig', 'MlflowConfig', 'TensorboardConfig', 'TrackioConfig', 'PredictConfig', 'default_schedule',
+           'Experiment']
 
 # %% ../../nbs/experiment/01_schema.ipynb #632610a7
 import re
@@ -234,6 +235,24 @@ class WandbConfig(Settings):
     entity: str | None = Field(None, min_length=1, description="user or team; your own if not given")
     tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], _OneOrMore] = Field([], description="to find the run by")
 
+# %% ../../nbs/experiment/01_schema.ipynb #3e714b23
+class MlflowConfig(Settings):
+    "Where MLflow records the run, with track: [mlflow]."
+    uri: str | None = Field(None, min_length=1, description="a folder, sqlite:///FILE or a server's address; MLFLOW_TRACKING_URI, or mlflow.db "
+                                                            "in the folder of runs, if not given")
+    experiment: str = Field("snakecls", min_length=1, description="the experiment; made where there is none")
+
+
+class TensorboardConfig(Settings):
+    "Where the curves for TensorBoard are written, with track: [tensorboard]."
+    folder: str | None = Field(None, min_length=1, description="every run has a folder of its own in it; tensorboard in the run's folder if not given")
+
+
+class TrackioConfig(Settings):
+    "How Trackio files the run on this machine, with track: [trackio]."
+    project: str = Field("snakecls", min_length=1, pattern=r"^[\w .-]+$", description="the project; made where there is none")
+    folder: str | None = Field(None, min_length=1, description="of its databases; TRACKIO_DIR, or Trackio's own, if not given")
+
 # %% ../../nbs/experiment/01_schema.ipynb #804a6c5e
 class PredictConfig(Settings):
     "How photos are predicted, in validation and in the bundle alike."
@@ -303,8 +322,11 @@ class Experiment(Settings):
         description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with "
         "several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)",
     )
-    track: Annotated[list[Literal["logbook", "wandb"]], _OneOrMore] = Field(["logbook"], description="beside the run folder")
+    track: Annotated[list[Literal["logbook", "wandb", "mlflow", "tensorboard", "trackio"]], _OneOrMore] = Field(["logbook"], description="beside the run folder")
     wandb: WandbConfig = WandbConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    tensorboard: TensorboardConfig = TensorboardConfig()
+    trackio: TrackioConfig = TrackioConfig()
 
     @model_validator(mode="before")
     @classmethod

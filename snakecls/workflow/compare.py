@@ -45,7 +45,7 @@ def changed_places(
     a: dict,  # the parent's experiment
     b: dict,  # this one
     *,
-    ignore: Iterable[str] = ("name", "question", "parent", "track", "wandb"),  # first words of places that change nothing
+    ignore: Iterable[str] = ("name", "question", "parent", "track", "wandb", "mlflow", "tensorboard", "trackio"),  # first words of places that change nothing
 ) -> list[tuple[str, Any, Any]]:  # (place, old, new)
     "Find what changed from one experiment to another, in the order of the second."
     before, after = ({p: v for p, v in _flatten(x).items() if re.split(r"[.\[]", p)[0] not in set(ignore)} for x in (a, b))

@@ -20,7 +20,7 @@ from ..models.bundle import is_bundle
 from .ended import can_keep, revive
 from .logbook import LogbookTracker
 from .run_folder import RunFolder, find_run
-from .trackers import Trackers, WandbTracker
+from .trackers import LIBRARIES, LibraryTracker, Trackers, WandbTracker, check_libraries
 
 # %% ../../nbs/workflow/09_recorder.ipynb #c582f63a
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class RunRecorder:
         "Make the trackers that the experiment asks for."
         wandb, book = experiment.wandb, self.book(experiment)
         trackers: list = [WandbTracker(wandb.project, entity=wandb.entity, tags=wandb.tags)] if "wandb" in experiment.track else []
+        libraries = [name for name in LIBRARIES if name in experiment.track and name != "wandb"]
+        trackers += [LibraryTracker(name, getattr(experiment, name).model_dump()) for name in libraries]
         if book is not None:
             trackers.append(LogbookTracker(self.logbook, question=experiment.question, command=self.command))
         return Trackers(trackers, say=self.say)
@@ -104,7 +106,8 @@ def resolve_names(
     experiment: Experiment,
     recorder: RunRecorder,
 ) -> Experiment:
-    "Replace names of runs, and paths, by what they stand for here; raises `UserError` with the nearest name."
+    "Replace names of runs, and paths, by what they stand for here; raises `UserError` with the nearest name, or for a tracker that is not installed."
+    check_libraries(experiment.track)
     experiment = resolve_parent(experiment, recorder.root)
     weights, note = _find_weights(experiment.model.weights, recorder.root)
     recorder.tell([note])
@@ -144,4 +147,6 @@ def _absolute_paths(experiment: Experiment) -> Experiment:
 
     is_file = isinstance(experiment.model.weights, str) and Path(experiment.model.weights).expanduser().exists()
     data = resolved(experiment.data, "source", "root", "facts", "corrections")
-    return experiment.model_copy(update={"data": data, "model": resolved(experiment.model, *(["weights"] if is_file else []))})
+    mlflow = experiment.mlflow if "://" in (experiment.mlflow.uri or "") else resolved(experiment.mlflow, "uri")
+    folders = {"mlflow": mlflow} | {name: resolved(getattr(experiment, name), "folder") for name in ("tensorboard", "trackio")}
+    return experiment.model_copy(update={**folders, "data": data, "model": resolved(experiment.model, *(["weights"] if is_file else []))})
