@@ -38,10 +38,11 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={
-        "dev": lines("dev_requirements") + lines("test_requirements"),
-        "test": lines("test_requirements"),
+        "dev": lines("dev_requirements") + lines("test_requirements") + lines("sweep_requirements"),
+        "test": lines("test_requirements") + lines("sweep_requirements"),
         "lite": lines("lite_requirements"),  # weights of two larger networks
         "openvino": lines("openvino_requirements"),  # one engine more
+        "sweep": lines("sweep_requirements"),  # the search of a sweep
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,
