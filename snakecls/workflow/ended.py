@@ -35,6 +35,13 @@ def describe_model(
 class StopRun(Exception):
     "Ends a run on purpose; its text says who stopped it."
 
+    def __init__(self, who: str):
+        super().__init__(who)
+        self.who = who
+
+    def __str__(self) -> str:  # fastai writes before an error's text where it came from
+        return self.who
+
 # %% ../../nbs/workflow/06_ended.ipynb #2e13574e
 def _best_row(run: RunFolder) -> dict[str, Any]:  # of history.csv; empty where no epoch was measured
     "Give the epoch whose weights are kept."

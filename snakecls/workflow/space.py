@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_POINTS', 'Axis', 'axis_values', 'Space', 'read_space', 'apply_settings', 'check_space', 'grid_points']
 
-# %% ../../nbs/workflow/29_space.ipynb #7c8cedb6
+# %% ../../nbs/workflow/29_space.ipynb #74800e86
 import itertools
 import json
 import math
@@ -19,7 +19,7 @@ from ..experiment.file import make_experiment, read_settings
 from ..experiment.schema import Experiment
 from ..settings import shown
 
-# %% ../../nbs/workflow/29_space.ipynb #0e2d80a8
+# %% ../../nbs/workflow/29_space.ipynb #056a3924
 @dataclass(frozen=True)
 class Axis:
     "One key that is varied: values to choose from, or a range."
@@ -43,7 +43,7 @@ class Axis:
         kind = f"{', whole' if self.whole else ''}{', logarithmic' if self.log else ''}{f', in steps of {self.step:g}' if self.step else ''}"
         return f"{self.key}: {self.low:g} to {self.high:g}{kind}"
 
-# %% ../../nbs/workflow/29_space.ipynb #1df2e56a
+# %% ../../nbs/workflow/29_space.ipynb #d69c73e8
 def axis_values(
     axis: Axis,
 ) -> list | None:  # None for a range without steps
@@ -56,7 +56,7 @@ def axis_values(
     values = [axis.low + i * step for i in range(int((axis.high - axis.low) / step + 1e-9) + 1)]
     return [int(value) for value in values] if axis.whole else [round(value, 12) for value in values]
 
-# %% ../../nbs/workflow/29_space.ipynb #58327aaf
+# %% ../../nbs/workflow/29_space.ipynb #815f73db
 _WORDS = {
     "low": "low", "min": "low", "high": "high", "max": "high", "log": "log", "step": "step", "q": "step", "int": "int",
     "values": "values", "choices": "values", "value": "value", "distribution": "distribution",
@@ -86,7 +86,7 @@ def _read_axis(key: str, given: Any) -> Axis:
         return Axis(key, _read_choices(key, said["values"]))
     return _read_range(key, said)
 
-# %% ../../nbs/workflow/29_space.ipynb #0d313942
+# %% ../../nbs/workflow/29_space.ipynb #209ba32c
 def _read_choices(key: str, values: Any) -> tuple:
     "Read the values of a key."
     if not isinstance(values, list) or not values:
@@ -105,7 +105,7 @@ def _as_number(value: Any) -> float | int | None:  # None where it is none
     except ValueError:
         return None
 
-# %% ../../nbs/workflow/29_space.ipynb #f000ee8d
+# %% ../../nbs/workflow/29_space.ipynb #80df1ff1
 def _read_range(key: str, said: dict) -> Axis:
     "Read the range of a key."
     numbers = {name: _as_number(said.get(name)) for name in ("low", "high", "step")}
@@ -130,7 +130,7 @@ def _read_range(key: str, said: dict) -> Axis:
     ends = (int(low), int(high)) if whole else (float(low), float(high))
     return Axis(key, low=ends[0], high=ends[1], log=log, step=step, whole=whole)
 
-# %% ../../nbs/workflow/29_space.ipynb #e2f9eba4
+# %% ../../nbs/workflow/29_space.ipynb #602ad0fd
 @dataclass(frozen=True)
 class Space:
     "The axes of a sweep, and what the file says about the search."
@@ -159,7 +159,7 @@ def read_space(
     axes = [_read_axis(key.strip(), value) for key, value in given.items()]
     return Space(axes)
 
-# %% ../../nbs/workflow/29_space.ipynb #bddd9431
+# %% ../../nbs/workflow/29_space.ipynb #1c6d720a
 _METHODS = {"grid": "grid", "random": "random", "bayes": "tpe"}
 _WANDB_WORDS = ("method", "parameters", "metric", "early_terminate", "run_cap")
 
@@ -177,7 +177,9 @@ def _read_wandb(given: Mapping) -> Space:
     axes = [_read_axis(key, value) for key, value in flat.items() if key not in fixed]
     idle = [word for word in given if word not in _WANDB_WORDS]
     notes = [f"{', '.join(idle)} of the sweep file say{'s' * (len(idle) == 1)} nothing here, and {'is' if len(idle) == 1 else 'are'} left out."] if idle else []
-    name = metric.get("name") if isinstance(metric, Mapping) else metric
+    name, goal = (metric.get("name"), metric.get("goal")) if isinstance(metric, Mapping) else (metric, None)
+    if name and goal and (goal == "minimize") != (name == "valid_loss"):
+        raise UserError(f"the sweep's metric {name} has the goal {goal}; here valid_loss is minimised and every other metric maximised.")
     return Space(axes, fixed, _METHODS[method], "hyperband" if early else None, cap, name, notes)
 
 
@@ -191,7 +193,7 @@ def _flat_parameters(parameters: Mapping, prefix: str = ""):
         else:
             raise UserError(f"the sweep's parameter {prefix}{key} is {shown(value)}; write it as {{values: [a, b]}} or {{min: 0, max: 1}}.")
 
-# %% ../../nbs/workflow/29_space.ipynb #7c332bcc
+# %% ../../nbs/workflow/29_space.ipynb #e8625c09
 _SAME_PHOTOS = ("data.resize",)  # all else of data chooses photos, or divides them
 _NOT_VARIED = ("name", "question", "parent", "seed", "monitor", "top_k", "track", "wandb")
 
@@ -205,7 +207,7 @@ def _check_key(key: str) -> None:
         way = "use --grid for several seeds" if first == "seed" else "give it in the experiment"
         raise UserError(f"the space varies {key}, which is the same for all trials of a sweep; leave it out, or {way}.")
 
-# %% ../../nbs/workflow/29_space.ipynb #3c278484
+# %% ../../nbs/workflow/29_space.ipynb #83ee95e4
 def apply_settings(
     experiment: Experiment,
     settings: Mapping[str, Any],  # key -> value
@@ -241,7 +243,7 @@ def _try_value(experiment: Experiment, key: str, value: Any) -> Experiment:
     except UserError as e:
         raise UserError(f"the space's {key}: {str(e).replace('the experiment: ', '').replace('--set ', '')}") from e
 
-# %% ../../nbs/workflow/29_space.ipynb #745172e2
+# %% ../../nbs/workflow/29_space.ipynb #8213261a
 MOST_POINTS = 10_000  # of a grid; each is a training
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENOUGH', 'expected_luck', 'lay_tries', 'lay_threads', 'sweep_page', 'write_sweep_page']
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #5f0898db
+# %% ../../nbs/workflow/32_sweep_report.ipynb #a60aacc0
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..disk import atomic_write
 from ..page import render
 from .space import Axis
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #0a8798cd
+# %% ../../nbs/workflow/32_sweep_report.ipynb #ceb97f0d
 def expected_luck(
     n: int,  # trials with a score
     low: float | None,  # of the 95 % interval of the winner's score
@@ -31,7 +31,7 @@ def expected_luck(
         return None
     return float(norm.ppf((n - 0.375) / (n + 0.25)) * (high - low) / (2 * 1.96))
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #29e19ddd
+# %% ../../nbs/workflow/32_sweep_report.ipynb #b1ead7b9
 def _luck_text(n: int, about: dict[str, Any]) -> str:
     "Say what the best score is worth."
     of = "every fold's" if about["folds"] else "the same"
@@ -43,7 +43,7 @@ def _luck_text(n: int, about: dict[str, Any]) -> str:
                        "of the other trials the test says nothing here, so that it stays a test.")
     return text + "There is no test split; photos that no trial has seen would say how good it is."
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #8e088fde
+# %% ../../nbs/workflow/32_sweep_report.ipynb #00d69cb1
 def lay_tries(
     trials: pd.DataFrame,  # trial, value
     *,
@@ -57,9 +57,10 @@ def lay_tries(
     best = (np.minimum if minimise else np.maximum).accumulate(np.where(np.isfinite(values), values, worst))
     best = np.where(np.isfinite(best), best, np.nan)
     place = int(np.nanargmin(values) if minimise else np.nanargmax(values))
-    return lay_curves({"best so far": best, "each trial": values}, best=place, names=[str(number) for number in trials["trial"]])
+    chart = lay_curves({"best so far": best, "each trial": values}, best=place, names=[str(number) for number in trials["trial"]])
+    return chart | {"best": chart["best"] | {"text_y": round(chart["best"]["y"] - 8, 1)}}  # above the line
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #e3cf03ea
+# %% ../../nbs/workflow/32_sweep_report.ipynb #533fe0bf
 def lay_threads(
     trials: pd.DataFrame,
     axes: Sequence[Axis],
@@ -88,7 +89,7 @@ def lay_threads(
               "end": "start" if x == xs[0] else "end" if x == xs[-1] else "middle"} for x, column in zip(xs, columns)]
     return {"width": 900, "height": 326, "top": top, "bottom": bottom, "axes": shown, "threads": threads}
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #1d58b177
+# %% ../../nbs/workflow/32_sweep_report.ipynb #35baa939
 def _lay_axis(axis: Axis, values: pd.Series) -> dict[str, Any]:
     "Give where values lie between the ends of an axis, as shares."
     if axis.choices:
@@ -103,7 +104,7 @@ def _lay_axis(axis: Axis, values: pd.Series) -> dict[str, Any]:
     ticks = [(0.0, f"{axis.low:.3g}"), (0.5, f"{middle:.2g}" if axis.log else f"{middle:.3g}"), (1.0, f"{axis.high:.3g}")]
     return {"title": axis.short, "shares": [within(float(value)) for value in values], "ticks": ticks if high > low else ticks[1:2]}
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #5b0d8ef0
+# %% ../../nbs/workflow/32_sweep_report.ipynb #dbe0ae67
 ENOUGH = 10  # trials for each key, below which importances say little
 
 
@@ -123,13 +124,13 @@ def sweep_page(
     return render(
         "sweep.html", title=about["name"], eyebrow="Sweep", subtitle=_subtitle(trials, about), tiles=_tiles(trials, best, about),
         luck=_luck_text(len(done), about) if len(done) else "", best=best is not None and _best_text(best, axes), best_run=best is not None and best["run"],
-        tries=lay_tries(trials, minimise=minimise), threads=lay_threads(trials, axes, monitor=about["monitor"], minimise=minimise),
+        tries=lay_tries(trials, minimise=minimise), threads=lay_threads(trials, axes, monitor=_in_words(about["monitor"]), minimise=minimise),
         importances=[{"key": key, "share": share} for key, share in sorted(importances.items(), key=lambda item: -item[1])],
-        few=len(done) < ENOUGH * len(axes), n=len(done), n_keys=len(axes), enough=ENOUGH * len(axes), monitor=about["monitor"].replace("_", " "),
+        few=len(done) < ENOUGH * len(axes), n=len(done), n_keys=len(axes), enough=ENOUGH * len(axes), monitor=_in_words(about["monitor"]),
         columns=[axis.short for axis in axes], rows=[_row(row, axes, best) for row in table.to_dict("records")], footer=about["command"],
     )
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #4e1d7600
+# %% ../../nbs/workflow/32_sweep_report.ipynb #29f92dd1
 def _subtitle(trials: pd.DataFrame, about: dict[str, Any]) -> str:
     counts = trials["state"].value_counts()
     words = [f"{counts[state]} {word}" for state, word in (("complete", "to their end"), ("pruned", "ended early"), ("failed", "failed")) if state in counts]
@@ -142,8 +143,7 @@ def _subtitle(trials: pd.DataFrame, about: dict[str, Any]) -> str:
 def _tiles(trials: pd.DataFrame, best: Any, about: dict[str, Any]) -> list[dict[str, Any]]:
     if best is None:
         return []
-    name = about["monitor"].replace("_", " ").replace("f1 macro", "macro F1")
-    tiles: list[dict[str, Any]] = [{"title": f"Best {name}, validation", "value": best["value"], "main": True, "lines": [f"trial {best['trial']} of {len(trials)}"]}]
+    tiles: list[dict[str, Any]] = [{"title": f"Best {_in_words(about['monitor'])}, validation", "value": best["value"], "main": True, "lines": [f"trial {best['trial']} of {len(trials)}"]}]
     own = trials[(trials["trial"] == about["own"]) & trials["value"].notna()] if about["own"] is not None else trials[:0]
     if len(own):
         tiles.append({"title": "The experiment's own settings", "value": own["value"].iloc[0], "lines": [f"trial {about['own']}"]})
@@ -152,6 +152,10 @@ def _tiles(trials: pd.DataFrame, best: Any, about: dict[str, Any]) -> list[dict[
     seconds = trials["seconds"].astype(float).sum()
     tiles.append({"title": "Time in trials", "text": f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s", "lines": []})
     return tiles
+
+
+def _in_words(monitor: str) -> str:
+    return monitor.replace("f1_macro", "macro F1").replace("f1_micro", "micro F1").replace("_", " ")
 
 
 def _best_text(best: Any, axes: Sequence[Axis]) -> str:
@@ -170,7 +174,7 @@ def _row(row: dict[str, Any], axes: Sequence[Axis], best: Any) -> dict[str, Any]
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, (float, np.floating)) else str(value)
 
-# %% ../../nbs/workflow/32_sweep_report.ipynb #4eefc0bb
+# %% ../../nbs/workflow/32_sweep_report.ipynb #26c7bada
 def write_sweep_page(folder: Path, page: str) -> Path:
     "Write a sweep's page into its folder."
     atomic_write(folder / "sweep.html", page)

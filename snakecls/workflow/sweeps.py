@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SWEEP', 'Swept', 'run_sweep', 'sweep_table', 'sweep_text', 'resume_sweep', 'find_sweep']
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #104ee0e6
+# %% ../../nbs/workflow/33_sweeps.ipynb #e1dc4e22
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from .trials import TrialResult, is_lower_better, run_trial, trial_name
 if TYPE_CHECKING:
     import optuna
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #f38e5aee
+# %% ../../nbs/workflow/33_sweeps.ipynb #f0f5f52e
 SWEEP = "sweep.json"
 
 
@@ -78,7 +79,7 @@ def _load_sweep(folder: Path, recorder: RunRecorder) -> _Sweep:
     axes = [Axis(**each | {"choices": tuple(each["choices"])}) for each in said["axes"]]
     return _Sweep(folder, make_experiment(said["experiment"]), Space(axes), said, recorder.within(folder))
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #0532638b
+# %% ../../nbs/workflow/33_sweeps.ipynb #0870aa4c
 @dataclass(frozen=True)
 class Swept:
     "What a sweep has given so far."
@@ -93,7 +94,7 @@ class Swept:
     def _repr_html_(self) -> str:
         return str(show(self.folder / "sweep.html", height=820, width=1000))
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #4c7bbafa
+# %% ../../nbs/workflow/33_sweeps.ipynb #136df9cc
 @delegates(make_recorder)
 def run_sweep(
     experiment: Experiment,
@@ -118,11 +119,12 @@ def run_sweep(
     complete_killed([recorder.root], say=recorder.say)
     recorder.tell(space.notes)
     said = _choose(experiment, space, trials, sampler, pruner, folds, recorder)
-    experiment = _check_running(experiment, folds, recorder)
+    experiment, filled = _check_running(experiment, folds, recorder)
+    said |= _own_settings(filled, space, said["sampler"])
     sweep = _make_sweep(experiment, space, said, recorder)
     return _go(sweep, seconds, jobs, new=True)
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #c760fc05
+# %% ../../nbs/workflow/33_sweeps.ipynb #92512b52
 def _check_experiment(experiment: Experiment, space: Space, name: str | None, folds: int | None) -> Experiment:
     "Refuse a space that does not fit the experiment, and what cannot be swept."
     experiment = check_space(space, experiment)
@@ -135,16 +137,19 @@ def _check_experiment(experiment: Experiment, space: Space, name: str | None, fo
     return experiment if name is None else vary_experiment(experiment, name=name)
 
 
-def _check_running(experiment: Experiment, folds: int | None, recorder: RunRecorder) -> Experiment:  # with absolute paths
+def _check_running(
+    experiment: Experiment, folds: int | None, recorder: RunRecorder,
+) -> tuple[Experiment, Experiment]:  # with absolute paths; and with what it leaves open filled in
     "Refuse what the experiment alone could not run."
     experiment = resolve_names(experiment, recorder)
     for fold in range(folds or 0):
         one = vary_experiment(experiment, name=experiment.name, data={"folds": folds, "fold": fold})
         one.data.problem.learn(build_table(one))
-    check_room(make_plan(experiment).model, recorder.root)
-    return experiment
+    plan = make_plan(experiment)
+    check_room(plan.model, recorder.root)
+    return experiment, plan.experiment
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #8437d40c
+# %% ../../nbs/workflow/33_sweeps.ipynb #be331eea
 def _choose(
     experiment: Experiment, space: Space, trials: int | None, sampler: str | None, pruner: str | None, folds: int | None, recorder: RunRecorder,
 ) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def _choose(
     sampler = sampler or space.sampler or "tpe"
     steps = folds or sum(stage.epochs for stage in experiment.schedule)
     keys = [axis.key for axis in space.axes]
-    alone = steps < 2 and not any(key.startswith("schedule") for key in keys)
+    alone = steps < 2 and not any(key == "schedule" or key.endswith(".epochs") for key in keys)
     pruner = pruner or (None if folds else space.pruner) or ("wilcoxon" if folds else "none" if alone else "median")
     for what, given, allowed in (("--sampler", sampler, SAMPLERS), ("--pruner", pruner, PRUNERS)):
         if given not in allowed:
@@ -167,9 +172,13 @@ def _choose(
                        f"{f'{folds} folds' if folds else 'no folds'} it ends none."])
     if pruner != "none" and alone and not folds:
         recorder.tell([f"a trial has {'one epoch' if steps else 'a probe alone'}, so the pruner {pruner} has nothing to end early."])
-    own = {key: _value_at(experiment.model_dump(mode="json"), key) for key in keys}
-    first = sampler != "grid" and lies_within(space, own)
-    return {"sampler": sampler, "pruner": pruner, "trials": n or 20, "folds": folds, "own": 0 if first else None, "own_settings": own}
+    return {"sampler": sampler, "pruner": pruner, "trials": n or 20, "folds": folds}
+
+
+def _own_settings(experiment: Experiment, space: Space, sampler: str) -> dict[str, Any]:  # own: the number of their trial, or None
+    "Give the experiment's own values of what is varied, and whether they are the first trial."
+    own = {axis.key: _value_at(experiment.model_dump(mode="json"), axis.key) for axis in space.axes}
+    return {"own": 0 if sampler != "grid" and lies_within(space, own) else None, "own_settings": own}
 
 
 def _value_at(values: Any, key: str) -> Any:  # None where there is none
@@ -181,7 +190,7 @@ def _value_at(values: Any, key: str) -> Any:  # None where there is none
             return None
     return values
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #364b911c
+# %% ../../nbs/workflow/33_sweeps.ipynb #d7e9c42d
 def _make_sweep(experiment: Experiment, space: Space, said: dict[str, Any], recorder: RunRecorder) -> _Sweep:
     "Make a sweep's folder and its study."
     folder, book = make_run_path(recorder.root, f"{experiment.name[:53]}-sweep"), recorder.book(experiment)
@@ -195,7 +204,7 @@ def _make_sweep(experiment: Experiment, space: Space, said: dict[str, Any], reco
     put_first(sweep.open(), space, points)
     return sweep
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #60ff9cf7
+# %% ../../nbs/workflow/33_sweeps.ipynb #31e927f6
 def _work(sweep: _Sweep, deadline: float) -> bool:  # whether this process is the one that writes the end
     "Run trials until there are none left to begin."
     study = sweep.open()
@@ -240,7 +249,7 @@ def _ownership(sweep: _Sweep) -> Iterator[Any]:  # a function: try to become the
     finally:
         lock.release()
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #daf659d5
+# %% ../../nbs/workflow/33_sweeps.ipynb #255d7a1d
 def _end_early(sweep: _Sweep, error: BaseException) -> None:
     "Keep account of a sweep that an error or a signal ends."
     stopped, said = isinstance(error, KeyboardInterrupt), str(error).strip()
@@ -249,7 +258,7 @@ def _end_early(sweep: _Sweep, error: BaseException) -> None:
         if sentence := end_group(sweep.folder, "stopped" if stopped else "failed", why):
             sweep.recorder.say(f"{sentence[0].upper()}{sentence[1:]}")
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #a4d2f184
+# %% ../../nbs/workflow/33_sweeps.ipynb #25044983
 def _run_one(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> None:
     "Run a trial, tell the study what came of it, and write the page anew."
     settings = trial_settings(sweep.space, trial.params)
@@ -261,7 +270,7 @@ def _run_one(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> Non
         return trial.should_prune()
 
     try:
-        result = run_trial(
+        result = _known_result(study, trial) or run_trial(
             sweep.experiment, settings, report, recorder=replace(sweep.recorder, logbook=None),  # the sweep's own entry tells of it
             name=trial_name(sweep.experiment, trial.number), folds=sweep.said["folds"])
     except BaseException:  # whoever goes on tries it again
@@ -274,10 +283,19 @@ def _run_one(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> Non
     write_sweep_page(sweep.folder, _page(sweep, study))
 
 
+def _known_result(study: "optuna.Study", trial: "optuna.Trial") -> TrialResult | None:  # None where these settings are new
+    "Take over what the same settings gave: with the same seed and photos they would give it again."
+    for one in study.get_trials(deepcopy=False):
+        if one.state.name == "COMPLETE" and one.params == trial.params:
+            scores = one.user_attrs["scores"] | {"seconds": 0.0}
+            return TrialResult(one.value, one.user_attrs["runs"], note=f"the same settings as trial {one.number}, not trained again", scores=scores)
+    return None
+
+
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #6c4c3489
+# %% ../../nbs/workflow/33_sweeps.ipynb #aa33844d
 def _tell(study: "optuna.Study", trial: "optuna.Trial", result: TrialResult) -> None:
     "Write what came of a trial into the study."
     for key, value in (("runs", result.runs), ("note", result.note), ("scores", result.scores)):
@@ -295,7 +313,7 @@ def _refuse_nothing(study: "optuna.Study", least: int = 3) -> None:
     if len(notes) >= least and not any(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.get_trials(deepcopy=False)):
         raise UserError(f"none of the first {len(notes)} trials could run; the first says: {notes[0]}")
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #fb90e571
+# %% ../../nbs/workflow/33_sweeps.ipynb #2985ff07
 def _go(sweep: _Sweep, seconds: float | None, jobs: int, *, new: bool = False) -> Swept:
     "Work on a sweep, with as many processes as were asked for."
     if jobs < 1:
@@ -339,7 +357,7 @@ def _helpers(sweep: _Sweep, seconds: float | None, n: int) -> Iterator[None]:
                 child.terminate()
                 child.wait()
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #67596c07
+# %% ../../nbs/workflow/33_sweeps.ipynb #cc997ac2
 def sweep_table(study: "optuna.Study", axes: list[Axis]) -> pd.DataFrame:
     "Give a row for each trial that was begun; one that was given up and tried again counts once."
     trials = study.get_trials(deepcopy=False)
@@ -363,7 +381,7 @@ def sweep_table(study: "optuna.Study", axes: list[Axis]) -> pd.DataFrame:
 def _seconds(trial: "optuna.trial.FrozenTrial") -> float | None:
     return None if trial.duration is None else round(trial.duration.total_seconds(), 1)
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #d81f4165
+# %% ../../nbs/workflow/33_sweeps.ipynb #a20d39bc
 def _best(sweep: _Sweep, study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
     try:
         return study.best_trial
@@ -397,12 +415,14 @@ def _importances(study: "optuna.Study") -> dict[str, float]:  # empty where ther
     "Ask Optuna which keys mattered."
     if sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)) < 4:
         return {}
-    try:
-        return load_optuna().importance.get_param_importances(study)
-    except (ValueError, RuntimeError, ZeroDivisionError):
-        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # by which Optuna says that the trials do not differ enough
+        try:
+            return load_optuna().importance.get_param_importances(study)
+        except (UserWarning, ValueError, RuntimeError, ZeroDivisionError):
+            return {}
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #706b96d9
+# %% ../../nbs/workflow/33_sweeps.ipynb #671a75c2
 def _finish(sweep: _Sweep, study: "optuna.Study") -> None:
     "Write table, page and entry of a sweep."
     table = sweep_table(study, sweep.space.axes)
@@ -427,7 +447,7 @@ def _verdict(sweep: _Sweep, table: pd.DataFrame) -> str:
     same = ", which are the experiment's own settings" if len(own) and best["trial"] == sweep.said["own"] else ""
     return f"{name} {best['value']:.3f} by the best of {int(table['value'].notna().sum())} trials{same}{against}; chosen on these photos, so too good"
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #e7aab6eb
+# %% ../../nbs/workflow/33_sweeps.ipynb #ba0cab5d
 def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> None:
     "Write the one entry of a sweep."
     root, logbook = sweep.folder.parent, Path(str(sweep.recorder.logbook))
@@ -446,7 +466,7 @@ def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> N
         hardware=ran_on(run.environment(), {"seconds": float(table["seconds"].sum())}), table=markdown_table(rows), tags=("run", "sweep"),
     ))
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #06763246
+# %% ../../nbs/workflow/33_sweeps.ipynb #e951078a
 def _read_swept(sweep: _Sweep) -> Swept:
     "Read what a sweep has given so far."
     study = sweep.open()
@@ -463,7 +483,7 @@ def sweep_text(swept: Swept) -> str:
     settings = " ".join(f"--set {key}={json.dumps(value)}" for key, value in swept.settings.items())
     return f"{best.to_string(index=False)}\n\nVerdict: {swept.verdict}.\nBest run:  {swept.run}\nIts settings:  {settings}\nPage:  {swept.folder / 'sweep.html'}"
 
-# %% ../../nbs/workflow/33_sweeps.ipynb #a4aa2505
+# %% ../../nbs/workflow/33_sweeps.ipynb #3bffef7e
 @delegates(make_recorder)
 def resume_sweep(
     sweep: str | Path,  # its folder, id, or name

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrialResult', 'is_lower_better', 'run_trial', 'trial_name']
 
-# %% ../../nbs/workflow/31_trials.ipynb #2b2c16f1
+# %% ../../nbs/workflow/31_trials.ipynb #9f447c1d
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from .run import RunResult, run_experiment
 from .run_folder import make_slug
 from .space import apply_settings
 
-# %% ../../nbs/workflow/31_trials.ipynb #418cd46a
+# %% ../../nbs/workflow/31_trials.ipynb #aac3229e
 @dataclass(frozen=True)
 class TrialResult:
     "What came of a trial."
@@ -37,12 +37,12 @@ class TrialResult:
     note: str = ""  # why there is no value
     scores: dict[str, Any] = field(default_factory=dict)  # valid, low, high and n of the first run, test, epochs, seconds
 
-# %% ../../nbs/workflow/31_trials.ipynb #9ef5c1f8
+# %% ../../nbs/workflow/31_trials.ipynb #d304c152
 class _Watch:
     "Reports a run's best so far after every epoch."
 
-    def __init__(self, monitor: str, report: Callable[[int, float], Any]):
-        self.monitor, self.report, self.step, self.said, self.best = monitor, report, 0, -1, math.nan
+    def __init__(self, monitor: str, report: Callable[[int, float], Any], n_epochs: int):
+        self.monitor, self.report, self.n_epochs, self.step, self.said, self.best = monitor, report, n_epochs, 0, -1, math.nan
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         self.step += row["epoch"] > 0
@@ -53,7 +53,7 @@ class _Watch:
         self.best = value if math.isnan(self.best) else better(self.best, value)
         if self.step > self.said:
             self.said = self.step
-            if self.report(self.step, self.best):
+            if self.report(self.step, self.best) and self.step < self.n_epochs:  # after the last one there is nothing to save
                 raise StopRun(f"the sweep after {self.step} epoch{'s' * (self.step != 1)}, as other trials were better by then")
 
 
@@ -61,7 +61,7 @@ def is_lower_better(monitor: str) -> bool:
     "Tell whether a monitor is better when it is lower."
     return monitor == "valid_loss"
 
-# %% ../../nbs/workflow/31_trials.ipynb #08396326
+# %% ../../nbs/workflow/31_trials.ipynb #f481e175
 def run_trial(
     experiment: Experiment,
     settings: Mapping[str, Any],  # key -> value, of the trial
@@ -77,16 +77,22 @@ def run_trial(
         changed = vary_experiment(apply_settings(experiment, settings), name=name)
         if folds:
             return _run_folds(changed, folds, report, recorder, runs)
-        watch = _Watch(changed.monitor, report)
+        watch = _Watch(changed.monitor, report, sum(stage.epochs for stage in changed.schedule))
         return _finished([run_experiment(changed, recorder=replace(recorder, watch=watch))])
     except StopRun as e:
         run = e.log.parent  # type: ignore[attr-defined]  # `run_experiment` says where the run has its log
         remove_checkpoints(run / RESUME)
         return TrialResult(None, [*runs, run.name], True, f"ended by {e}", {"epochs": watch.step})
     except (UserError, RuntimeError, MemoryError) as e:
-        return TrialResult(None, [*runs, *_run_of(e)], note=str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__)
+        return TrialResult(None, [*runs, *_run_of(e)], note=_said(e))
 
-# %% ../../nbs/workflow/31_trials.ipynb #64847ee3
+# %% ../../nbs/workflow/31_trials.ipynb #383578f0
+def _said(error: BaseException) -> str:
+    "Give an error's first line, without fastai's about where it came from."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception occured")]
+    return lines[0] if lines else type(error).__name__
+
+
 def _run_of(error: BaseException) -> list[str]:
     "Name the run that an error has ended."
     log = getattr(error, "log", None)
@@ -110,7 +116,7 @@ def _finished(results: list[RunResult]) -> TrialResult:
     }
     return TrialResult(float(np.mean(values)), runs, scores=scores)
 
-# %% ../../nbs/workflow/31_trials.ipynb #65d25bbc
+# %% ../../nbs/workflow/31_trials.ipynb #295016b3
 def _run_folds(experiment: Experiment, folds: int, report: Callable[[int, float], Any], recorder: RunRecorder, runs: list[str]) -> TrialResult:
     "Run a trial's folds, one after the other; `runs` is filled as they end."
     results: list[RunResult] = []
@@ -126,7 +132,7 @@ def _run_folds(experiment: Experiment, folds: int, report: Callable[[int, float]
             return TrialResult(None, runs, True, f"ended by the sweep after {fold + 1} of {folds} folds, as the best trial was better on them", scores)
     return _finished(results)
 
-# %% ../../nbs/workflow/31_trials.ipynb #ae0e2205
+# %% ../../nbs/workflow/31_trials.ipynb #880fd23a
 def trial_name(experiment: Experiment, number: int) -> str:
     "Name a trial's run."
     return make_slug(f"{experiment.name[:50]} t{number}")
