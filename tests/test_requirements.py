@@ -36,7 +36,7 @@ def imported() -> dict[str, str]:  # top module -> a file that imports it
 
 
 IMPORTED, DISTRIBUTIONS, REQUIRED = imported(), metadata.packages_distributions(), requirements("requirements")
-EXTRA = requirements("openvino_requirements")  # imported where it is installed
+EXTRA = requirements("openvino_requirements") | requirements("sweep_requirements")  # imported where it is installed
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTED))
