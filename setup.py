@@ -15,8 +15,8 @@ def lines(key: str) -> list[str]:
     return [line.strip() for line in cfg.get(key, "").splitlines() if line.strip()]
 
 
-TRACKERS = ("mlflow", "tensorboard", "trackio")
-tests = lines("test_requirements") + [line for name in TRACKERS for line in lines(f"{name}_requirements")]  # each is tested against the real library
+EXTRAS = ("sweep", "mlflow", "tensorboard", "trackio")  # the search of a sweep, and libraries that a run can be told to
+tests = lines("test_requirements") + [line for name in EXTRAS for line in lines(f"{name}_requirements")]  # each is tested against the real library
 
 setup(
     name=cfg["lib_name"],
@@ -45,7 +45,7 @@ setup(
         "test": tests,
         "lite": lines("lite_requirements"),  # weights of two larger networks
         "openvino": lines("openvino_requirements"),  # one engine more
-        **{name: lines(f"{name}_requirements") for name in TRACKERS},  # libraries that a run can be told to
+        **{name: lines(f"{name}_requirements") for name in EXTRAS},
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["snakecls=snakecls._modidx:d"]},
     zip_safe=False,

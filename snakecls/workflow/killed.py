@@ -168,7 +168,7 @@ def end_group(
         return ""
     done = [path.name for path, each in members if each["status"] == "finished"]
     ended = f"{status} after {len(done)} of {said.get('of', '?')}"
-    message = f"{ended.capitalize()} runs ({why}): {_say_done(done)}; for all of them give the command again."
+    message = f"{ended.capitalize()} runs ({why}): {_say_done(done)}; {said.get('again') or 'for all of them give the command again'}."
     try:
         write_json(folder / PROGRESS, {**said, "status": status, "done": len(done), "message": message})
     except OSError as e:  # a full disk: the finished runs are to be told all the same, and the next command writes it

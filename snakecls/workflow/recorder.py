@@ -32,6 +32,7 @@ class RunRecorder:
     command: str
     say: Callable[[str], None]
     part_of: str = ""  # the id of the folds, grid or comparison that the runs belong to, whose entry says what came of them
+    watch: Callable[[dict], object] | None = None  # is handed every row of history.csv, and may raise `ended.StopRun`
 
     def tell(self, notes: Iterable[str | None]) -> None:
         "Say notes; an empty one is none."

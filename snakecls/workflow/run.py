@@ -246,6 +246,8 @@ def _train(
         trackers.log(row)
         LOG.info("%s", row)
         recorder.say(_describe_epoch(row, plan.saver.score if plan.saver.rule == "composite" else plan.saver.monitor))
+        if recorder.watch is not None:
+            recorder.watch(row)
 
     learn.path, compiled, before = run.path, is_compiled(learn), compile_seconds()
     with ExitStack() as stack:
