@@ -51,7 +51,7 @@ SETTINGS = {
     "early stopping": {"cbs": lambda: [EarlyStopping("valid_loss", 2, min_delta=0.3, verbose=False)]},
     "validated every second epoch": {"cbs": lambda: [ValidateEvery(2)]},
     "a rate that is found": {"stage": {"lr": "auto"}},
-    "what is frozen is kept": {"views": 1, "stage": {"freeze": "body"}},
+    "what is frozen is kept": {"arch": "tf_efficientnet_lite0", "views": 1, "stage": {"freeze": "body"}},
     "kept in two augmented views": {"views": 2, "augment": "fastai", "stage": {"freeze": "body", "epochs": 4}},
     "kept in bf16": {"views": 1, "stage": {"freeze": "body"}, "cbs": lambda: [PrecisionCallback("bf16")]},
 }
@@ -59,9 +59,9 @@ SETTINGS = {
 
 def train(photos, folder, settings, *, keep=None, resume=None):
     "A schedule with a probe and two stages; gives the result and all weights."
-    settings = {"augment": "none", "num_workers": 0, "optimiser": "adam", "cbs": list, "views": 0, "stage": {}} | settings
+    settings = {"arch": "test_efficientnet", "augment": "none", "num_workers": 0, "optimiser": "adam", "cbs": list, "views": 0, "stage": {}} | settings
     seed_everything(0)
-    model = create_backbone("tf_efficientnet_lite0", 3, weights="none")
+    model = create_backbone(settings["arch"], 3, weights="none")
     dls = photo_dls(photos, 48, bs=4, augment=Augment(backend=settings["augment"]), network=model, device="cpu", num_workers=settings["num_workers"])
     learn = Learner(dls, model, metrics=epoch_metrics(problem=dls.problem), splitter=stage_groups, opt_func=make_optimiser(settings["optimiser"]), train_bn=False, path=folder)
     shared = {"lr": 1e-3, "cached_views": settings["views"]} | settings["stage"]

@@ -281,7 +281,7 @@ def _doubt_batch(experiment: Experiment, place: int, stage: Stage, n_photos: int
     if not stage.epochs or stage.bs <= n_photos:
         return
     given = experiment.schedule[place].bs if place < len(experiment.schedule) else None
-    bs = experiment.train.bs
+    bs = experiment.train.usual_bs
     scaled = f" (train.bs {bs} is scaled to the size of each stage, here {stage.size} px)" if given is None and stage.bs != bs else ""
     yield (
         f"schedule.{place} has batches of {stage.bs}, but there are {n_photos} training photos, so an "

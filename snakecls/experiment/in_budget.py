@@ -142,7 +142,7 @@ def fit_budget(
     costs = _measure_costs(self, () if free is None else free.sizes)
     candidates = shorten_schedule(self.stages) if free is None else list_candidates(free)
     kept = "The schedule is the experiment's own; the budget shortens its epochs alone." if written else ""
-    how = {"bs": train.bs, "validate_every": train.validate_every, "flip": self.experiment.predict.flip}
+    how = {"bs": train.usual_bs, "validate_every": train.validate_every, "flip": self.experiment.predict.flip}
     chosen = plan_budget(candidates, costs, budget.seconds, spent=budget.spent, kept=kept, **how)
     taken = chosen.taken
     if written:

@@ -43,6 +43,7 @@ from ..train.averaging import ExponentialMovingAverage
 from ..train.callbacks import FlipAverage, check_smoothable
 from ..train.gradients import AccumulateGradients, ClipGradients
 from ..train.learner import make_network
+from ..train.memory import FitInMemory
 from ..train.monitoring import SaveBestF1
 from ..train.multi_target import problem_loss, problem_metrics
 from ..train.optimisers import make_optimiser
@@ -83,7 +84,7 @@ def _fill_stages(experiment: Experiment) -> list[Stage]:
     for stage in experiment.schedule:
         experiment.augment.presize_for(stage.size)
     return [
-        stage.fill(augment=experiment.augment, lr=lr, bs=min(128, scaled_bs(train.bs, 224, stage.size))) for stage in experiment.schedule
+        stage.fill(augment=experiment.augment, lr=lr, bs=min(128, scaled_bs(train.usual_bs, 224, stage.size))) for stage in experiment.schedule
     ]
 
 # %% ../../nbs/experiment/06_plan.ipynb #1ccb54e7
@@ -257,7 +258,7 @@ def _make_callbacks(
         cbs.append(ClipGradients(train.clip))
     if auxiliary_network(model) is not None:
         cbs.append(AuxLoss())
-    return cbs
+    return [*cbs, FitInMemory()]
 
 # %% ../../nbs/experiment/06_plan.ipynb #6825cd7d
 def _known_facts(experiment: Experiment, problem: Problem) -> tuple[dict[str, dict[str, Any]], list[str]]:  # label -> facts; notes

@@ -169,9 +169,12 @@ def _check_device(device: str | None) -> str | None:
     raise PydanticCustomError("device", "give cpu, cuda, cuda:N (such as cuda:0) or mps; {hint}", {"hint": hint})
 
 # %% ../../nbs/experiment/01_schema.ipynb #e1f77752
+_BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
+
+
 class TrainConfig(Settings):
     "How the network is trained."
-    bs: int = Field(32, ge=2, description="training batch at 224 px; other sizes keep the number of pixels")
+    bs: _BatchSize = Field(32, description="training batch at 224 px; other sizes keep the number of pixels; auto: the largest that fits, for each stage")
     wd: float = Field(0.01, ge=0, description="weight decay")
     loss: Literal["auto", "cross_entropy", "focal", "seesaw", "bce"] = Field(
         "auto", description="auto: cross-entropy, with several labels on a photo binary cross-entropy"
@@ -214,6 +217,11 @@ class TrainConfig(Settings):
     device: Annotated[str | None, AfterValidator(_check_device)] = Field(
         None, description="cpu, cuda, cuda:N, mps; the fastest there is if not given"
     )
+
+    @property
+    def usual_bs(self) -> int:
+        "Give the batch at 224 px; where it is still to be found, what it is by default."
+        return 32 if self.bs == "auto" else self.bs
 
 # %% ../../nbs/experiment/01_schema.ipynb #l1d00007
 def _one_to_list(value: Any) -> Any:

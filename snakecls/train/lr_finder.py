@@ -17,6 +17,7 @@ from fastai.callback import schedule as _  # noqa: F401  gives Learner its lr_fi
 from fastai.learner import Learner
 from ..core import UserError
 from ..disk import atomic_path
+from ..workers import is_out_of_memory
 
 # %% ../../nbs/train/18_lr_finder.ipynb #87fec6a4
 @contextmanager
@@ -156,7 +157,7 @@ def _search(
         with learn.no_bar() if hasattr(learn, "no_bar") else learn.no_mbar(), learn.added_cbs(list(cbs)):
             found = learn.lr_find(start_lr=1e-6, end_lr=10, num_it=steps, show_plot=False).valley
     except (IndexError, ValueError, RuntimeError) as e:
-        if isinstance(e, UserError) or "out of memory" in str(e):
+        if isinstance(e, UserError) or is_out_of_memory(e):
             raise
         raise UserError(
             "lr: auto found no rate, as the loss could not be followed "

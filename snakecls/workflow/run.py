@@ -25,6 +25,7 @@ from ..disk import atomic_write, file_hash, read_json, read_parquet, write_table
 from ..data.cells import csv_text
 from ..data.manifest import write_manifest
 from ..workers import keep_freed_memory
+from ..experiment.batch_size import choose_batches
 from ..experiment.budget import Budget, Free, describe_plan, plan_record
 from ..experiment.duration import FINISH_S, estimate_seconds
 from ..experiment.in_budget import is_default, leave_free
@@ -37,6 +38,7 @@ from ..train.precision import compile_seconds, is_compiled
 from ..train.callbacks import TellProgress
 from ..train.checkpoints import read_checkpoint, remove_checkpoints
 from ..train.deadline import EndInTime, EndWithoutGain
+from ..train.memory import FitInMemory
 from ..train.schedules import ScheduleResult, progressive_fit
 from .compare import write_verdict
 from .ended import check_resumable, describe_model, end_early, undisturbed
@@ -151,6 +153,9 @@ def _open_plan(plan: Plan, recorder: RunRecorder, budget: Budget | None = None, 
     if plan.choice is not None:
         recorder.say(plan.choice.message)
     recorder.tell(plan.notes)
+    if plan.experiment.train.bs == "auto":
+        plan = choose_batches(plan)
+        recorder.tell(plan.notes)
     return plan
 
 # %% ../../nbs/workflow/12_run.ipynb #074be3ee
@@ -249,6 +254,7 @@ def _train(
         if recorder.watch is not None:
             recorder.watch(row)
 
+    next(cb for cb in plan.cbs if isinstance(cb, FitInMemory)).say = recorder.say
     learn.path, compiled, before = run.path, is_compiled(learn), compile_seconds()
     with ExitStack() as stack:
         stack.enter_context(learn.no_logging())

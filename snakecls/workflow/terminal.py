@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from ..core import UserError, printable
 from ..disk import is_disk_full
+from ..workers import is_out_of_memory
 
 # %% ../../nbs/workflow/26_terminal.ipynb #fb5d93db
 def _prepare_streams() -> None:
@@ -176,7 +177,7 @@ def _explain_failure(
     "Say what went wrong and what to do."
     if is_disk_full(error):
         return f"the disk is full or a file has reached its allowed size ({_short_text(error)}); make room, or write to another disk."
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         remedy = (
             "give a smaller train.bs or a smaller size in the schedule"
             if "train" in sys.argv[1:2]
