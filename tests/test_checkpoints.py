@@ -69,7 +69,7 @@ def train(photos, folder, settings, *, keep=None, resume=None):
     batch_norm = "all" if settings["views"] else "auto"
     with learn.no_bar(), learn.no_logging():
         result = progressive_fit(
-            learn, stages, saver=SaveBestF1(verbose=False), cbs=settings["cbs"](), keep=keep, resume=resume, keep_answers=True, batch_norm=batch_norm)
+            learn, stages, saver=SaveBestF1(verbose=False), cbs=settings["cbs"](), keep=keep, keep_every=0, resume=resume, keep_answers=True, batch_norm=batch_norm)
     return result, {name: value.clone() for name, value in learn.model.state_dict().items()}
 
 
@@ -82,18 +82,22 @@ def plain(result) -> str:
 
 @pytest.mark.parametrize("how", SETTINGS)
 def test_a_schedule_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch, how):
-    "From the state after its probe or its first epoch, and from one of the later ones: each is all that a new process would know."
-    places = []
+    "From the state after its probe or its first epoch, from one of the later ones, and from two within an epoch: each is all that a new process would know."
+    places, inside = [], []
 
     def keep(state: dict) -> None:
         write_checkpoint(tmp_path / "states" / str(len(places)), state)
         places.append((state["stage"], state["epoch"]))
+        if state["learner"].get("within"):
+            inside.append(len(places) - 1)
 
     monkeypatch.setattr("snakecls.train.cut_cache._remove", lambda file: None)  # a process that is killed removes nothing
     whole, wanted = train(photos, tmp_path / "whole", SETTINGS[how], keep=keep)
     assert {(1, 0), (2, 0)} <= set(places)  # after the probe, and between the stages
     rng = np.random.default_rng(len(how))
-    for chosen in (rng.integers(0, 2), rng.integers(2, len(places) - 1)):
+    assert bool(inside) == ("kept" not in how)  # over kept activations an epoch takes seconds
+    ends = [number for number in range(len(places)) if number not in inside]
+    for chosen in (rng.choice(ends[:2]), rng.choice(ends[2:-1]), *(rng.choice(inside, 2, replace=False) if inside else ())):
         _, state = read_checkpoint(tmp_path / "states" / str(chosen))
         result, weights = train(photos, tmp_path / "whole", SETTINGS[how], resume=state)
         assert plain(result) == plain(whole), places[chosen]

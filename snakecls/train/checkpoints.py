@@ -15,7 +15,8 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import patch
 from fastcore.foundation import L
 
 from ..core import UserError
+from .cut_cache import CutCache
 from .epochs import was_trained
 
 # %% ../../nbs/train/20_checkpoints.ipynb #9bbe5739
@@ -160,7 +163,7 @@ def learner_state(learn: Learner) -> dict:
     return {
         "model": learn.model.state_dict(), "opt": None if learn.opt is None else learn.opt.state_dict(), "random": random_state(),
         "seeds": _seeds_epoch(learn), "smooth": _smooth_state(learn), "callbacks": callback_states(learn.cbs),
-        "scaler": learn.scaler.state_dict() if hasattr(learn, "scaler") else None,
+        "scaler": learn.scaler.state_dict() if hasattr(learn, "scaler") else None, "within": None,
     }
 
 
@@ -253,32 +256,90 @@ class GoOn(Callback):
             self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = smooth["count"], smooth["value"]
         if self.state["scaler"] is not None and hasattr(self.learn, "scaler"):
             self.learn.scaler.load_state_dict(self.state["scaler"])
-        self.random, self.state = self.state["random"], None
+        self.random, self.within = self.state["random"], self.state.get("within")
+        self.opt_state, self.state = self.state["opt"], None
 
     def before_train(self) -> None:
         "Bring the generators back at the first batch, whatever was drawn on the way."
-        if self.random is not None:
-            set_random_state(self.random)
+        if self.random is None:
+            return
+        set_random_state(self.random if self.within is None else self.within["random"])
+        if self.within is None:
             self.random = None
+        else:
+            self.real = vars(self.learn).get("one_batch")
+            self.learn.one_batch = self.skip_batch
+
+# %% ../../nbs/train/20_checkpoints.ipynb #8ba4dee4
+@patch
+def skip_batch(self: GoOn, i: int, b: tuple) -> None:
+    "Let a batch pass that was trained before the checkpoint; with the last of them all is as it was then."
+    if i + 1 < self.within["n"]:
+        return
+    if self.opt_state is not None:  # an epoch that unfreezes has begun with an empty one
+        _restore_opt(self.learn, self.opt_state)
+    set_random_state(self.random)
+    self.learn.pct_train, self.learn.train_iter = self.within["pct_train"], self.within["train_iter"]
+    self._end_skipping()
 
 
+@patch
+def after_train(self: GoOn) -> None:
+    "Skip nothing any more, where the epoch was cut short."
+    if self.random is not None:
+        self._end_skipping()
+
+
+@patch
+def _end_skipping(self: GoOn) -> None:
+    self.random = self.within = self.opt_state = None
+    vars(self.learn).pop("one_batch", None)
+    if self.real is not None:
+        self.learn.one_batch = self.real
+
+# %% ../../nbs/train/20_checkpoints.ipynb #b5b876de
 class Checkpointed(Callback):
-    "Call with a Learner's state at the end of every epoch that was trained."
+    "Call with a Learner's state at the end of every epoch that was trained, and every few minutes within one."
 
     order = 100  # after whatever looks at an epoch
 
-    def __init__(self, keep: Any):  # keep(epoch from 1, state)
-        self.keep = keep
+    def __init__(
+        self,
+        keep: Callable[[int, dict], object],  # is called with how many epochs have ended, and the state
+        every: float = math.inf,  # seconds from one state to the next within an epoch
+    ):
+        self.keep, self.every = keep, every
 
     def before_fit(self) -> None:
         "Stay out of lr_find and get_preds."
-        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
+        self.run, self.last = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds"), time.monotonic()
+
+    def before_train(self) -> None:
+        "Note what the epoch's photos are drawn from."
+        self.start = {"random": random_state(), "seeds": _seeds_epoch(self.learn)}
 
     def after_epoch(self) -> None:
         "Take the state."
         if was_trained(self.recorder):
             self.keep(self.epoch + 1, learner_state(self.learn))
+            self.last = time.monotonic()
 
     def after_fit(self) -> None:
         "Run again next time."
         self.run = True
+
+# %% ../../nbs/train/20_checkpoints.ipynb #d55d5140
+@patch
+def after_batch(self: Checkpointed) -> None:
+    "Take the state within an epoch, where it is time and no gradient waits for its step."
+    due = self.training and self.iter + 1 < self.n_iter and time.monotonic() - self.last >= self.every
+    if not due or any(isinstance(cb, CutCache) for cb in self.learn.cbs) or _has_gradients(self.learn):
+        return
+    place = {"n": self.iter + 1, "random": self.start["random"], "pct_train": self.pct_train, "train_iter": self.train_iter}
+    self.keep(self.epoch, learner_state(self.learn) | {"seeds": self.start["seeds"], "within": place})
+    self.last = time.monotonic()
+
+
+def _has_gradients(learn: Learner) -> bool:
+    "Say whether gradients were gathered for a step that is still to come."
+    return any(p.grad is not None and bool(p.grad.any()) for p in learn.model.parameters())

@@ -102,6 +102,7 @@ class _Schedule:
     keep_answers: bool = False
     begins: Callable[[int], bool] = lambda number: True
     keep: Callable[[dict], None] | None = None
+    keep_every: float = 300.0
     resume: dict | None = None  # a state that `keep` was given; None again when its stage has begun
     result: ScheduleResult = field(default_factory=ScheduleResult)
 
@@ -182,7 +183,12 @@ def _restore_result(schedule: _Schedule) -> None:
 def _take_up(schedule: _Schedule, number: int) -> dict | None:  # None: the stage begins at its beginning
     "Give the state with which a stage goes on."
     state, schedule.resume = schedule.resume, None
-    return state if state is not None and state["stage"] == number and (state["epoch"] or state["own"] is not None) else None
+    return state if state is not None and state["stage"] == number and (_has_begun(state) or state["own"] is not None) else None
+
+
+def _has_begun(state: dict) -> bool:
+    "Say whether a state is of a time after its stage's first step."
+    return bool(state["epoch"] or state["learner"].get("within"))
 
 
 def _go_on(learn: Learner, state: dict) -> list[Callback]:
@@ -194,7 +200,7 @@ def _go_on(learn: Learner, state: dict) -> list[Callback]:
 def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence, state: dict | None = None) -> tuple[dict[str, float], dict]:
     "Train a stage's epochs, those that are left after a state; gives the last one's metrics, and what was found of the rate."
     learn, stage, found = schedule.learn, schedule.stages[rows.number - 1], {}
-    state = state if state is not None and state["epoch"] else None
+    state = state if state is not None and _has_begun(state) else None
     seed_everything(seed)
     cbs, lr = [*stage_callbacks(stage, batch_norm=schedule.batch_norm, seed=seed), *cbs], stage.lr
     prepare_stage(learn, stage)
@@ -212,7 +218,8 @@ def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence
         for cb in cbs:
             if isinstance(cb, CutCache):
                 cb.named = True
-        cbs.append(Checkpointed(lambda epoch, learner: _keep(schedule, rows.number, epoch, lr=lr, found=found, learner=learner)))
+        keep = lambda epoch, learner: _keep(schedule, rows.number, epoch, lr=lr, found=found, learner=learner)  # noqa: E731
+        cbs.append(Checkpointed(keep, schedule.keep_every))
     if state is not None:
         cbs += _go_on(learn, state)
     _fit_stage(learn, stage, cbs, lr=lr, monitor=schedule.saver.monitor, start_epoch=0 if state is None else state["epoch"])
@@ -422,6 +429,7 @@ def progressive_fit(
     begins: Callable[[int], bool] = lambda number: True,  # whether a stage but the first, by its number, begins; else no further one does
     # called after each probe, epoch and stage with a state to go on from; write it at once, as its weights are the network's own
     keep: Callable[[dict], None] | None = None,
+    keep_every: float = 300.0,  # seconds after which it is called within an epoch, too
     resume: dict | None = None,  # such a state: what was done before it is not done again
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
@@ -437,7 +445,7 @@ def progressive_fit(
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)
-    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, resume)
+    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, keep_every, resume)
     _run_stages(schedule, lambda stage, number: [*cbs, *(() if stage_cbs is None else stage_cbs(stage, number))])
     _finish(schedule)
     return schedule.result

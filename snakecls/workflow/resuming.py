@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
 
+from ..data.columns import count
 from ..disk import atomic_write, read_parquet
 from ..experiment.plan import Plan
 from ..train.checkpoints import link_file, read_checkpoint, write_checkpoint
@@ -110,6 +111,8 @@ def place_text(state: dict | None) -> str:
     "Say where a run goes on."
     if state is None:
         return "begins again, as it has no checkpoint yet"
+    if state["learner"].get("within"):
+        return f"goes on within epoch {state['epoch'] + 1} of stage {state['stage']}, after {count(state['learner']['within']['n'], 'batch', 'batches')}"
     if state["epoch"]:
         return f"goes on after epoch {state['epoch']} of stage {state['stage']}"
     if state["own"] is not None:
