@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import FACTS, REPO, draw_snake, need
-from snakecls.clean.questions import choose_diverse, find_densities, rank_questions
+from snakecls.clean.questions import choose_questions, find_densities, rank_questions
 from snakecls.clean.unlabelled import find_questions, labelled_table, write_labelled
 from snakecls.core import UserError
 from snakecls.data.corrections import add_correction, read_corrections
@@ -34,15 +34,21 @@ def test_twenty_copies_are_not_asked_about_one_after_another():
     assert not (later["path"].astype(int) < 20).any()
 
 
-def test_what_is_far_from_all_is_not_dense_and_pieces_give_the_same():
+def test_what_is_far_from_all_is_not_dense_and_lazy_choice_is_greedy_choice(monkeypatch):
     generator = np.random.default_rng(1)
-    points = np.vstack([generator.normal(1, 0.3, (1500, 8)), -np.ones((1, 8))])
+    points = np.vstack([generator.normal(1, 0.5, (80, 8)), -np.ones((1, 8))])
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    density = find_densities(points)
-    similar = points @ points.T
-    np.fill_diagonal(similar, -1)
-    assert np.allclose(density, np.sort(similar, 1)[:, -10:].clip(0).mean(1)) and density.argmin() == 1500
-    assert find_densities(points[:1]).tolist() == [0] and len(choose_diverse(np.ones(3), points[:3], 9)[0]) == 3
+    doubt = generator.random(81)
+    assert find_densities(points, doubt).argmin() == 80
+    rows, values = choose_questions(doubt, points, 12)
+    similar, covered, shares = (points @ points.T).clip(0, 1), np.zeros(81), doubt / doubt.sum()
+    for row, value in zip(rows, values):  # each is the best of all that are left
+        worth = doubt * (np.maximum(similar - covered, 0) @ shares)
+        assert value == pytest.approx(worth.max(), rel=1e-4) and worth[row] == pytest.approx(worth.max(), rel=1e-4)
+        covered = np.maximum(covered, similar[row])
+    assert len(choose_questions(doubt[:3], points[:3], 9)[0]) == 3
+    monkeypatch.setattr("snakecls.clean.questions.MOST_PAIRS", 81 * 20)  # a sample of at least 200 is all of them
+    assert choose_questions(doubt, points, 12)[0].tolist() == rows.tolist()
 
 
 @pytest.fixture
