@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 REAL = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-DRAWINGS = (0, 1, 101)  # seeds of the reported drawings; the score was chosen on drawing 100
+DRAWINGS = (101, 0)  # seeds of the reported drawings; the score was chosen on drawing 100
 N_CHOSEN, N_FIRST, ROUNDS, C = 200, 5, 2, 0.03  # labels; first labels of a class; rounds; the probe's regularisation, fixed so that arms differ by photos alone
 
 
@@ -105,7 +105,7 @@ def one_division(data: dict, seed: int) -> dict[str, float]:  # arm -> macro F1 
         if draw == 1:
             scores["chosen, at once"] = score(ask(data, probe, waiting, N_CHOSEN))
     rows, now = np.array([], int), probe
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         rows = np.concatenate([rows, ask(data, now, waiting, N_CHOSEN // ROUNDS, np.isin(waiting, rows))])
         now = fit(data, np.concatenate([first, rows]))
     scores[f"chosen, in {ROUNDS} rounds"] = score(rows, now)

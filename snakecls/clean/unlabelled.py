@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNLABELLED', 'Questions', 'find_questions', 'as_issues', 'labelled_table', 'write_labelled']
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #a086ff63
+# %% ../../nbs/clean/15_unlabelled.ipynb #ae12b0d5
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +29,8 @@ from ..models.bundle import Bundle, bundle_folder, load_model, read_bundle
 from ..models.feature_cache import kept_features
 from ..models.features import photo_probs
 from ..models.graph_export import linear_heads
-from ..progress import track
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #ea8ef8ab
+# %% ../../nbs/clean/15_unlabelled.ipynb #b2ea0129
 @dataclass(frozen=True)
 class Questions:
     "Photos to ask about, and what was found on the way."
@@ -40,7 +39,7 @@ class Questions:
     n_waiting: int  # photos without an answer that can be read
     notes: list[str]  # sentences for a person
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #182b43e9
+# %% ../../nbs/clean/15_unlabelled.ipynb #36cb0827
 def find_questions(
     bundle: str | Path,  # a bundle's folder, or a run's
     source: str | Path | pd.DataFrame,  # folder, zip or table of photos without labels
@@ -70,7 +69,7 @@ def find_questions(
     n_waiting = int((~answered).sum())
     return Questions(ranking, list(opened.info.labels), n_waiting, notes + _say_few(n, n_waiting))
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #d9c676e2
+# %% ../../nbs/clean/15_unlabelled.ipynb #0ad8e729
 UNLABELLED = "no label"  # the issue
 
 
@@ -87,7 +86,7 @@ def _reason(row: Any) -> str:
     "Say between what the model wavers."
     return f"{row.likely} ({row.prob:.0%}) or {row.second} ({row.second_prob:.0%})?"
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #f518c0e0
+# %% ../../nbs/clean/15_unlabelled.ipynb #80f49947
 def labelled_table(
     answers: str | Path,  # corrections.csv of answers
     bundle: str | Path | None = None,  # whose run's photos are put before them, where it is in a run's folder
@@ -114,7 +113,7 @@ def write_labelled(
     atomic_write(file, table.to_csv(index=False).encode())
     return table
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #39d76b96
+# %% ../../nbs/clean/15_unlabelled.ipynb #5c06b498
 def _ask_problem(bundle: Bundle) -> None:
     "Refuse a model that does not give a photo one label of one target, as there is no second most likely answer then."
     if bundle.info.problem == "multi_label":
@@ -124,7 +123,7 @@ def _ask_problem(bundle: Bundle) -> None:
         raise UserError(f"the model {bundle.folder} has several targets ({some(bundle.info.targets)}), and one is asked about; "
                         "give a model of one target.")
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #339de014
+# %% ../../nbs/clean/15_unlabelled.ipynb #126919cf
 def _read_decisions(answers: str | Path | None) -> pd.DataFrame:
     "Read the answers that stand; none where there is no file yet."
     if answers is None or not os.path.lexists(answers):
@@ -137,7 +136,7 @@ def _learned(bundle: Bundle) -> pd.DataFrame | None:  # path, label, split, …
     file = bundle.folder.parent / "manifest.parquet"
     return read_manifest(file) if file.exists() else None
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #3706d362
+# %% ../../nbs/clean/15_unlabelled.ipynb #6bae2282
 def _labelled_before(
     paths: list[str],
     learned: pd.DataFrame | None,  # from `_learned`
@@ -162,7 +161,7 @@ def _same_content(
     there = {sizes[path] for path in others}
     return np.array([sizes[path] in there and sizes[path] >= 0 and file_hash(path) in hashes for path in paths], bool)
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #31f8a204
+# %% ../../nbs/clean/15_unlabelled.ipynb #9bcc481c
 def _see_photos(
     bundle: Bundle,
     paths: list[str],
@@ -189,7 +188,7 @@ def _probs_of(views: np.ndarray, head: Any, info: Any) -> np.ndarray:  # (n, n_c
     weight, bias = head.weight.detach().numpy(), 0.0 if head.bias is None else head.bias.detach().numpy()
     return np.mean([as_problem(info.problem).to_probs((view @ weight.T + bias) / info.temperature) for view in views], axis=0)
 
-# %% ../../nbs/clean/15_unlabelled.ipynb #5f3e3d15
+# %% ../../nbs/clean/15_unlabelled.ipynb #f33ce61d
 def _say_known(paths: list[str], known: np.ndarray, answered: np.ndarray) -> list[str]:
     "Say which photos need no label."
     said = []

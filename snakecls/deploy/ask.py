@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['question_files', 'ask_unlabelled', 'describe_next']
 
-# %% ../../nbs/deploy/13_ask.ipynb #9c82f3cc
+# %% ../../nbs/deploy/13_ask.ipynb #788f06fd
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..clean.questions import QUESTION_COLUMNS
-from ..clean.unlabelled import Questions, as_issues, find_questions, write_labelled
+from ..clean.unlabelled import as_issues, find_questions, write_labelled
 from ..core import UserError
 from ..data.columns import count
 from .review import LABELLING, launch_review
 from ..disk import atomic_write, check_writable
 
-# %% ../../nbs/deploy/13_ask.ipynb #c1c3eacb
+# %% ../../nbs/deploy/13_ask.ipynb #84522948
 def question_files(
     source: str | Path,  # of the photos
     answers: str | Path | None = None,  # where answers are kept; None: questions/NAME/answers.csv, of the source
@@ -32,7 +31,7 @@ def question_files(
         raise UserError(f"{file} is the name of a file that is written beside the answers; give another, such as {file.with_name('answers.csv')}.")
     return files
 
-# %% ../../nbs/deploy/13_ask.ipynb #b5de3482
+# %% ../../nbs/deploy/13_ask.ipynb #0f8699ee
 def ask_unlabelled(
     bundle: str | Path,  # a bundle's folder
     source: str | Path,  # folder, zip or table of photos without labels
