@@ -503,16 +503,16 @@ def review(
     if unlabelled is not None:
         others = {"CHECK": checked, "--accept": accept, "--all": everything}
         if given := [name for name, value in others.items() if value]:
-            raise UserError(f"{' and '.join(given)} belong to a check, and --unlabelled asks about photos without one; give one of the two.")
+            raise UserError(f"--unlabelled asks about photos without a check, and {' and '.join(given)} would need one; give one of the two.")
         from snakecls.deploy.ask import ask_unlabelled
         from snakecls.deploy.service import end_at_once
         from snakecls.workflow.models import find_model
 
-        bundle = find_model(_one_model(model), root=runs, say=_tell)
+        bundle = find_model(model, root=runs, say=_tell)
         ask_unlabelled(bundle, unlabelled, n=questions or 200, answers=corrections, port=port, browser=browser, say=_tell)
         end_at_once()
     if given := [name for name, value in {"--questions": questions, "--model": model, "--runs": runs}.items() if value is not None]:
-        raise UserError(f"{' and '.join(given)} belong to --unlabelled FOLDER; give that, too.")
+        raise UserError(f"only --unlabelled FOLDER takes {' and '.join(given)}; give that, too, or leave it out.")
     from snakecls.clean.cases import accept_suggestions
     from snakecls.clean.check_folder import find_check, said_problem, undecided
 

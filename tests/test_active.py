@@ -123,7 +123,7 @@ def test_answers_become_the_next_experiments_photos(run):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--unlabelled", "new", "--all"], "--all belong to a check"), (["--questions", "5"], "belong to --unlabelled FOLDER"),
+    (["--unlabelled", "new", "--all"], "and --all would need one"), (["--questions", "5"], "only --unlabelled FOLDER takes --questions"),
     (["--unlabelled", "nowhere", "--model", "run"], "nowhere")])
 def test_the_command_refuses_in_a_sentence(run, words, said):
     done = subprocess.run([sys.executable, "-m", "snakecls", "review", *words], cwd=run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
