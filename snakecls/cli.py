@@ -473,10 +473,14 @@ def _describe_source(source: Path, overrides: list[str]) -> Any:  # an Experimen
 _ReviewChecked = Annotated[Optional[str], typer.Argument(
     metavar="CHECK", help="A check's folder or name; the newest in checks if not given.")]
 _ReviewCorrections = Annotated[Optional[Path], typer.Option(
-    help="Where decisions are kept; corrections.csv in the check's folder if not given.")]
+    help="Where decisions are kept; corrections.csv in the check's folder, or questions/NAME/answers.csv with --unlabelled, if not given.")]
 _ReviewAccept = Annotated[Optional[list[str]], typer.Option(
     metavar="ISSUE", help="Take the suggestion for all photos with this issue, such as 'exact duplicate', and open no page; may be "
          "given several times.")]
+_ReviewUnlabelled = Annotated[Optional[str], typer.Option(
+    metavar="FOLDER", help="In place of a check: photos without labels. Asks about those that would teach a model most.")]
+_ReviewN = Annotated[Optional[int], typer.Option(
+    "-n", "--questions", min=1, help="With --unlabelled: how many photos to ask about, at most; 200 if not given.")]
 _ReviewPort = Annotated[Optional[int], typer.Option(
     min=1, max=65535, help="Port of the page; a free one from 7860 on if not given.")]
 
@@ -488,10 +492,27 @@ def review(
     corrections: _ReviewCorrections = None,
     accept: _ReviewAccept = None,
     everything: Annotated[bool, typer.Option("--all", help="Show also what has been decided.")] = False,
+    unlabelled: _ReviewUnlabelled = None,
+    questions: _ReviewN = None,
+    model: Model = None,
     port: _ReviewPort = None,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
+    runs: Runs = None,
 ):
-    "Decide on a check's issues, photo by photo: keep, relabel or drop. The photos themselves are never touched."
+    "Decide on a check's issues, or label new photos, one by one. The photos themselves are never touched."
+    if unlabelled is not None:
+        others = {"CHECK": checked, "--accept": accept, "--all": everything}
+        if given := [name for name, value in others.items() if value]:
+            raise UserError(f"--unlabelled asks about photos without a check, and {' and '.join(given)} would need one; give one of the two.")
+        from snakecls.deploy.ask import ask_unlabelled
+        from snakecls.deploy.service import end_at_once
+        from snakecls.workflow.models import find_model
+
+        bundle = find_model(model, root=runs, say=_tell)
+        ask_unlabelled(bundle, unlabelled, n=questions or 200, answers=corrections, port=port, browser=browser, say=_tell)
+        end_at_once()
+    if given := [name for name, value in {"--questions": questions, "--model": model, "--runs": runs}.items() if value is not None]:
+        raise UserError(f"only --unlabelled FOLDER takes {' and '.join(given)}; give that, too, or leave it out.")
     from snakecls.clean.cases import accept_suggestions
     from snakecls.clean.check_folder import find_check, said_problem, undecided
 
