@@ -111,8 +111,8 @@ def place_text(state: dict | None) -> str:
     "Say where a run goes on."
     if state is None:
         return "begins again, as it has no checkpoint yet"
-    if state["learner"].get("within"):
-        return f"goes on within epoch {state['epoch'] + 1} of stage {state['stage']}, after {count(state['learner']['within']['n'], 'batch', 'batches')}"
+    if within := state["learner"].get("within"):
+        return f"goes on within epoch {state['epoch'] + 1} of stage {state['stage']}, after {count(within['n'], 'batch', 'batches')}"
     if state["epoch"]:
         return f"goes on after epoch {state['epoch']} of stage {state['stage']}"
     if state["own"] is not None:
