@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ray', 'ray_cluster', 'trial_share', 'ray_engine']
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #8b653243
+# %% ../../nbs/workflow/42_on_ray.ipynb #87375b17
 import os
 import platform
 import signal
@@ -22,7 +22,7 @@ from .run_folder import lock_is_held
 from .sweeps import Engine, TrialJob, run_job, trial_runs
 from .trials import TrialResult
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #6bdfead9
+# %% ../../nbs/workflow/42_on_ray.ipynb #214cbe0d
 def load_ray() -> Any:  # the module
     "Import Ray, which then tells nobody; raises `UserError` where it is not installed."
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -34,7 +34,7 @@ def load_ray() -> Any:  # the module
         raise UserError("--engine ray needs Ray, which is not installed; do so with: pip install 'snakecls[ray]'.") from e
     return ray
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #4ec7b918
+# %% ../../nbs/workflow/42_on_ray.ipynb #c2643204
 @contextmanager
 def ray_cluster(
     jobs: int | None = None,  # trials at a time, for which a cluster of one's own has room
@@ -52,7 +52,7 @@ def ray_cluster(
         finally:
             ray.shutdown()
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #2baa9ec1
+# %% ../../nbs/workflow/42_on_ray.ipynb #cc7c94b3
 def _connect(ray: Any, address: str | None, jobs: int | None) -> None:
     "Connect to a cluster, or start one that ends with this process."
     import torch
@@ -92,7 +92,7 @@ def _own_signals() -> Iterator[Callable[[], None]]:  # puts the handlers back
     finally:
         restore()
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #76689311
+# %% ../../nbs/workflow/42_on_ray.ipynb #fe138f97
 def trial_share(
     nodes: list[dict[str, float]],  # 'CPU' and perhaps 'GPU' of each machine
     jobs: int | None = None,  # trials at a time; None: one for each GPU, else one for each machine
@@ -108,7 +108,7 @@ def trial_share(
     n_cpus = max(1, int(min(node["CPU"] for node in with_gpus)) // per_node)
     return n, {"num_cpus": n_cpus} | ({"num_gpus": min(1.0, n_gpus / n)} if n_gpus else {})
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #22a53bc7
+# %% ../../nbs/workflow/42_on_ray.ipynb #27cc3aa5
 class _RayPool:
     "Trials as tasks of Ray."
 
@@ -142,7 +142,7 @@ class _RayPool:
         while any(map(lock_is_held, runs)) and time.monotonic() < end:
             time.sleep(0.1)
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #339548bc
+# %% ../../nbs/workflow/42_on_ray.ipynb #4fc0b9fb
 def _run_on_worker(job: TrialJob, folder: str) -> TrialResult:
     "Run a trial on whatever machine Ray has chosen; what it says goes into a file of the sweep's folder."
     if os.path.isdir(folder):  # of the project, whose commit a run writes down
@@ -155,7 +155,7 @@ def _run_on_worker(job: TrialJob, folder: str) -> TrialResult:
 
     return run_job(job, say=say if job.folder.is_dir() else print)
 
-# %% ../../nbs/workflow/42_on_ray.ipynb #f4880326
+# %% ../../nbs/workflow/42_on_ray.ipynb #114ba43b
 def ray_engine(
     jobs: int | None = None,  # trials at a time; None: one for each GPU of the cluster, else one for each machine
 ) -> Engine:

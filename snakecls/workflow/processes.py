@@ -6,7 +6,7 @@
 __all__ = ['find_processes', 'Processes', 'ShareGradients', 'ShareValidation', 'part_of_batch', 'gather_parts', 'average',
            'together']
 
-# %% ../../nbs/workflow/41_processes.ipynb #609d1b3d
+# %% ../../nbs/workflow/41_processes.ipynb #1e94aea5
 import hashlib
 import os
 import tempfile
@@ -27,7 +27,7 @@ from ..models.freezing import batch_norms
 from ..train.schedules import progressive_fit
 from .recorder import RunRecorder
 
-# %% ../../nbs/workflow/41_processes.ipynb #28c76c54
+# %% ../../nbs/workflow/41_processes.ipynb #8740e8e6
 _LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -46,7 +46,7 @@ def find_processes() -> "Processes | None":  # None: this process is alone
         torch.cuda.set_device(state.device)
     return Processes(state.process_index, state.num_processes)
 
-# %% ../../nbs/workflow/41_processes.ipynb #9d674bdf
+# %% ../../nbs/workflow/41_processes.ipynb #fa4196a6
 class Processes:
     "The processes that train one run together."
 
@@ -76,7 +76,7 @@ class Processes:
             experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": mode})})
         return experiment, recorder
 
-# %% ../../nbs/workflow/41_processes.ipynb #25ba205b
+# %% ../../nbs/workflow/41_processes.ipynb #e4208e01
 class ShareGradients(Callback):
     "Read a part of each training batch, and average the gradients of all processes."
 
@@ -89,9 +89,10 @@ class ShareGradients(Callback):
         "Divide the batches, and begin with the weights of the first process."
         from accelerate.utils import broadcast
 
-        dl, n = self.dls.train, self.processes.n
+        dl, rank, n = self.dls.train, self.processes.rank, self.processes.n
         self.whole = dl, dl.bs
-        dl.share, dl.bs = (self.processes.rank, n), -(-dl.bs // n)
+        dl.share, dl.bs, dl.seeds.part = (rank, n), -(-dl.bs // n), rank
+        torch.manual_seed(torch.initial_seed() + rank)  # no two photos of a batch drop out the same numbers
         with together():
             for value in self.model.state_dict().values():
                 value.copy_(broadcast(value.contiguous()))
@@ -100,7 +101,10 @@ class ShareGradients(Callback):
         "Average the gradients, and the loss that is told."
         from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for p in trained:  # as many in every process, whatever part of the network a photo has used
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in trained]
         with together():
             for kind in {each.dtype for each in gradients}:
                 alike = [each for each in gradients if each.dtype == kind]
@@ -113,11 +117,11 @@ class ShareGradients(Callback):
         "Put the loader back."
         if self.whole is not None:
             (dl, dl.bs), self.whole = self.whole, None
-            dl.share = None
+            dl.share, dl.seeds.part = None, 0
 
     after_fit = undo
 
-# %% ../../nbs/workflow/41_processes.ipynb #5ee075d2
+# %% ../../nbs/workflow/41_processes.ipynb #6617d010
 class ShareValidation(Callback):
     "Answer a part of each validation batch, and gather the answers in order."
 
@@ -156,7 +160,7 @@ class ShareValidation(Callback):
         "Run again next time."
         self.run = True
 
-# %% ../../nbs/workflow/41_processes.ipynb #6324e337
+# %% ../../nbs/workflow/41_processes.ipynb #849bdf28
 def part_of_batch(n: int, rank: int, of: int) -> torch.Tensor:  # of photos; places in the batch
     "Give the places that one process answers; the last parts begin again at the front where they would be shorter."
     each = -(-n // of)
@@ -176,7 +180,7 @@ def average(value: torch.Tensor) -> torch.Tensor:
 
     return reduce(value, "mean")
 
-# %% ../../nbs/workflow/41_processes.ipynb #6903e27b
+# %% ../../nbs/workflow/41_processes.ipynb #dd171036
 @contextmanager
 def together() -> Iterator[None]:
     "Say in one sentence that another process has ended."
@@ -185,7 +189,7 @@ def together() -> Iterator[None]:
     except RuntimeError as e:
         raise UserError("another of the processes has ended, so this one cannot go on; what ended it stands above, or in its own output.") from e
 
-# %% ../../nbs/workflow/41_processes.ipynb #eb08024b
+# %% ../../nbs/workflow/41_processes.ipynb #1778e291
 @patch
 def share(self: Processes, plan: Plan, recorder: RunRecorder) -> Plan:
     "Let a plan be trained together; raises `UserError` where the processes have different photos or settings."
