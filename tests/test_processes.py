@@ -132,4 +132,4 @@ def test_several_runs_at_once_are_refused(photos, tmp_path):
 @pytest.mark.parametrize("n, of", [(1, 2), (7, 2), (8, 3), (3, 4)])
 def test_parts_are_the_batch_in_order(n, of):
     parts = [part_of_batch(n, rank, of).tolist() for rank in range(of)]
-    assert len({len(part) for part in parts}) == 1 and sum(parts, [])[:n] == list(range(n))
+    assert len({len(part) for part in parts}) == 1 and [each for part in parts for each in part][:n] == list(range(n))

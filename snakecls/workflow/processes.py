@@ -83,7 +83,8 @@ class ShareGradients(Callback):
     order, run_valid, in_step = 13, False, True  # before accumulation and clipping (20) look at the gradients
 
     def __init__(self, processes: Processes):
-        self.processes, self.whole = processes, None
+        self.processes = processes
+        self.whole: Any = None  # the loader, and its batch size
 
     def before_fit(self) -> None:
         "Divide the batches, and begin with the weights of the first process."

@@ -77,9 +77,7 @@ def run_experiment(
     budget = None if budget is None else Budget.read(budget)
     keep_freed_memory()
     experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    recorder = recorder or make_recorder(**kwargs)
-    if processes is not None:
-        experiment, recorder = processes.agree(experiment, recorder, budget)
+    experiment, recorder = _agree(experiment, recorder or make_recorder(**kwargs), processes, budget)
     check_places(recorder.root, recorder.book(experiment))
     if processes is None or processes.leads:
         complete_killed([recorder.root], say=recorder.say)
@@ -144,6 +142,11 @@ def _tell_end(plan: Plan, metrics: dict, verdict: dict, recorder: RunRecorder) -
         recorder.say(verdict_line(verdict))
 
 # %% ../../nbs/workflow/12_run.ipynb #5f728620
+def _agree(experiment: Experiment, recorder: RunRecorder, processes: Any, budget: Budget | None) -> tuple[Experiment, RunRecorder]:
+    "Let several processes settle what each would choose for itself, and be silent but for one."
+    return (experiment, recorder) if processes is None else processes.agree(experiment, recorder, budget)
+
+
 def _open_plan(plan: Plan, recorder: RunRecorder, budget: Budget | None = None, free: Free | None = None) -> Plan:
     "Open the photos, plan for the budget, choose the precision, and tell all notes."
     recorder.tell(plan.notes)
