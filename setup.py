@@ -15,8 +15,9 @@ def lines(key: str) -> list[str]:
     return [line.strip() for line in cfg.get(key, "").splitlines() if line.strip()]
 
 
-EXTRAS = ("sweep", "mlflow", "tensorboard", "trackio")  # the search of a sweep, and libraries that a run can be told to
-tests = lines("test_requirements") + [line for name in EXTRAS for line in lines(f"{name}_requirements")]  # each is tested against the real library
+# the search of a sweep, its many machines, several processes for one run, and libraries that a run can be told to
+EXTRAS = ("sweep", "ray", "distributed", "mlflow", "tensorboard", "trackio")
+tests = lines("test_requirements") + [line for name in EXTRAS if name != "ray" for line in lines(f"{name}_requirements")]  # each is tested against the real library
 
 setup(
     name=cfg["lib_name"],
@@ -41,7 +42,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={
-        "dev": lines("dev_requirements") + tests,
+        "dev": lines("dev_requirements") + tests + lines("ray_requirements"),  # Ray is large: where it is missing, its tests are skipped
         "test": tests,
         "lite": lines("lite_requirements"),  # weights of two larger networks
         "openvino": lines("openvino_requirements"),  # one engine more

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .core import UserError
+from .core import UserError, unknown_name
 from .disk import CACHES, cache_folder, cached_files, check_name, check_writable, empty_cache, plain
 from .progress import read_duration
 from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
@@ -269,13 +269,17 @@ def train(
     check_exists(described.data.source)
     check_writable(runs, "--runs")
     check_writable(logbook.resolve().parent, "the folder of --logbook")
+    from snakecls.workflow.processes import find_processes
     from snakecls.workflow.run import run_experiment  # takes seconds, which a mistake above need not wait for
 
+    processes = find_processes()
+    if processes is not None and any(several):
+        raise UserError("--folds, --grid, --seeds and --compare-precision are several runs, and the processes that were launched train one together; leave them out, or launch one process.")
     if any(several):
         _train_several(described, folds, grid, seeds, json, root=runs, logbook=logbook, command=_command_line(), say=_tell)
         return
     within = None if seconds is None else _budget_since_start(seconds)
-    result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell, budget=within)
+    result = run_experiment(described, root=runs, logbook=logbook, command=_command_line(), say=_tell, budget=within, processes=processes)
     _show(_run_json(result), f"\n{_scores_text(result.metrics)}\n\n{_run_text(result.run)}", json)
 
 # %% ../nbs/90_cli.ipynb #b4715b49
@@ -287,6 +291,8 @@ def _resume(name: str, runs: Path, others: list[str], as_json: bool) -> None:
     from snakecls.workflow.run_folder import find_run
 
     check_resumable(run := find_run(runs, name))
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError("a run is resumed by one process; give the command without the launcher.")
     from snakecls.workflow.run import resume_run  # takes seconds, which a mistake above need not wait for
 
     result = resume_run(run, command=_command_line(), say=_tell)
@@ -362,7 +368,10 @@ _SweepSpace = Annotated[Optional[Path], typer.Option(
 _SweepTrials = Annotated[Optional[int], typer.Option(min=1, help="How many trials altogether; 20, or the whole grid, if not given.")]
 _SweepTimeout = Annotated[Optional[str], typer.Option(metavar="TIME", help="No trial begins after that time, such as 30m or 8h.")]
 _SweepName = Annotated[Optional[str], typer.Option(help="Of the sweep; the experiment's if not given.")]
-_SweepJobs = Annotated[int, typer.Option(min=1, help="Processes on this machine that share the trials.")]
+_SweepJobs = Annotated[Optional[int], typer.Option(
+    min=1, help="Processes on this machine that share the trials, 1 if not given; with --engine ray trials at a time.")]
+_SweepEngine = Annotated[Optional[str], typer.Option(
+    metavar="ray", help="Run the trials on a Ray cluster: that of RAY_ADDRESS, or one that is started here.")]
 _SweepPruner = Annotated[Optional[str], typer.Option(
     help="What ends trials early that fall behind: median, hyperband, wilcoxon (for folds) or none; chosen by the schedule if not given.")]
 _SweepSampler = Annotated[Optional[str], typer.Option(help="What proposes settings: tpe, random or grid; tpe if not given.")]
@@ -379,7 +388,8 @@ def sweep(
     trials: _SweepTrials = None,
     timeout: _SweepTimeout = None,
     name: _SweepName = None,
-    jobs: _SweepJobs = 1,
+    jobs: _SweepJobs = None,
+    engine: _SweepEngine = None,
     pruner: _SweepPruner = None,
     sampler: _SweepSampler = None,
     folds: _SweepFolds = None,
@@ -391,7 +401,7 @@ def sweep(
 ):
     "Try many settings of an experiment, end those that fall behind, and say which were best and what that is worth."
     where = {"root": runs, "logbook": logbook, "command": _command_line(), "say": _tell}
-    seconds = None if timeout is None else read_duration(timeout, "--timeout")
+    seconds, how = None if timeout is None else read_duration(timeout, "--timeout"), _sweep_engine(engine, jobs)
     if resume is not None:
         others = {"an experiment file": experiment, "--space": space, "--name": name, "--pruner": pruner, "--sampler": sampler,
                   "--folds": folds, "--set": overrides}
@@ -399,17 +409,28 @@ def sweep(
             raise UserError(f"--resume goes on with a sweep as it was described, so {', '.join(given)} cannot be given with it; leave it out.")
         from snakecls.workflow.sweeps import resume_sweep, sweep_text
 
-        swept = resume_sweep(resume, trials=trials, timeout=seconds, jobs=jobs, **where)
+        swept = resume_sweep(resume, trials=trials, timeout=seconds, **how, **where)
     else:
         described = _describe_sweep(experiment, space, overrides or [])
         from snakecls.workflow.sweeps import run_sweep, sweep_text  # takes seconds, which a mistake above need not wait for
 
-        swept = run_sweep(*described, trials=trials, timeout=seconds, sampler=sampler, pruner=pruner, folds=folds, jobs=jobs, name=name, **where)
+        swept = run_sweep(*described, trials=trials, timeout=seconds, sampler=sampler, pruner=pruner, folds=folds, name=name, **how, **where)
     values = {"folder": swept.folder, "value": swept.value, "settings": swept.settings, "run": swept.run, "verdict": swept.verdict,
               "trials": json_module.loads(swept.table.to_json(orient="records"))}
     _show(values, f"\n{sweep_text(swept)}", json)
 
 # %% ../nbs/90_cli.ipynb #6a45a532
+def _sweep_engine(engine: str | None, jobs: int | None) -> dict[str, Any]:  # jobs and engine of `run_sweep`
+    "Make what runs the trials."
+    if engine is None:
+        return {"jobs": jobs or 1}
+    if engine != "ray":
+        raise unknown_name("--engine", engine, ["ray"])
+    from snakecls.workflow.on_ray import ray_engine
+
+    return {"engine": ray_engine(jobs)}
+
+
 def _describe_sweep(experiment: Path | None, space: Path | None, overrides: list[str]) -> tuple[Any, Any]:  # an Experiment, a Space
     "Read the experiment and the space, and check one by the other."
     from snakecls.data.sources import check_exists

@@ -184,7 +184,7 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial(photos, tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(LR))
     first = command("e.yaml", "--space", "s.yaml", "--trials", "3", cwd=tmp_path)
     end = time.monotonic() + 120
-    while not list((tmp_path / "runs").glob("*-t1/history.csv")) and time.monotonic() < end and first.poll() is None:
+    while not list((tmp_path / "runs").glob("*-t1/checkpoints/resume/000001")) and time.monotonic() < end and first.poll() is None:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -194,7 +194,8 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial(photos, tmp_path):
     swept = resume_sweep("tiny", **where(tmp_path))
     assert swept.folder == folder and swept.table["state"].tolist() == ["complete"] * 3
     assert killed.params["schedule.0.lr"] in swept.table["schedule.0.lr"].tolist() and 1 not in swept.table["trial"].tolist()
-    assert read_status(next((tmp_path / "runs").glob("*-t1")))["status"] == "killed"
+    run = next((tmp_path / "runs").glob("*-t1"))  # it goes on from its checkpoint, in its own folder
+    assert run.name in swept.table["run"].tolist() and read_status(run)["status"] == "finished" and len((run / "history.csv").read_text().split()) == 4
 
 
 def test_two_processes_share_a_study(photos, tmp_path):

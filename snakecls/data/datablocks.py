@@ -192,6 +192,7 @@ class SeededDL(_RepeatableDL):
     kept: np.ndarray | None = None  # after a pass that leaves photos out: the positions that were read, in order
     quick: bool = True  # photos that are only opened and cut are read by `read_ahead`
     n_threads: int = 0  # that do so, where no processes read; 0: who asks for a batch reads
+    share: tuple[int, int] | None = None  # (number of this process, of so many), which divide each batch; `bs` is then a part's size
 
     def before_iter(self):
         if self.lost is not None:
@@ -201,7 +202,15 @@ class SeededDL(_RepeatableDL):
     def get_idxs(self) -> list[int]:
         "Give the order of a pass, and remember it: a batch's photos are found again by their places in it."
         self.order = super().get_idxs()
+        if self.share is not None:
+            self.order = _shared_places(self.order, self.bs, *self.share, drop_last=self.drop_last)
         return self.order
+
+    def __len__(self) -> int:
+        if self.share is None:
+            return super().__len__()
+        whole = self.bs * self.share[1]
+        return self.n // whole + (0 if self.drop_last or self.n % whole == 0 else 1)
 
     def create_batches(self, samps: Iterable[int]):
         "Read the photos of this process, and put them together."
@@ -227,6 +236,18 @@ class SeededDL(_RepeatableDL):
     def __iter__(self):
         batches = super().__iter__()
         yield from batches if self.lost is None else _present_batches(self, batches)
+
+# %% ../../nbs/data/33_datablocks.ipynb #1021dca5
+def _shared_places(order: list, bs: int, rank: int, of: int, *, drop_last: bool) -> list:  # bs: of each process
+    "Give one process' part of each batch of an order."
+    order, shared = list(order), []
+    for start in range(0, len(order), bs * of):
+        batch = order[start : start + bs * of]
+        if len(batch) < bs * of and drop_last:
+            break
+        each = -(-len(batch) // of)
+        shared += (batch * of)[: each * of][rank * each : (rank + 1) * each]
+    return shared
 
 # %% ../../nbs/data/33_datablocks.ipynb #5782803b
 def _find_reader(dl: SeededDL) -> PhotoReader | None:

@@ -33,6 +33,8 @@ from .warping import can_warp, warp_batch
 class SampleSeeds:
     "Derive one seed per (seed, epoch, photo); shared by the transforms of one DataLoader."
 
+    part = 0  # of each batch, where several processes share it
+
     def __init__(self, seed: int = 42):
         self.seed, self.epoch, self.batch = seed, 0, 0
 
@@ -47,7 +49,8 @@ class SampleSeeds:
     def for_batch(self) -> int:
         "Derive the seed of the next batch in this epoch."
         self.batch += 1
-        return derive_seed(self.seed, "batch", self.epoch, self.batch)
+        part = (self.part,) if self.part else ()
+        return derive_seed(self.seed, "batch", self.epoch, self.batch, *part)
 
     def start_epoch(self, epoch: int) -> None:
         "Begin an epoch; DataLoaders call this before they fork their workers."

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from fastcore.meta import delegates
@@ -70,6 +71,7 @@ def run_experiment(
     table: pd.DataFrame | None = None,  # path, label or labels, split; None: the experiment's own
     hashes: bool = False,  # write every photo's content hash into the manifest, not only those of the validation photos
     budget: Budget | str | float | None = None,  # how long it may take, such as 10m, or a number of seconds; None: as the schedule says
+    processes: Any = None,  # those that train it together, as `find_processes` gives them; None: this one alone
     **kwargs,  # of `make_recorder`
 ) -> RunResult:
     "Run an experiment; raises `UserError` before anything is written where it cannot work."
@@ -77,13 +79,18 @@ def run_experiment(
     budget = None if budget is None else Budget.read(budget)
     keep_freed_memory()
     experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    recorder = recorder or make_recorder(**kwargs)
+    experiment, recorder = _agree(experiment, recorder or make_recorder(**kwargs), processes, budget)
     check_places(recorder.root, recorder.book(experiment))
-    complete_killed([recorder.root], say=recorder.say)
+    if processes is None or processes.leads:
+        complete_killed([recorder.root], say=recorder.say)
     experiment, free = leave_free(resolve_names(experiment, recorder)) if budget else (resolve_names(experiment, recorder), None)
     plan = make_plan(experiment, table=table)
     check_room(plan.model, recorder.root)
     plan = _open_plan(plan, recorder, budget, free)
+    if processes is not None:
+        plan = processes.share(plan, recorder)
+        if not processes.leads:
+            return processes.follow(plan)
     with recorder.open(plan.experiment) as run:
         recorder.say(f"Run {run.id}: {_describe_table(plan)}, {plan.experiment.model.arch} ({plan.model.backbone_info.weights_source}).")
         return _carry_out(_Going(plan, run, recorder, start, budget), partial(_start_records, hashes=hashes))
@@ -137,6 +144,11 @@ def _tell_end(plan: Plan, metrics: dict, verdict: dict, recorder: RunRecorder) -
         recorder.say(verdict_line(verdict))
 
 # %% ../../nbs/workflow/12_run.ipynb #5f728620
+def _agree(experiment: Experiment, recorder: RunRecorder, processes: Any, budget: Budget | None) -> tuple[Experiment, RunRecorder]:
+    "Let several processes settle what each would choose for itself, and be silent but for one."
+    return (experiment, recorder) if processes is None else processes.agree(experiment, recorder, budget)
+
+
 def _open_plan(plan: Plan, recorder: RunRecorder, budget: Budget | None = None, free: Free | None = None) -> Plan:
     "Open the photos, plan for the budget, choose the precision, and tell all notes."
     recorder.tell(plan.notes)
@@ -170,7 +182,7 @@ def _describe_table(plan: Plan) -> str:
 # %% ../../nbs/workflow/12_run.ipynb #cba44c74
 def _foresee(plan: Plan, recorder: RunRecorder) -> Plan:  # perhaps with a callback that keeps what is told
     "Say about how long the run will take, from a few photos' time on this machine, and of the default recipe how long at most."
-    if plan.budget is not None:  # it was told with the plan
+    if plan.budget is not None or any(getattr(cb, "in_step", False) for cb in plan.cbs):  # it was told with the plan; or other processes would have to agree
         return plan
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
     try:
@@ -338,6 +350,7 @@ def resume_run(
     root: str | Path = "runs",  # the folder of all runs
     command: str = "",  # exactly as it was given, for the logbook
     say: Callable[[str], None] = print,  # where progress is told
+    watch: Callable[[dict], object] | None = None,  # is handed every further row of history.csv, and may raise `ended.StopRun`
 ) -> RunResult:
     "Go on with a run that ended early; raises `UserError` where it cannot."
     start = time.perf_counter()
@@ -345,7 +358,7 @@ def resume_run(
     run = run if isinstance(run, RunFolder) else find_run(root, str(run))
     check_resumable(run)
     complete_killed([run.path.parent], say=say)
-    recorder, table = _find_recorder(run, command, say), read_photos(run)
+    recorder, table = replace(_find_recorder(run, command, say), watch=watch), read_photos(run)
     if (run / BUDGET).exists() and read_checkpoint(run / RESUME) is None:
         raise UserError(f"run {run.id} was to end within a budget and has no checkpoint yet; give its first command again.")
     if changes := find_changes(run):

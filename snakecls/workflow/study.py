@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'PRUNERS', 'JOURNAL', 'STUDY', 'AGAIN', 'WORKER', 'load_optuna', 'distribution', 'trial_settings',
-           'make_sampler', 'make_pruner', 'working', 'is_alone', 'open_study', 'next_trial', 'n_begun', 'give_up_lost',
-           'repeat', 'put_first', 'lies_within']
+           'make_sampler', 'make_pruner', 'working', 'is_alone', 'open_study', 'trial_id', 'join_trial', 'next_trial',
+           'n_begun', 'give_up_lost', 'repeat', 'put_first', 'lies_within']
 
 # %% ../../nbs/workflow/35_study.ipynb #4f8b10d2
 import math
@@ -139,6 +139,26 @@ def _mend(file: Path) -> None:
     if text and not text.endswith(b"\n"):
         with open(file, "r+b") as stream:
             stream.truncate(text.rfind(b"\n") + 1)
+
+# %% ../../nbs/workflow/35_study.ipynb #2eec4793
+def trial_id(trial: "optuna.Trial") -> int:
+    "Give what a trial is found by in the journal."
+    return trial._trial_id
+
+
+def join_trial(
+    folder: Path,  # of a sweep that another process has open
+    trial: int,  # its `trial_id`
+    *,
+    pruner: str = "none",
+) -> "optuna.Trial":
+    "Give a trial that another process has begun."
+    optuna = load_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return optuna.trial.Trial(optuna.load_study(study_name=STUDY, storage=storage, pruner=make_pruner(pruner)), trial)
 
 # %% ../../nbs/workflow/35_study.ipynb #0e8d92df
 AGAIN, WORKER = "again", "worker"  # of a trial: the number of the one that it repeats; who runs it

@@ -7,7 +7,8 @@ __all__ = ['TrialResult', 'is_lower_better', 'run_trial', 'trial_name']
 
 # %% ../../nbs/workflow/36_trials.ipynb #9f447c1d
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from .ended import StopRun
 from .groups import vary_experiment
 from .recorder import RunRecorder
 from .resuming import RESUME
-from ..train.checkpoints import remove_checkpoints
-from .run import RunResult, run_experiment
+from ..train.checkpoints import read_checkpoint, remove_checkpoints
+from .run import RunResult, resume_run, run_experiment
 from .run_folder import make_slug
 from .space import apply_settings
 
@@ -43,6 +44,12 @@ class _Watch:
 
     def __init__(self, monitor: str, report: Callable[[int, float], Any], n_epochs: int):
         self.monitor, self.report, self.n_epochs, self.step, self.said, self.best = monitor, report, n_epochs, 0, -1, math.nan
+
+    def take_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        "Hear of epochs that are trained already; none of them ends the trial."
+        for row in rows:
+            with suppress(StopRun):
+                self(row)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         self.step += row["epoch"] > 0
@@ -70,6 +77,7 @@ def run_trial(
     recorder: RunRecorder,  # of the sweep's runs
     name: str,  # of the run
     folds: int | None = None,  # a step is a fold, instead of an epoch
+    resume: Path | None = None,  # the folder of a run of the same settings that ended early: it goes on after its checkpoint
 ) -> TrialResult:
     "Run one trial; what it cannot do (an impossible setting, too little memory) stands in its note."
     runs: list[str] = []
@@ -78,7 +86,10 @@ def run_trial(
         if folds:
             return _run_folds(changed, folds, report, recorder, runs)
         watch = _Watch(changed.monitor, report, sum(stage.epochs for stage in changed.schedule))
-        return _finished([run_experiment(changed, recorder=replace(recorder, watch=watch))])
+        if resume is None:
+            return _finished([run_experiment(changed, recorder=replace(recorder, watch=watch))])
+        watch.take_up(state[1]["result"]["rows"] if (state := read_checkpoint(resume / RESUME)) else ())
+        return _finished([resume_run(resume, command=recorder.command, say=recorder.say, watch=watch)])
     except StopRun as e:
         run = e.log.parent  # type: ignore[attr-defined]  # `run_experiment` says where the run has its log
         remove_checkpoints(run / RESUME)
