@@ -30,7 +30,7 @@ from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_served, judge_lost, judge_missed, judge_missed_labels, judge_parent, judge_refit, judge_targets, judge_thresholds,
+    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_parent, judge_refit, judge_targets, judge_thresholds,
     judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served,
 )
 from ..page import render
@@ -335,7 +335,7 @@ def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path])
 def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     "Make the sentences on top of a run's page."
     metrics, test = facts.metrics, read_lists(facts, "test") if facts.several else None
-    verdicts = [judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
+    verdicts = [judge_final(metrics), judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
     return [verdict for verdict in verdicts if verdict]
 
@@ -368,7 +368,7 @@ def _make_header(facts: RunFacts) -> dict[str, Any]:
     parts = [arch, f"{size:g} px" if size else None, kinds, str(status.get("started", ""))[:16].replace("T", " ")]
     version = (facts.environment.get("versions") or {}).get("snakecls")
     values = {
-        "eyebrow": "Training run", "title": metrics.get("name") or settings.get("name") or status.get("name") or facts.path.name,
+        "eyebrow": "Final model" if metrics.get("final") else "Training run", "title": metrics.get("name") or settings.get("name") or status.get("name") or facts.path.name,
         "subtitle": " · ".join(part for part in parts if part),
         "footer": f"Run {facts.path.name}. Everything here was read from its folder{f'; snakecls {version}' if version else ''}.",
     }
