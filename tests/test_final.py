@@ -104,6 +104,7 @@ def test_it_pretends_no_validation_score(trained):
     assert (expected["f1_macro"], [expected["low"], expected["high"]], expected["n"]) == (valid["f1_macro"], valid["f1_macro_interval"], valid["n"])
     report = (final / "report.html").read_text()
     assert "without a validation score" in report and "they are trained on now" in report and "the epoch was chosen on these photos" in report
+    assert "on the validation photos;" not in report and "nothing was validated" in report
     board = all_runs(trained / "runs", photos=True, verdicts=True)
     row = board[board["run"] == final.id].iloc[0]
     assert pd.isna(row["f1_macro"]) and row["served"] == "epoch 2, final" and row["verdict"] == "final" and row["compared_with"] == winner.id

@@ -164,7 +164,7 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
     return {
         "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
         "best_line": _say_best(facts.metrics), "probed": history is not None and "P" in name_epochs(history),
-        "mean_of_targets": facts.metrics.get("problem") == "several_targets",
+        "mean_of_targets": facts.metrics.get("problem") == "several_targets", "whole": bool(facts.metrics.get("final")),
     }
 
 # %% ../../nbs/evaluate/08_report.ipynb #22e5734b

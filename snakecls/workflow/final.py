@@ -223,7 +223,7 @@ def _expect(winner: Winner, folds: Sequence[RunFolder], answers: Mapping[str, pd
         values, chosen = [], metrics["valid"].get("chosen_on") or []
     first, *others = scores
     return _short_score(scores[first]) | {
-        "folds": len(folds) or None, "spread": mean_sd(values) if folds else "", "trials": winner.trials if own in winner.runs else None,
+        "folds": len(folds) or None, "spread": mean_sd(values).partition(" (")[0] if folds else "", "trials": winner.trials if own in winner.runs else None,
         "chosen_on": list(dict.fromkeys(chosen)), "targets": {target: _short_score(scores[target]) for target in others}}
 
 
