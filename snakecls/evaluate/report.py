@@ -164,7 +164,7 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
     return {
         "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
         "best_line": _say_best(facts.metrics), "probed": history is not None and "P" in name_epochs(history),
-        "mean_of_targets": facts.metrics.get("problem") == "several_targets", "whole": bool(facts.metrics.get("final")),
+        "mean_of_targets": facts.metrics.get("problem") == "several_targets", "whole": "final" in facts.metrics,
     }
 
 # %% ../../nbs/evaluate/08_report.ipynb #22e5734b
@@ -368,7 +368,7 @@ def _make_header(facts: RunFacts) -> dict[str, Any]:
     parts = [arch, f"{size:g} px" if size else None, kinds, str(status.get("started", ""))[:16].replace("T", " ")]
     version = (facts.environment.get("versions") or {}).get("snakecls")
     values = {
-        "eyebrow": "Final model" if metrics.get("final") else "Training run", "title": metrics.get("name") or settings.get("name") or status.get("name") or facts.path.name,
+        "eyebrow": "Training run", "title": metrics.get("name") or settings.get("name") or status.get("name") or facts.path.name,
         "subtitle": " · ".join(part for part in parts if part),
         "footer": f"Run {facts.path.name}. Everything here was read from its folder{f'; snakecls {version}' if version else ''}.",
     }
