@@ -225,6 +225,9 @@ _TrainComparePrecision = Annotated[bool, typer.Option(
     "--compare-precision", help="Run once in each precision, and compare time and score.")]
 _TrainResume = Annotated[Optional[str], typer.Option(
     metavar="RUN", help="Go on with a run that was stopped, has failed or was killed, from its last checkpoint, as it was described.")]
+_TrainFinal = Annotated[Optional[str], typer.Option(
+    metavar="SWEEP_OR_RUN", help="Train the winner's settings (of a run, folds or a sweep) on training and validation photos together, for as "
+    "long as the winner needed; says what score to expect, and from what.")]
 
 # %% ../nbs/90_cli.ipynb #3c0ee9c7
 @app.command()
@@ -243,13 +246,17 @@ def train(
     compare_precision: _TrainComparePrecision = False,
     budget: _TrainBudget = None,
     resume: _TrainResume = None,
+    final: _TrainFinal = None,
     json: Json = False,
 ):
     "Train what an experiment file describes, or with the defaults on a folder of photos."
+    others = {"an experiment file": experiment, "--data": data, "--set": overrides, "--parent": parent, "--folds": folds, "--grid": grid,
+              "--seeds": seeds, "--compare-precision": compare_precision, "--budget": budget}
     if resume is not None:
-        others = {"an experiment file": experiment, "--data": data, "--set": overrides, "--question": question, "--parent": parent,
-                  "--folds": folds, "--grid": grid, "--seeds": seeds, "--compare-precision": compare_precision, "--budget": budget}
-        _resume(resume, runs, [name for name, value in others.items() if value], json)
+        _resume(resume, runs, [name for name, value in (others | {"--question": question, "--final": final}).items() if value], json)
+        return
+    if final is not None:
+        _final(final, runs, logbook, question or "", [name for name, value in others.items() if value], json)
         return
     seconds = None if budget is None else read_duration(budget, "--budget")
     given = {"data.source": str(data) if data else None, "question": question, "parent": parent}
@@ -297,6 +304,20 @@ def _resume(name: str, runs: Path, others: list[str], as_json: bool) -> None:
 
     result = resume_run(run, command=_command_line(), say=_tell)
     _show(_run_json(result), f"\n{_scores_text(result.metrics)}\n\n{_run_text(result.run)}", as_json)
+
+# %% ../nbs/90_cli.ipynb #42d2ce41
+def _final(name: str, runs: Path, logbook: Path, question: str, others: list[str], as_json: bool) -> None:
+    "Train a winner's settings on all photos."
+    if others:
+        raise UserError(f"--final takes everything from the winner, so {', '.join(others)} cannot be given with it; leave it out.")
+    check_writable(logbook.resolve().parent, "the folder of --logbook")
+    from snakecls.evaluate.verdicts import say_calibration, say_expected
+    from snakecls.workflow.final import train_final  # takes seconds, which a mistake above need not wait for
+
+    result = train_final(name, question=question, root=runs, logbook=logbook, command=_command_line(), say=_tell)
+    said = result.metrics["final"]
+    lines = [f"{text[:1].upper()}{text[1:]}." for text in (say_expected(said), say_calibration(said))]
+    _show(_run_json(result), "\n".join(["", *lines, *filter(None, [_scores_text(result.metrics)]), "", _run_text(result.run)]), as_json)
 
 # %% ../nbs/90_cli.ipynb #bs000001
 def _budget_since_start(seconds: float) -> Any:  # a Budget
@@ -884,6 +905,9 @@ _EnsembleModels = Annotated[Optional[list[str]], typer.Option(
     "--model", "-m", metavar="MODEL", help="The same; given once for each.")]
 _EnsembleOutput = Annotated[Optional[Path], typer.Option(
     help="Also write the mean of their weights as a bundle into this new folder.")]
+_EnsembleSoup = Annotated[bool, typer.Option(
+    "--soup", help="Average the weights of those alone that help: the best run first, each other where the mean with it is not worse on the "
+    "validation photos; into --output.")]
 
 # %% ../nbs/90_cli.ipynb #e58f0b7e
 @app.command()
@@ -893,10 +917,14 @@ def ensemble(
     models: _EnsembleModels = None,
     split: Annotated[Optional[str], typer.Option(help="valid or test; test where all have it if not given.")] = None,
     output: _EnsembleOutput = None,
+    soup: _EnsembleSoup = False,
     runs: Runs = None,
     json: Json = False,
 ):
     "Average several runs: is their mean better than the best of them?"
+    if soup and (output is None or split is not None):
+        raise UserError("--soup needs a new folder for its bundle: --output FOLDER." if output is None else
+                        "the validation photos choose a soup, and test photos are only looked at; leave out --split.")
     from snakecls.workflow.models import find_model
     from snakecls.workflow.ensemble import ensemble_runs, soup_runs
 
@@ -906,6 +934,9 @@ def ensemble(
     if output is not None:
         check_name(output, "--output")
         check_writable(output, "--output", _size_bytes(bundles[0]))
+    if soup and output is not None:
+        _soup(bundles, output, json)
+        return
     said = ensemble_runs(bundles, split=split)
     lines = (
         [_ensemble_text(said)]
@@ -917,6 +948,17 @@ def ensemble(
             f"Wrote the mean of the weights to {soup_runs(bundles, output)}; score it with: snakecls evaluate --model {output} --data …"
         )
     _show(said | {"output": output}, "\n".join(lines), json)
+
+# %% ../nbs/90_cli.ipynb #acd13f76
+def _soup(bundles: list[Path], output: Path, as_json: bool) -> None:
+    "Average the runs that help."
+    from dataclasses import asdict
+
+    from snakecls.workflow.soup import greedy_soup, soup_text
+
+    found = greedy_soup([bundle.parent for bundle in bundles], output)
+    wrote = f"Wrote {found.bundle}; try it with: snakecls predict --model {found.bundle} PHOTO" if found.won else f"Nothing was written; its bundle is {found.bundle}."
+    _show(asdict(found) | {"won": found.won}, f"{soup_text(found)}\n{wrote}", as_json)
 
 # %% ../nbs/90_cli.ipynb #3f5a47ca
 _ExportFormat = Annotated[Optional[str], typer.Option(

@@ -112,6 +112,10 @@ def test_a_sweep_is_a_group_of_runs_with_one_entry_and_a_page(photos, tmp_path):
     tests = [json.loads((run / "metrics.json").read_text())["test"]["f1_macro"] for run in runs]
     assert f"it has macro F1 {tests[values.index(max(values))]:.3f}" in page and "so this score is too good" in page and "http" not in page.replace("http://www.w3.org", "")
     assert "too good" in sweep_text(swept)
+    resume_sweep(swept.folder, **where(tmp_path))  # nothing is added, so there is nothing to tell
+    assert (tmp_path / "logbook.md").read_text() == book
+    resume_sweep(swept.folder, trials=4, **where(tmp_path))
+    assert (tmp_path / "logbook.md").read_text().count("\n## ") == 2
 
 
 def test_a_grid_has_all_combinations_and_no_more(photos, tmp_path):

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from configparser import ConfigParser
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..core import UserError
 from ..data.label_facts import model_dangers, say_unknown
 from ..data.target_dangers import blind_targets, say_blind
 from ..disk import atomic_write
-from ..evaluate.verdicts import say_chosen
+from ..evaluate.verdicts import say_chosen, say_expected
 from ..models.bundle import Bundle, copy_bundle, read_bundle
 from ..models.bundle_files import is_plain_file
 from ..page import render
@@ -101,6 +102,7 @@ def _card_rows(bundle: Bundle) -> dict[str, str]:
     info = bundle.info
     score = (info.metrics.get("test") or info.metrics.get("valid") or {}) if isinstance(info.metrics, dict) else {}
     refitted = info.extra.get("refit") and not info.metrics.get("test")
+
     rows = {
         "labels": len(info.labels),
         "architecture": info.model["arch"],
@@ -111,9 +113,17 @@ def _card_rows(bundle: Bundle) -> dict[str, str]:
     rows |= {
         "photos measured on": score.get("n"), "how far to trust that": say_chosen(score),
         "fitted again since, on these photos too": "yes" if refitted else "",
+        "what to expect": "" if score else _say_final(info.extra.get("final")),
         "licence of model and photos": info.licence, "written": f"{info.created} by snakecls {info.snakecls}",
     }
     return {key: _one_line(round(value, 3) if isinstance(value, float) else value) for key, value in rows.items() if value}
+
+# %% ../../nbs/deploy/12_hub.ipynb #01c3eeed
+def _say_final(final: Any) -> str:  # what a bundle says; whoever wrote it
+    "Say what a model that was trained on all its photos can be expected to score."
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        return say_expected(final)
+    return ""
 
 # %% ../../nbs/deploy/12_hub.ipynb #d40ec240
 APP = '''"""Start the app: drop a photo, see the three most likely answers. Everything else is in `snakecls.deploy.app`.

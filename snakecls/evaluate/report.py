@@ -30,7 +30,7 @@ from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_served, judge_lost, judge_missed, judge_missed_labels, judge_parent, judge_refit, judge_targets, judge_thresholds,
+    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_parent, judge_refit, judge_targets, judge_thresholds,
     judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served,
 )
 from ..page import render
@@ -164,7 +164,7 @@ def _make_training(facts: RunFacts) -> dict[str, Any]:
     return {
         "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
         "best_line": _say_best(facts.metrics), "probed": history is not None and "P" in name_epochs(history),
-        "mean_of_targets": facts.metrics.get("problem") == "several_targets",
+        "mean_of_targets": facts.metrics.get("problem") == "several_targets", "whole": "final" in facts.metrics,
     }
 
 # %% ../../nbs/evaluate/08_report.ipynb #22e5734b
@@ -335,7 +335,7 @@ def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path])
 def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     "Make the sentences on top of a run's page."
     metrics, test = facts.metrics, read_lists(facts, "test") if facts.several else None
-    verdicts = [judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
+    verdicts = [judge_final(metrics), judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
     return [verdict for verdict in verdicts if verdict]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODE_NAMES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_served', 'judge_training', 'judge_parent',
            'judge_thresholds', 'judge_missed', 'judge_missed_labels', 'judge_unknown', 'say_lost', 'judge_lost',
-           'judge_targets', 'judge_refit']
+           'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final']
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
 from collections.abc import Iterable
@@ -107,7 +107,7 @@ def judge_thresholds(
     return {
         "kind": "warn" if clear and compared.difference < 0 else "",
         "title": f"Tuned thresholds: {gain} macro F1" if clear else f"Tuned thresholds: no difference that {n} test photos could show",
-        "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on validation photos, against 0.5 for all: {gain} (95 % "
+        "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on {metrics['thresholds'].get('on', 'validation photos')}, against 0.5 for all: {gain} (95 % "
                 f"{compared.low:+.3f} to {compared.high:+.3f}); measured on {n} test photos, which had no part in it.",
     }
 
@@ -179,6 +179,8 @@ def say_lost(
     n, valid = sum(lost.values()), (metrics.get("valid") or {}).get("n")
     whole = f" of {sum(photos.values())}" if photos else ""
     each = ", ".join(f"{count} of {split}" for split, count in lost.items())
+    if metrics.get("final"):
+        return f"{n}{whole} photo{'s' if n > 1 or whole else ''} could not be read any more ({each}), and the model was trained without."
     return (f"{n}{whole} photo{'s' if n > 1 or whole else ''} could not be read any more ({each}); "
             f"the weights were chosen on {_n_chosen(metrics)} validation photos, and scored on {valid}.")
 
@@ -223,6 +225,50 @@ def judge_refit(
     text = ("After it had been chosen, on training and validation photos together. "
             "Validation scores are from before, test scores from after.")
     return {"kind": "", "title": "The probe was fitted again", "text": text}
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #63163ecc
+def say_expected(
+    final: dict,  # of metrics.json: winner, expected {f1_macro, low, high, n, folds, spread, trials, chosen_on, targets}, calibration
+) -> str:  # a part of a sentence
+    "Say what a model that was trained on all photos can be expected to score, and where that comes from."
+    found, winner = final["expected"], final["winner"]
+    text = f"expected {_say_score(found)}"
+    if found["folds"]:
+        text += (f", from the out-of-fold answers of {found['folds']} folds ({found['spread']}): each photo was answered by a model of "
+                 "the same settings that had not seen it")
+    else:
+        text += f", which is the score of {winner} on its validation photos; they are trained on now, so nothing can be measured on them any more"
+    others = ", ".join(f"target '{target}' {_say_score(scores)}" for target, scores in (found.get("targets") or {}).items())
+    chosen = [say_chosen(found)] + ([f"the settings were the best of {found['trials']} trials on them"] if found["trials"] else [])
+    flatters = " and ".join(filter(None, chosen))
+    return text + (f"; {others}" if others else "") + (f"; {flatters}, which makes the score too good" if flatters else "")
+
+
+def _say_score(found: dict) -> str:
+    return f"macro F1 {found['f1_macro']:.3f} (95 % {found['low']:.3f} to {found['high']:.3f}, n={found['n']})"
+
+
+def say_calibration(
+    final: dict,  # of metrics.json
+) -> str:  # a part of a sentence
+    "Say which calibration stands in the bundle, and from which photos it is."
+    found = final["calibration"]
+    whose = f"from {found['n']} out-of-fold answers" if found["from"] == "out of fold" else f"that of {final['winner']}"
+    parts = [f"temperature {found['temperature']:.3g}"] + ([f"thresholds ({MODE_NAMES[found['thresholds']]})"] if found["thresholds"] else [])
+    return f"calibration in the bundle: {' and '.join(parts)}, {whose}"
+
+
+def judge_final(
+    metrics: dict,
+) -> dict | None:
+    "Say that a model was trained on all photos, so that it has no validation score, and what can be expected."
+    final = metrics.get("final")
+    if not final:
+        return None
+    said, calibrated = say_expected(final), say_calibration(final)
+    text = (f"The settings of {final['winner']}, trained on its {final['photos']['train']} training and {final['photos']['valid']} validation "
+            f"photos together. {said[:1].upper()}{said[1:]}. {calibrated[:1].upper()}{calibrated[1:]}.")
+    return {"kind": "", "title": "A final model, without a validation score", "text": text}
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #320f6189
 def _judge_both(metrics: dict) -> dict:

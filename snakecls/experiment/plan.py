@@ -75,6 +75,7 @@ class Plan:
     learn: Learner | None = None  # once the photos are open
     choice: PrecisionChoice | None = None  # once it was measured
     budget: Any = None  # once it was planned for one: an `experiment.budget.BudgetPlan`
+    final: dict[str, Any] | None = None  # of a model on all photos, whose table has a column `held`: what `workflow.final` gives
 
 # %% ../../nbs/experiment/06_plan.ipynb #f5caa871
 def _fill_stages(experiment: Experiment) -> list[Stage]:
@@ -389,7 +390,7 @@ def with_learner(
     path: str | Path = ".",  # where the Learner saves
 ) -> Plan:  # with a Learner, whose loaders have the first stage's size, and more notes
     "Make the Learner."
-    learn = _make_learner(self, self.table, self.parts, Path(path))
+    learn = _make_learner(self, self.table if self.final is None else _with_held(self.table), self.parts, Path(path))
     check_schedule(learn, self.stages, learn.dls.rebuild, self.saver)
     largest = max(self.stages, key=lambda stage: stage.bs * stage.size**2)
     shared = stage_loaders(learn.dls.rebuild, largest, 0).workers_note  # where shared memory is too small for the processes that read
@@ -397,6 +398,11 @@ def with_learner(
     room = say_room(cache, len(learn.dls.train_ds)) if cache is not None else ""
     doubts = find_doubts(self.experiment, self.stages, self.table, model=self.model)
     return replace(self, learn=learn, notes=[*self.notes, *doubts, *filter(None, [shared, room])])
+
+# %% ../../nbs/experiment/06_plan.ipynb #d9ef07c1
+def _with_held(table: pd.DataFrame) -> pd.DataFrame:
+    "Let photos that were held for validation, and are trained on now, stand in the validation loader too, as a Learner needs one; nobody asks it."
+    return pd.concat([table, table[table["held"]].assign(split="valid")], ignore_index=True)
 
 # %% ../../nbs/experiment/06_plan.ipynb #op000001
 @patch

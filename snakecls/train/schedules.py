@@ -7,7 +7,7 @@ __all__ = ['ScheduleResult', 'check_schedule', 'stage_loaders', 'prepare_stage',
 
 # %% ../../nbs/train/21_schedules.ipynb #e9231257
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from .learner_probe import spread_answers, spread_probs, valid_answers, valid_me
 from .monitoring import SaveBestF1
 from .unfreezing import auto_batch_norm, check_groups, freeze_to, stage_callbacks
 from .stages import Stage, check_acting
+from .stopping import EndAfter, SkipValidation
 
 # %% ../../nbs/train/21_schedules.ipynb #d272a033
 @dataclass
@@ -104,7 +105,12 @@ class _Schedule:
     keep: Callable[[dict], None] | None = None
     keep_every: float = 300.0
     resume: dict | None = None  # a state that `keep` was given; None again when its stage has begun
+    until: Mapping[int, int] | None = None  # without validation: epochs of each stage by its number
     result: ScheduleResult = field(default_factory=ScheduleResult)
+
+    def epochs(self, number: int) -> int:
+        "Give the epochs that a stage is to have."
+        return self.stages[number - 1].epochs if self.until is None else self.until[number]
 
 # %% ../../nbs/train/21_schedules.ipynb #bf5e2e9d
 class _StageRows:
@@ -146,6 +152,9 @@ def _probe_stage(schedule: _Schedule, rows: _StageRows, seed: int) -> dict[str, 
     "Fit the linear probe, and let it compete as epoch 0."
     learn, saver, result = schedule.learn, schedule.saver, schedule.result
     fit_heads(learn, ["train"], seed, mirrored=schedule.stages[rows.number - 1].mirrored)
+    if schedule.until is not None:
+        rows.add({"epoch": 0} | dict.fromkeys(["valid_loss", *epoch_names(learn)], float("nan")))
+        return {}
     answers, valid = head_answers(learn), learn.dls.valid
     own = answer_metrics(learn, *answers)
     row = {"epoch": 0, "valid_loss": own["loss"]} | {name: own[name] for name in epoch_names(learn) if name in own}
@@ -213,7 +222,10 @@ def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence
         rows.place["lr"] = lr
     may_lose = getattr(learn.dls.valid, "lost", None) is not None
     keeper = [KeepAnswers(partial(answer_metrics, learn))] if may_lose else []
-    cbs = [schedule.saver, EpochRows(rows.add), *keeper, *cbs]
+    if schedule.until is None:
+        cbs = [schedule.saver, EpochRows(rows.add), *keeper, *cbs]
+    else:
+        cbs = [SkipValidation(), EpochRows(rows.add), *cbs, EndAfter(schedule.epochs(rows.number))]
     if schedule.keep is not None:
         for cb in cbs:
             if isinstance(cb, CutCache):
@@ -225,6 +237,8 @@ def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence
     _fit_stage(learn, stage, cbs, lr=lr, monitor=schedule.saver.monitor, start_epoch=0 if state is None else state["epoch"])
     if cached := next((cb.message for cb in cbs if isinstance(cb, CutCache) and cb.message), ""):
         found["cached"] = cached
+    if schedule.until is not None:
+        return {}, found
     return last_metrics(learn, schedule.result.rows, rows.number, stage.epochs), found
 
 # %% ../../nbs/train/21_schedules.ipynb #33876b02
@@ -306,10 +320,10 @@ def _run_stage(schedule: _Schedule, number: int, cbs: Sequence) -> dict:  # the 
     if stage.head == "probe" and state is None:
         own = _probe_stage(schedule, rows, seed)
         _keep(schedule, number, 0, own=own)
-    if stage.epochs:
+    if schedule.epochs(number):
         own, told = _train_stage(schedule, rows, seed, cbs, state)
     trained = rows.trained
-    if len(trained) < stage.epochs and (stop := _early_end([*learn.cbs, *cbs])) is not None:
+    if len(trained) < schedule.epochs(number) and (stop := _early_end([*learn.cbs, *cbs])) is not None:
         told |= {"stopped": stop.message, "ended": stop.why}
     if rising := _rising_loss([row["train_loss"] for row in trained], rows.place["lr"]):
         told["rising"] = rising
@@ -326,6 +340,8 @@ def _note_trained(schedule: _Schedule, number: int, cbs: Sequence) -> None:
     if row.get("stage") != number or not row["epoch"]:
         return
     result.trained = {"stage": number, "epoch": row["epoch"], "size": stage.seen_size}
+    if schedule.until is not None:
+        return
     is_kept = row["is_best"] and not any(stage.acts for stage in schedule.stages[number:])  # nothing can come that is better
     if not schedule.keep_answers or is_kept or not _is_over(schedule, number, cbs):
         return
@@ -350,8 +366,9 @@ def _run_stages(schedule: _Schedule, make_cbs: Callable[[Stage, int], list]) -> 
     saver.start_again()
     if schedule.resume is not None:
         _restore_result(schedule)
-    acting = [number for number, stage in enumerate(stages, start=1) if stage.acts]
-    final_dl = stage_loaders(schedule.loaders, stages[acting[-1] - 1], schedule.seed).valid if len(acting) > 1 else None
+    acting = [number for number, stage in enumerate(stages, start=1) if stage.acts and (schedule.until is None or number in schedule.until)]
+    many = len(acting) > 1 and schedule.until is None
+    final_dl = stage_loaders(schedule.loaders, stages[acting[-1] - 1], schedule.seed).valid if many else None
     saver.in_schedule = True
     try:
         for number in [number for number in acting if schedule.resume is None or number >= schedule.resume["stage"]]:
@@ -377,11 +394,22 @@ def _finish(schedule: _Schedule) -> None:
             result.answers.pop(name, None)
     if saver.best_stage is None:
         _check_numbers(result.rows)
+    if schedule.until is not None:
+        _note_end(schedule)
     saver.restore()
     if saver.best_stage is not None:
         learn.dls = stage_loaders(schedule.loaders, schedule.stages[saver.best_stage - 1], schedule.seed)
         _note_best(schedule)
     result.message = " ".join(filter(None, [result.message, *_stage_notes(result.stages)]))
+
+
+def _note_end(schedule: _Schedule) -> None:
+    "Write into the result how far a training without validation went."
+    result, row = schedule.result, schedule.result.rows[-1]
+    stage = schedule.stages[row["stage"] - 1]
+    result.best = {"stage": row["stage"], "epoch": row["epoch"], "size": stage.seen_size} | ({} if stage.mirrored else {"mirrored": False})
+    where = f"epoch {row['epoch']}" if row["epoch"] else "the probe"
+    result.message = f"Trained without validation, to {where} of stage {row['stage']} at {stage.seen_size} px."
 
 
 def _check_numbers(rows: list[dict]) -> None:
@@ -407,6 +435,19 @@ def _note_best(schedule: _Schedule) -> None:
     if saver.best_epoch == 0 and any(stage.epochs for stage in schedule.stages):
         result.message += " No epoch of fine-tuning scored higher on the validation photos, so the probe is what is served."
 
+# %% ../../nbs/train/21_schedules.ipynb #f59eb515
+def _check_until(stages: Sequence[Stage], until: Mapping[int, int] | None) -> None:
+    "Refuse an end that a schedule cannot come to."
+    for number, epochs in (until or {}).items():
+        stage = stages[number - 1] if 1 <= number <= len(stages) else None
+        if stage is None or not 0 <= epochs <= stage.epochs or not (epochs or stage.head == "probe"):
+            raise UserError(f"until asks for {epochs} epochs of stage {number}, which the schedule does not have; give stages and epochs of it.")
+        if stage.lr_schedule == "plateau" and epochs:
+            raise UserError(f"the rate of stage {number} follows the validation (lr_schedule: plateau), and until trains without one; "
+                            "give the stage another lr_schedule.")
+    if until is not None and not until:
+        raise UserError("until names no stage; give at least one, such as {1: 3}.")
+
 # %% ../../nbs/train/21_schedules.ipynb #3dfe5dc2
 @explain_arguments
 def progressive_fit(
@@ -431,12 +472,16 @@ def progressive_fit(
     keep: Callable[[dict], None] | None = None,
     keep_every: float = 300.0,  # seconds after which it is called within an epoch, too
     resume: dict | None = None,  # such a state: what was done before it is not done again
+    # train without validation and keep the last weights: for each stage by its number, after how many epochs it ends on the course that is
+    # laid for all of its own (0: its probe alone); stages that are not named are left out
+    until: Mapping[int, int] | None = None,
 ) -> ScheduleResult:
     "Train through the stages; the Learner ends with the best weights of all of them and with loaders of their size."
     augment = getattr(learn.dls, "augment", None) or Augment()
     stages = [stage.fill(augment=augment) for stage in ([stages] if isinstance(stages, Stage) else stages)]
     loaders, saver = loaders or getattr(learn.dls, "rebuild", None), saver or SaveBestF1()
     check_schedule(learn, stages, loaders, saver)
+    _check_until(stages, until)
     for note in odd_seed(seed):
         tell_idle(note)
     for number, stage in enumerate(stages, start=1):
@@ -445,7 +490,7 @@ def progressive_fit(
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)
-    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, keep_every, resume)
+    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, keep_every, resume, until)
     _run_stages(schedule, lambda stage, number: [*cbs, *(() if stage_cbs is None else stage_cbs(stage, number))])
     _finish(schedule)
     return schedule.result

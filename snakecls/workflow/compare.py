@@ -269,6 +269,8 @@ def _judge_run(
     propose: bool = True,  # without a parent, compare with the newest run on the same photos
 ) -> dict:  # verdict, other, proposed, changed, reason, about, views, targets, last_epochs, best
     "Judge a run against its parent: better, worse, no difference, another seed, thresholds, not compared, not shown, or first."
+    if final := run.metrics().get("final"):
+        return _judge_final(run, final)
     path, beside = parent_folder(run), _runs_on_same_photos(run) if propose else []
     alone = [other for other in beside if not read_status(other.path).get("part_of")]  # one of several runs is no finding of its own
     result = {"verdict": "first", "other": None, "proposed": False, "changed": [], "reason": "", "about": None, "views": {}, "targets": {},
@@ -284,6 +286,15 @@ def _judge_run(
     except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the run is recorded)
         return result | {"reason": f"its folder cannot be read ({type(e).__name__}: {e})"}
 
+# %% ../../nbs/workflow/04_compare.ipynb #a25e939b
+def _judge_final(run: RunFolder, final: dict) -> dict:
+    "Give the verdict of a run that was trained on all photos: there are none to judge it on, so it says what was changed, and what can be expected."
+    parent = parent_folder(run)
+    theirs = RunFolder(parent).experiment() if parent is not None and (parent / "status.json").exists() else None
+    changed = [] if theirs is None else changed_places(fill_defaults(theirs), fill_defaults(run.experiment()))
+    return {"verdict": "final", "other": final["winner"], "proposed": False, "changed": [list(each) for each in changed], "reason": "", "about": None,
+            "views": {}, "targets": {}, "last_epochs": None, "best": None, "final": final}
+
 # %% ../../nbs/workflow/04_compare.ipynb #225ba546
 def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: what belongs to the other run
     "Compare a run with another, in what was changed."
@@ -291,7 +302,8 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     changed = changed_places(theirs, mine)
     result = {"changed": [[place, old, new] for place, old, new in changed]}
     if not other.metrics().get("valid"):
-        return result | {"reason": "it has no scores, as it did not finish"}
+        final = "it was trained on its validation photos (train --final)" if other.metrics().get("final") else "it has no scores, as it did not finish"
+        return result | {"reason": final}
     views, reason = _compare_views(run, other)
     if reason:
         return result | {"reason": reason + _why_other_photos(changed, reason)}

@@ -213,6 +213,8 @@ def say_danger_change(danger: Mapping[str, Any]) -> str:  # such as 'venomous ca
 def _why_not(run: RunFolder, base: RunFolder) -> str:  # empty where nothing speaks against it
     "Say why two runs cannot be compared, before anything is counted."
     for each in (run, base):
+        if each.metrics().get("final"):
+            return f"{each.id} was trained on its validation photos (train --final), and has no score on them; compare the run that it was made of"
         if not (each / "predictions-valid.parquet").exists() or not each.metrics().get("valid"):
             return f"{each.id} kept no predictions of its validation photos (it is {read_status(each.path)['status']})"
     kinds = [table_problem(read_answers(each.path)).many for each in (run, base)]

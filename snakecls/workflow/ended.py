@@ -134,9 +134,9 @@ def end_early(
 
 # %% ../../nbs/workflow/06_ended.ipynb #dd338268
 def scored(run: RunFolder) -> bool:
-    "Tell whether a run has the scores of its validation photos."
+    "Tell whether a run has its scores; a model that was trained on all photos has none of validation photos."
     try:
-        return bool(run.metrics().get("valid"))
+        return bool(run.metrics().get("valid") or run.metrics().get("final"))
     except (UserError, OSError, AttributeError):
         return False
 

@@ -9,6 +9,7 @@ __all__ = ['ensemble_runs', 'soup_runs']
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..core import UserError
 from ..disk import read_parquet
@@ -63,14 +64,19 @@ def ensemble_runs(
 def soup_runs(
     bundles: Sequence[str | Path],
     output: str | Path,  # a new folder
+    *,
+    model: Any = None,  # with this mean already; None: it is made
+    **changes: Any,  # of its `BundleInfo`
 ) -> Path:  # `output`
     "Write the mean of several runs' weights as a bundle; raises `UserError` where they are not the same network."
     if Path(output).exists():
         raise UserError(f"{output} exists already; give another name, or remove it.")
-    weights, first = average_weights(bundles), read_bundle(bundles[0])
-    model = load_model(first)
-    model.load_state_dict(weights)
+    first = read_bundle(bundles[0])
+    if model is None:
+        model = load_model(first)
+        model.load_state_dict(average_weights(bundles))
     info = replace(first.info, **join_infos([read_bundle(bundle).info for bundle in bundles]))
     mean_of = [Path(bundle).parent.name for bundle in bundles]
     info = replace(info, name=f"mean of {len(bundles)} runs", metrics={}, extra={**info.extra, "mean_of": mean_of})
+    info = replace(info, **{key: info.extra | value if key == "extra" else value for key, value in changes.items()})
     return write_bundle(output, model, info, examples=first.examples)

@@ -122,6 +122,9 @@ def _own_photos(bundle: Path, info: BundleInfo, split: str | None) -> tuple[Note
         raise UserError(f"{bundle} does not lie in a run folder, so it has no photos of its own; give --data FOLDER.")
     table = read_parquet(manifest, needs=["path", "split"])
     split = split or ("test" if (table["split"] == "test").any() else "valid")
+    if split == "valid" and info.extra.get("final"):
+        raise UserError(f"the model {bundle} was trained on its validation photos too (train --final), so there is nothing to score it on; "
+                        "give --data with photos that it has not seen.")
     answered = {target: bundle.parent / predictions_name(split, target, run=bundle.parent, others=others) for target in others}
     noted = Noted(find_targets(table, others, answered=answered))
     if split == "valid" and info.extra.get("refit"):

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from fastcore.basics import patch
 
 from ..disk import atomic_write, open_file
-from ..evaluate.verdicts import say_lost
+from ..evaluate.verdicts import say_calibration, say_expected, say_lost
 from ..stats import top_names
 from .compare import diff_experiments, parent_folder, read_verdict
 from .environment import describe_hardware
@@ -140,6 +140,8 @@ def add_entry(
 def _verdict_text(verdict: dict) -> str:  # of `_judge_run`
     "Say a verdict in a few words, for the heading."
     other = verdict["other"]
+    if verdict["verdict"] == "final":
+        return f"{other} on all photos, expected macro F1 {verdict['final']['expected']['f1_macro']:.3f}"
     if verdict["verdict"] == "not shown":
         both = "both serve the same probe" if all(verdict["probes"]) else "one of them serves a probe"
         return f"no verdict against {other}: {both}"
@@ -169,6 +171,8 @@ def gap_text(view: str, found: dict) -> str:  # of `_compare_views`
 # %% ../../nbs/workflow/05_logbook.ipynb #f715ea32
 def _compared_text(verdict: dict) -> str:  # of `_judge_run`
     "Say how a run stands to the one that it was compared with."
+    if verdict["verdict"] == "final":
+        return f"it has no validation photos to be compared on; {say_expected(verdict['final'])}"
     if verdict["verdict"] == "first":
         return f"no earlier run{' on its own' if verdict.get('members') else ''} has the same validation photos and labels"
     if verdict["reason"]:
@@ -242,6 +246,8 @@ def _describe_result(metrics: dict) -> str:
     served = "" if best.get("epoch") is None else f"served {'the linear probe' if best['epoch'] == 0 else _epoch_text(best)}"
     same = trained and (trained.get("stage"), trained.get("epoch")) == (best.get("stage"), best.get("epoch"))
     refit = "the probe was fitted again on train and valid between the two" if metrics.get("refit") else ""
+    final = metrics.get("final")
+    texts += [f"trained on {sum(final['photos'].values())} training and validation photos together, validated on none", say_calibration(final)] if final else []
     last = "" if same else _describe_scores(f"trained to the end ({_epoch_text(trained)}), not served, valid", trained)
     return "; ".join(filter(None, [served, *texts, _chosen_text(metrics), say_lost(metrics).rstrip("."), refit, last]))
 
@@ -291,7 +297,7 @@ def make_entry(
     link = Path(os.path.relpath(run.path.resolve(), Path(logbook).resolve().parent)).as_posix()
     shared = {"run": run.id, "link": link, "part_of": part_of, "seeds": seeds_text([experiment]), "tags": tuple(tags)}
     shared |= {"question": question or experiment.get("question") or experiment.get("name") or run.id}
-    if message or not metrics.get("valid"):
+    if message or not (metrics.get("valid") or metrics.get("final")):
         return _make_failed(run, message, command=command, **shared)
     if part_of:  # what came of it stands in the entry of the whole
         shared["question"] = experiment.get("name") or run.id

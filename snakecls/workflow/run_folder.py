@@ -470,7 +470,9 @@ def _summarise_files(run: RunFolder) -> dict:
     if epochs < planned:
         raise UserError(f"{run / 'history.csv'} has {epochs} of {planned} epochs; the others are lost.")
     model, data = experiment.get("model") or {}, experiment.get("data") or {}
-    return _summarise_scores(metrics) | {
+    final = metrics.get("final")
+    said = {"message": f"final of {final['winner']}, expected macro F1 {final['expected']['f1_macro']:.3f}"} if final else {}
+    return _summarise_scores(metrics) | said | {
         "trained_f1_macro": trained_score(run), "arch": model.get("arch"), "epochs": epochs, "seconds": metrics.get("seconds"),
         "seed": experiment.get("seed"), "split_seed": data.get("seed"), "question": experiment.get("question") or "",
         "parent": metrics.get("parent") or experiment.get("parent"),
@@ -484,6 +486,7 @@ def _summarise_scores(metrics: dict) -> dict:
     splits, parts = ("valid", "test"), metrics.get("targets") or {}
     targets = {name: {split: (scores.get(split) or {}).get("f1_macro") for split in splits} for name, scores in parts.items()}
     served = None if best.get("epoch") is None else "probe" if best["epoch"] == 0 else f"epoch {best['epoch']}"
+    served = f"{served}, final" if served and metrics.get("final") else served
     return {
         "f1_macro": valid.get("f1_macro"), "f1_low": low, "f1_high": high, "n_valid": valid.get("n"), "chosen_on": valid.get("chosen_on"),
         "served": served, "accuracy": valid.get("accuracy"), **{key: valid[key] for key in top_names(valid)},

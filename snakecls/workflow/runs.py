@@ -71,7 +71,7 @@ def _verdict_row(path: Path) -> dict:  # the columns `VERDICT`; empty where ther
     "Say what a run changed, and what came of it; writes nothing."
     run = RunFolder(path)
     try:
-        verdict = read_verdict(run) if run.metrics().get("valid") else {"other": None}
+        verdict = read_verdict(run) if run.metrics().get("valid") or run.metrics().get("final") else {"other": None}
         if not verdict["other"]:
             return {}
         views = verdict["views"]
