@@ -137,7 +137,7 @@ def test_of_trials_that_do_not_lead_the_least_is_written(photos, tmp_path):
     swept = run_sweep(make_experiment(describe(photos, schedule=two)), space, sampler="grid", pruner="none", **where(tmp_path))
     page, best, brief = (swept.folder / "sweep.html").read_text(), -1.0, 0
     for row in swept.table.itertuples():
-        run, leads = tmp_path / "runs" / row.run, row.value >= best
+        run, leads = tmp_path / "runs" / row.run, row.value > best
         best, metrics = max(best, row.value), json.loads((run / "metrics.json").read_text())
         assert (run / "report.html").exists() == (run / "export.pkl").exists() == ("left_out" not in metrics) == leads
         assert len(Predictor(run).probs([str(next(photos.rglob("*.png")))])[0]) == 2 and (run / "predictions-valid.parquet").exists()

@@ -292,11 +292,11 @@ def _run_one(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> Non
 
 
 def _leads(sweep: _Sweep, study: "optuna.Study", best: Mapping[str, Any]) -> bool:  # best: epoch of a run
-    "Tell whether a run is level with the best trial so far, or better: of the others graph, export and report are left out."
+    "Tell whether a run is better than all trials so far: of the others graph, export and report are left out."
     value, so_far = best.get("value"), _best(sweep, study)
     if value is None or so_far is None:
         return True
-    return value <= so_far.value if sweep.minimise else value >= so_far.value
+    return value < so_far.value if sweep.minimise else value > so_far.value
 
 
 def _said_once(sweep: _Sweep) -> Callable[[str], None]:
