@@ -150,7 +150,7 @@ def _tiles(trials: pd.DataFrame, best: Any, about: dict[str, Any]) -> list[dict[
     if len(own):
         tiles.append({"title": "The experiment's own settings", "value": own["value"].iloc[0], "lines": [f"trial {about['own']}"]})
     if about["test"] is not None:
-        tiles.append({"title": "Test macro F1 of the winner", "value": about["test"]["f1_macro"], "lines": [f"{about['test']['n']} photos, looked at once"]})
+        tiles.append({"title": "Test macro F1 of the winner", "value": about["test"]["f1_macro"], "lines": [f"{about['test']['n']} photos, which chose nothing"]})
     seconds = trials["seconds"].astype(float).sum()
     tiles.append({"title": "Time in trials", "text": f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s", "lines": []})
     return tiles
