@@ -12,6 +12,7 @@ from snakecls.core import UserError
 from snakecls.experiment.file import load_experiment, make_experiment
 from snakecls.experiment.schema import FIXED_KWARGS
 from snakecls.workflow.run import run_experiment
+from snakecls.workflow.space import check_space, read_space
 
 FILES = sorted((REPO / "experiments").glob("*.yaml"))
 SMALL = {"scenes": 64, "checkboxes": 64, "butterflies_scratch": 64, "inaturalist_cnn": 128}
@@ -57,6 +58,19 @@ def test_every_experiment_file_runs(path, photos, tmp_path):
     result = run_experiment(experiment, root=tmp_path / "runs", logbook=None, say=lambda text: None)
     assert 0 <= result.metrics["test"]["f1_macro"] <= 1 and result.metrics["bundle_mb"] < 100
     assert (result.run / "report.html").exists()
+
+
+SPACES = {"inaturalist_cnn": "inaturalist_cnn", "butterflies_probe": "butterflies_convnext", "butterflies_finetune": "butterflies_convnext"}
+
+
+def test_every_space_fits_its_experiment():
+    "Each key and value is one that the experiment takes, and the command in the file names both."
+    files = sorted((REPO / "experiments" / "spaces").glob("*.yaml"))
+    assert [path.stem for path in files] == sorted(SPACES)
+    for path in files:
+        experiment = REPO / "experiments" / f"{SPACES[path.stem]}.yaml"
+        check_space(read_space(path), load_experiment(experiment))
+        assert f"# snakecls sweep experiments/{experiment.name} --space experiments/spaces/{path.name}" in path.read_text(encoding="utf-8")
 
 
 WRONG = [

@@ -1,6 +1,7 @@
 """Sweeps: a space is checked, trials are runs of a group, those that fall behind end early, and whatever is killed is tried again."""
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from snakecls.core import UserError
 from snakecls.experiment.file import make_experiment
 
 need("optuna")
+from snakecls.deploy.predict import Predictor  # noqa: E402
 from snakecls.workflow.run_folder import read_status  # noqa: E402
 from snakecls.workflow.space import apply_settings, axis_values, check_space, grid_points, read_space  # noqa: E402
 from snakecls.workflow.study import next_trial, open_study, working  # noqa: E402
@@ -116,11 +118,43 @@ def test_a_sweep_is_a_group_of_runs_with_one_entry_and_a_page(photos, tmp_path):
     assert (tmp_path / "logbook.md").read_text() == book
     resume_sweep(swept.folder, trials=4, **where(tmp_path))
     assert (tmp_path / "logbook.md").read_text().count("\n## ") == 2
+    notes = [line for line in said if line.startswith("Note: ")]
+    assert len(notes) == len(set(notes))  # what trials have in common is told once
+
+
+def test_a_sweep_whose_time_is_up_says_how_it_goes_on(photos, tmp_path):
+    "And its settings can be pasted behind a command, lists too."
+    said = []
+    space = {"model.kwargs.filters": [[4, 8], [8, 8]]}
+    cnn = describe(photos, model={"arch": "cnn", "kwargs": {"filters": [4, 8], "dense_neurons": 8}})
+    swept = run_sweep(make_experiment(cnn), space, trials=9, timeout=0.001, **where(tmp_path, said))
+    assert not len(swept.table) and any(f"after 0 of 9 trials; snakecls sweep --resume {swept.folder.name}" in line for line in said)
+    swept = resume_sweep(swept.folder, trials=1, **where(tmp_path, said))
+    words = shlex.split(next(line for line in sweep_text(swept).splitlines() if line.startswith("Its settings:")))
+    assert words[2:] == ["--set", "model.kwargs.filters=[4, 8]"]
+
+
+def test_of_trials_that_do_not_lead_the_least_is_written(photos, tmp_path):
+    "The winner has all that a run has; of the others graph, export and report are missing, said so, and not linked to."
+    two = [{"size": 32, "epochs": 1, "lr": 1e-3}, {"size": 36, "epochs": 1, "lr": 1e-3}]
+    space = {"schedule.0.lr": [0.05, 1e-9], "schedule.1.lr": [0.05, 1e-9]}
+    swept = run_sweep(make_experiment(describe(photos, schedule=two)), space, sampler="grid", pruner="none", **where(tmp_path))
+    page, best, brief = (swept.folder / "sweep.html").read_text(), -1.0, 0
+    for row in swept.table.itertuples():
+        run, leads = tmp_path / "runs" / row.run, row.value > best
+        best, metrics = max(best, row.value), json.loads((run / "metrics.json").read_text())
+        assert (run / "report.html").exists() == (run / "export.pkl").exists() == ("left_out" not in metrics) == leads
+        assert len(Predictor(run).probs([str(next(photos.rglob("*.png")))])[0]) == 2 and (run / "predictions-valid.parquet").exists()
+        assert (f"../{row.run}/report.html" in page) == leads
+        brief += not leads
+    assert brief and (tmp_path / "runs" / swept.run / "report.html").exists()
+    assert "<th>0.lr</th><th>1.lr</th>" in "".join(page.split("\n")).replace("  ", "") and "| 0.lr | 1.lr |" in (tmp_path / "logbook.md").read_text()
 
 
 def test_a_grid_has_all_combinations_and_no_more(photos, tmp_path):
     swept = run_sweep(make_experiment(describe(photos)), {"train.wd": [0.01, 0.1], "predict.flip": [False, True]}, sampler="grid", trials=50, **where(tmp_path))
     assert sorted(zip(swept.table["train.wd"], swept.table["predict.flip"])) == [(0.01, False), (0.01, True), (0.1, False), (0.1, True)]
+    assert "the experiment's own settings" in swept.verdict  # 0.01 and False, which are among them
 
 
 def test_a_probe_is_swept_on_kept_features(photos, tmp_path, monkeypatch):

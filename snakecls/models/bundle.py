@@ -176,7 +176,7 @@ def _write_sealed(
     answer = give_answer(model, info)
     content, why = make_graph(model, info) if graph else (None, "")
     if why:
-        say(f"Note: the model has no {GRAPH_FILE}, and is served by torch: {why}.")
+        say(f"Note: the model has no {GRAPH_FILE}, and is served by torch: {why.rstrip('.')}.")
     seal = make_seal(values, folder / WEIGHTS_FILE, answer, subject=model_dangers(info)[2])
     if content is not None:
         (folder / GRAPH_FILE).write_bytes(content)

@@ -69,6 +69,7 @@ def _keep_best(
     run: RunFolder,  # that has ended, or is about to
     *,
     message: str = "",  # how it ended, for its metrics
+    graph: bool = True,  # also write `model.onnx`
 ) -> None:
     "Write the bundle of a run's best so far, and metrics with what is known; raises `UserError` where nothing is to keep, or no room."
     if not can_keep(run):
@@ -83,7 +84,7 @@ def _keep_best(
     try:
         model = rebuild_network(info.model)
         model.load_state_dict(torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True))
-        write_bundle(run / "best", model, info)
+        write_bundle(run / "best", model, info, graph=graph)
         if not run.metrics():
             run.write_metrics(_early_metrics(run, info, row, message))
     except Exception as e:
@@ -124,7 +125,8 @@ def end_early(
         if is_bundle(run / "best"):
             left = f"its model is written{' and so are its scores' if scored(run) else ''}, and can be used: {use(run)}"
         elif can_keep(run):
-            _keep_best(run, message=f"Ended early ({why}); the model is that of {best_text(run)}.")
+            message = f"Ended early ({why}); the model is that of {best_text(run)}."
+            _keep_best(run, message=message, graph=not isinstance(error, StopRun))  # what falls behind is hardly served
             left = f"the best so far, {best_text(run)}, can be used: {use(run)}"
     except UserError as e:
         left = str(e).rstrip(".")

@@ -33,6 +33,7 @@ class RunRecorder:
     say: Callable[[str], None]
     part_of: str = ""  # the id of the folds, grid or comparison that the runs belong to, whose entry says what came of them
     watch: Callable[[dict], object] | None = None  # is handed every row of history.csv, and may raise `ended.StopRun`
+    whole: Callable[[dict], bool] | None = None  # asked with a run's best epoch whether graph, export and report are written; None: they are
 
     def tell(self, notes: Iterable[str | None]) -> None:
         "Say notes; an empty one is none."

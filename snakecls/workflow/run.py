@@ -120,7 +120,7 @@ def _carry_out(
         trackers.start(run.experiment(), run)
         plan = going.plan = _foresee(plan, recorder) if going.state is None else with_clock(plan, going.state["run"])
         result, more = _train(going, trackers)
-        metrics = finish_records(plan, result, run, start=going.start, more=more, say=recorder.say)
+        metrics = finish_records(plan, result, run, start=going.start, more=more, say=recorder.say, whole=recorder.whole)
         _write_issues(plan, run)
         verdict = write_verdict(run, propose=not recorder.part_of)
     except BaseException as e:

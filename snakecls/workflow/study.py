@@ -58,6 +58,7 @@ def trial_settings(
     settings = {}
     for axis in space.axes:
         value = params[axis.key]
+        value = round(value, 12) if axis.step and isinstance(value, float) else value  # 0.1 + 0.2 is more than 0.3
         settings[axis.key] = axis.choices[_plain_choices(axis).index(value)] if axis.choices else value
     return settings
 

@@ -7,9 +7,10 @@ __all__ = ['ENOUGH', 'expected_luck', 'lay_tries', 'lay_threads', 'sweep_page', 
 
 # %% ../../nbs/workflow/37_sweep_report.ipynb #a60aacc0
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from scipy.stats import norm
 from ..charts import lay_curves
 from ..disk import atomic_write
 from ..page import render
-from .space import Axis
+from .space import Axis, short_names
 
 # %% ../../nbs/workflow/37_sweep_report.ipynb #ceb97f0d
 def expected_luck(
@@ -74,8 +75,8 @@ def lay_threads(
         return None
     left, right, top, bottom = 40, 860, 44, 300
     values = there["value"].astype(float)
-    columns = [_lay_axis(axis, there[axis.key]) for axis in axes]
-    columns.append(_lay_axis(Axis("." + monitor, (), float(values.min()), float(values.max())), values))
+    columns = [_lay_axis(axis, there[axis.key], name) for axis, name in zip(axes, short_names(axes))]
+    columns.append(_lay_axis(Axis(monitor, (), float(values.min()), float(values.max())), values, monitor))
     xs = [round(left + i * (right - left) / (len(columns) - 1), 1) for i in range(len(columns))]
     ranks = values.rank(ascending=minimise, pct=True).tolist()  # small: good
     at = lambda share: round(bottom - share * (bottom - top), 1)  # noqa: E731
@@ -90,19 +91,19 @@ def lay_threads(
     return {"width": 900, "height": 326, "top": top, "bottom": bottom, "axes": shown, "threads": threads}
 
 # %% ../../nbs/workflow/37_sweep_report.ipynb #35baa939
-def _lay_axis(axis: Axis, values: pd.Series) -> dict[str, Any]:
+def _lay_axis(axis: Axis, values: pd.Series, title: str) -> dict[str, Any]:
     "Give where values lie between the ends of an axis, as shares."
     if axis.choices:
         names = [str(choice) for choice in axis.choices]
         places = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
         shares = [places[str(value)] for value in values]
-        return {"title": axis.short, "shares": shares, "ticks": [(places[name], name if len(name) < 19 else f"{name[:17]}…") for name in names]}
+        return {"title": title, "shares": shares, "ticks": [(places[name], name if len(name) < 19 else f"{name[:17]}…") for name in names]}
     scale = math.log if axis.log else float
     low, high = scale(axis.low), scale(axis.high)
     within = lambda value: (scale(value) - low) / (high - low) if high > low else 0.5  # noqa: E731
     middle = math.exp((low + high) / 2) if axis.log else (low + high) / 2
     ticks = [(0.0, f"{axis.low:.3g}"), (0.5, f"{middle:.2g}" if axis.log else f"{middle:.3g}"), (1.0, f"{axis.high:.3g}")]
-    return {"title": axis.short, "shares": [within(float(value)) for value in values], "ticks": ticks if high > low else ticks[1:2]}
+    return {"title": title, "shares": [within(float(value)) for value in values], "ticks": ticks if high > low else ticks[1:2]}
 
 # %% ../../nbs/workflow/37_sweep_report.ipynb #dbe0ae67
 ENOUGH = 10  # trials for each key, below which importances say little
@@ -111,7 +112,7 @@ ENOUGH = 10  # trials for each key, below which importances say little
 def sweep_page(
     trials: pd.DataFrame,  # trial, state, value, a column for each key, epochs, seconds, run, note
     axes: Sequence[Axis],
-    about: dict[str, Any],  # name, question, monitor, n_photos, own, sampler, pruner, low, high, test, folds, command, running
+    about: dict[str, Any],  # name, question, monitor, n_photos, own, sampler, pruner, low, high, test, folds, command, running, reports (runs that have one)
     importances: dict[str, float],  # key -> share; empty where they cannot be had
     *,
     minimise: bool = False,
@@ -124,10 +125,11 @@ def sweep_page(
     return render(
         "sweep.html", title=about["name"], eyebrow="Sweep", subtitle=_subtitle(trials, about), tiles=_tiles(trials, best, about),
         luck=_luck_text(len(done), about) if len(done) else "", best=best is not None and _best_text(best, axes), best_run=best is not None and best["run"],
+        best_link=best is not None and _link(best["run"], about["reports"]),
         tries=lay_tries(trials, minimise=minimise), threads=lay_threads(trials, axes, monitor=_in_words(about["monitor"]), minimise=minimise),
         importances=[{"key": key, "share": share} for key, share in sorted(importances.items(), key=lambda item: -item[1])],
         few=len(done) < ENOUGH * len(axes), n=len(done), n_keys=len(axes), enough=ENOUGH * len(axes), monitor=_in_words(about["monitor"]),
-        columns=[axis.short for axis in axes], rows=[_row(row, axes, best) for row in table.to_dict("records")], footer=about["command"],
+        columns=short_names(axes), rows=[_row(row, axes, best, about["reports"]) for row in table.to_dict("records")], footer=about["command"],
     )
 
 # %% ../../nbs/workflow/37_sweep_report.ipynb #29f92dd1
@@ -148,7 +150,7 @@ def _tiles(trials: pd.DataFrame, best: Any, about: dict[str, Any]) -> list[dict[
     if len(own):
         tiles.append({"title": "The experiment's own settings", "value": own["value"].iloc[0], "lines": [f"trial {about['own']}"]})
     if about["test"] is not None:
-        tiles.append({"title": "Test macro F1 of the winner", "value": about["test"]["f1_macro"], "lines": [f"{about['test']['n']} photos, looked at once"]})
+        tiles.append({"title": "Test macro F1 of the winner", "value": about["test"]["f1_macro"], "lines": [f"{about['test']['n']} photos, which chose nothing"]})
     seconds = trials["seconds"].astype(float).sum()
     tiles.append({"title": "Time in trials", "text": f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s", "lines": []})
     return tiles
@@ -162,13 +164,18 @@ def _best_text(best: Any, axes: Sequence[Axis]) -> str:
     return ", ".join(f"{axis.key} {_cell(best[axis.key])}" for axis in axes)
 
 
-def _row(row: dict[str, Any], axes: Sequence[Axis], best: Any) -> dict[str, Any]:
+def _row(row: dict[str, Any], axes: Sequence[Axis], best: Any, reports: Collection[str]) -> dict[str, Any]:
     "Give the cells of a trial; numbers keep what they are sorted by."
     return {
         "trial": row["trial"], "value": row["value"], "settings": [{"text": _cell(row[axis.key]), "sort": row[axis.key]} for axis in axes],
         "epochs": "" if pd.isna(row["epochs"]) else f"{row['epochs']:.0f}", "seconds": "" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}",
-        "run": row["run"], "state": row["state"], "note": row["note"], "best": best is not None and row["trial"] == best["trial"],
+        "run": row["run"], "link": _link(row["run"], reports), "state": row["state"], "note": row["note"], "best": best is not None and row["trial"] == best["trial"],
     }
+
+
+def _link(run: str, reports: Collection[str]) -> str:  # from the sweep's folder
+    "Point to a run's report, or to its folder where it has none."
+    return f"../{quote(run)}/{'report.html' if run in reports else ''}"
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,7 @@ __all__ = ['SWEEP', 'Engine', 'TRIALS', 'Swept', 'run_sweep', 'TrialJob', 'Trial
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,7 +42,7 @@ from .logbook import LogbookEntry, add_entry, ran_on, seeds_text
 from .recorder import RunRecorder, check_places, check_room, make_recorder, resolve_names
 from .resuming import RESUME
 from .run_folder import RunFolder, list_statuses, lock_is_held, make_run_path, open_lock, write_status
-from .space import Axis, Space, check_space, grid_points, read_space
+from .space import Axis, Space, check_space, grid_points, read_space, short_names
 from .study import SAMPLERS, PRUNERS, lies_within, load_optuna, n_begun, next_trial, open_study, put_first, repeat, trial_settings, working
 from .study import AGAIN, is_alone, join_trial, trial_id
 from .sweep_report import sweep_page, write_sweep_page
@@ -62,6 +64,7 @@ class _Sweep:
     space: Space
     said: dict[str, Any]  # of sweep.json: sampler, pruner, trials, folds, own
     recorder: RunRecorder  # of its runs
+    notes: set[str] = field(default_factory=set)  # those of runs that were told
 
     @property
     def minimise(self) -> bool:
@@ -183,7 +186,9 @@ def _choose(
 def _own_settings(experiment: Experiment, space: Space, sampler: str) -> dict[str, Any]:  # own: the number of their trial, or None
     "Give the experiment's own values of what is varied, and whether they are the first trial."
     own = {axis.key: _value_at(experiment.model_dump(mode="json"), axis.key) for axis in space.axes}
-    return {"own": 0 if sampler != "grid" and lies_within(space, own) else None, "own_settings": own}
+    if sampler == "grid":
+        return {"own": next((number for number, point in enumerate(grid_points(space)) if point == own), None), "own_settings": own}
+    return {"own": 0 if lies_within(space, own) else None, "own_settings": own}
 
 
 def _value_at(values: Any, key: str) -> Any:  # None where there is none
@@ -257,6 +262,8 @@ def _work(sweep: _Sweep, deadline: float, engine: Engine | None = None) -> bool:
                 time.sleep(0.5)
         if is_owner:
             _finish(sweep, study)
+            if (n := n_begun(study)) < sweep.trials:
+                sweep.recorder.say(f"The time was up after {n} of {sweep.trials} trials; snakecls sweep --resume {sweep.folder.name} goes on.")
         return is_owner
 
 
@@ -311,7 +318,7 @@ def _make_job(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> Tr
     "Say that a trial begins, and put together what it needs."
     settings = trial_settings(sweep.space, trial.params)
     resume = None if sweep.said["folds"] else _left_run(sweep, study, trial)
-    said = " ".join(f"{axis.short}={_short(settings[axis.key])}" for axis in sweep.space.axes)
+    said = " ".join(f"{name}={_short(settings[axis.key])}" for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes)))
     sweep.recorder.say(f"Trial {trial.number} ({n_begun(study)} of {sweep.trials}): {said}")
     return TrialJob(sweep.folder.absolute(), trial.number, trial_id(trial), settings, trial_name(sweep.experiment, trial.number), resume)
 
@@ -322,7 +329,8 @@ def _run_trial(sweep: _Sweep, trial: "optuna.Trial", job: TrialJob) -> TrialResu
         trial.report(value, step)
         return trial.should_prune()
 
-    recorder = replace(sweep.recorder, logbook=None)  # the sweep's own entry tells of it
+    whole = None if sweep.said["folds"] else partial(_leads, sweep, trial.study)
+    recorder = replace(sweep.recorder, logbook=None, say=_said_once(sweep), whole=whole)  # the sweep's own entry tells of it
     return run_trial(sweep.experiment, job.settings, report, recorder=recorder, name=job.name, folds=sweep.said["folds"], resume=job.resume)
 
 
@@ -333,6 +341,25 @@ def _record(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial", result:
         sweep.recorder.say(f"Trial {trial.number}: {result.note}")
     _refuse_nothing(study)
     write_sweep_page(sweep.folder, _page(sweep, study))
+
+
+def _leads(sweep: _Sweep, study: "optuna.Study", best: Mapping[str, Any]) -> bool:  # best: epoch of a run
+    "Tell whether a run is better than all trials so far: of the others graph, export and report are left out."
+    value, so_far = best.get("value"), _best(sweep, study)
+    if value is None or so_far is None:
+        return True
+    return value < so_far.value if sweep.minimise else value > so_far.value
+
+
+def _said_once(sweep: _Sweep) -> Callable[[str], None]:
+    "Tell what a trial's run says; notes that the trials have in common are said by the first."
+    def say(text: str) -> None:
+        if text not in sweep.notes:
+            sweep.recorder.say(text)
+        if text.startswith("Note: "):
+            sweep.notes.add(text)
+
+    return say
 
 
 def _known_result(study: "optuna.Study", trial: "optuna.Trial") -> TrialResult | None:  # None where these settings are new
@@ -540,6 +567,7 @@ def _page(sweep: _Sweep, study: "optuna.Study") -> str:
         "name": said["name"], "question": sweep.experiment.question, "monitor": sweep.experiment.monitor, "n_photos": scores.get("n"), "own": said["own"],
         "sampler": said["sampler"], "pruner": said["pruner"], "low": scores.get("low"), "high": scores.get("high"), "test": _test(sweep, best),
         "folds": said["folds"], "command": said["command"], "running": n_running,
+        "reports": {run for run in table["run"] if run and (sweep.folder.parent / run / "report.html").exists()},
     }
     return sweep_page(table, sweep.space.axes, about, _importances(study), minimise=sweep.minimise)
 
@@ -602,7 +630,7 @@ def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> N
     "Write the one entry of a sweep."
     root, logbook = sweep.folder.parent, Path(str(sweep.recorder.logbook))
     shown = table[table["value"].notna()].sort_values("value", ascending=sweep.minimise).head(10)
-    rows = [{"trial": row["trial"], sweep.experiment.monitor: f"{row['value']:.3f}", **{axis.short: _short(row[axis.key]) for axis in sweep.space.axes},
+    rows = [{"trial": row["trial"], sweep.experiment.monitor: f"{row['value']:.3f}", **{name: _short(row[axis.key]) for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes))},
              "run": run_link(row["run"], root, logbook)} for row in shown.to_dict("records")]
     best, run = study.best_trial, RunFolder(root / shown.iloc[0]["run"])
     test = _test(sweep, best)
@@ -630,7 +658,7 @@ def sweep_text(swept: Swept) -> str:
     "Write a sweep for a terminal."
     best = swept.table.sort_values("trial").drop(columns=["note", "run"]).round(4)
     best = best.drop(columns=[name for name in best if best[name].isna().all()])
-    settings = " ".join(f"--set {key}={json.dumps(value)}" for key, value in swept.settings.items())
+    settings = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in swept.settings.items())
     return f"{best.to_string(index=False)}\n\nVerdict: {swept.verdict}.\nBest run:  {swept.run}\nIts settings:  {settings}\nPage:  {swept.folder / 'sweep.html'}"
 
 # %% ../../nbs/workflow/38_sweeps.ipynb #3bffef7e
