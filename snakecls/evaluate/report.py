@@ -159,7 +159,7 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
 
 # %% ../../nbs/evaluate/08_report.ipynb #5528c8b9
 def _make_training(facts: RunFacts) -> dict[str, Any]:
-    "Make what is read from the history and the stages."
+    "Make what history and stages say."
     history = facts.history
     return {
         "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
