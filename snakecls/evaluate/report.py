@@ -159,7 +159,7 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
 
 # %% ../../nbs/evaluate/08_report.ipynb #5528c8b9
 def _make_training(facts: RunFacts) -> dict[str, Any]:
-    "Make what is read from the history and the stages."
+    "Make what history and stages say."
     history = facts.history
     return {
         "curves": _make_curves(history), "stages": _make_stages(facts.metrics, facts.path / "plots", history),
@@ -360,7 +360,7 @@ def _make_names(label_facts: dict) -> dict[str, dict]:  # label -> common_name, 
 
 # %% ../../nbs/evaluate/08_report.ipynb #5ae00cac
 def _make_header(facts: RunFacts) -> dict[str, Any]:
-    "Make title, subtitle, footer and the notice of a run that did not finish."
+    "Make title, subtitle, footer, and the notice of an unfinished run."
     metrics, settings, status = facts.metrics, facts.settings, facts.status
     labels, arch = metrics.get("labels") or [], (settings.get("model") or {}).get("arch")
     size = (metrics.get("best") or {}).get("size")
