@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, do_without, need
+from conftest import REPO, need
 
 from snakecls.core import UserError
 from snakecls.experiment.file import make_experiment
@@ -81,7 +81,7 @@ def kill_once_kept(root: Path, name: str, killed: list) -> None:
 
 def test_a_killed_worker_loses_only_what_came_after_its_checkpoint(photos, tmp_path, environment, monkeypatch):
     "In a cluster that is joined; the table, the weights and the entry are those of a sweep without Ray."
-    ray = need("ray")
+    ray = pytest.importorskip("ray")  # of the extra `dev`, and so of CI's first lane
     import torch
 
     from snakecls.workflow.on_ray import ray_engine
@@ -91,7 +91,7 @@ def test_a_killed_worker_loses_only_what_came_after_its_checkpoint(photos, tmp_p
     try:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=80_000_000)
     except Exception as e:  # noqa: BLE001  Ray raises no kind of its own here
-        do_without(f"this machine is too busy for Ray, which gives itself 15 s to start: {e}")
+        pytest.skip(f"this machine is too busy for Ray, which gives itself 15 s to start: {e}")
     try:
         said, killed, experiment = [], [], make_experiment(describe(photos, epochs=8))
         watcher = threading.Thread(target=kill_once_kept, args=(tmp_path / "ray", "tiny-t1", killed), daemon=True)
@@ -118,7 +118,7 @@ def test_a_killed_worker_loses_only_what_came_after_its_checkpoint(photos, tmp_p
 
 def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environment):
     "The runs that were going have kept their best so far, and the sweep can go on."
-    need("ray")
+    pytest.importorskip("ray")
     import psutil
 
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(describe(photos, epochs=200)))
@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     while len(list((tmp_path / "runs").glob("*-t*/checkpoints/resume/000001"))) < 2 and time.monotonic() < end and driver.poll() is None:
         time.sleep(0.1)
     if driver.poll() is not None and "Ray did not start" in (told := driver.communicate()[1]):
-        do_without(told)
+        pytest.skip(told)
     children = psutil.Process(driver.pid).children(recursive=True)
     ports = [port for child in children for port in child.net_connections("inet") if port.status == psutil.CONN_LISTEN]
     driver.send_signal(signal.SIGINT)
