@@ -2,7 +2,7 @@
 
 A run is a probe, two augmented and mixed epochs with a moving average, and three epochs of the head on kept activations, of a few drawn photos. Each is
 killed once at a moment drawn from the time that the whole run took, and one in three is killed a second time while it goes on. Compared are the weights, the
-history and the metrics without times, and the predictions, all exactly. The processes are forked from one that has loaded the library.
+history and the metrics without times, and the predictions, all exactly. States within an epoch are kept every half second. The processes are forked from one that has loaded the library.
 
 Usage: python benchmarks/crash.py FOLDER [--kills 50] [--workers 0] [--seed 0]"""
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,11 @@ def train(values: dict, folder: Path) -> None:
     sys.stdout = sys.stderr = (folder / "out.txt").open("a")
     from snakecls.experiment.file import make_experiment
     from snakecls.workflow.ended import PHOTOS
+    from snakecls.workflow import run as module
     from snakecls.workflow.run import resume_run, run_experiment
     from snakecls.workflow.run_folder import list_statuses
+
+    module.progressive_fit = partial(module.progressive_fit, keep_every=0.5)  # a run keeps a state every 5 minutes within an epoch, and this one takes seconds
 
     path, status = next(iter(list_statuses(folder / "runs")), (None, {}))
     if path is None or (status["status"] != "finished" and not (path / PHOTOS).exists()):  # killed before there was anything to go on with
