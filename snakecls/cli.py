@@ -975,8 +975,10 @@ def export(
     json: Json = False,
 ):
     "Copy a model out of its run: as a bundle, or as fastai's export.pkl."
-    from snakecls.workflow.models import copy_model, export_format, find_model
+    from snakecls.workflow.models import copy_model, export_format, find_model, named_run
 
+    if not output.exists() and (meant := named_run(runs, str(output))) is not None:
+        raise UserError(f"{output} is a run, and export takes the folder to write; give snakecls export FOLDER --model {meant}, or another folder.")
     format = export_format(output, format)
     check_writable(output.parent, "the folder of OUTPUT")
     bundle = find_model(model, root=runs, say=_tell)

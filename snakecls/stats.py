@@ -147,12 +147,16 @@ def bootstrap_interval(
     level: float = 0.95,  # share of draws inside the interval, in (0, 1)
     seed: int = 0,
 ) -> Interval:  # value, low, high
-    "Score predictions with a percentile bootstrap interval over samples; raises `UserError`."
+    """Score predictions with a percentile bootstrap interval over samples; raises `UserError`.
+
+    Where all are right, or all wrong, the bootstrap has no spread: there it is Wilson's interval of that share."""
     _check_bootstrap(n, level)
     truth, prediction = encode_arrays(metric, y_true, y_pred)
     scores = np.concatenate([score_draws(metric, truth, prediction, draws) for draws in resample(len(truth), n=n, seed=seed)])
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     value = score_draws(metric, truth, prediction, np.arange(len(truth))[None])[0]
+    if low == high and value in (0, 1) and isinstance(metric, str):  # all right or all wrong: every draw is, too, and knows nothing of others
+        low, high = share_interval(int(value) * len(truth), len(truth), level=level)
     return Interval(float(value), float(low), float(high))
 
 # %% ../nbs/04_stats.ipynb #526bc542
@@ -258,4 +262,4 @@ def share_interval(
         raise UserError(f"a share needs a count from 0 to n and n of at least 1, not {count} of {n}, and a level between 0 and 1.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, half = (count + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(count * (n - count) / n + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, centre - half) if count else 0.0, min(1.0, centre + half) if count < n else 1.0

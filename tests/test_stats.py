@@ -1,10 +1,11 @@
 "Properties of the bootstrap that hold for any labels."
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from snakecls.stats import bootstrap_interval, mean_sd, paired_bootstrap
+from snakecls.stats import bootstrap_interval, mean_sd, paired_bootstrap, share_interval
 
 labels = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=2, max_size=60)
 metrics = st.sampled_from(["f1_macro", "accuracy", "balanced_accuracy"])
@@ -59,3 +60,14 @@ def test_interval_covers_the_true_accuracy_about_as_often_as_it_says():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_mean_sd_always_says_n(values):
     assert mean_sd(values).endswith(f"(n={len(values)})") and ("±" in mean_sd(values)) == (len(values) > 1)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "top2_accuracy"])
+def test_a_perfect_score_of_few_photos_is_no_certainty(metric):
+    "Every draw of right answers is right; the bound of the share of right ones says what so few can show."
+    truth = np.arange(17) % 3
+    given = np.eye(3)[truth] if metric.startswith("top") else truth
+    found = bootstrap_interval(metric, truth, given)
+    assert found.value == found.high == 1.0 and found.low == pytest.approx(share_interval(17, 17)[0]) and 0.8 < found.low < 0.83
+    wrong = bootstrap_interval("accuracy", truth, (truth + 1) % 3)
+    assert wrong.value == wrong.low == 0.0 and 0.17 < wrong.high < 0.2

@@ -17,7 +17,7 @@ from ..train.memory import find_batch_size
 from ..train.stages import Stage
 
 # %% ../../nbs/experiment/11_batch_size.ipynb #6acf3d49
-_STEPS, _LARGEST = 16, 256  # steps of an epoch; photos
+_STEPS, _LEAST, _LARGEST = 8, 8, 256  # steps of an epoch; photos
 
 
 def largest_batch(
@@ -27,7 +27,16 @@ def largest_batch(
     on_cpu: bool,
 ) -> int:
     "Say up to which batch size is tried."
-    return max(4, min(_LARGEST, n_photos // _STEPS, usual if on_cpu else _LARGEST))
+    return max(_LEAST, min(_LARGEST, n_photos // _STEPS, usual if on_cpu else _LARGEST))
+
+
+def _why_no_larger(bs: int, n_photos: int, *, on_cpu: bool, short: bool) -> str:
+    "Say what ended the search."
+    if short:
+        return "more do not fit in memory"
+    if n_photos // _STEPS <= bs:
+        return f"so that an epoch of {n_photos} photos has {-(-n_photos // bs)} steps"
+    return "on a CPU more are no faster" if on_cpu else "the largest that is tried"
 
 # %% ../../nbs/experiment/11_batch_size.ipynb #ff489734
 def _find_for_stage(plan: Plan, stage: Stage) -> tuple[int, bool]:  # the batch size; whether memory ended the search
@@ -57,6 +66,8 @@ def choose_batches(
             continue
         bs, short = _find_for_stage(plan, stage)
         stages[place], own[place] = stage.replace(bs=bs), own[place].replace(bs=bs)
-        told.append(f"{bs} photos at {stage.size} px" + (" (more do not fit in memory)" if short else ""))
+        device = next(plan.learn.model.parameters()).device
+        why = _why_no_larger(bs, len(plan.learn.dls.train_ds), on_cpu=device.type == "cpu", short=short)
+        told.append(f"{bs} photos at {stage.size} px ({why})")
     notes = [f"train.bs auto: batches of {', '.join(told)}."] if told else []
     return replace(plan, experiment=plan.experiment.model_copy(update={"schedule": own}), stages=stages, notes=notes)

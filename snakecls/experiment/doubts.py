@@ -281,6 +281,8 @@ def _doubt_batch(experiment: Experiment, place: int, stage: Stage, n_photos: int
     if not stage.epochs or stage.bs <= n_photos:
         return
     given = experiment.schedule[place].bs if place < len(experiment.schedule) else None
+    if given is None and experiment.train.bs == "auto":  # it is still to be found
+        return
     bs = experiment.train.usual_bs
     scaled = f" (train.bs {bs} is scaled to the size of each stage, here {stage.size} px)" if given is None and stage.bs != bs else ""
     yield (
