@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import REPO, need
@@ -20,7 +21,7 @@ from snakecls.deploy.predict import Predictor  # noqa: E402
 from snakecls.workflow.run_folder import read_status  # noqa: E402
 from snakecls.workflow.space import apply_settings, axis_values, check_space, grid_points, read_space  # noqa: E402
 from snakecls.workflow.study import next_trial, open_study, working  # noqa: E402
-from snakecls.workflow.sweeps import find_sweep, resume_sweep, run_sweep, sweep_text  # noqa: E402
+from snakecls.workflow.sweeps import find_sweep, resume_sweep, run_sweep, sweep_text, sweep_winner  # noqa: E402
 
 LR = {"schedule.0.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
 
@@ -171,6 +172,55 @@ def test_a_probe_is_swept_on_kept_features(photos, tmp_path, monkeypatch):
     assert computed and started[0] == 0 and set(started[1:]) == {len(computed)}  # all of it in the first
     assert swept.table["state"].tolist() == ["complete"] * 4  # after a probe alone there is nothing to save
     assert swept.table["run"].nunique() == 2 and swept.table["note"].str.contains("not trained again").sum() == 2
+
+
+def find_final(root: Path, swept) -> tuple[list[str], int]:
+    "Say what a final model of a sweep would be made of."
+    from snakecls.workflow.final import find_winner
+
+    winner = find_winner(root, swept.folder.name)
+    return [run.id for run in winner.runs], winner.trials
+
+
+PROBED = [{"size": 32, "epochs": 1, "head": "probe", "bs": 9}]
+
+
+def test_after_a_probe_a_trial_is_judged_by_what_it_trained(photos, tmp_path):
+    "Rates that wreck the network have the wrecked scores, though the probe is what is served; the winner of a final model is the same."
+    swept = run_sweep(make_experiment(describe(photos, schedule=PROBED)), {"schedule.0.lr": [0.3, 1e3]}, sampler="grid", **where(tmp_path))
+    table, runs = swept.table, [tmp_path / "runs" / run for run in swept.table["run"]]
+    for row, run in zip(table.itertuples(), runs):
+        history, best = pd.read_csv(run / "history.csv"), json.loads((run / "metrics.json").read_text())["best"]
+        assert row.value == pytest.approx(history["f1_macro"][history["epoch"] > 0].max()) and row.served == best["value"]
+        assert (row.about, row.serves, best["epoch"]) == ("trained", "probe", 0) and row.value < row.served
+    assert table["value"].nunique() == 2 and table["served"].nunique() == 1
+    study = open_study(swept.folder, read_space(LR))
+    assert [trial.intermediate_values for trial in study.trials] == [{1: value} for value in table["value"]]
+    best = table.loc[table["value"].idxmax()]
+    assert (swept.value, swept.run) == (best["value"], best["run"]) and sweep_winner(swept.folder) == find_final(tmp_path / "runs", swept) == ([best["run"]], 2)
+    book, page, text = (tmp_path / "logbook.md").read_text(), (swept.folder / "sweep.html").read_text(), sweep_text(swept)
+    assert "(trained)" in swept.verdict and "| of | served |" in book and "<th>Served</th>" in page and "serves" in text and "Its settings:" in text
+    served = f"he probe, {best['served']:.3f}, is served; no trial's training beat it"
+    assert all(served in words.replace("&#39;", "'") for words in (book, text, page))
+
+
+def test_where_all_trials_are_level_none_is_recommended(photos, tmp_path):
+    "Rates of nothing leave the probe as it is."
+    swept = run_sweep(make_experiment(describe(photos, schedule=PROBED)), {"schedule.0.lr": [1e-12, 2e-12]}, sampler="grid", **where(tmp_path))
+    level = "all 2 trials have the same score: what was varied made no difference"
+    served = f"the probe, {swept.table['served'].iloc[0]:.3f}, is served; no trial's training beat it"
+    page, book, text = (swept.folder / "sweep.html").read_text(), (tmp_path / "logbook.md").read_text(), sweep_text(swept)
+    assert swept.settings == {} and swept.table["serves"].tolist() == ["probe"] * 2
+    assert all(level in words and served in words for words in (book, text)) and level[1:] in page and served[1:] in page.replace("&#39;", "'")
+    assert "Its settings" not in text and "Best run" not in text and "the best:" not in book
+    assert "the darker" not in page and "All trials have the same score" in page and '<tr class="best"' not in page
+
+
+def test_folds_are_judged_by_what_they_trained(photos, tmp_path):
+    swept = run_sweep(make_experiment(describe(photos, schedule=PROBED)), {"schedule.0.lr": [1e3]}, sampler="grid", folds=2, **where(tmp_path))
+    histories = [pd.read_csv(file) for file in (tmp_path / "runs").glob("*/history.csv")]
+    assert len(histories) == 2 and swept.value == pytest.approx(sum(each["f1_macro"][each["epoch"] == 1].iloc[0] for each in histories) / 2)
+    assert swept.value < swept.table["served"].iloc[0] and "in the mean" not in swept.verdict and "is served" in swept.verdict
 
 
 def test_a_trial_that_falls_behind_ends_early(photos, tmp_path):

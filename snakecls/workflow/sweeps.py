@@ -45,7 +45,7 @@ from .run_folder import RunFolder, list_statuses, lock_is_held, make_run_path, o
 from .space import Axis, Space, check_space, grid_points, read_space, short_names
 from .study import SAMPLERS, PRUNERS, lies_within, load_optuna, n_begun, next_trial, open_study, put_first, repeat, trial_settings, working
 from .study import AGAIN, is_alone, join_trial, trial_id
-from .sweep_report import sweep_page, write_sweep_page
+from .sweep_report import all_level, probe_text, rank_trials, sweep_page, tie_text, tied_trials, write_sweep_page
 from .trials import TrialResult, is_lower_better, run_trial, trial_name
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ class Swept:
     "What a sweep has given so far."
 
     folder: Path
-    table: pd.DataFrame  # trial, state, value, a column for each key, epochs, seconds, run, note; in the order of the trials
-    value: float | None  # of the best trial
-    settings: dict[str, Any]  # of the best trial
-    run: str  # of the best trial, or its first fold's
+    table: pd.DataFrame  # trial, state, value, about, served, serves, a column for each key, epochs, seconds, run, note; in the order of the trials
+    value: float | None  # of the best trial; `about` says of which weights: 'trained' or 'served'
+    settings: dict[str, Any]  # of the best trial; empty where several are level
+    run: str  # of the best trial (of level ones the first), or its first fold's
     verdict: str
 
     def _repr_html_(self) -> str:
@@ -539,11 +539,20 @@ def sweep_table(study: "optuna.Study", axes: list[Axis]) -> pd.DataFrame:
         settings = trial_settings(Space(axes), trial.params)
         rows.append({
             "trial": trial.number, "state": states[trial.state.name], "value": trial.value if trial.state.name == "COMPLETE" else None,
+            **_weights(trial),
             **{key: str(value) if isinstance(value, list) else value for key, value in settings.items()},
             "epochs": scores.get("epochs"), "seconds": scores.get("seconds") or _seconds(trial), "run": runs[0], "note": trial.user_attrs.get("note", ""),
         })
-    columns = ["trial", "state", "value", *(axis.key for axis in axes), "epochs", "seconds", "run", "note"]
-    return pd.DataFrame(rows, columns=columns).astype({"value": float, "epochs": float, "seconds": float})
+    columns = ["trial", "state", "value", "about", "served", "serves", *(axis.key for axis in axes), "epochs", "seconds", "run", "note"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": float, "served": float, "epochs": float, "seconds": float})
+
+
+def _weights(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+    "Say which weights a trial's value is about, and what it serves; a trial of an older version was judged by that."
+    scores = trial.user_attrs.get("scores") or {}
+    if trial.state.name != "COMPLETE":
+        return {"about": "", "served": None, "serves": ""}
+    return {"about": scores.get("about", "served"), "served": scores.get("served", trial.value), "serves": scores.get("serves", "")}
 
 
 def _seconds(trial: "optuna.trial.FrozenTrial") -> float | None:
@@ -619,24 +628,31 @@ def _verdict(sweep: _Sweep, table: pd.DataFrame) -> str:
     name = sweep.experiment.monitor.replace("f1_macro", "macro F1").replace("_", " ")
     if table["value"].isna().all():
         return "no trial has a score"
-    best = table.loc[table["value"].idxmin() if sweep.minimise else table["value"].idxmax()]
+    best, probe = table.loc[table["value"].idxmin() if sweep.minimise else table["value"].idxmax()], probe_text(table, minimise=sweep.minimise)
+    score, served = f"{name} {best['value']:.3f} ({best['about']})", f"; {probe}" if probe else ""
+    if all_level(table):
+        return f"{tie_text(table)}, {score}{served}"
     own = table[(table["trial"] == sweep.said["own"]) & table["value"].notna()]["value"]
     against = f", {best['value'] - own.iloc[0]:+.3f} against the experiment's own settings" if len(own) and best["trial"] != sweep.said["own"] else ""
     same = ", which are the experiment's own settings" if len(own) and best["trial"] == sweep.said["own"] else ""
-    return f"{name} {best['value']:.3f} by the best of {int(table['value'].notna().sum())} trials{same}{against}; chosen on these photos, so too good"
+    if tie := tie_text(table, minimise=sweep.minimise):
+        return f"{score}; {tie}{against}{served}; chosen on these photos, so too good"
+    return f"{score} by the best of {int(table['value'].notna().sum())} trials{same}{against}{served}; chosen on these photos, so too good"
 
 # %% ../../nbs/workflow/38_sweeps.ipynb #ba0cab5d
 def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> None:
     "Write the one entry of a sweep."
     root, logbook = sweep.folder.parent, Path(str(sweep.recorder.logbook))
-    shown = table[table["value"].notna()].sort_values("value", ascending=sweep.minimise).head(10)
-    rows = [{"trial": row["trial"], sweep.experiment.monitor: f"{row['value']:.3f}", **{name: _short(row[axis.key]) for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes))},
+    shown, tie = rank_trials(table, minimise=sweep.minimise).head(10), tie_text(table, minimise=sweep.minimise)
+    rows = [{"trial": row["trial"], sweep.experiment.monitor: f"{row['value']:.3f}", **_served_cells(row, table), **{name: _short(row[axis.key]) for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes))},
              "run": run_link(row["run"], root, logbook)} for row in shown.to_dict("records")]
     best, run = study.best_trial, RunFolder(root / shown.iloc[0]["run"])
     test = _test(sweep, best)
     counts = table["state"].value_counts()
-    result = ", ".join(f"{n} {state}" for state, n in counts.items()) + f"; the best: {', '.join(f'{key} {_short(value)}' for key, value in best.params.items())}"
-    result += f"; its test: macro F1 {test['f1_macro']:.3f} (n={test['n']})" if test else ""
+    result = ", ".join(f"{n} {state}" for state, n in counts.items()) + "; "
+    result += tie or f"the best: {', '.join(f'{key} {_short(value)}' for key, value in best.params.items())}"
+    result += f"; {probe}" if (probe := probe_text(table, minimise=sweep.minimise)) else ""
+    result += f"; {'test of what is served' if probe else 'test of the first' if tie else 'its test'}: macro F1 {test['f1_macro']:.3f} (n={test['n']})" if test else ""
     result += f"; folds {best.user_attrs['scores']['spread']}" if sweep.said["folds"] else ""
     add_entry(logbook, LogbookEntry(
         sweep.experiment.question or sweep.said["name"], _verdict(sweep, table), command=sweep.said["command"], run=sweep.folder.name,
@@ -644,12 +660,17 @@ def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> N
         hardware=ran_on(run.environment(), {"seconds": float(table["seconds"].sum())}), table=markdown_table(rows), tags=("run", "sweep"),
     ))
 
+
+def _served_cells(row: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
+    "Say which weights a trial's score is about, and what is served where that may be another."
+    return {"of": row["about"]} | ({"served": f"{row['served']:.3f} {row['serves']}"} if "trained" in set(table["about"]) else {})
+
 # %% ../../nbs/workflow/38_sweeps.ipynb #e951078a
 def _read_swept(sweep: _Sweep) -> Swept:
     "Read what a sweep has given so far."
     study = sweep.open()
     table, best = sweep_table(study, sweep.space.axes), _best(sweep, study)
-    settings = trial_settings(sweep.space, best.params) if best else {}
+    settings = trial_settings(sweep.space, best.params) if best and not tied_trials(table, minimise=sweep.minimise) else {}
     runs = best.user_attrs["runs"] if best else [""]
     return Swept(sweep.folder, table, best.value if best else None, settings, runs[0], _verdict(sweep, table))
 
@@ -658,8 +679,10 @@ def sweep_text(swept: Swept) -> str:
     "Write a sweep for a terminal."
     best = swept.table.sort_values("trial").drop(columns=["note", "run"]).round(4)
     best = best.drop(columns=[name for name in best if best[name].isna().all()])
+    best = best if "trained" in set(best["about"]) else best.drop(columns=["served", "serves"], errors="ignore")
     settings = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in swept.settings.items())
-    return f"{best.to_string(index=False)}\n\nVerdict: {swept.verdict}.\nBest run:  {swept.run}\nIts settings:  {settings}\nPage:  {swept.folder / 'sweep.html'}"
+    chosen = f"Best run:  {swept.run}\nIts settings:  {settings}\n" if settings else ""  # none where several are level
+    return f"{best.to_string(index=False)}\n\nVerdict: {swept.verdict}.\n{chosen}Page:  {swept.folder / 'sweep.html'}"
 
 # %% ../../nbs/workflow/38_sweeps.ipynb #3bffef7e
 @delegates(make_recorder)
