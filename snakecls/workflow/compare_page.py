@@ -42,7 +42,7 @@ def write_compare_page(
 # %% ../../nbs/workflow/29_compare_page.ipynb #028833f0
 _SHOWN = 8  # classes that stand on the page; the others are folded away
 _MOST_PHOTOS = 18  # that were won, and as many that were lost
-_LONGEST = 40  # letters of a name in the chart
+_LONGEST = 36  # letters of a name in the chart
 _TITLES = {"served": "As served", "trained": "Trained weights"}
 
 

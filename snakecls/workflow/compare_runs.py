@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'compare_runs', 'say_points', 'say_luck', 'compare_text', 'say_changed', 'target_lines', 'say_beside',
-           'say_danger_change']
+           'say_danger_change', 'compare_groups', 'groups_text']
 
 # %% ../../nbs/workflow/28_compare_runs.ipynb #e3f0ac11
 from collections import Counter
@@ -17,7 +17,8 @@ from ..data.label_facts import danger_name
 from ..data.problem import table_problem
 from ..disk import read_json, read_parquet
 from .compare import compare_pairs, is_clear, judge_pair, match_answers, read_answers, target_end
-from .run_folder import RunFolder, read_notes, read_status
+from .findings import compare_seeds, difference_text
+from .run_folder import RunFolder, group_runs, read_notes, read_status
 
 # %% ../../nbs/workflow/28_compare_runs.ipynb #aee91019
 def compare_runs(
@@ -220,6 +221,41 @@ def say_beside(
 def say_danger_change(danger: Mapping[str, Any]) -> str:  # such as 'venomous called harmless: 3 of 40 photos, was 5'
     "Say how often a danger was called harmless, and how often before."
     return f"{danger['name']} called harmless: {danger['this']} of {danger['n']} photos, was {danger['other']}"
+
+# %% ../../nbs/workflow/28_compare_runs.ipynb #15461dc7
+def compare_groups(
+    base: Path,  # the folder of a group of seeds
+    others: Sequence[Path],
+) -> dict[str, Any]:  # base, groups (of `compare_seeds`, with group), comparisons, luck
+    "Compare groups of seeds with one of them, seed by seed; raises `UserError` for one that cannot be compared."
+    before, found = _finished_runs(base), []
+    for folder in others:
+        if folder.resolve() == base.resolve():
+            raise UserError(f"group {folder.name} is named twice, and would be compared with itself; give it once.")
+        one = compare_seeds(_finished_runs(folder), before, comparisons=len(others))
+        if "reason" in one:
+            raise UserError(f"group {folder.name} cannot be compared with {base.name}: {one['reason']}.")
+        found.append({"group": folder.name, "said": difference_text(one)} | one)
+    return {"base": base.name, "groups": found, "comparisons": len(others), "luck": say_luck(1) if len(others) == 1 else
+            f"{len(others)} comparisons: each interval is widened, so that all of them hold together in 95 % of cases."}
+
+
+def _finished_runs(folder: Path) -> list[RunFolder]:
+    runs = [run for run in group_runs(folder) if (run / "predictions-valid.parquet").exists() and run.metrics().get("valid")]
+    if not runs:
+        raise UserError(f"group {folder.name} has no run with predictions; name one that has, or two runs.")
+    return runs
+
+
+def groups_text(compared: Mapping[str, Any]) -> str:  # from `compare_groups`
+    "Write a comparison of groups for a terminal."
+    lines = [f"Compared with {compared['base']}, seed by seed"]
+    for group in compared["groups"]:
+        pair = " ".join(reversed(group["pairs"][0]))
+        lines += ["", group["group"], f"  changed: {say_changed(group)}", f"  macro F1 {group['said']}",
+                  f"  {len(group['pairs'])} seed{'s' if len(group['pairs']) > 1 else ''}, {group['n']} photos; "
+                  f"photo by photo: snakecls compare {pair}"]
+    return "\n".join([*lines, "", compared["luck"]])
 
 # %% ../../nbs/workflow/28_compare_runs.ipynb #d7dd291d
 def _why_not(run: RunFolder, base: RunFolder) -> str:  # empty where nothing speaks against it
