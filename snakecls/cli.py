@@ -807,15 +807,23 @@ def compare(
     json: Json = False,
 ):
     "Compare runs on the same validation photos: what was better, in which classes and photos, and is it luck?"
-    from snakecls.workflow.compare_runs import compare_runs, compare_text
-    from snakecls.workflow.runs import find_any_run
+    from snakecls.workflow.compare_runs import compare_groups, compare_runs, compare_text, groups_text
+    from snakecls.workflow.runs import find_any_group, find_any_run
 
     if base is None and len(named) < 2:
         raise UserError(f"there is only {named[0]} to compare; give two runs or more, or --base RUN.")
     if output is not None:
         check_name(output, "--output", ".html")
         check_writable(output.resolve().parent, "the folder of --output", 2_000_000)
-    first, *others = [find_any_run(runs, name) for name in ([base] if base is not None else []) + named]
+    names = ([base] if base is not None else []) + named
+    groups = [find_any_group(runs, name) for name in names]
+    if (first_group := groups[0]) is not None and None not in groups:
+        if output is not None or show_page:
+            raise UserError("groups of runs are compared without a page; leave out --output and --open, or compare two of their runs.")
+        by_seed = compare_groups(first_group, [group for group in groups[1:] if group is not None])
+        _show(by_seed, groups_text(by_seed), json)
+        return
+    first, *others = [find_any_run(runs, name) for name in names]
     from snakecls.workflow.compare_page import page_path, write_compare_page
 
     compared = compare_runs(first, others)
@@ -869,20 +877,22 @@ def note(
 @app.command()
 @stop_on_signals()
 def rm(
-    named: Annotated[Optional[list[str]], typer.Argument(metavar="RUN…", help="Names, ids or folders of runs.")] = None,
+    named: Annotated[Optional[list[str]], typer.Argument(metavar="RUN…", help="Names, ids or folders of runs, or of groups (--seeds, sweeps), which go with their runs.")] = None,
     empty_bin: Annotated[bool, typer.Option("--empty-bin", help="Delete what is in the bin, for good.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the bin is emptied.")] = False,
     runs: Runs = None,
     json: Json = False,
 ):
     "Move runs into a bin beside the others (runs/.bin), from where they can be brought back; or empty it."
-    from snakecls.workflow.keep_runs import empty_bins, find_bins, remove_runs
-    from snakecls.workflow.runs import find_any_run
+    from snakecls.workflow.keep_runs import empty_bins, find_bins, remove_group, remove_runs
+    from snakecls.workflow.runs import find_any_group, find_any_run
 
     if bool(named) is empty_bin:
         raise UserError("rm takes the names of runs, or --empty-bin; give one of the two.")
     if named:
-        said = remove_runs([find_any_run(runs, name) for name in named])
+        groups = {name: find_any_group(runs, name) for name in named}
+        said = remove_runs([find_any_run(runs, name) for name in named if groups[name] is None])
+        said += [line for group in dict.fromkeys(groups.values()) if group is not None for line in remove_group(group)]
         _show({"said": said}, "\n".join(said), json)
         return
     from snakecls.deploy.app import RUN_ROOTS

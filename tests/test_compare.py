@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from snakecls.cli import app
 from snakecls.core import UserError
+from snakecls.experiment.schema import Experiment
+from snakecls.workflow.compare import judge_pair
 from snakecls.workflow.compare_page import write_compare_page
 from snakecls.workflow.compare_runs import compare_runs, compare_text
 from snakecls.workflow.findings import _compare_with_parent, difference_text, settings_text
 from snakecls.workflow.grid import read_seeds
+from snakecls.workflow.recorder import resolve_parent
 from snakecls.workflow.run_folder import RunFolder
 
 N = 90
@@ -186,5 +189,59 @@ def test_train_with_seeds_keeps_the_split_and_writes_one_entry(tmp_path):
     book = (tmp_path / "logbook.md").read_text()
     entries = re.findall(r"^## (.*)$", book, re.MULTILINE)  # that of the group says what came of it, the others that they are part of it
     assert book.count("#seeds") == 1 and len([entry for entry in entries if "(part of " not in entry]) == 1 and len(entries) == 3
-    again = snakecls(*words, "--set", "train.wd=0.2", "--parent", runs[0].name, cwd=tmp_path)
+    again = snakecls(*words, "--set", "train.wd=0.2", "--parent", said["runs"][0]["run"].rsplit("-seed-", 1)[0][16:] + "-seeds", cwd=tmp_path)
     assert again.returncode == 0 and "seed by seed" in again.stdout, again.stdout + again.stderr
+
+
+def with_trained(run: RunFolder, said: list) -> RunFolder:
+    "Give a run weights after its last epoch that answer otherwise than the probe that it serves."
+    pd.read_parquet(run / "predictions-valid.parquet").assign(predicted=said).to_parquet(run / "predictions-valid-trained.parquet")
+    run.write_metrics(run.metrics() | {"best": {"epoch": 0}, "trained": {"epoch": 3, "f1_macro": f1_score(TRUTH, said, average="macro")}})
+    return run
+
+
+def test_every_number_says_of_which_score_it_is(tmp_path):
+    base = with_trained(record(tmp_path, "base", wrong(*range(20))), wrong(*range(40)))
+    same = with_trained(record(tmp_path, "same", wrong(*range(20)), dropout=0.3), wrong(*range(12)))
+    trains = with_trained(record(tmp_path, "trains", wrong(*range(20))), wrong(*range(12)))
+    experiment = trains.experiment()
+    (trains / "experiment.yaml").write_text(json.dumps(experiment | {"train": {"wd": 0.2}}))  # what a probe does not show
+    compared = compare_runs(base, [same, trains])
+    one, two = compared["runs"]
+    scores = [f1_score(TRUTH, wrong(*range(n)), average="macro") for n in (12, 40)]
+    assert (one["view"], one["beside"]["view"], two["view"], two["beside"]["view"]) == ("served", "trained", "trained", "served")
+    assert [one["beside"][key] for key in ("this", "other")] == pytest.approx(scores) == [two["targets"][""][key] for key in ("this", "other")]
+    for run, other in ((one, same), (two, trains)):
+        judged = judge_pair(other, base)
+        assert (run["verdict"], run["view"]) == (judged["verdict"], judged["about"]) and run["beside"]["difference"] == judged["views"][run["beside"]["view"]]["difference"]
+    text = compare_text(compared)
+    served = f1_score(TRUTH, wrong(*range(20)), average="macro")
+    assert f"macro F1 as served {served:.3f}, was {served:.3f}" in text and "the same answers to all 90 photos" in text
+    assert f"beside it, macro F1 of the trained weights {scores[0]:.3f}, was {scores[1]:.3f}: {100 * (scores[0] - scores[1]):+.1f} points" in text
+    page = write_compare_page(tmp_path / "page.html", compared).read_text()
+    assert all(part in page for part in ("same, as served<", "trains, trained weights<", "Two kinds of score", "Macro F1 of the trained weights", "F1 of each class as served", "Answers of the trained weights"))
+    assert "Two kinds" not in write_compare_page(tmp_path / "page.html", compare_runs(base, [same])).read_text()
+
+
+def test_groups_of_seeds_are_compared_seed_by_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, n in (("plain", 20), ("deep", 4)):
+        group = Path("runs") / f"20260101-000000-{name}-seeds"
+        group.mkdir(parents=True)
+        (group / "progress.json").write_text("{}")
+        for seed in (0, 1):
+            run = record(Path("runs"), f"{name}-seed-{seed}", wrong(*range(n - seed)), seed=seed, arch=name)
+            status = json.loads((run / "status.json").read_text())
+            (run / "status.json").write_text(json.dumps(status | {"part_of": group.name}))
+    gaps = [f1_score(TRUTH, wrong(*range(4 - seed)), average="macro") - f1_score(TRUTH, wrong(*range(20 - seed)), average="macro") for seed in (0, 1)]
+    said = json.loads(CliRunner().invoke(app, ["compare", "plain-seeds", "deep-seeds", "--json"]).stdout)["groups"][0]
+    assert said["difference"] == pytest.approx(np.mean(gaps)) and said["clear"] and len(said["pairs"]) == 2
+    assert all(one.split("seed-")[1] == two.split("seed-")[1] for one, two in said["pairs"])
+    mixed = CliRunner().invoke(app, ["compare", "plain-seeds", "deep-seed-0"])
+    assert "is a group of runs" in str(mixed.exception) and "plain-seed-1" in str(mixed.exception)
+    ask = Experiment.model_validate({"data": {"source": "photos"}, "parent": "plain-seeds", "seed": 1})
+    assert resolve_parent(ask, "runs").parent.endswith("plain-seed-1")
+    removed = CliRunner().invoke(app, ["rm", "plain"])
+    assert removed.exit_code == 0 and removed.stdout.count("bring it back") == 3 and not list(Path("runs").glob("*plain*"))
+    refused = CliRunner().invoke(app, ["compare", "deep-seed-0", "plain-seed-1"])
+    assert "is in the bin" in str(refused.exception) and "mv runs/.bin/" in str(refused.exception)

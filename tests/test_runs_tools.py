@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from snakecls.cli import app
 from snakecls.core import UserError
-from snakecls.workflow.keep_runs import BIN, note_run, remove_runs, tag_run
+from snakecls.workflow.keep_runs import BIN, remove_runs, tag_run
 from snakecls.workflow.run_folder import RunFolder, list_runs, read_notes
 from snakecls.workflow.runs import all_runs
-from snakecls.workflow.select_runs import filter_runs, run_tree, sort_runs
+from snakecls.workflow.select_runs import filter_runs, run_tree, sort_runs, tree_text
 
 
 def record(root: Path, name: str, *, score: float | None = None, arch: str = "resnet18", parent: str | None = None) -> RunFolder:
@@ -64,6 +64,8 @@ def test_sorting_loses_no_run_and_puts_those_without_a_value_last(values, column
 def test_the_tree_shows_every_run_once_below_its_parent(runs):
     done = CliRunner().invoke(app, ["runs", "--tree"]).stdout.splitlines()
     assert [len(line) - len(line.lstrip()) for line in done] == [0, 2, 4, 0] and "grandchild" in done[2]
+    gap = {"difference": -0.058, "difference_low": -0.19, "difference_high": 0.066}
+    assert "-0.058 (-0.190 to +0.066) trained" in tree_text(all_runs("runs").assign(about="trained", **gap))
     board = all_runs("runs")
     loop = board.assign(parent=board["run"].tolist()[1:] + board["run"].tolist()[:1])
     assert sorted(row["run"] for _, row in run_tree(loop)) == sorted(board["run"])
@@ -87,7 +89,7 @@ def test_tags_and_notes_stand_in_the_list_and_in_the_report(runs):
     assert "worth \\1 <b>more</b>" in wide and "good" in wide and listed("--filter", "tags=good") == listed("--filter", "worth") == ["base"]
     page = (run / "report.html").read_text()
     assert "worth \\1 &lt;b&gt;more" in page and "good" in page and page.endswith("<img src='data:x'>")
-    note_run(run, "")
+    assert CliRunner().invoke(app, ["note", "base", ""]).exit_code == 0 and read_notes(run.path)["note"] == ""
     tag_run(run, ["good"], remove=True)
     assert (run / "report.html").read_text().count("<section") == 0
     for tags, remove in ((["a,b"], False), ([""], False), (["good"], True)):

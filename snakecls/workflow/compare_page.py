@@ -15,7 +15,7 @@ from ..core import UserError
 from ..data.thumbnails import find_thumbnail
 from ..disk import atomic_write
 from ..page import render
-from .compare_runs import say_changed, say_danger_change, say_points
+from .compare_runs import KINDS, say_beside, say_changed, say_danger_change, say_points
 from .run_folder import RunFolder, make_slug
 
 # %% ../../nbs/workflow/29_compare_page.ipynb #119e01d7
@@ -28,7 +28,8 @@ def write_compare_page(
     n = next(iter(runs[0]["targets"].values()))["n"]
     folders = _photo_folders([base, *runs])
     page = render(
-        "compare.html", title=page_title(compared), base=base["run"], luck=compared["luck"], forest=lay_forest(_forest_rows(runs)),
+        "compare.html", title=page_title(compared), base=base["run"], luck=compared["luck"], forest=lay_forest(_forest_rows(runs), most=_LONGEST),
+        kinds=_say_kinds(runs),
         subtitle=f"{n:,} validation photos, the same for all" + (f"; {base['name']}: {base['note']}" if base["note"] else ""),
         runs=[run | {"parts": [_make_part(run, target, folders) for target in run["targets"]]} for run in runs],
         footer=f"Compared with {base['folder']}. Won: fewer wrong labels than the base; lost: more.",
@@ -41,6 +42,8 @@ def write_compare_page(
 # %% ../../nbs/workflow/29_compare_page.ipynb #028833f0
 _SHOWN = 8  # classes that stand on the page; the others are folded away
 _MOST_PHOTOS = 18  # that were won, and as many that were lost
+_LONGEST = 36  # letters of a name in the chart
+_TITLES = {"served": "As served", "trained": "Trained weights"}
 
 
 def _make_part(run: Mapping[str, Any], target: str, folders: list[Path]) -> dict[str, Any]:
@@ -50,15 +53,17 @@ def _make_part(run: Mapping[str, Any], target: str, folders: list[Path]) -> dict
     if "reason" in found:
         return {"title": f"{target}: not compared", "text": found["reason"]}
     said = say_points(found, run["verdict"] if first else "")
-    text = [f"Macro F1 {found['this']:.3f}, was {found['other']:.3f}. {found['won']} photos won, {found['lost']} lost."]
+    kind = KINDS[found["view"]]
+    text = [f"Macro F1 {kind} {found['this']:.3f}, was {found['other']:.3f}. {found['won']} photos won, {found['lost']} lost."]
     if first:
         text.insert(0, f"Changed: {say_changed(run)}.")
+        text += [f"{(beside := say_beside(run))[0].upper()}{beside[1:]}."] if run["beside"] else []
     text += [f"{say_danger_change(danger)[0].upper()}{say_danger_change(danger)[1:]}." for danger in found["dangers"]]
     classes = [row for row in found["classes"] if row["n"] or row["difference"]]
     won, lost = ([photo for photo in found["photos"] if photo["won"] is way] for way in (True, False))
     shown = {"won_photos": won[:_MOST_PHOTOS], "lost_photos": lost[:_MOST_PHOTOS]}
     return {
-        "target": target if several else "", "title": f"{target + ': ' if several else ''}{said[0].upper()}{said[1:]}", "text": "\n".join(text),
+        "target": target if several else "", "title": f"{target + ': ' if several else ''}{_TITLES[found['view']]}: {said}", "kind": kind, "text": "\n".join(text),
         "worse": found["clear"] and found["difference"] < 0, "class_rows": classes[:_SHOWN], "more_classes": classes[_SHOWN:],
         **{key: [_make_photo(photo, folders) for photo in photos] for key, photos in shown.items()},
         "photo_line": _say_shown(len(won), len(lost)),
@@ -93,11 +98,28 @@ def _make_photo(photo: Mapping[str, Any], folders: list[Path]) -> dict[str, str]
 
 
 def _forest_rows(runs: list[Mapping[str, Any]]) -> list[tuple[str, float, float, float]]:
-    "Give the rows of the chart: one for each run and target."
+    "Give the rows of the chart: one for each run and target, which says of which score it is."
     return [
-        (run["name"] + (f", {target}" if len(run["targets"]) > 1 else ""), *(100 * found[key] for key in ("difference", "low", "high")))
+        (_row_name(run["name"], (f", {target}" if len(run["targets"]) > 1 else "") + f", {_TITLES[found['view']].lower()}"),
+         *(100 * found[key] for key in ("difference", "low", "high")))
         for run in runs for target, found in run["targets"].items() if "reason" not in found
     ]
+
+
+def _row_name(name: str, end: str) -> str:
+    "Join a name with its end, of which nothing may be lost."
+    most = max(_LONGEST - len(end), 1)
+    return (name if len(name) <= most else f"{name[:most - 1]}…") + end
+
+
+def _say_kinds(runs: list[Mapping[str, Any]]) -> str:  # empty where all rows are of one kind
+    "Warn of a chart whose rows are about two kinds of score."
+    names = {view: [run["name"] for run in runs for found in run["targets"].values() if found.get("view") == view] for view in _TITLES}
+    if not all(names.values()):
+        return ""
+    trained, served = (", ".join(dict.fromkeys(names[view])) for view in ("trained", "served"))
+    return (f"Two kinds of score stand in this chart: of the trained weights for {trained}, as served for {served}. "
+            "Do not compare a row of one kind with a row of the other.")
 
 
 def _say_shown(won: int, lost: int) -> str:

@@ -6,6 +6,7 @@
 __all__ = ['RunRecorder', 'make_recorder', 'check_places', 'check_room', 'resolve_names', 'resolve_parent']
 
 # %% ../../nbs/workflow/09_recorder.ipynb #6d81f9cc
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ..experiment.schema import Experiment
 from ..models.bundle import is_bundle
 from .ended import can_keep, revive
 from .logbook import LogbookTracker
-from .run_folder import RunFolder, find_run
+from .run_folder import RunFolder, find_group, find_run, group_runs, read_status
 from .trackers import LIBRARIES, LibraryTracker, Trackers, WandbTracker, check_libraries
 
 # %% ../../nbs/workflow/09_recorder.ipynb #c582f63a
@@ -120,9 +121,21 @@ def resolve_parent(experiment: Experiment, root: str | Path) -> Experiment:
     "Replace the parent's name by its run's id, or by its folder where that lies elsewhere; raises `UserError` with the nearest name."
     if experiment.parent is None:
         return experiment
-    parent = find_run(root, experiment.parent)
+    parent = _run_of_seeds(root, experiment.parent, experiment.seed) or find_run(root, experiment.parent)
     beside = parent.path.resolve().parent == Path(root).resolve()
     return experiment.model_copy(update={"parent": parent.id if beside else str(parent.path.resolve())})
+
+# %% ../../nbs/workflow/09_recorder.ipynb #3cce7cb1
+def _run_of_seeds(root: str | Path, name: str, seed: int) -> RunFolder | None:  # None where the name is a run's, or no group of seeds
+    "Find what stands for a group of seeds as a parent: its run of the same seed, else its first; the others are found beside it."
+    try:
+        find_run(root, name)
+    except UserError:
+        group = find_group(root, name)
+        runs = group_runs(group) if group is not None and re.search(r"-seeds(-\d+)?$", group.name) else []
+        done = [run for run in runs if read_status(run.path)["status"] == "finished"]
+        return next((run for run in done if run.experiment().get("seed") == seed), done[0] if done else None)
+    return None
 
 # %% ../../nbs/workflow/09_recorder.ipynb #916b6a5d
 def _find_weights(weights: str, root: str | Path) -> tuple[str, str]:  # as the network takes them; a note, or nothing

@@ -120,14 +120,23 @@ def run_tree(
     return found
 
 
+def _say_gap(row: dict) -> str:  # such as '-0.058 (-0.190 to +0.066) trained'
+    "Say a difference, of which score it is, and what the other score shows where it is known and the verdict saw no other answer."
+    about, trained = _as_text(row.get("about")), _as_number(row.get("trained_difference"))
+    if _as_number(row.get("differ")) == 0:
+        beside = f", {trained:+.3f} trained" if about == "served" and trained else ""
+        return f"the same answers {about}{beside}".strip()
+    return f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}) {about}".strip()
+
+
 def tree_text(board: pd.DataFrame) -> str:
-    "Write the tree of runs for a terminal: score, difference to the parent and verdict where they are known."
+    "Write the tree of runs for a terminal: score as served, difference to the parent and verdict where they are known."
     lines = []
     for depth, row in run_tree(board):
         score, low = _as_number(row.get("f1_macro")), _as_number(row.get("difference_low"))
         words = [row["run"], f"{score:.3f}" if score is not None else row["status"]]
         if low is not None and row.get("proposed") is not True:
-            words.append(f"{row['difference']:+.3f} ({low:+.3f} to {row['difference_high']:+.3f})")
+            words.append(_say_gap(row))
         if row.get("proposed") is not True:
             words += [_as_text(row.get("verdict")), _as_text(row.get("changed"))]
         lines.append("  " * depth + "  ".join(" ".join(word.split()) for word in words if word))

@@ -222,7 +222,7 @@ def _write_traceback(error: Exception) -> str:  # a sentence
 class Commands(TyperGroup):
     "Commands that refuse an empty word, as `--data \"$UNSET\"` gives one: as a path it would mean the folder one stands in."
 
-    may_be_empty = ("title", "subject", "question")  # texts, which no file is looked for by
+    may_be_empty = ("title", "subject", "question", "text")  # texts, which no file is looked for by; an empty note takes the old one away
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
         "Find the command, and look at its words before any of them becomes a path."
