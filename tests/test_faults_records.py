@@ -318,6 +318,6 @@ def test_folds_are_one_entry_and_never_better_or_worse_than_each_other(photos, t
     heading, entry = headings(tmp_path)[0], (tmp_path / "logbook.md").read_text().split("\n## ")[1]
     assert f"to {first.folder.name} that 60 photos could show" in heading and f"Changed against {first.folder.name}: `data.resize: crop -> squash`" in entry and second.folder.name in entry
     assert "(proposed)" not in entry and "no parent was given" not in entry
-    from snakecls.workflow.folds import _find_folds
+    from snakecls.workflow.folds import find_folds
 
-    assert _find_folds(tmp_path / "runs", "squares") == _find_folds(tmp_path / "runs", "squares-folds") == second.folder
+    assert find_folds(tmp_path / "runs", "squares") == find_folds(tmp_path / "runs", "squares-folds") == second.folder

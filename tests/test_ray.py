@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     words = ["sweep", "e.yaml", "--space", "s.yaml", "--sampler", "grid", "--pruner", "none", "--engine", "ray", "--jobs", "2"]
     driver = subprocess.Popen([sys.executable, "-m", "snakecls", *words], cwd=tmp_path, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     end = time.monotonic() + 150
-    while len(list((tmp_path / "runs").glob("*-t*/checkpoints/resume/000001"))) < 2 and time.monotonic() < end and driver.poll() is None:
+    while len(list((tmp_path / "runs").glob("*-tiny-t*/checkpoints/resume/000001"))) < 2 and time.monotonic() < end and driver.poll() is None:
         time.sleep(0.1)
     if driver.poll() is not None and "Ray did not start" in (told := driver.communicate()[1]):
         pytest.skip(told)
@@ -137,6 +137,6 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     assert len(children) > 4 and ports and {port.laddr.ip for port in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, told
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
-    runs = list((tmp_path / "runs").glob("*-t*"))
+    runs = list((tmp_path / "runs").glob("*-tiny-t*"))
     assert len(runs) == 2 and {read_status(run)["status"] for run in runs} == {"stopped"} and all((run / "best").exists() for run in runs)
     assert "goes on" in told and "Traceback" not in told and driver.returncode not in (0, None)

@@ -70,7 +70,7 @@ def test_losses_optimisers_metrics_and_sampling_are_the_experiments(photos):
 def test_callbacks_are_the_experiments(photos):
     made = experiment(photos, "train.ema=0.99", "train.patience=2", "train.min_delta=0.01", "train.validate_every=2", "train.accumulate=3", "train.clip=0.5")
     found = {type(cb).__name__: cb for cb in _make_callbacks(made, torch.nn.Linear(2, 2), "f1_macro")}
-    assert set(found) == {"ExponentialMovingAverage", "EarlyStopping", "ValidateEvery", "AccumulateGradients", "ClipGradients"}
+    assert set(found) == {"ExponentialMovingAverage", "EarlyStopping", "ValidateEvery", "AccumulateGradients", "ClipGradients", "FitInMemory"}
     assert (found["EarlyStopping"].patience, found["ExponentialMovingAverage"].decay) == (2, 0.99)
     assert make_plan(experiment(photos, "monitor=composite")).saver.rule == "composite"
 
