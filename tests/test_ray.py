@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,10 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     if driver.poll() is not None and "Ray did not start" in (told := driver.communicate()[1]):
         pytest.skip(told)
     children = psutil.Process(driver.pid).children(recursive=True)
-    ports = [port for child in children for port in child.net_connections("inet") if port.status == psutil.CONN_LISTEN]
+    ports = []
+    for child in children:
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            ports += [port for port in child.net_connections("inet") if port.status == psutil.CONN_LISTEN]
     driver.send_signal(signal.SIGINT)
     _, told = driver.communicate(timeout=120)
     assert len(children) > 4 and ports and {port.laddr.ip for port in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, told
