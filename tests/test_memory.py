@@ -117,8 +117,8 @@ def test_auto_finds_what_fits(photos, monkeypatch):
 def test_auto_stands_in_the_run(photos, tmp_path):
     said = []
     result = run(photos, tmp_path, [{"epochs": 1}], said, bs="auto")
-    assert result.run.experiment()["schedule"][0]["bs"] == 8  # 8 steps are wanted of so few photos
-    assert any("batches of 8 photos at 64 px (so that an epoch of " in line for line in said)
+    assert result.run.experiment()["schedule"][0]["bs"] == 9  # 8 steps are wanted of so few photos
+    assert any("batches of 9 photos at 64 px (so that an epoch of " in line for line in said)
 
 
 @pytest.mark.parametrize("bs", [1, "large", 2.5])

@@ -35,7 +35,7 @@ def _why_no_larger(bs: int, n_photos: int, *, on_cpu: bool, short: bool) -> str:
     if short:
         return "more do not fit in memory"
     if n_photos // _STEPS <= bs:
-        return f"so that an epoch of {n_photos} photos has {-(-n_photos // bs)} steps"
+        return f"so that an epoch of {n_photos} photos has {n_photos // bs} steps"
     return "on a CPU more are no faster" if on_cpu else "the largest that is tried"
 
 # %% ../../nbs/experiment/11_batch_size.ipynb #ff489734
