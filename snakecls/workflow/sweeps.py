@@ -326,7 +326,10 @@ def _make_job(sweep: _Sweep, study: "optuna.Study", trial: "optuna.Trial") -> Tr
 def _run_trial(sweep: _Sweep, trial: "optuna.Trial", job: TrialJob) -> TrialResult:
     "Run a trial, which reports to the study."
     def report(step: int, value: float) -> bool:
-        trial.report(value, step)
+        try:
+            trial.report(value, step)
+        except load_optuna().exceptions.UpdateFinishedTrialError:  # whoever began the sweep was stopped, and has given the trial up
+            raise KeyboardInterrupt("the end of its sweep") from None
         return trial.should_prune()
 
     whole = None if sweep.said["folds"] else partial(_leads, sweep, trial.study)
