@@ -2,14 +2,13 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import FACTS, REPO, draw_snake, need
+from conftest import FACTS, draw_snake, need
+from warm import run_command
 from snakecls.clean.questions import choose_questions, find_densities, rank_questions
 from snakecls.clean.unlabelled import find_questions, labelled_table, write_labelled
 from snakecls.core import UserError
@@ -126,7 +125,7 @@ def test_answers_become_the_next_experiments_photos(run):
     (["--unlabelled", "new", "--all"], "and --all would need one"), (["--questions", "5"], "only --unlabelled FOLDER takes --questions"),
     (["--unlabelled", "nowhere", "--model", "run"], "nowhere")])
 def test_the_command_refuses_in_a_sentence(run, words, said):
-    done = subprocess.run([sys.executable, "-m", "snakecls", "review", *words], cwd=run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
+    done = run_command("review", *words, cwd=run)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 

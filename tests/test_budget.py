@@ -1,7 +1,6 @@
 """A run within a budget: what is planned never shrinks with the time, ends inside it, keeps what the file says, and refuses in one sentence."""
 import json
 import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ from fastai.callback.core import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from warm import run_command
 
 from snakecls.core import UserError
 from snakecls.experiment.budget import Budget, Costs, Free, list_candidates, plan_budget, _reckon, shorten_schedule
@@ -147,7 +147,7 @@ def test_the_default_recipe_tells_how_long_it_takes_at_most(photos, tmp_path, mo
 
 
 def command(*args: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "snakecls", "train", *args], capture_output=True, text=True, cwd=cwd)
+    return run_command("train", *args, cwd=cwd)
 
 
 @pytest.mark.parametrize("args, says", [

@@ -6,15 +6,20 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from warm import run_command
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "facts", "app", "runs", "compare", "tag", "note", "rm", "ensemble", "export", "publish", "cache"]
 
 
-def snakecls(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+snakecls = partial(run_command, NO_COLOR="1", COLUMNS="200")
+
+
+def new_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}, timeout=600)
 
@@ -43,7 +48,7 @@ def test_help_is_quick(tmp_path):
     seconds, clock = [], []  # of the processor, as on a busy machine the clock says little; and by the clock, for whoever waits or sleeps
     for _ in range(5):
         begin, start = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        snakecls("--help", cwd=tmp_path)
+        new_process("--help", cwd=tmp_path)
         end = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
         clock.append(time.perf_counter() - begin)

@@ -1,9 +1,7 @@
 """A final model: the winner's settings on all photos, as long as the winner needed, and honest about what was not measured."""
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import REPO, need
+from conftest import need
+from warm import run_command
 
 from snakecls.core import UserError
 from snakecls.disk import read_json, read_parquet
@@ -231,8 +230,7 @@ def test_a_probe_needs_no_epochs_and_is_the_refitted_one(photos, tmp_path):
 
 def test_the_command(trained):
     winner, _ = runs_of(trained)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    run = lambda *words: subprocess.run([sys.executable, "-m", "snakecls", "train", *words], cwd=trained, env=env, capture_output=True, text=True)  # noqa: E731
+    run = partial(run_command, "train", cwd=trained)
     done = run("--final", winner.id, "--question", "What is served?")
     assert done.returncode == 0, done.stderr
     assert "Expected macro F1" in done.stdout and "Calibration in the bundle" in done.stdout and "\ntest " in done.stdout and "valid  " not in done.stdout

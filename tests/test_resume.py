@@ -50,7 +50,7 @@ def describe(photos: Path) -> dict:
     "Mixed, averaged and augmented, in two stages; the second one trains the head on what is kept of the frozen part."
     return {
         "name": "killed", "data": {"source": str(photos / "photos.csv"), "target": "binomial", "valid": 0.3},
-        "model": {"arch": "tf_efficientnet_lite0", "weights": "none"}, "augment": {"backend": "fastai"},
+        "model": {"arch": "test_efficientnet", "weights": "none"}, "augment": {"backend": "fastai"},
         "train": {"bs": 4, "num_workers": 0, "precision": "fp32", "batch_norm": "all", "ema": 0.9, "image_cache": 0.1},
         "schedule": [{"size": 48, "epochs": 2, "head": "probe", "lr": 1e-3, "mixup": 0.3},
                      {"size": 64, "epochs": 3, "bs": 6, "freeze": "body", "lr": 1e-3, "cached_views": 1}],

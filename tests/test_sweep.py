@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import REPO, need
+from warm import run_command
 
 from snakecls.core import UserError
 from snakecls.experiment.file import make_experiment
@@ -297,5 +298,5 @@ def test_two_processes_share_a_study(photos, tmp_path):
 
 def test_the_command_says_what_is_wrong(tmp_path):
     for words, sentence in ((["e.yaml"], "needs an experiment and a space"), (["--resume", "x", "--sampler", "tpe"], "--sampler cannot be given"), (["--resume", "x"], "there is no sweep")):
-        done = command(*words, cwd=tmp_path)
-        assert sentence in done.communicate()[1] and done.returncode == 2
+        done = run_command("sweep", *words, cwd=tmp_path)
+        assert sentence in done.stderr and done.returncode == 2
