@@ -106,7 +106,7 @@ def test_mistakes_are_one_sentence(demo, words, message):
 def test_the_same_seed_gives_the_same_numbers(demo):
     said = []
     for _ in range(2):
-        done = snakecls("train", "shop/experiment.yaml", "--runs", "twice", "--logbook", "twice.md", "--json", cwd=demo)
+        done = new_process("train", "shop/experiment.yaml", "--runs", "twice", "--logbook", "twice.md", "--json", cwd=demo)
         assert done.returncode == 0, done.stderr
         said.append(json.loads(done.stdout)["metrics"])
     assert said[0]["stages"] != []
@@ -193,6 +193,5 @@ def test_a_mistake_in_the_file_is_told_before_anything_heavy_is_imported(tmp_pat
 def test_a_source_in_the_home_folder_is_found(demo, tmp_path):
     (tmp_path / "home.yaml").write_text("data: {source: ~/photos.csv, target: colour}\n")
     for words in (["train", "home.yaml"], ["train", "--data", "~/photos.csv", "--set", "data.target=colour"], ["check", "home.yaml"]):
-        code = f"import os, sys; os.environ['HOME'] = {str(demo / 'shop' / 'data')!r}; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        done = snakecls(*words, cwd=tmp_path, HOME=str(demo / "shop" / "data"))
         assert done.returncode == 2 and "target 'colour'" in done.stderr, done.stderr  # it was read

@@ -39,6 +39,23 @@ def describe(photos: Path, **train) -> dict:
         "schedule": [{"size": 32, "epochs": 3, "lr": 2e-3, "bs": 8, "cached_views": 0}]}
 
 
+# A program that lets the first of two processes run out of memory in its third batch of training, and the second in its fifth.
+SHORTAGES = """
+import os
+if os.environ.get("RANK"):
+    import fastai.learner as learner
+    usual, rank = learner.Learner._backward, os.environ["RANK"]
+    left = [3 if rank == "0" else 5]
+    def backward(self):
+        left[0] -= 1
+        if not left[0]:
+            with open("short.txt", "a") as file: file.write(rank + "\\n")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        usual(self)
+    learner.Learner._backward = backward
+"""
+
+
 def launch(folder: Path, n: int, *words: str, **environment: str) -> subprocess.CompletedProcess:
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "-m"] if n > 1 else [sys.executable, "-m"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)} | environment
@@ -46,12 +63,15 @@ def launch(folder: Path, n: int, *words: str, **environment: str) -> subprocess.
 
 
 def test_two_processes_are_one_run(photos, tmp_path):
-    "The steps are those of one process up to rounding, and so is everything that is written."
+    "The steps are those of one process up to rounding, and so is everything that is written; also where one of them has to compute a batch in parts."
     need("accelerate")
     import pandas as pd
 
+    (tmp_path / "sitecustomize.py").write_text(SHORTAGES)
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(describe(photos)))
-    done = {n: launch(tmp_path, n, "--runs", f"runs{n}", "--logbook", f"book{n}.md") for n in (2, 1)}
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
+    done = {n: launch(tmp_path, n, "--runs", f"runs{n}", "--logbook", f"book{n}.md", PYTHONPATH=path) for n in (2, 1)}
+    assert sorted((tmp_path / "short.txt").read_text().split()) == ["0", "1"] and "in 2 parts of 2" in done[2].stderr
     assert not any(each.returncode for each in done.values()), done[2].stderr[-3000:]
     two, one = ([*(tmp_path / f"runs{n}").iterdir()] for n in (2, 1))
     assert len(one) == len(two) == 1

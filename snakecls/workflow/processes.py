@@ -25,6 +25,7 @@ from ..experiment.plan import Plan
 from ..experiment.schema import Experiment
 from ..models.freezing import batch_norms
 from ..train.schedules import progressive_fit
+from ..workers import is_out_of_memory
 from .recorder import RunRecorder
 
 # %% ../../nbs/workflow/41_processes.ipynb #8740e8e6
@@ -188,6 +189,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        if is_out_of_memory(e):  # of this one, which gives its batch again in parts
+            raise
         raise UserError("another of the processes has ended, so this one cannot go on; what ended it stands above, or in its own output.") from e
 
 # %% ../../nbs/workflow/41_processes.ipynb #1778e291
