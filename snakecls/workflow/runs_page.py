@@ -6,6 +6,7 @@
 __all__ = ['write_runs_page']
 
 # %% ../../nbs/workflow/34_runs_page.ipynb #663576c5
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ import pandas as pd
 
 from ..charts import lay_curves, lay_forest
 from ..core import UserError
-from ..disk import atomic_write
+from ..disk import atomic_write, read_parquet
 from ..page import render
+from .compare import from_common_folder
 from .run_folder import RunFolder
 
 # %% ../../nbs/workflow/34_runs_page.ipynb #164c90e5
@@ -30,14 +32,15 @@ def write_runs_page(
 ) -> Path:  # `path`
     "Write the page of all runs that have scores or epochs; raises `UserError` where none has."
     rows = [row | {"folder": folder} for row in board.to_dict("records") if (folder := _find_folder(row["run"], roots)) is not None]
-    names = _name_rows(rows)
-    scored = [(name, row) for name, row in zip(names, rows) if _is_number(row.get("f1_macro"))]
-    curves = _make_curves(list(zip(names, rows)))
-    if not scored and not curves:
+    named = list(zip(_name_rows(rows), rows))
+    parts = [(title, [named[i] for i in places]) for title, places in _same_photos(rows)]
+    groups, curves = ([made for title, part in parts for made in make(title, part)] for make in (_make_scores, _make_curves))
+    scored = sum(_is_number(row.get("f1_macro")) for row in rows)
+    if not groups and not curves:
         raise UserError("none of these runs has a score or an epoch to draw; list others, or train one with snakecls train.")
     page = render(
-        "runs.html", title="Runs", subtitle=f"{len(rows)} runs, {len(scored)} of them with scores",
-        groups=_make_groups(scored), curves=curves,
+        "runs.html", title="Runs", subtitle=f"{len(rows)} runs, {scored} of them with scores",
+        groups=groups, curves=curves,
         footer="Compare two of them photo by photo with: snakecls compare BASE RUN. " + ", ".join(str(root) for root in roots),
     )
     try:
@@ -46,27 +49,46 @@ def write_runs_page(
         raise UserError(f"the page cannot be written to {path} ({e.strerror or e}); go to a folder that can be written.") from e
 
 # %% ../../nbs/workflow/34_runs_page.ipynb #613bea02
-def _make_groups(scored: Sequence[tuple[str, dict]]) -> list[dict]:  # title, chart
+def _same_photos(
+    rows: Sequence[dict],  # of `all_runs`, with folder
+) -> list[tuple[str, list[int]]]:  # what the photos are, in words; the places of its rows
+    "Put rows together whose runs were validated on the same photos; a run without answers by the photos that it was given."
+    keys = [row["photos"] if isinstance(row.get("photos"), str) else "" for row in rows]
+    given = [_given_photos(row["folder"]) for row in rows]
+    known = {photos: key for key, (photos, _) in zip(keys, given) if key and photos}
+    keys = [key or known.get(photos) or photos for key, (photos, _) in zip(keys, given)]
+    places = {key: [i for i, each in enumerate(keys) if each == key] for key in keys}
+    said = {key: _say_photos([rows[i] for i in where], given[where[0]][1]) for key, where in places.items()}
+    twice = [title for title in said.values() if list(said.values()).count(title) > 1]
+    return [(said[key] + (f" (photos {key[:8]})" if said[key] in twice and key else ""), where) for key, where in places.items()]
+
+
+def _say_photos(rows: Sequence[dict], n: int) -> str:  # empty where nothing is known
+    "Say what photos runs were validated on."
+    if text := next((row["validated_on"] for row in rows if isinstance(row.get("validated_on"), str)), ""):
+        return text
+    return f"{n} validation photos, not answered yet" if n else ""
+
+
+# %% ../../nbs/workflow/34_runs_page.ipynb #8eba0f05
+def _make_scores(title: str, named: Sequence[tuple[str, dict]]) -> list[dict]:  # title, chart; empty without a score
     "Lay out the final scores of runs on the same photos together, the best first."
-    found: dict[str, list] = {}
-    for name, row in scored:
-        said = row.get("validated_on")
-        low, high = (row[key] if _is_number(row.get(key)) else row["f1_macro"] for key in ("f1_low", "f1_high"))
-        found.setdefault(said if isinstance(said, str) else "", []).append((name, row["f1_macro"], low, high))
-    return [
-        {"title": title, "chart": lay_forest(sorted(rows, key=lambda row: -row[1]), zero=False, digits=3)} for title, rows in found.items()
-    ]
+    rows = []
+    for name, row in named:
+        low, high = (row[key] if _is_number(row.get(key)) else row.get("f1_macro") for key in ("f1_low", "f1_high"))
+        rows += [(name, row["f1_macro"], low, high)] if _is_number(row.get("f1_macro")) else []
+    return [{"title": title, "chart": lay_forest(sorted(rows, key=lambda row: -row[1]), zero=False, digits=3)}] if rows else []
 
 
-def _make_curves(named: Sequence[tuple[str, dict]]) -> list[dict]:  # title, charts
-    "Lay out the curves of all runs, a few in each chart."
+def _make_curves(said: str, named: Sequence[tuple[str, dict]]) -> list[dict]:  # title, said, charts
+    "Lay out the curves of runs on the same photos, a few in each chart."
     found = []
     histories = [(name, _read_epochs(row["folder"])) for name, row in named]
     for key, title, ceiling in (("f1_macro", "Macro F1", 1.0), ("valid_loss", "Validation loss", None)):
         series = {name: history[key].tolist() for name, history in histories if key in history and history[key].notna().any()}
         parts = [dict(list(series.items())[i : i + _TOGETHER]) for i in range(0, len(series), _TOGETHER)]
         if parts:
-            found.append({"title": title, "charts": [lay_curves(part, ceiling=ceiling) for part in parts]})
+            found.append({"title": title, "said": said, "charts": [lay_curves(part, ceiling=ceiling) for part in parts]})
     return found
 
 # %% ../../nbs/workflow/34_runs_page.ipynb #707f621e
@@ -77,6 +99,16 @@ def _read_epochs(folder: Path) -> pd.DataFrame:  # without the probe's row; empt
     except UserError:
         return pd.DataFrame()
     return history[history["epoch"] != 0] if "epoch" in history else history
+
+
+def _given_photos(folder: Path) -> tuple[str, int]:  # a sign that is equal for equal photos; their number; empty where there is no manifest
+    "Say which validation photos a run was given."
+    try:
+        table = read_parquet(folder / "manifest.parquet", columns=["path", "split"])
+    except UserError:
+        return "", 0
+    paths = sorted(from_common_folder(table["path"][table["split"] == "valid"]))
+    return (hashlib.sha1(repr(paths).encode()).hexdigest(), len(paths)) if paths else ("", 0)
 
 
 def _find_folder(run: str, roots: Sequence[Path]) -> Path | None:
