@@ -16,6 +16,7 @@ from ..core import UserError
 from ..data.label_facts import danger_name
 from ..data.problem import table_problem
 from ..disk import read_json, read_parquet
+from ..stats import say_none_differ
 from .compare import compare_pairs, is_clear, judge_pair, match_answers, read_answers, target_end
 
 from .run_folder import RunFolder, read_notes, read_status
@@ -154,7 +155,7 @@ def say_points(
         low, high = (low, high) if gap > 0 else (-high, -low)
         return f"{'better' if gap > 0 else 'worse'} by {abs(gap):.1f} points, 95 % interval {low:.1f} to {high:.1f}, n = {found['n']}"
     if found["differ"] == 0:
-        return f"no finding: the same answers to all {found['n']} photos"
+        return f"no finding: {say_none_differ(found['n'], unit=100)}"
     if low <= 0 <= high:
         return f"no finding, as the interval includes zero: {measured}"
     return f"no finding, as only {found['differ']:.0f} photos got another answer: {measured}"
@@ -213,8 +214,9 @@ def say_beside(
     "Say what the score that the verdict is not about shows; it is measured, and no finding of its own."
     found = run["beside"]
     gap, low, high = (100 * found[key] for key in ("difference", "low", "high"))
-    measured = f"{gap:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}" if found["differ"] else "the same answers"
-    return (f"beside it, macro F1 {KINDS[found['view']]} {found['this']:.3f}, was {found['other']:.3f}: {measured}, n = {found['n']} "
+    measured = f"{gap:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, n = {found['n']}"
+    measured = measured if found["differ"] else say_none_differ(found["n"], unit=100)
+    return (f"beside it, macro F1 {KINDS[found['view']]} {found['this']:.3f}, was {found['other']:.3f}: {measured} "
             f"(the verdict is {'on what is served' if run['view'] == 'served' else 'on the trained weights'})")
 
 

@@ -156,7 +156,7 @@ def difference_text(found: dict | None) -> str:  # of `_compare_settings`
     if "reason" in found:
         return f"not compared: {found['reason']}"
     if not found["differ"]:
-        return f"the same answers, {found['about']}"
+        return f"the same answers (up to ±{found['high']:.3f} not excluded), {found['about']}"
     seeds = f", sd over {found['seeds']} seeds {found['sd']:.3f}" if found["sd"] is not None else ""
     if found.get("by_seed"):
         seeds += f", their own interval {found['over_seeds'][0]:+.3f} to {found['over_seeds'][1]:+.3f}"

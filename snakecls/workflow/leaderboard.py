@@ -74,7 +74,7 @@ def _gap_text(value: dict) -> str:
     if value.get("difference") is None:
         return ""
     if value.get("differ") == 0:
-        return f"the same answers, {value['about']}"
+        return f"the same answers (up to ±{value['difference_high']:.3f} not excluded), {value['about']}"
     return f"{value['difference']:+.3f} ({value['difference_low']:+.3f} to {value['difference_high']:+.3f}) {value['about']}"
 
 # %% ../../nbs/workflow/23_leaderboard.ipynb #aff43c87

@@ -162,7 +162,7 @@ def gap_text(view: str, found: dict) -> str:  # of `_compare_views`
     scores = f"{found['this']:.3f} beside {found['other']:.3f}, " if "this" in found else ""
     answers = f"answers differ on {found['differ']:g} of the same {found['n']} photos"
     if not found["differ"]:
-        return f"{view} {scores}the same answers to all {found['n']} photos"
+        return f"{view} {scores}{say_none_differ(found['n'])}"
     return (
         f"{view} {scores}{found['difference']:+.3f} macro F1 (95 % {found['low']:+.3f} to "
         f"{found['high']:+.3f}, p = {found['p']:.2g}), {answers}"
@@ -221,7 +221,7 @@ def _best_text(run: str, best: dict | None) -> str:  # of `_judge_run`
     chosen += f", level with {', '.join(level)}" if level else ""
     if best["run"] == run:
         return f"this run, {best['f1_macro']:.3f} as served, the {chosen}{tuned}"
-    gap = "the same answers" if not best["differ"] else f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
+    gap = say_none_differ(best["n"]) if not best["differ"] else f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
     return f"{best['run']}, {best['f1_macro']:.3f} as served, the {chosen}; this run {best['this']:.3f}, {gap}{tuned}"
 
 # %% ../../nbs/workflow/08_logbook.ipynb #5858db84

@@ -125,7 +125,8 @@ def _say_gap(row: dict) -> str:  # such as '-0.058 (-0.190 to +0.066) trained'
     about, trained = _as_text(row.get("about")), _as_number(row.get("trained_difference"))
     if _as_number(row.get("differ")) == 0:
         beside = f", {trained:+.3f} trained" if about == "served" and trained else ""
-        return f"the same answers {about}{beside}".strip()
+        bound = _as_number(row.get("difference_high"))
+        return f"the same answers{f' (up to ±{bound:.3f} not excluded)' if bound else ''} {about}{beside}".strip()
     return f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}) {about}".strip()
 
 
