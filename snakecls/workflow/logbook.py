@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..disk import atomic_write, open_file
 from ..evaluate.verdicts import say_calibration, say_expected, say_lost
-from ..stats import top_names
+from ..stats import say_none_differ, top_names
 from .compare import diff_experiments, parent_folder, read_verdict
 from .environment import describe_hardware
 from .run_folder import RunFolder, read_status
