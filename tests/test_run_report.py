@@ -61,7 +61,7 @@ def project(tmp_path_factory):
 
 
 def test_the_report_shows_what_compare_shows(project):
-    folder, table, base, child = project
+    _, _, base, child = project
     said, found = text_of(part_of(child)), compare_runs(base, [child])["runs"][0]
     one = next(iter(found["targets"].values()))
     assert one["won"] + one["lost"] > 0, "the two runs answer alike, so this test shows nothing"
@@ -106,7 +106,7 @@ def test_a_parent_that_is_gone_or_damaged_is_said_in_one_sentence(project, tmp_p
 
 
 def test_a_parent_elsewhere_is_named_by_its_folder(project, tmp_path):
-    folder, _, base, child = project
+    _, _, base, child = project
     shutil.copytree(base.path, tmp_path / base.id), shutil.copytree(child.path, tmp_path / "runs" / child.id)
     run = RunFolder(tmp_path / "runs" / child.id)
     write_json(run / "metrics.json", read_json(run / "metrics.json") | {"parent": str(tmp_path / base.id)})

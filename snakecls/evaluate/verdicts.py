@@ -9,16 +9,14 @@ __all__ = ['MODE_NAMES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_s
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from ..disk import read_json, read_parquet
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
 from ..stats import paired_bootstrap, say_difference
 
 if TYPE_CHECKING:
-    from snakecls.evaluate.report_data import ListFacts, RunFacts, SplitFacts
+    from snakecls.evaluate.report_data import ListFacts, SplitFacts
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #f05a45a5
 def say_chosen(
