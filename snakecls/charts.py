@@ -7,7 +7,7 @@ __all__ = ['WIDE', 'HIGH', 'LEFT', 'RIGHT', 'TOP', 'BOTTOM', 'lay_curves', 'lay_
 
 # %% ../nbs/07_charts.ipynb #ba0acac8
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,7 @@ def lay_forest(
     zero: bool = True,  # draw a line at 0, and colour what leaves it out: better to its right, worse to its left
     digits: int = 1,
     most: int = 34,  # letters of a name
+    unclear: Collection[int] = (),  # rows, counted from 0, that show nothing though they leave out 0
 ) -> dict[str, Any]:  # for the macro `forest`
     "Lay out a point with its interval for each row."
     values = [value for _, *each in rows for value in each] + [0.0] * zero
@@ -130,7 +131,7 @@ def lay_forest(
 
     found = []
     for i, (name, value, low, high) in enumerate(rows):
-        colour = "var(--c1)" if not zero else "var(--soft)" if low <= 0 <= high else "rgb(var(--good))" if value > 0 else "rgb(var(--bad))"
+        colour = "var(--c1)" if not zero else "var(--soft)" if low <= 0 <= high or i in unclear else "rgb(var(--good))" if value > 0 else "rgb(var(--bad))"
         found.append({
             "label": name if len(name) <= most else f"{name[:most - 1]}…", "x": x(value), "low": x(low), "high": x(high), "colour": colour,
             "text": f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})",

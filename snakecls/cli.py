@@ -807,7 +807,8 @@ def compare(
     json: Json = False,
 ):
     "Compare runs on the same validation photos: what was better, in which classes and photos, and is it luck?"
-    from snakecls.workflow.compare_runs import compare_groups, compare_runs, compare_text, groups_text
+    from snakecls.workflow.compare_groups import compare_groups, groups_text
+    from snakecls.workflow.compare_runs import compare_runs, compare_text
     from snakecls.workflow.runs import find_any_group, find_any_run
 
     if base is None and len(named) < 2:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'in_top_k', 'find_top_k', 'top_names', 'encode_arrays', 'Interval', 'bootstrap_interval',
-           'resample', 'score_draws', 'Comparison', 'paired_bootstrap', 'say_difference', 'mean_sd', 'share_interval']
+           'resample', 'score_draws', 'Comparison', 'paired_bootstrap', 'rule_of_three', 'widen_gap', 'say_none_differ',
+           'say_difference', 'mean_sd', 'share_interval']
 
 # %% ../nbs/04_stats.ipynb #db979527
 import math
@@ -149,13 +150,14 @@ def bootstrap_interval(
 ) -> Interval:  # value, low, high
     """Score predictions with a percentile bootstrap interval over samples; raises `UserError`.
 
-    Where all are right, or all wrong, the bootstrap has no spread: there it is Wilson's interval of that share."""
+    Where all are right, or all wrong, the bootstrap has no spread: there it is Wilson's interval of that share of samples
+    (with several labels: of those with all labels right), so a function has to give a score in [0, 1]."""
     _check_bootstrap(n, level)
     truth, prediction = encode_arrays(metric, y_true, y_pred)
     scores = np.concatenate([score_draws(metric, truth, prediction, draws) for draws in resample(len(truth), n=n, seed=seed)])
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     value = score_draws(metric, truth, prediction, np.arange(len(truth))[None])[0]
-    if low == high and value in (0, 1) and isinstance(metric, str):  # all right or all wrong: every draw is, too, and knows nothing of others
+    if low == high and value in (0, 1):  # all right or all wrong: every draw is, too, and knows nothing of others
         low, high = share_interval(int(value) * len(truth), len(truth), level=level)
     return Interval(float(value), float(low), float(high))
 
@@ -192,6 +194,7 @@ class Comparison(NamedTuple):
     low: float  # lower end of the difference's interval
     high: float  # upper end
     p: float  # two-sided, in (0, 1]
+    differ: int | None = None  # samples with other answers; None where nobody counted
 
     def __str__(self) -> str:
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), p = {self.p:.2g}"
@@ -206,8 +209,10 @@ def paired_bootstrap(
     n: int = 1000,  # number of draws
     level: float = 0.95,  # in (0, 1)
     seed: int = 0,
-) -> Comparison:  # difference (a minus b), low, high, p
-    "Compare two models on the same samples by a paired percentile bootstrap; raises `UserError`."
+) -> Comparison:  # difference (a minus b), low, high, p, differ
+    """Compare two models on the same samples by a paired percentile bootstrap; raises `UserError`.
+
+    Where every draw gives the same difference, such as 0 for the same answers, the interval is that of `widen_gap`."""
     _check_bootstrap(n, level)
     truth, a, b = encode_arrays(metric, y_true, a, b)
 
@@ -215,10 +220,50 @@ def paired_bootstrap(
         return score_draws(metric, truth, a, draws) - score_draws(metric, truth, b, draws)
 
     gaps = np.concatenate([differ(draws) for draws in resample(len(truth), n=n, seed=seed)])
-    low, high = np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2])
+    gap, other = float(differ(np.arange(len(truth))[None])[0]), (a != b).reshape(len(truth), -1).any(1).sum()
+    low, high = widen_gap(gap, *np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2]), len(truth), level=level)
     # One is added to both counts, so that a finite number of draws never claims p = 0.
     p = min(1.0, 2 * (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (n + 1))
-    return Comparison(float(differ(np.arange(len(truth))[None])[0]), float(low), float(high), float(p))
+    return Comparison(gap, low, high, float(p), int(other))
+
+# %% ../nbs/04_stats.ipynb #75ee4fb2
+def rule_of_three(
+    n: int,  # samples in which nothing was seen
+    *,
+    level: float = 0.95,  # in (0, 1)
+) -> float:  # the largest share that this does not exclude, in (0, 1]
+    """Bound the share of what was never seen: -ln(1 - level) / n, which is 3 / n for 95 %.
+
+    From Hanley and Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249 (1983), 1743-1745; theirs is for 95 % alone."""
+    if n < 1 or not 0 < level < 1:
+        raise UserError(f"n={n}, level={level} give no bound; give n of at least 1 and a level between 0 and 1.")
+    return min(1.0, -math.log(1 - level) / n)
+
+
+def widen_gap(
+    gap: float,  # the difference of two scores in [0, 1]
+    low: float,  # of the bootstrap
+    high: float,
+    n: int,  # samples
+    *,
+    level: float = 0.95,
+) -> tuple[float, float]:  # low, high; as they were where the draws differ
+    "Give a difference that is the same in every draw the interval of the rule of three."
+    if low < high:
+        return float(low), float(high)
+    bound = rule_of_three(n, level=level)
+    return max(-1.0, gap - bound), min(1.0, gap + bound)
+
+
+def say_none_differ(
+    n: int,  # photos
+    *,
+    level: float = 0.95,
+    unit: float = 1.0,  # 100: in points
+) -> str:
+    "Say that no photo was answered differently, and which difference this does not exclude."
+    bound = f"{unit * rule_of_three(n, level=level):.1f} points" if unit == 100 else f"{unit * rule_of_three(n, level=level):.3f}"
+    return f"no photo was answered differently (n = {n}), so a difference up to about ±{bound} cannot be excluded"
 
 # %% ../nbs/04_stats.ipynb #1988fbb1
 def say_difference(
@@ -230,7 +275,10 @@ def say_difference(
     with_interval: bool = True,
 ) -> str:  # 'better by +0.070 (+0.021 to +0.118)', or 'no difference that 120 photos could show (+0.008, -0.020 to +0.036)'
     "Say a difference, and claim one only where the interval leaves out zero."
-    gap, low, high = (compared[key] for key in ("difference", "low", "high")) if isinstance(compared, Mapping) else compared[:3]
+    found = compared if isinstance(compared, Mapping) else compared._asdict()
+    gap, low, high = (found[key] for key in ("difference", "low", "high"))
+    if found.get("differ") == 0:
+        return say_none_differ(n)
     if low <= 0 <= high:
         interval = f" ({gap:+.3f}, {low:+.3f} to {high:+.3f})" if with_interval else ""
         return f"no difference that {n} photos could show{interval}"

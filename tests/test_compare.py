@@ -83,7 +83,7 @@ def test_what_is_no_finding_says_so_and_comparisons_are_counted(tmp_path):
     compared = compare_runs(base, [alike, few, seed, same])
     said = [run["said"] for run in compared["runs"]]
     assert not any(run["finding"] for run in compared["runs"])
-    for part, text in zip(("includes zero", "only 4 photos", "seed alone", "the same answers"), said):
+    for part, text in zip(("includes zero", "only 4 photos", "seed alone", "no photo was answered differently (n = 90), so a difference up to about ±3.3 points"), said):
         assert text.startswith("no finding") and part in text
     assert compared["luck"].startswith("4 comparisons") and "19%" in compared["luck"]
 
@@ -216,7 +216,7 @@ def test_every_number_says_of_which_score_it_is(tmp_path):
         assert (run["verdict"], run["view"]) == (judged["verdict"], judged["about"]) and run["beside"]["difference"] == judged["views"][run["beside"]["view"]]["difference"]
     text = compare_text(compared)
     served = f1_score(TRUTH, wrong(*range(20)), average="macro")
-    assert f"macro F1 as served {served:.3f}, was {served:.3f}" in text and "the same answers to all 90 photos" in text
+    assert f"macro F1 as served {served:.3f}, was {served:.3f}" in text and "no photo was answered differently (n = 90)" in text
     assert f"beside it, macro F1 of the trained weights {scores[0]:.3f}, was {scores[1]:.3f}: {100 * (scores[0] - scores[1]):+.1f} points" in text
     page = write_compare_page(tmp_path / "page.html", compared).read_text()
     assert all(part in page for part in ("same, as served<", "trains, trained weights<", "Two kinds of score", "Macro F1 of the trained weights", "F1 of each class as served", "Answers of the trained weights"))

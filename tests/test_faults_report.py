@@ -96,9 +96,10 @@ def test_a_child_is_compared_with_its_parent_by_what_was_trained(runs):
     assert base.metrics["valid"]["f1_macro"] == child.metrics["valid"]["f1_macro"]  # both serve the same probe
     tables = [pd.read_parquet(run.run / "predictions-valid-trained.parquet") for run in (child, base)]
     compared, page = compare_tables(*tables), text_of((child.run / "report.html").read_text())
-    what = "no difference that 16 photos could show" if compared.low <= 0 <= compared.high else "better by" if compared.difference > 0 else "worse by"
-    assert f"Against its parent, base: {what}" in page and f"difference {compared.difference:+.3f}" in page
-    assert f"{base.metrics['trained']['f1_macro']:.3f} there, {child.metrics['trained']['f1_macro']:.3f} here" in page
+    what = "better by" if compared.low > 0 else "worse by" if compared.high < 0 else "no finding"
+    assert "Against its parent, base" in page and "schedule[0].mixup" in page and f"Trained weights: {what}" in page
+    assert compared.differ == 0 or f"{100 * compared.difference:+.1f} points" in page.replace("by ", "by +" if compared.difference > 0 else "by -")
+    assert f"Macro F1 of the trained weights {child.metrics['trained']['f1_macro']:.3f}, was {base.metrics['trained']['f1_macro']:.3f}" in page
 
 
 @pytest.mark.parametrize(("change", "served"), [({"schedule": [{"size": 32, "epochs": 3, "bs": 8, "lr": 3e-3}], "train": {"num_workers": 0, "device": "cpu", "ema": 0.9}}, None),

@@ -29,7 +29,7 @@ MOMENTS = {  # where the process is killed: module, what is called there, and at
     "after a checkpoint was written": ("snakecls.train.schedules:", "_keep", 3, "after"),
     "between the stages": ("snakecls.train.schedules:", "valid_metrics", 1, "before"),
     "while the bundle is written": ("snakecls.models.bundle:", "_write_sealed", 1, "before"),
-    "while the report is written": ("snakecls.workflow.results:", "write_report", 1, "before"),
+    "while the report is written": ("snakecls.workflow.results:", "write_run_report", 1, "before"),
 }
 
 

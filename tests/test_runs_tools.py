@@ -1,5 +1,6 @@
 """Runs are filtered, sorted, put into a tree, drawn, tagged, noted and binned; what is in the bin is in no list."""
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +11,13 @@ from test_cli import snakecls
 from typer.testing import CliRunner
 
 from snakecls.cli import app
+from snakecls.charts import lay_curves
 from snakecls.core import UserError
+from snakecls.page import render
 from snakecls.workflow.keep_runs import BIN, remove_runs, tag_run
 from snakecls.workflow.run_folder import RunFolder, list_runs, read_notes
 from snakecls.workflow.runs import all_runs
+from snakecls.workflow.runs_page import write_runs_page
 from snakecls.workflow.select_runs import filter_runs, run_tree, sort_runs, tree_text
 
 
@@ -125,3 +129,38 @@ def test_the_bin_is_emptied_only_when_asked_twice(runs, tmp_path):
 def test_a_filter_of_nothing_keeps_everything(runs):
     board = all_runs("runs")
     assert len(filter_runs(board, [])) == len(board)
+
+
+def learned(root: Path, name: str, first: int, *, answered: bool = True) -> None:
+    "Write a run of two epochs on photos of its own; without answers it was stopped before its end."
+    with RunFolder.create(root, name) as run:
+        run.write_experiment({"name": name, "data": {"source": "snakes"}, "model": {"arch": "resnet18"}})
+        table = pd.DataFrame({"path": [f"x/{i}.jpg" for i in range(first, first + 20)], "label": ["a", "b"] * 10, "split": "valid"})
+        table.assign(size_bytes=99).to_parquet(run / "manifest.parquet")
+        for epoch in (1, 2):
+            run.add_epoch({"stage": 1, "epoch": epoch, "valid_loss": 1 / epoch, "f1_macro": 0.4 * epoch})
+        if answered:
+            table[["path", "label"]].assign(predicted=table["label"]).to_parquet(run / "predictions-valid.parquet")
+            run.write_metrics({"labels": ["a", "b"], "valid": {"n": 20, "f1_macro": 1.0}})
+
+
+def test_epochs_of_other_photos_stand_in_other_charts(tmp_path):
+    "Also where two data sets share a name and a number of photos; a run that was stopped stands beside those with its photos."
+    for name, first, answered in (("one", 0, True), ("two", 100, True), ("three", 0, True), ("stopped", 0, False)):
+        learned(tmp_path, name, first, answered=answered)
+    page = write_runs_page(tmp_path / "runs.html", all_runs(tmp_path, photos=True), [tmp_path]).read_text()
+    charts = [re.findall(r"</svg>(.*?)</span>", keys) for keys in re.findall(r'<div class="keys">(.*?)</div>', page, re.DOTALL)]
+    assert sorted(map(sorted, charts)) == sorted([["one", "stopped", "three"], ["two"]] * 2)
+    said = re.findall(r"20 validation photos of 2 classes: snakes \(photos \w{8}\)", page)
+    assert len(set(said)) == 2 and len(said) == 6  # final scores, macro F1 and loss of each
+
+
+def test_equal_lines_of_a_chart_are_both_seen():
+    "The first is whole and wide, what lies on it has gaps and an edge; the key shows them alike, and needs no background, which print leaves out."
+    page = render("runs.html", title="x", subtitle="", groups=[], footer="",
+                  curves=[{"title": "Macro F1", "said": "", "charts": [lay_curves({"macro F1": [0.5, 0.7], "accuracy": [0.5, 0.7]})]}])
+    lines = re.findall(r"<polyline[^>]*>", page)
+    colours, dashed = [re.search(r"var\(--(\w+)\)", line)[1] for line in lines], ["dasharray" in line for line in lines]
+    assert colours == ["c0", "card", "c1"] and dashed == [False, True, True]
+    keys = re.findall(r'<svg class="key".*?</svg>', page, re.DOTALL)
+    assert ["dasharray" in key for key in keys] == [False, True] and "background:var(--c" not in page

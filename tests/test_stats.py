@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from snakecls.stats import bootstrap_interval, mean_sd, paired_bootstrap, share_interval
+from snakecls.stats import bootstrap_interval, mean_sd, paired_bootstrap, rule_of_three, say_difference, share_interval
+from snakecls.train.metrics import multi_f1_score
 
 labels = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=2, max_size=60)
 metrics = st.sampled_from(["f1_macro", "accuracy", "balanced_accuracy"])
@@ -45,7 +46,8 @@ def test_comparison_is_antisymmetric_and_fair(rows):
     truth, a, b = map(np.array, zip(*rows))
     forth, back = (paired_bootstrap("f1_macro", truth, *pair, n=50) for pair in [(a, b), (b, a)])
     assert np.isclose(forth.difference, -back.difference) and 0 < forth.p <= 1
-    assert paired_bootstrap("f1_macro", truth, a, a, n=50) == (0, 0, 0, 1)
+    same = paired_bootstrap("f1_macro", truth, a, a, n=50)
+    assert same == (0, -same.high, same.high, 1, 0) and same.high == rule_of_three(len(rows)) > 0
 
 
 def test_interval_covers_the_true_accuracy_about_as_often_as_it_says():
@@ -71,3 +73,39 @@ def test_a_perfect_score_of_few_photos_is_no_certainty(metric):
     assert found.value == found.high == 1.0 and found.low == pytest.approx(share_interval(17, 17)[0]) and 0.8 < found.low < 0.83
     wrong = bootstrap_interval("accuracy", truth, (truth + 1) % 3)
     assert wrong.value == wrong.low == 0.0 and 0.17 < wrong.high < 0.2
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
+def test_a_perfect_score_of_several_labels_covers_the_true_score(rate):
+    "A flipped label on a share of photos: forty photos are often all right, and the interval must still hold the score of a very long table."
+    rng = np.random.default_rng(1)
+
+    def answer(n: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = rng.random((n, 3)) < 0.5
+        flip = (rng.random(n) < rate)[:, None] & (np.arange(3) == rng.integers(0, 3, n)[:, None])
+        return truth, truth ^ flip
+
+    true_score, found = multi_f1_score(*answer(200_000)), [bootstrap_interval(multi_f1_score, *answer(40), n=60) for _ in range(120)]
+    perfect = [each for each in found if each.value == 1]
+    assert len(perfect) > 10 and all(each.low == pytest.approx(share_interval(40, 40)[0]) for each in perfect)
+    assert np.mean([each.low <= true_score <= each.high for each in found]) >= 0.92
+
+
+@pytest.mark.parametrize("expected", [0.5, 1.0, 2.0])
+def test_the_interval_of_a_difference_covers_one_that_few_photos_do_not_show(expected):
+    "One model is wrong where the other is right, on so few photos that a table of fifty often shows none."
+    rng, n, found = np.random.default_rng(2), 50, []
+    for _ in range(300):
+        truth, lost = rng.integers(0, 2, n), rng.random(n) < expected / n
+        found.append(paired_bootstrap("accuracy", truth, truth, np.where(lost, 1 - truth, truth), n=200))
+    assert sum(each.differ == 0 for each in found) > 20
+    assert np.mean([each.low <= expected / n <= each.high for each in found]) >= 0.93
+
+
+def test_no_photo_with_another_answer_is_said_with_the_rule_of_three():
+    truth = np.arange(60) % 3
+    assert rule_of_three(60) == pytest.approx(3 / 60, abs=2e-4) and rule_of_three(1) == 1
+    said = "no photo was answered differently (n = 60), so a difference up to about ±0.050 cannot be excluded"
+    assert say_difference(paired_bootstrap("f1_macro", truth, truth, truth, n=20), 60) == said
+    all_other = paired_bootstrap("accuracy", truth, truth, (truth + 1) % 3, n=20)  # every draw says 1, and a new photo need not
+    assert (all_other.difference, all_other.high, all_other.differ) == (1, 1, 60) and all_other.low == pytest.approx(0.95, abs=1e-3)

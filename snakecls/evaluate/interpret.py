@@ -279,8 +279,9 @@ def plot_history(
     "Plot losses and scores per epoch, stage by stage."
     axes = _new_figure(9, 3.2).subplots(1, 2) if axes is None else axes
     for ax, columns in zip(axes, (["train_loss", "valid_loss"], ["f1_macro", "f1_micro", "accuracy", *top_names(history)])):
-        for column in (name for name in columns if name in history):
-            ax.plot(np.arange(1, len(history) + 1), history[column].astype(float), marker=".", label=column)
+        for i, column in enumerate(name for name in columns if name in history):  # dashes, as equal lines hide each other
+            dashes = {"linestyle": (0, (4, 3)), "linewidth": 1.5} if i else {"linewidth": 2.5}
+            ax.plot(np.arange(1, len(history) + 1), history[column].astype(float), marker=".", label=column, **dashes)
         _mark_epochs(ax, history)
         if ax.lines:
             ax.legend(frameon=False, fontsize=8)

@@ -30,7 +30,7 @@ from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_parent, judge_refit, judge_targets, judge_thresholds,
+    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
     judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served,
 )
 from ..page import render
@@ -45,6 +45,7 @@ def write_report(
     *,
     photo_root: str | Path | None = None,  # where relative paths of photos begin; the experiment's source and here without
     split: str | None = None,  # whose predictions are shown; test where there is one, else valid
+    against: Mapping[str, Any] | None = None,  # what it brought against its parent, from `workflow.run_report`
 ) -> Path:  # the page, `report.html` in the run folder
     "Write a run's report and its plots; raises `UserError` for a folder that is no run."
     facts = read_run(folder)
@@ -58,6 +59,7 @@ def write_report(
     values = {
         **_make_header(facts), **_make_training(facts), **_make_details(facts), "facts": _make_names(known),
         "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name), "written": facts.notes,
+        "against": against,
     }
     if shown is not None:
         source = (facts.settings.get("data") or {}).get("source")
@@ -335,7 +337,7 @@ def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path])
 def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     "Make the sentences on top of a run's page."
     metrics, test = facts.metrics, read_lists(facts, "test") if facts.several else None
-    verdicts = [judge_final(metrics), judge_lost(metrics), judge_training(metrics), judge_parent(facts), judge_unknown(facts.bundle), judge_refit(metrics),
+    verdicts = [judge_final(metrics), judge_lost(metrics), judge_training(metrics), judge_unknown(facts.bundle), judge_refit(metrics),
                 judge_thresholds(metrics, test), *judge_targets(metrics, name)]
     return [verdict for verdict in verdicts if verdict]
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core import UserError
 from ..disk import read_json, read_parquet, write_json
 from ..data.problem import table_problem
-from ..stats import encode_arrays, resample, score_draws, Comparison
+from ..stats import encode_arrays, resample, score_draws, widen_gap, Comparison
 from ..experiment.schema import Experiment
 from .run_folder import RunFolder, list_statuses, read_status, trained_score
 
@@ -168,11 +168,12 @@ def compare_pairs(
         return np.mean([a - b for a, b in zip(scores[::2], scores[1::2])], axis=0)
 
     gaps = np.concatenate([differ(draws) for draws in resample(len(truth), n=n)])
-    low, high = np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2])
+
     p = min(1.0, 2 * (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (n + 1))
     other = [(a != b).reshape(len(truth), -1).any(1).sum() for a, b in zip(answers[::2], answers[1::2])]
     difference = float(differ(np.arange(len(truth))[None])[0])
-    found = {"difference": difference, "low": float(low), "high": float(high), "p": float(p)}
+    low, high = widen_gap(difference, *np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2]), len(truth), level=level)
+    found = {"difference": difference, "low": low, "high": high, "p": float(p)}
     return found | {"n": len(truth), "differ": float(np.mean(other))}
 
 # %% ../../nbs/workflow/04_compare.ipynb #5a65d3ee
