@@ -70,7 +70,7 @@ def test_a_run_is_judged_against_its_parent_and_the_best_is_a_second_line(tmp_pa
     best = record(root, "best", answers(0))
     child = record(root, "child", answers(36), parent=base.id, augment__mixup=0.4)
     entry = entries(root)[0]
-    assert entry.splitlines()[0].endswith(f"child? (no difference to {base.id} that {N} photos could show)")
+    assert entry.splitlines()[0].endswith(f"child?; augment.mixup: 0.0 -> 0.4 (no difference to {base.id} that {N} photos could show)")
     assert f"- Changed against {base.id}: `augment.mixup: 0.0 -> 0.4`\n" in entry
     compared = next(line for line in entry.splitlines() if line.startswith("- Compared"))
     assert compared.startswith(f"- Compared with {base.id}: ") and best.id not in compared and re.search(r"0\.700 beside 0\.667, \+0\.03\d macro F1 \(95 % \+?-?0\.", compared)

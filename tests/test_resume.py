@@ -143,8 +143,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(photos, server, whole, tmp_path, 
     check_same(all_of(tmp_path), whole)
     assert not list((tmp_path / "cache").glob("**/*.activations"))
     log = (tmp_path / "logbook.md").read_text()
-    assert log.count("## 20") == 2  # how it ended, and what came of it
-    assert "kill -9" in log or moment == "while the report is written"  # whose scores were there already
+    assert log.count("## 20") == 1 and "(killed)" not in log  # what came of it, and how it ended before
+    assert ("- Ended early: " in log and "kill -9" in log) or moment == "while the report is written"  # whose scores were there already
 
 
 def test_what_cannot_go_on_is_refused(tmp_path):

@@ -9,9 +9,10 @@ __all__ = ['HEADER', 'LogbookEntry', 'add_entry', 'gap_text', 'verdict_line', 's
 # %% ../../nbs/workflow/08_logbook.ipynb #d3c263e5
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,10 @@ from urllib.parse import quote
 from fastcore.basics import patch
 
 from ..disk import atomic_write, open_file
+from ..evaluate.next_idea import next_idea
 from ..evaluate.verdicts import say_calibration, say_expected, say_lost
 from ..stats import say_none_differ, top_names
-from .compare import diff_experiments, parent_folder, read_verdict
+from .compare import diff_experiments, fill_defaults, parent_folder, read_verdict
 from .environment import describe_hardware
 from .run_folder import RunFolder, read_status
 
@@ -45,7 +47,8 @@ class LogbookEntry:
     best: str = ""  # the best so far on the same photos
     seeds: str = ""  # how many, and which
     hardware: str = ""  # hardware, versions and commit
-    next_idea: str = ""
+    early: list[str] = field(default_factory=list)  # how the run ended before it was resumed
+    next_idea: str = ""  # what its numbers suggest, with the command
     varied: list[str] = field(default_factory=list)  # of an entry about several runs: 'key=value,value'
     table: str = ""  # Markdown, of an entry about several runs
     anchor: bool = False  # others link to this entry, by the run's id
@@ -65,11 +68,12 @@ def __str__(self: LogbookEntry) -> str:
         "Command": _code(self.command), "Runs" if self.anchor else "Run": anchor + link, "Result": _one_line(self.result),
         f"Compared with {_one_line(self.parent)}" if self.parent else "Compared": _one_line(self.compared),
         "Best so far": _one_line(self.best), "Seeds": _one_line(self.seeds), "Ran on": _one_line(self.hardware),
+        "Ended early": "".join(f"{_one_line(why)}; then resumed. " for why in self.early).rstrip(),
         "Next": _one_line(self.next_idea),
     }
     body = "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
     tags = " ".join(f"#{tag.lstrip('#')}" for tag in self.tags)
-    title = f"## {self.date}: {_one_line(self.question)} ({_one_line(self.verdict)})"
+    title = f"## {self.date}: {_one_line(self.question)}{_say_changes(self.changes)} ({_one_line(self.verdict)})"
     return "\n\n".join(part for part in (title, body, self.table, tags) if part) + "\n"
 
 # %% ../../nbs/workflow/08_logbook.ipynb #1caceb85
@@ -85,6 +89,12 @@ def _code(text: str) -> str:
     pad = " " if "`" in text else ""
     return f"{ticks}{pad}{text}{pad}{ticks}" if text else ""
 
+# %% ../../nbs/workflow/08_logbook.ipynb #0791612a
+def _say_changes(changes: Sequence[str]) -> str:  # after a question
+    "Say at most two changes for a heading; those that are too long are cut."
+    short = [each if len(each) <= 60 else f"{each[:57]}..." for each in map(_one_line, changes[:2])]
+    return (f"; {', '.join(short)}" if short else "") + (f" and {len(changes) - 2} more" if len(changes) > 2 else "")
+
 # %% ../../nbs/workflow/08_logbook.ipynb #d4c30277
 HEADER = "# Logbook\n\nWhat was tried and what came of it, newest first. Every run adds an entry; write between the lines as you like.\n"
 
@@ -94,6 +104,11 @@ def _find_place(
     day: date,
 ) -> int:  # the line before which an entry of that day belongs
     "Find the first entry that is not newer than `day`; the end of the file without one."
+    return next((number for number, found in _headings(lines) if found <= day.isoformat()), len(lines))
+
+
+def _headings(lines: list[bytes]) -> Iterator[tuple[int, str]]:  # line and date
+    "Find the entries; what stands in a code block or a comment is none."
     fence = None
     for number, line in enumerate(lines):
         mark = re.match(rb" {0,3}(```+|~~~+|<!--)", line)
@@ -102,9 +117,8 @@ def _find_place(
             fence = None if fence == b"-->" and b"-->" in line else fence
         elif fence is not None:
             fence = None if (fence in line if fence == b"-->" else line.strip().startswith(fence)) else fence
-        elif (found := re.match(rb"## (\d{4}-\d\d-\d\d)", line)) and found[1].decode() <= day.isoformat():
-            return number
-    return len(lines)
+        elif found := re.match(rb"## (\d{4}-\d\d-\d\d)", line):
+            yield number, found[1].decode()
 
 # %% ../../nbs/workflow/08_logbook.ipynb #5722d277
 def _insert_entry(
@@ -113,11 +127,43 @@ def _insert_entry(
 ) -> bytes:  # the logbook with the entry; everything else unchanged
     "Put an entry at its place."
     end = b"\r\n" if b"\r\n" in content else b"\n"
-    lines = content.splitlines(keepends=True)
+    lines, early, own = _take_early_end(content.splitlines(keepends=True), entry.run)
+    entry = replace(entry, early=[*early, *entry.early])
     place = _find_place(lines, entry.date)
     before, after = b"".join(lines[:place]), b"".join(lines[place:])
     gap = b"" if not before or before.endswith(end * 2) else end if before.endswith(end) else end * 2
-    return before + gap + str(entry).encode().replace(b"\n", end) + (end if after else b"") + after
+    return before + gap + (str(entry) + "".join(f"\n{text}\n" for text in own)).encode("utf-8", "surrogateescape").replace(b"\n", end) + (end if after else b"") + after
+
+# %% ../../nbs/workflow/08_logbook.ipynb #b11c8791
+_EARLY = rb"## \d{4}-\d\d-\d\d: .*\((stopped|failed|killed)\)\s*$"
+_OURS = rb"(- (Part of|Varied|Changed[^:]*|Command|Runs?|Result|Compared[^:]*|Best so far|Seeds|Ran on|Ended early|Next): |\|.*\||(#[\w-]+ ?)+\s*$)"
+
+
+def _take_early_end(
+    lines: list[bytes],  # of the logbook
+    run: str,  # the id of the run whose entry is to come
+) -> tuple[list[bytes], list[str], list[str]]:  # the other lines; how the run ended early; what people wrote under that
+    "Take out the earlier entries of a run, as of one that did not end well and was resumed."
+    starts = [number for number, _ in _headings(lines)] + [len(lines)]
+    link, early, own = f"[{_one_line(run)}](".encode(), [], []
+    for begin, end in reversed([*pairwise(starts)]) if run else ():
+        block = lines[begin:end]
+        ended_early = re.match(_EARLY, block[0]) is not None  # else its scores were there before it was killed
+        if not (ended_early or b"#run" in map(bytes.strip, block)) or not any(re.match(rb"- Runs?: ", line) and link in line for line in block):
+            continue
+        early += [_why_early(line) for line in reversed(block) if ended_early and line.startswith((b"- Result: ", b"- Ended early: "))]
+        tags = next((place for place, line in enumerate(block) if re.match(rb"(#[\w-]+ ?)+\s*$", line)), len(block) - 1)  # our last line
+        kept = [line for line in block[1:tags + 1] if line.strip() and not re.match(_OURS, line)] + block[tags + 1:]
+        theirs = b"".join(kept).decode("utf-8", "surrogateescape")
+        own += [text] if (text := theirs.replace("\r\n", "\n").strip("\n")) else []
+        lines = lines[:begin] + lines[end:]
+    return lines, early, own
+
+
+def _why_early(line: bytes) -> str:
+    "Say in short why a run ended early."
+    text = line.decode("utf-8", "replace").split(": ", 1)[1].strip()
+    return text.removesuffix("; then resumed.") if line.startswith(b"- Ended") else text.split(";")[0].rstrip(".")
 
 # %% ../../nbs/workflow/08_logbook.ipynb #0016e964
 def add_entry(
@@ -303,6 +349,7 @@ def make_entry(
         shared["question"] = experiment.get("name") or run.id
         return LogbookEntry(verdict=f"part of {part_of}", result=_describe_result(metrics), **shared)
     verdict = read_verdict(run)
+    shared["next_idea"] = next_idea(metrics, run.history(), fill_defaults(experiment), run=link, verdict=verdict)
     return LogbookEntry(
         verdict=_verdict_text(verdict), changes=[f"{place}: {old} -> {new}" for place, old, new in verdict["changed"]],
         parent=verdict["other"] or "", proposed=verdict["proposed"], command=command, result=_describe_result(metrics),
