@@ -68,6 +68,21 @@ def draw_snake(seed: int, size: tuple[int, int] = (120, 90)):
     return Image.fromarray(np.where(body[..., None], rings, ground).astype(np.uint8))
 
 
+def draw_colours(folder: Path, n: int = 60, step: int = 8) -> Path:
+    "Write tiny photos of noise that is a little redder or a little greener, in a folder for each; gives the folder."
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        pixels = rng.integers(0, 120, (36, 36, 3), dtype=np.uint8)
+        pixels[..., i % 2] += step
+        file = folder / ("red", "green")[i % 2] / f"{i}.png"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(pixels).save(file)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def snake_photos(tmp_path_factory) -> list[Path]:
     "Five photos; the first lies on its side, as its EXIF says."

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import need
+from conftest import draw_colours, need
 from warm import run_command
 
 from snakecls.core import UserError
@@ -35,16 +35,9 @@ from snakecls.workflow.sweeps import run_sweep  # noqa: E402
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     "Thirty tiny photos of each of two colours, and a table in which some have two labels."
-    from PIL import Image
-
-    folder, rng, rows = tmp_path_factory.mktemp("photos"), np.random.default_rng(0), []
-    for i in range(60):
-        pixels = rng.integers(0, 120, (36, 36, 3), dtype=np.uint8)
-        pixels[..., i % 2] += 8
-        (folder / ("red", "green")[i % 2]).mkdir(exist_ok=True)
-        file = folder / ("red", "green")[i % 2] / f"{i}.png"
-        Image.fromarray(pixels).save(file)
-        rows.append({"path": str(file), "labels": ("red", "green")[i % 2] + (";loud" if i % 5 < 2 else "")})
+    folder = draw_colours(tmp_path_factory.mktemp("photos"))
+    files = sorted(folder.glob("*/*.png"), key=lambda file: int(file.stem))
+    rows = [{"path": str(file), "labels": file.parent.name + (";loud" if i % 5 < 2 else "")} for i, file in enumerate(files)]
     pd.DataFrame(rows).to_csv(folder / "several.csv", index=False)
     return folder
 

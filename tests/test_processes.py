@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, need
+from conftest import REPO, draw_colours, need
 
 from snakecls.core import UserError
 from snakecls.experiment.file import make_experiment
@@ -19,16 +19,7 @@ from snakecls.workflow.recorder import make_recorder
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     "Sixty tiny photos of each of two colours."
-    import numpy as np
-    from PIL import Image
-
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for i in range(120):
-        pixels = rng.integers(0, 120, (36, 36, 3), dtype=np.uint8)
-        pixels[..., i % 2] += 8
-        (folder / ("red", "green")[i % 2]).mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / ("red", "green")[i % 2] / f"{i}.png")
-    return folder
+    return draw_colours(tmp_path_factory.mktemp("photos"), n=120)
 
 
 def describe(photos: Path, **train) -> dict:

@@ -3,10 +3,9 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import draw_colours
 
 from snakecls.core import UserError
 from snakecls.deploy.predict import Predictor
@@ -23,12 +22,8 @@ from snakecls.workflow.soup import Soup, _measure_layers, _moved_layers, _try_al
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[RunFolder]:
     "One pretrained network, fine-tuned with two seeds; batch norm moved in the upper blocks alone."
-    folder, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
-    for i in range(60):
-        pixels = rng.integers(0, 120, (36, 36, 3), dtype=np.uint8)
-        pixels[..., i % 2] += 6
-        (folder / "photos" / ("red", "green")[i % 2]).mkdir(exist_ok=True, parents=True)
-        Image.fromarray(pixels).save(folder / "photos" / ("red", "green")[i % 2] / f"{i}.png")
+    folder = tmp_path_factory.mktemp("runs")
+    draw_colours(folder / "photos", step=6)
     values = {
         "data": {"source": str(folder / "photos"), "test": 0.2, "valid": 0.4, "seed": 0}, "model": {"arch": "tf_efficientnet_lite0"},
         "train": {"num_workers": 0, "image_cache": 0, "batch_norm": "frozen"}, "track": [], "predict": {"examples": 0},

@@ -6,6 +6,7 @@
 __all__ = ['next_idea']
 
 # %% ../../nbs/evaluate/09_next_idea.ipynb #b5213c6c
+import re
 from collections.abc import Sequence
 from numbers import Real
 from shlex import quote
@@ -33,8 +34,10 @@ def next_idea(
     why, change = next((idea for idea in ideas if idea), ("", ""))
     if not why:
         return ""
-    parent = (verdict or {}).get("other") if change.startswith("--seeds") else run.rsplit("/", 1)[-1]
-    return f"{why}: `snakecls train {quote(f'{run}/experiment.yaml')} --parent {parent} {change}`"
+    place, _, name = run.rpartition("/")
+    parent = (verdict or {}).get("other") if change.startswith("--seeds") else name
+    given = parent if place == "runs" else quote(f"{place}/{parent}" if place else parent)  # elsewhere its name alone is not found
+    return f"{why}: `snakecls train {quote(f'{run}/experiment.yaml')} --parent {given} {change}`"
 
 # %% ../../nbs/evaluate/09_next_idea.ipynb #d1057f28
 def _rises(rows: pd.DataFrame, experiment: dict) -> tuple[str, str] | None:
@@ -107,7 +110,8 @@ def _other_way(verdict: dict) -> tuple[str, str] | None:
     place, old, new = changed[0]
     if place == "seed" or not all(isinstance(value, float) and value > 0 for value in (old, new)):
         return None
-    return f"{place} {new:g} was worse than {old:g}, and the other way has not been tried", f"--set {place}={float(f'{old * old / new:.2g}'):g}"
+    key = re.sub(r"\[(\d+)\]", r".\1", place)  # as --set names it
+    return f"{place} {new:g} was worse than {old:g}, and the other way has not been tried", f"--set {key}={float(f'{old * old / new:.2g}'):g}"
 
 
 def _undecided(verdict: dict) -> tuple[str, str] | None:
