@@ -110,6 +110,11 @@ def test_the_bin_hides_runs_and_gives_them_back(runs):
     assert "base" not in CliRunner().invoke(app, ["runs", "--tree"]).stdout.splitlines()[0]
     (Path("runs") / BIN / runs["base"].id).rename(runs["base"].path)
     assert "base" in listed()
+    group = Path("runs/20261001-000000-several-folds")
+    group.mkdir()
+    member = RunFolder.create(Path("runs"), "member", part_of=group.name)
+    member.finish()
+    assert f"one of the runs of {group.name}, whose table and page still name it" in remove_runs([member])[0]
     with RunFolder.create(Path("runs"), "busy") as busy, pytest.raises(UserError, match="is running"):
         remove_runs([runs["base"], busy])
     assert "base" in listed()  # none was moved

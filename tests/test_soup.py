@@ -36,7 +36,7 @@ class Scripted:
     "A kitchen whose means have the scores of a script."
 
     def __init__(self, scores: dict[tuple[int, ...], float]):
-        self.scores, self.now = scores, ()
+        self.scores, self.now, self.weights = scores, (), range(9)
 
     def mix(self, members): self.now = tuple(members)
     def answer(self, members): return self.now
@@ -129,3 +129,13 @@ def test_what_has_no_mean_is_refused_in_one_sentence(runs, tmp_path):
             check_members([runs[0], run])
         assert sentence in str(error.value) and "\n" not in str(error.value)
     assert {read_bundle(runs[0] / "best").info.labels[0]} == {"green"}
+
+
+def test_runs_with_the_same_weights_add_nothing_and_it_is_said(runs, tmp_path):
+    shutil.copytree(runs[0].path, tmp_path / "twin")
+    twin = RunFolder.open(tmp_path / "twin")
+    soup = greedy_soup([runs[0], twin], tmp_path / "soup")
+    assert not soup.won and "all have the same weights" in soup_text(soup) and not (tmp_path / "soup").exists()
+    shutil.copytree(runs[1].path, tmp_path / "other")
+    four = greedy_soup([*runs, twin, RunFolder.open(tmp_path / "other")], tmp_path / "soup")
+    assert "the same weights as" in soup_text(four) and len(four.runs) <= 2  # of the best one at least

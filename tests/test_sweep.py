@@ -19,6 +19,7 @@ from snakecls.experiment.file import make_experiment
 
 need("optuna")
 from snakecls.deploy.predict import Predictor  # noqa: E402
+from snakecls.workflow.final import train_final  # noqa: E402
 from snakecls.workflow.run_folder import read_status  # noqa: E402
 from snakecls.workflow.space import apply_settings, axis_values, check_space, grid_points, read_space  # noqa: E402
 from snakecls.workflow.study import next_trial, open_study, working  # noqa: E402
@@ -55,6 +56,7 @@ def where(tmp_path: Path, said: list | None = None) -> dict:
     ({"data.valid": [0.1, 0.2]}, "the same photos"),
     ({"train": [{}], "train.wd": [0.1]}, "a part of it"),
     ({}, "write keys with values"),
+    ({"name": "snakes", "data": {"source": "photos"}, "train": {"wd": 0.1}}, "has data and train as an experiment has"),
     ({"parameters": {"train.wd": {"distribution": "normal", "mu": 0}}}, "word 'mu'"),
     ({"parameters": {"train.wd": {"distribution": "normal"}}}, "distribution 'normal'"),
     ({"method": "bayess", "parameters": {"train.wd": {"values": [0.1]}}}, "did you mean 'bayes'"),
@@ -206,6 +208,9 @@ def test_where_all_trials_are_level_none_is_recommended(photos, tmp_path):
     assert all(level in words and served in words for words in (book, text)) and level[1:] in page and served[1:] in page.replace("&#39;", "'")
     assert "Its settings" not in text and "Best run" not in text and "the best:" not in book
     assert "the darker" not in page and "All trials have the same score" in page and '<tr class="best"' not in page
+    said: list[str] = []
+    train_final(swept.folder.name, **where(tmp_path, said))
+    assert any(f"{level}; the first of them is taken, {swept.run}." in line for line in said)
 
 
 def test_folds_are_judged_by_what_they_trained(photos, tmp_path):
@@ -291,3 +296,9 @@ def test_the_command_says_what_is_wrong(tmp_path):
     for words, sentence in ((["e.yaml"], "needs an experiment and a space"), (["--resume", "x", "--sampler", "tpe"], "--sampler cannot be given"), (["--resume", "x"], "there is no sweep")):
         done = run_command("sweep", *words, cwd=tmp_path)
         assert sentence in done.stderr and done.returncode == 2
+
+
+def test_an_empty_space_file_is_called_empty(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# train.wd: [0.1]\n")
+    with pytest.raises(UserError, match=r"empty.yaml is empty; write keys"):
+        read_space(tmp_path / "empty.yaml")

@@ -285,7 +285,7 @@ def _judge_run(
     try:
         return result | judge_pair(run, other)
     except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the run is recorded)
-        return result | {"reason": f"its folder cannot be read ({type(e).__name__}: {e})"}
+        return result | {"reason": f"its folder cannot be read ({e if isinstance(e, UserError) else f'{type(e).__name__}: {e}'})"}
 
 # %% ../../nbs/workflow/04_compare.ipynb #a25e939b
 def _judge_final(run: RunFolder, final: dict) -> dict:

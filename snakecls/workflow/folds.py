@@ -166,7 +166,7 @@ def _judge_folds(
             if not reason:
                 return {"other": other.name, "proposed": parent is None, "reason": ""} | _compare_folds(folder, other, experiment)
         except Exception as e:  # noqa: BLE001  (a damaged folder is told where it was named, and else passed over)
-            reason = f"its folder cannot be read ({type(e).__name__}: {e})"
+            reason = f"its folder cannot be read ({e if isinstance(e, UserError) else f'{type(e).__name__}: {e}'})"
         if parent:
             return _NOT_JUDGED | {"other": other.name, "reason": reason}
     return dict(_NOT_JUDGED)

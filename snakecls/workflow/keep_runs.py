@@ -62,6 +62,8 @@ def _write_notes(run: RunFolder, changed: dict) -> None:
 # %% ../../nbs/workflow/33_keep_runs.ipynb #cb289b66
 def remove_runs(
     runs: Sequence[RunFolder],
+    *,
+    group: str = "",  # the group that goes with them
 ) -> list[str]:  # a sentence for each, with how it is brought back
     "Move runs into the bin, or none of them; raises `UserError` where one is running."
     runs = list({run.path.resolve(): run for run in runs}.values())
@@ -70,12 +72,13 @@ def remove_runs(
             raise UserError(f"run {run.id} is running, and cannot be removed; wait for it, or stop it first.")
     said = []
     for run in runs:
-        children = _find_children(run, but=runs)
+        children, part_of = _find_children(run, but=runs), read_status(run.path).get("part_of")
         place = _free_place(run.path.parent / BIN / run.id)
         place.parent.mkdir(exist_ok=True)
         run.path.rename(place)
+        whole = f" (one of the runs of {part_of}, whose table and page still name it)" if part_of not in (None, "", group) else ""
         parent = f" (the parent of {', '.join(children)}, which cannot be compared with it from there)" if children else ""
-        said.append(f"Moved {run.id}{parent} into {place.parent}; bring it back with: {shlex.join(['mv', str(place), str(run.path)])}")
+        said.append(f"Moved {run.id}{whole}{parent} into {place.parent}; bring it back with: {shlex.join(['mv', str(place), str(run.path)])}")
     return said
 
 
@@ -85,7 +88,7 @@ def remove_group(
     "Move a group of runs and its folder into the bin, or nothing of it; raises `UserError` where one is running."
     if lock_is_held(folder):
         raise UserError(f"{folder.name} is running, and cannot be removed; wait for it, or stop it first.")
-    said = remove_runs(group_runs(folder))
+    said = remove_runs(group_runs(folder), group=folder.name)
     place = _free_place(folder.parent / BIN / folder.name)
     place.parent.mkdir(exist_ok=True)
     folder.rename(place)

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import UserError
 from ..data.photos import PhotoSpec
 from ..data.problem import Problem, bundle_problem
-from ..disk import read_parquet
+from ..disk import file_hash, read_parquet
 from ..evaluate.ensembles import average_weights, check_one_network
 from ..evaluate.predictions import compare_tables, predict_problem, score_table
 from ..models.batches import PhotoBatches
@@ -103,7 +103,7 @@ class Soup:
 
     bundle: Path  # the soup, or the best run's own where nothing was won
     runs: list[str]  # ids of those that stayed, the best first
-    steps: list[dict[str, Any]]  # run, own (its macro F1), score (of the mean with it), kept
+    steps: list[dict[str, Any]]  # run, own (its macro F1), score (of the mean with it), kept, same_as (where its weights are those of another)
     n: int  # validation photos
     comparison: dict[str, Any] | None  # with the best run on the validation photos: difference, low, high, p
     test: dict[str, Any] | None  # n, soup, best (macro F1 of both), comparison; None without test photos, or where nothing was won
@@ -126,6 +126,7 @@ class _Kitchen:
         self.photos = {split: evaluation_table(self.bundles[0], split=split).table for split in ("valid", "test") if _has_split(runs[0], split)}
         self.train = _training_photos(runs[0])
         self.moved = _moved_layers(self.bundles)
+        self.weights = [file_hash(read_bundle(bundle).weights_path) for bundle in self.bundles]
 
     def mix(self, members: Sequence[int]) -> None:
         "Put the mean of some runs into the network."
@@ -204,6 +205,9 @@ def _try_all(kitchen: _Kitchen, runs: Sequence[RunFolder]) -> tuple[list[int], l
     score = kitchen.score(answers[0])
     steps = [{"run": runs[0].id, "own": _recorded(runs[0]), "score": score, "kept": True}]
     for number in range(1, len(runs)):
+        if (twin := next((member for member in members if kitchen.weights[member] == kitchen.weights[number]), None)) is not None:
+            steps.append({"run": runs[number].id, "own": _recorded(runs[number]), "score": score, "kept": False, "same_as": runs[twin].id})
+            continue
         kitchen.mix([*members, number])
         found = kitchen.answer([*members, number])
         now = kitchen.score(found)
@@ -241,8 +245,11 @@ def soup_text(soup: Soup) -> str:
     width = max(len(step["run"]) for step in soup.steps)
     lines = [f"{'run':{width}}  alone  soup with it"]
     for step in soup.steps:
-        lines.append(f"{step['run']:{width}}  {step['own']:.3f}  {step['score']:.3f}  {'kept' if step['kept'] else 'left out'}")
+        why = f", the same weights as {step['same_as']}" if "same_as" in step else ""
+        lines.append(f"{step['run']:{width}}  {step['own']:.3f}  {step['score']:.3f}  {'kept' if step['kept'] else 'left out'}{why}")
     photos = f"{soup.n} validation photos"
+    if all("same_as" in step for step in soup.steps[1:]):
+        return "\n".join([*lines, "", f"Nothing was won: all have the same weights, so their mean is {best['run']}; give runs of other seeds, rates or augmentation."])
     if not soup.won:
         return "\n".join([*lines, "", f"Nothing was won: with none of the others is the mean as good on the {photos}, so the best run stays, {best['run']}."])
     gain = say_difference(soup.comparison, soup.n) if soup.comparison else "not compared"

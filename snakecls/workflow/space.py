@@ -152,6 +152,9 @@ class Space:
     notes: list[str] = field(default_factory=list)  # what of the file has no meaning here
 
 
+_EXPERIMENT = ("data", "model", "augment", "train", "predict", "wandb")  # parts of an experiment, whose keys have dots
+
+
 def read_space(
     given: str | Path | Mapping,  # a YAML file, or what stands in one; also of a W&B sweep
 ) -> Space:
@@ -159,9 +162,13 @@ def read_space(
     if isinstance(given, (str, Path)):
         if not Path(given).is_file():
             raise UserError(f"the space file {given} does not exist; give a YAML file with lines such as train.wd: [0.01, 0.1].")
-        given = read_settings(given)
+        file, given = given, read_settings(given)
+        if given is None:
+            raise UserError(f"the space file {file} is empty; write keys with values, such as train.wd: [0.01, 0.1].")
     if not isinstance(given, Mapping) or not given:
         raise UserError(f"the space is {shown(given)}; write keys with values, such as train.wd: [0.01, 0.1].")
+    if parts := [key for key in given if key in _EXPERIMENT and isinstance(given[key], (str, Mapping))]:
+        raise UserError(f"the space has {' and '.join(parts)} as an experiment has; a space names only what varies, by its whole key, such as train.wd: [0.01, 0.1].")
     if isinstance(given.get("parameters"), Mapping):
         return _read_wandb(given)
     axes = [_read_axis(key.strip(), value) for key, value in given.items()]

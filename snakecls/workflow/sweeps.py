@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWEEP', 'Engine', 'TRIALS', 'Swept', 'run_sweep', 'TrialJob', 'TrialPool', 'trial_runs', 'run_job', 'sweep_table',
-           'sweep_text', 'resume_sweep', 'sweep_winner', 'find_sweep']
+           'sweep_text', 'resume_sweep', 'sweep_winner', 'winner_tie', 'find_sweep']
 
 # %% ../../nbs/workflow/40_sweeps.ipynb #e1dc4e22
 import json
@@ -724,6 +724,12 @@ def sweep_winner(
     if best is None:
         raise UserError(f"sweep {folder.name} has no finished trial, so there is no winner; snakecls sweep --resume {folder.name} goes on with it.")
     return list(best.user_attrs["runs"]), int(table["value"].notna().sum())
+
+
+def winner_tie(folder: Path) -> str:  # empty where one trial alone is the best
+    "Say that a sweep's winner is one of several level trials."
+    sweep = _load_sweep(folder, make_recorder(folder.parent, None))
+    return tie_text(sweep_table(sweep.open(), sweep.space.axes), minimise=sweep.minimise)
 
 
 def find_sweep(
