@@ -36,6 +36,8 @@ def next_idea(
         return ""
     place, _, name = run.rpartition("/")
     parent = (verdict or {}).get("other") if change.startswith("--seeds") else name
+    if (named := str(experiment.get("parent") or "")).rpartition("/")[2] == parent:
+        place = named.rpartition("/")[0] or "runs"
     given = parent if place == "runs" else quote(f"{place}/{parent}" if place else parent)  # elsewhere its name alone is not found
     return f"{why}: `snakecls train {quote(f'{run}/experiment.yaml')} --parent {given} {change}`"
 

@@ -149,7 +149,8 @@ def _take_early_end(
     for begin, end in reversed([*pairwise(starts)]) if run else ():
         block = lines[begin:end]
         ended_early = re.match(_EARLY, block[0]) is not None  # else its scores were there before it was killed
-        if not (ended_early or b"#run" in map(bytes.strip, block)) or not any(re.match(rb"- Runs?: ", line) and link in line for line in block):
+        ours = block[0].rstrip().endswith(b")") and b"#run" in map(bytes.strip, block)  # nobody has given it another heading
+        if not (ended_early or ours) or not any(re.match(rb"- Runs?: ", line) and link in line for line in block):
             continue
         early += [_why_early(line) for line in reversed(block) if ended_early and line.startswith((b"- Result: ", b"- Ended early: "))]
         tags = next((place for place, line in enumerate(block) if re.match(rb"(#[\w-]+ ?)+\s*$", line)), len(block) - 1)  # our last line
