@@ -113,7 +113,7 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     pytest.importorskip("ray")
     import psutil
 
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(describe(photos, epochs=200)))
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(describe(photos, epochs=5000)))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(SPACE))
     words = ["sweep", "e.yaml", "--space", "s.yaml", "--sampler", "grid", "--pruner", "none", "--engine", "ray", "--jobs", "2"]
     driver = subprocess.Popen([sys.executable, "-m", "snakecls", *words], cwd=tmp_path, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
