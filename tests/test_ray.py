@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_no_process_and_all_listens_here(photos, tmp_path, environ
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(SPACE))
     words = ["sweep", "e.yaml", "--space", "s.yaml", "--sampler", "grid", "--pruner", "none", "--engine", "ray", "--jobs", "2"]
     driver = subprocess.Popen([sys.executable, "-m", "snakecls", *words], cwd=tmp_path, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 150
+    end = time.monotonic() + 300
     while len({path.parts[-4] for path in (tmp_path / "runs").glob("*-tiny-t*/checkpoints/resume/0*")}) < 2 and time.monotonic() < end and driver.poll() is None:
         time.sleep(0.1)
     if driver.poll() is not None and "Ray did not start" in (told := driver.communicate()[1]):
