@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from snakecls.data.balance import CLASS_WEIGHTS, POS_WEIGHTS
 from snakecls.data.problem import MultiLabel, MultiTarget, OneLabel
 from snakecls.experiment.schema import DataConfig, TrainConfig, _monitors
+from snakecls.stats import bootstrap_interval, share_interval
 from snakecls.train.losses import LOSSES
 from snakecls.train.metrics import classification_metrics, mean_average_precision_score, multi_f1_score, multi_label_metrics, predict_labels
 from snakecls.train.multi_target import problem_metrics, problem_scores
@@ -67,3 +68,19 @@ def test_an_epoch_a_probe_and_the_file_know_the_same_metrics(problem):
 @pytest.mark.parametrize("setting, names", [("loss", LOSSES), ("optimiser", OPTIMISERS), ("class_weights", CLASS_WEIGHTS), ("pos_weight", POS_WEIGHTS)])
 def test_the_file_offers_what_the_library_has(setting, names):
     assert set(get_args(TrainConfig.model_fields[setting].annotation)) == set(names)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
+def test_a_perfect_score_of_several_labels_covers_the_true_score(rate):
+    "A flipped label on a share of photos: forty photos are often all right, and the interval must still hold the score of a very long table."
+    rng = np.random.default_rng(1)
+
+    def answer(n: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = rng.random((n, 3)) < 0.5
+        flip = (rng.random(n) < rate)[:, None] & (np.arange(3) == rng.integers(0, 3, n)[:, None])
+        return truth, truth ^ flip
+
+    true_score, found = multi_f1_score(*answer(200_000)), [bootstrap_interval(multi_f1_score, *answer(40), n=60) for _ in range(120)]
+    perfect = [each for each in found if each.value == 1]
+    assert len(perfect) > 10 and all(each.low == pytest.approx(share_interval(40, 40)[0]) for each in perfect)
+    assert np.mean([each.low <= true_score <= each.high for each in found]) >= 0.92

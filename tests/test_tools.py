@@ -4,11 +4,23 @@ import sys
 import venv
 
 import pytest
+from check_versions import LARGE, TESTS
 from conftest import REPO, need_sources
 from install_hooks import install_hooks
 from make_env import copy_sources, has_pip, link_pytorch, make_venv
 
 need_sources()
+
+WITHOUT = """
+import sys
+end = sys.argv.index("--")
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1:end]: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[end + 1:]]))
+"""
 
 
 def test_the_wheel_is_built_from_sources_alone(tmp_path):
@@ -111,3 +123,9 @@ def test_a_folder_that_is_no_clone_gets_no_hooks(clone, tmp_path):
     for folder in (clone / "unpacked", tmp_path / "home"):
         assert "not a clone" in install_hooks(folder)
     assert (clone / ".git" / "config").read_text() == before
+
+
+def test_what_the_other_pythons_run_needs_nothing_large():
+    "CI comes to them last, after 40 minutes."
+    found = subprocess.run([sys.executable, "-c", WITHOUT, *LARGE, "--", *(f"tests/{name}" for name in TESTS)], cwd=REPO, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
