@@ -789,7 +789,7 @@ def runs(
 
 # %% ../nbs/90_cli.ipynb #babf0632
 _CompareRuns = Annotated[list[str], typer.Argument(
-    metavar="RUN…", help="Two runs or more: names, ids or folders. The first is what the others are compared with.")]
+    metavar="RUN…", help="Two runs or more, or groups of seeds: names, ids or folders. The first is what the others are compared with.")]
 _CompareBase = Annotated[Optional[str], typer.Option(
     metavar="RUN", help="What all RUNs are compared with, in place of the first.")]
 _CompareOutput = Annotated[Optional[Path], typer.Option(
@@ -818,10 +818,11 @@ def compare(
         check_writable(output.resolve().parent, "the folder of --output", 2_000_000)
     names = ([base] if base is not None else []) + named
     groups = [find_any_group(runs, name) for name in names]
-    if (first_group := groups[0]) is not None and None not in groups:
+    if any(groups):
         if output is not None or show_page:
             raise UserError("groups of runs are compared without a page; leave out --output and --open, or compare two of their runs.")
-        by_seed = compare_groups(first_group, [group for group in groups[1:] if group is not None])
+        reference, *beside = [group or find_any_run(runs, name).path for group, name in zip(groups, names)]
+        by_seed = compare_groups(reference, beside)
         _show(by_seed, groups_text(by_seed), json)
         return
     first, *others = [find_any_run(runs, name) for name in names]

@@ -165,6 +165,26 @@ def test_a_parent_of_several_seeds_is_compared_seed_by_seed(tmp_path):
     assert "by_seed" not in alone and alone["seeds"] == 1
 
 
+def test_folds_and_trials_have_no_mean_to_be_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(Path("runs"), "base", wrong(0))
+    for kind, changes in (("folds", [{}, {}]), ("sweep", [{"arch": "resnet34"}, {"arch": "resnet50"}])):
+        group = Path("runs") / f"20260101-000000-own-{kind}"
+        group.mkdir()
+        (group / "progress.json").write_text("{}")
+        for number, change in enumerate(changes):
+            run = record(Path("runs"), f"{kind}-{number}", wrong(*range(9 - number)), **change)
+            (run / "status.json").write_text(json.dumps(json.loads((run / "status.json").read_text()) | {"part_of": group.name}))
+            if kind == "folds":
+                values = run.experiment()
+                run.write_experiment(values | {"data": values["data"] | {"folds": 2, "fold": number}})
+        for words in ([f"own-{kind}", "base"], ["base", f"own-{kind}"]):
+            refused = CliRunner().invoke(app, ["compare", *words])
+            why = str(refused.exception)
+            assert isinstance(refused.exception, UserError) and group.name in why and "\n" not in why
+            assert ("--folds N --parent" in why) if kind == "folds" else (run.id in why and "different settings (model.arch)" in why)
+
+
 def test_seeds_are_whole_numbers(tmp_path):
     assert read_seeds("3, 1,3") == [3, 1]
     for text in ("1", "1,x", "-1,2", "", "1,,2"):
@@ -237,8 +257,17 @@ def test_groups_of_seeds_are_compared_seed_by_seed(tmp_path, monkeypatch):
     said = json.loads(CliRunner().invoke(app, ["compare", "plain-seeds", "deep-seeds", "--json"]).stdout)["groups"][0]
     assert said["difference"] == pytest.approx(np.mean(gaps)) and said["clear"] and len(said["pairs"]) == 2
     assert all(one.split("seed-")[1] == two.split("seed-")[1] for one, two in said["pairs"])
-    mixed = CliRunner().invoke(app, ["compare", "plain-seeds", "deep-seed-0"])
-    assert "is a group of runs" in str(mixed.exception) and "plain-seed-1" in str(mixed.exception)
+    mixed = CliRunner().invoke(app, ["compare", "deep-seed-0", "plain-seeds"])  # each seed of the group against the one run
+    alone = [f1_score(TRUTH, wrong(*range(20 - seed)), average="macro") - f1_score(TRUTH, wrong(*range(4)), average="macro") for seed in (0, 1)]
+    assert mixed.exit_code == 0 and f"{np.mean(alone):+.3f} (" in mixed.stdout and "worse" in mixed.stdout, mixed.exception
+    assert "changed: model.arch: deep -> plain\n" in mixed.stdout and "2 seeds, each against run" in mixed.stdout and "seed by seed" not in mixed.stdout
+    other = json.loads(CliRunner().invoke(app, ["compare", "plain-seeds", "deep-seed-0", "--json"]).stdout)["groups"][0]
+    assert other["difference"] == pytest.approx(-np.mean(alone)) and other["seeds"] == 2 and other["sd"] == pytest.approx(np.std(alone, ddof=1))
+    for words, why in ((["deep-seeds", "deep-seed-0"], "one of the group's own"), (["deep-seeds", "deep-seeds"], "named twice"), (["deep-seeds", "nobody"], "nobody")):
+        refused = CliRunner().invoke(app, ["compare", *words])
+        assert isinstance(refused.exception, UserError) and why in str(refused.exception) and "\n" not in str(refused.exception)
+    record(Path("runs"), "elsewhere", TRUTH, paths=[f"/elsewhere/x/{i + 1}.jpg" for i in range(N)])
+    assert "other validation photos" in str(CliRunner().invoke(app, ["compare", "deep-seeds", "elsewhere"]).exception)
     ask = Experiment.model_validate({"data": {"source": "photos"}, "parent": "plain-seeds", "seed": 1})
     assert resolve_parent(ask, "runs").parent.endswith("plain-seed-1")
     removed = CliRunner().invoke(app, ["rm", "plain"])
