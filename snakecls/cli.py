@@ -955,6 +955,8 @@ def ensemble(
         if "targets" not in said
         else [f"Target {target}\n{_ensemble_text(one | {'split': said['split']})}\n" for target, one in said["targets"].items()]
     )
+    if said["same"]:
+        lines.append("All of them give the same probabilities, as the same network does, so nothing is won; give runs of other seeds or settings.")
     if output is not None:
         lines.append(
             f"Wrote the mean of the weights to {soup_runs(bundles, output)}; score it with: snakecls evaluate --model {output} --data …"

@@ -104,6 +104,17 @@ def test_where_nothing_is_won_the_best_run_stays(runs, tmp_path, monkeypatch):
     assert "Nothing was won" in soup_text(soup) and soup_text(soup).endswith(f"the best run stays, {best.id}.")
 
 
+def test_an_ensemble_of_the_same_network_is_told(runs):
+    "As two runs of one experiment and seed are."
+    double = RunFolder(Path(shutil.copytree(runs[0].path, runs[0].path.parent / "double")))
+    try:
+        for pair, same in (((runs[0], double), True), (runs, False)):
+            done = CliRunner().invoke(app, ["ensemble", *(str(run.path) for run in pair)])
+            assert done.exit_code == 0 and ("the same probabilities, as the same network does, so nothing is won" in done.stdout) == same, done.exception
+    finally:
+        shutil.rmtree(double.path)
+
+
 def test_what_has_no_mean_is_refused_in_one_sentence(runs, tmp_path):
     def changed(name: str, file: str, change) -> RunFolder:
         shutil.copytree(runs[1].path, tmp_path / name)

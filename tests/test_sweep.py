@@ -23,7 +23,8 @@ from snakecls.workflow.final import train_final  # noqa: E402
 from snakecls.workflow.run_folder import read_status  # noqa: E402
 from snakecls.workflow.space import apply_settings, axis_values, check_space, grid_points, read_space  # noqa: E402
 from snakecls.workflow.study import next_trial, open_study, working  # noqa: E402
-from snakecls.workflow.sweeps import find_sweep, resume_sweep, run_sweep, sweep_text, sweep_winner  # noqa: E402
+from snakecls.workflow.final import train_final  # noqa: E402
+from snakecls.workflow.sweeps import _quickest, find_sweep, resume_sweep, run_sweep, sweep_text, sweep_winner  # noqa: E402
 
 LR = {"schedule.0.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
 
@@ -191,7 +192,7 @@ def test_after_a_probe_a_trial_is_judged_by_what_it_trained(photos, tmp_path):
     study = open_study(swept.folder, read_space(LR))
     assert [trial.intermediate_values for trial in study.trials] == [{1: value} for value in table["value"]]
     best = table.loc[table["value"].idxmax()]
-    assert (swept.value, swept.run) == (best["value"], best["run"]) and sweep_winner(swept.folder) == find_final(tmp_path / "runs", swept) == ([best["run"]], 2)
+    assert (swept.value, swept.run) == (best["value"], best["run"]) and sweep_winner(swept.folder) == (*find_final(tmp_path / "runs", swept), "") == ([best["run"]], 2, "")
     book, page, text = (tmp_path / "logbook.md").read_text(), (swept.folder / "sweep.html").read_text(), sweep_text(swept)
     assert "(trained)" in swept.verdict and "| of | served |" in book and "<th>Served</th>" in page and "serves" in text and "Its settings:" in text
     served = f"he probe, {best['served']:.3f}, is served; no trial's training beat it"
@@ -209,8 +210,16 @@ def test_where_all_trials_are_level_none_is_recommended(photos, tmp_path):
     assert "Its settings" not in text and "Best run" not in text and "the best:" not in book
     assert "the darker" not in page and "All trials have the same score" in page and '<tr class="best"' not in page
     said: list[str] = []
-    train_final(swept.folder.name, **where(tmp_path, said))
-    assert any(f"{level}; the first of them is taken, {swept.run}." in line for line in said)
+    quickest = swept.table.loc[swept.table["seconds"].idxmin()]
+    final = train_final(swept.folder.name, **where(tmp_path, said)).metrics["final"]
+    assert any(f"{level}; trial {quickest['trial']} is taken, the " in line for line in said) and final["winner"] == quickest["run"]
+
+
+def test_of_level_trials_the_quickest_is_taken_and_the_first_where_that_is_not_known():
+    table = pd.DataFrame({"trial": [0, 1, 2, 3], "seconds": [30.0, 20.0, 10.0, 25.0]})
+    assert _quickest(table, [0, 1, 3]) == (1, "the quickest of them (20.0 s, the slowest 30.0 s)")
+    for seconds in ([30.0, None, 10.0, 25.0], [20.0] * 4):
+        assert _quickest(table.assign(seconds=seconds), [0, 1, 3]) == (0, "the first of them, as none is known to be quicker")
 
 
 def test_folds_are_judged_by_what_they_trained(photos, tmp_path):

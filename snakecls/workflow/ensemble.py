@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..core import UserError
 from ..disk import read_parquet
 from ..data.label_facts import join_infos
@@ -41,7 +43,7 @@ def ensemble_runs(
     bundles: Sequence[str | Path],  # bundles of runs: runs/…/best
     *,
     split: str | None = None,  # 'valid' or 'test'; None: test where all have it
-) -> dict:  # as `evaluate_ensemble`, 'split', and where there are several targets 'targets' {target: as `evaluate_ensemble`}
+) -> dict:  # as `evaluate_ensemble`, 'split', 'same' (whether all say the same), and of several targets 'targets' {target: as `evaluate_ensemble`}
     "Compare the mean probability of runs with the best of them; raises `UserError` where they are of other photos or labels."
     runs = [Path(bundle).parent for bundle in bundles]
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
@@ -53,12 +55,23 @@ def ensemble_runs(
     def together(labels: Sequence[str], target: str | None) -> dict:
         files = [run / predictions_name(split, target, run=run, others=problem.others) for run in runs]
         tables = [read_parquet(file, needs=["path", "predicted"]) for file in files]
+        same.append(all(_says_the_same(tables[0], table) for table in tables[1:]))
         return evaluate_ensemble(tables, labels, names=[run.name for run in runs], thresholds=thresholds)
 
+    same: list[bool] = []
     first, *others = problem.by_target
     found = together(problem.labels, None)
     targets = {first: found} | {target: together(problem.others[target], target) for target in others}
-    return found | {"split": split} | ({"targets": targets} if others else {})
+    return found | {"split": split, "same": all(same)} | ({"targets": targets} if others else {})
+
+
+def _says_the_same(one: pd.DataFrame, two: pd.DataFrame) -> bool:
+    "Tell whether two tables have the same probabilities, bit by bit: two runs of one experiment and seed have."
+    names = [name for name in one if name.startswith("p_")]
+    if not names or set(names) != {name for name in two if name.startswith("p_")} or len(one) != len(two):
+        return False
+    one, two = (table.sort_values("path", kind="stable")[["path", *names]].reset_index(drop=True) for table in (one, two))
+    return one.equals(two)
 
 # %% ../../nbs/workflow/17_ensemble.ipynb #9d4418e7
 def soup_runs(
