@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UMASK', 'MAX_BYTES', 'CACHES', 'FULL', 'FILES', 'NotAFileError', 'open_file', 'file_hash', 'atomic_path',
-           'usual_mode', 'atomic_write', 'write_table', 'write_json', 'plain', 'read_json', 'parse_file', 'read_text',
-           'parquet_bytes', 'read_parquet', 'cache_folder', 'cached_files', 'empty_cache', 'check_writable',
-           'is_disk_full', 'check_name']
+           'usual_mode', 'atomic_write', 'write_table', 'write_json', 'plain', 'read_json', 'parse_file', 'say_damage',
+           'read_text', 'parquet_bytes', 'read_parquet', 'cache_folder', 'cached_files', 'empty_cache',
+           'check_writable', 'is_disk_full', 'check_name']
 
 # %% ../nbs/02_disk.ipynb #3bb98c9b
 import errno
@@ -157,10 +157,25 @@ def parse_file(
         raise UserError(f"{path} is no text in UTF-8 (byte {e.start}); save it as UTF-8, or {remedy}.") from e
     except UnsoundError as e:
         raise UserError(f"{path} cannot be used: {e}") from None
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path} is not valid JSON: it is cut off or damaged at line {e.lineno}, character {e.colno}; {remedy}.") from e
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON ({e}); {remedy}.") from e
     except MemoryError as e:
         raise UserError(f"there is not enough memory to read {path}; close other programs.") from e
+
+# %% ../nbs/02_disk.ipynb #89653cac
+def say_damage(
+    error: Exception,  # from reading it
+    what: str | Path,  # a file, or a folder of records
+) -> str:  # a sentence, without its stop
+    "Say that records cannot be used, by the sentence that the error has, and without a name of Python's."
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.filename or what} cannot be read ({error.strerror or text or 'the disk gave an error'})"
+    return f"{what} is damaged or of another version" + (f" ({text})" if text else "")
 
 # %% ../nbs/02_disk.ipynb #261024c6
 def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:

@@ -90,12 +90,13 @@ def explain_error(
     *,
     schema: type[BaseModel],
     root: str = "",  # word before each place, such as 'stage'
+    whole: bool = False,  # the nearest key is named with its place, as it was given on one line: train.bs
 ) -> str:
     "Say in one sentence what is wrong with a setting: its place, what was given, what is allowed."
     kind, place, given = error["type"], error["loc"], error["input"]
     key, help_ = _dotted(place, root), _describe(schema, place)
     if kind == "extra_forbidden":
-        return _explain_unknown_key(schema, place, root)
+        return _explain_unknown_key(schema, place, root, whole)
     if kind == "missing":
         return f"the key '{key}' is missing ({help_})."
     if kind in ("model_type", "model_attributes_type", "list_type"):
@@ -199,7 +200,7 @@ _SYNONYMS = {
 }
 
 # %% ../nbs/06_settings.ipynb #b23e120c
-def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str) -> str:
+def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str, whole: bool) -> str:
     "Say where a key that does not exist here belongs, or what is like it."
     word, prefix = str(place[-1]), _dotted(place[:-1], root) + "." if len(place) > 1 or root else ""
     here = list((_model_at(schema, place[:-1]) or schema).model_fields)
@@ -207,7 +208,7 @@ def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str) -> st
     elsewhere = list(_key_places(schema, meant))
     if meant in here or not elsewhere:
         if meant in here or nearest(word, here):
-            return f"key '{prefix}{word}' does not exist; did you mean '{meant if meant in here else nearest(word, here)}'?"
+            return f"key '{prefix}{word}' does not exist; did you mean '{prefix if whole else ''}{meant if meant in here else nearest(word, here)}'?"
         return str(unknown_name("key", prefix + word, here))
     stage = " (N is a stage, counted from 0)" if any(".N." in key for key in elsewhere) else ""
     return f"key '{prefix}{word}' does not exist here; write it as {' or '.join(elsewhere)}{stage}."

@@ -66,7 +66,7 @@ def test_decisions_reach_the_run(messy):
 @pytest.mark.parametrize("words, sentence", [
     (["check", "nowhere"], "'nowhere' does not exist"),
     (["check", "data/photos.csv", "--set", "data.target=binomail"], "did you mean 'binomial'"),
-    (["check", "data/photos.csv", "--set", "data.multi_labels=true"], "did you mean 'multi_label'"),
+    (["check", "data/photos.csv", "--set", "data.multi_labels=true"], "did you mean 'data.multi_label'"),
     (["check", "data/photos", "--output", "checks/photos"], "holds the check of"),
     (["check", "bad.yaml"], "does not exist"),
     (["review", "phtos"], "did you mean 'photos'"),

@@ -98,7 +98,7 @@ def test_what_an_experiment_cannot_be_is_said_with_its_place(values, said):
         make_experiment({"data": {"source": "photos.csv"}} | values)
 
 
-@pytest.mark.parametrize("overrides, said", [(["model.arch"], "key=value"), (["schedule.7.epochs=1"], "the list has one entry, 0"), (["model.archi=resnet18"], "did you mean 'arch'")])
+@pytest.mark.parametrize("overrides, said", [(["model.arch"], "key=value"), (["schedule.7.epochs=1"], "the list has one entry, 0"), (["model.archi=resnet18"], "did you mean 'model.arch'")])
 def test_what_cannot_be_set_is_said_with_its_key(overrides, said):
     with pytest.raises(UserError, match=re.escape(said)):
         make_experiment({"data": {"source": "photos.csv"}}, overrides=overrides)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_colours
+from typer.testing import CliRunner
 
+from snakecls.cli import app
 from snakecls.core import UserError
 from snakecls.deploy.predict import Predictor
 from snakecls.disk import read_json, read_parquet

@@ -46,8 +46,9 @@ def where(tmp_path: Path, said: list | None = None) -> dict:
 
 
 @pytest.mark.parametrize("space, sentence", [
-    ({"schedule.0.lrr": [1e-3]}, "did you mean 'lr'"),
-    ({"model.ach": ["lenet5"]}, "did you mean 'arch'"),
+    ({"schedule.0.lrr": [1e-3]}, "did you mean 'schedule.0.lr'"),
+    ({"train.bss": [8, 16]}, "key 'train.bss' does not exist; did you mean 'train.bs'?"),
+    ({"model.ach": ["lenet5"]}, "did you mean 'model.arch'"),
     ({"schedule.4.lr": [1e-3]}, "no entry '4'"),
     ({"train.wd": {"low": -1, "high": 1.0}}, "greater than or equal to 0"),
     ({"train.wd": {"low": 0.1, "hihg": 1.0}}, "did you mean 'high'"),
@@ -70,6 +71,25 @@ def test_a_space_that_cannot_be_is_refused(space, sentence, tmp_path):
         run_sweep(make_experiment(describe(tmp_path / "nowhere")), space, **where(tmp_path))
     assert sentence in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("", "is empty; write keys with values, such as train.wd: [0.01, 0.1]."),
+    ("# nothing yet\n", "is empty"),
+    ("- train.wd", "holds ['train.wd']; write keys with values"),
+    ("train.wd: [0.01, 0.1\ntrain.bs: [8]\n", "is not valid YAML (line 2, column 9, 'train.bs: [8]': a list whose [ has no ]); mind"),
+    ("train.wd: [0.01]\n\ttrain.bs: [8]\n", "is not valid YAML (line 2, column 1, 'train.bs: [8]': a tab, or a character"),
+    ("train.wd: 'a\n", "is not valid YAML (line 2, column 1, at the end: a quote that is not closed); mind"),
+    ("data: {source: photos}\ntrain: {wd: 0.1}\n", "describes an experiment (data, train), and no space"),
+])
+def test_a_space_file_that_is_none_is_told_in_one_plain_sentence(text, sentence, tmp_path):
+    (tmp_path / "space.yaml").write_text(text)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(describe(tmp_path)))
+    done = run_command("sweep", "a.yaml", "--space", "space.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and f"space.yaml {sentence}" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "None" not in done.stderr and "unicode string" not in done.stderr
+    whole = read_space({"model": {"values": [{"arch": "lenet5"}, {"arch": "alexnet"}]}})  # a whole part may be varied
+    assert len(whole.axes[0].choices) == 2
 
 
 def test_every_kind_of_axis_reaches_the_experiment(photos):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError
-from ..disk import read_json, write_json
+from ..disk import read_json, say_damage, write_json
 from ..models.bundle import is_bundle
 from .ended import go_on, CHECKPOINT, NO_MODEL, best_text, can_keep, scored, use
 from .logbook import LogbookEntry, add_entry, make_entry
@@ -35,7 +35,7 @@ def complete_killed(
         try:
             sentence = _complete_run(RunFolder(file.parent)) if read_status(file.parent)["status"] == "killed" else ""
         except Exception as e:  # noqa: BLE001  whatever is wrong with one run, the command is about others
-            sentence = f"run {file.parent.name} was killed, and its records could not be completed ({type(e).__name__}: {e})."
+            sentence = f"run {file.parent.name} was killed, and its records could not be completed ({say_damage(e, file.parent)})."
         if sentence:
             say(f"Note: {sentence}")
     for file in (file for root in roots for file in sorted(root.glob(f"*/{PROGRESS}"))):

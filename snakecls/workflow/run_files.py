@@ -74,8 +74,7 @@ def _load_plain(text: str, path: Path) -> Any:
     except UserError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as e:
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"{path} is no YAML of an experiment ({why}).") from e
+        raise UserError(f"{path} is no YAML of an experiment: it is cut off or damaged; take another copy of the file.") from e
 
 # %% ../../nbs/workflow/02_run_files.ipynb #506f0d23
 def _check_experiment(values: Any, path: Path) -> dict:  # `values`

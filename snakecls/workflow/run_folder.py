@@ -29,7 +29,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core import UserError, nearest
-from ..disk import atomic_write, is_disk_full, plain, read_json, write_json
+from ..disk import atomic_write, is_disk_full, plain, read_json, say_damage, write_json
 from ..stats import top_names
 from .environment import describe_environment
 from .run_files import is_number, is_time, read_experiment, read_history, read_mapping, read_metrics
@@ -443,7 +443,7 @@ def _summarise_run(path: Path) -> dict:
     try:
         return row | _summarise_files(run)
     except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
-        return row | {"message": " ".join(f"{row['message']} cannot be read: {type(e).__name__}: {e}".split())}
+        return row | {"message": " ".join(f"{row['message']} cannot be read: {say_damage(e, path)}".split())}
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #57cb97ab
 NOTES = "notes.json"  # in a run's folder

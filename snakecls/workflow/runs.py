@@ -14,7 +14,7 @@ import pandas as pd
 from ..core import UserError, unknown_name
 from ..data.problem import table_problem
 from ..deploy.app import RUN_ROOTS
-from ..disk import read_json
+from ..disk import read_json, say_damage
 from ..stats import mean_sd
 from .compare import from_common_folder, read_answers, read_verdict
 from .run_folder import RunFolder, find_group, find_run, list_runs, read_status, say_elsewhere
@@ -39,7 +39,7 @@ def _photo_group(path: Path) -> dict:  # photos, validated_on; empty without ans
         answers = read_answers(path)
         return {} if answers is None else _describe_photos(answers, RunFolder(path))
     except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
-        return {"fault": f"{type(e).__name__}: {e}"}
+        return {"fault": say_damage(e, path)}
 
 
 def _describe_photos(answers: pd.DataFrame, run: RunFolder) -> dict:  # photos, validated_on
@@ -82,7 +82,7 @@ def _verdict_row(path: Path) -> dict:  # the columns `VERDICT`; empty where ther
         row |= {f"difference_{end}": found.get(end) for end in ("low", "high")}
         return row | {f"{view}_difference": views[view]["difference"] for view in views}
     except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
-        return {"not_compared": f"{type(e).__name__}: {e}"}
+        return {"not_compared": say_damage(e, path)}
 
 # %% ../../nbs/workflow/24_runs.ipynb #4355a601
 def all_runs(
