@@ -136,6 +136,7 @@ def test_a_filter_of_nothing_keeps_everything(runs):
     assert len(filter_runs(board, [])) == len(board)
 
 
+<<<<<<< HEAD
 def learned(root: Path, name: str, first: int, *, answered: bool = True) -> None:
     "Write a run of two epochs on photos of its own; without answers it was stopped before its end."
     with RunFolder.create(root, name) as run:
@@ -169,3 +170,22 @@ def test_equal_lines_of_a_chart_are_both_seen():
     assert colours == ["c0", "card", "c1"] and dashed == [False, True, True]
     keys = re.findall(r'<svg class="key".*?</svg>', page, re.DOTALL)
     assert ["dasharray" in key for key in keys] == [False, True] and "background:var(--c" not in page
+=======
+@pytest.mark.parametrize("damage", ['{"labels": ["a", "b"], "val', "", "[]", '{"valid": 3}', '{"valid": {"f1_macro": "high"}}', "\0\0\0"])
+def test_a_cut_or_damaged_file_is_named_in_a_plain_sentence(runs, damage):
+    "In the table, in comparisons and where the run is asked for; never by the name of a class."
+    for file in ("metrics.json", "status.json", "experiment.yaml"):
+        whole = (runs["child"] / file).read_text()
+        (runs["child"] / file).write_text(damage)
+        row = next(row for row in json.loads(CliRunner().invoke(app, ["runs", "--json"]).stdout) if row["run"] == runs["child"].id)
+        said = [row["message"] or "", row["not_compared"] or "", CliRunner().invoke(app, ["runs", "--tree"]).stdout]
+        for words in (["compare", "base", runs["child"].id], ["train", "--final", runs["child"].id]):
+            done = CliRunner().invoke(app, words)
+            assert isinstance(done.exception, UserError) and "\n" not in str(done.exception)
+            said.append(str(done.exception))
+        text = "\n".join(said)
+        assert not re.search(r"\b[A-Z]\w*(Error|Exception)\b|Expecting|\(char ", text), text
+        if file == "metrics.json" or (file == "status.json" and damage != "{}"):
+            assert f"{runs['child'].id}/{file}" in row["message"], row["message"]
+        (runs["child"] / file).write_text(whole)
+>>>>>>> 3d8ae03 (Test: a damaged record is named in a plain sentence)
