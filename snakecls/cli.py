@@ -968,9 +968,10 @@ def _soup(bundles: list[Path], output: Path, as_json: bool) -> None:
     "Average the runs that help."
     from dataclasses import asdict
 
+    from snakecls.workflow.ensemble import bundle_run
     from snakecls.workflow.soup import greedy_soup, soup_text
 
-    found = greedy_soup([bundle.parent for bundle in bundles], output)
+    found = greedy_soup([bundle_run(bundle) for bundle in bundles], output)
     wrote = f"Wrote {found.bundle}; try it with: snakecls predict --model {found.bundle} PHOTO" if found.won else f"Nothing was written; its bundle is {found.bundle}."
     _show(asdict(found) | {"won": found.won}, f"{soup_text(found)}\n{wrote}", as_json)
 

@@ -298,7 +298,7 @@ def check_writable(
         if is_disk_full(e):
             size = f"about {max(needed / 1e6, 0.1):,.1f} MB are needed and there is no room for them ({e.strerror})"
             raise UserError(f"{what} {folder} cannot be written, as {size}; make room, or give a folder on another disk.") from e
-        raise UserError(f"{what} {folder} cannot be written ({e.strerror}); give another folder, or make {there} writable.") from e
+        raise UserError(f"{what} {folder} cannot be written{_why_unwritable(e, there)}") from e
 
 # %% ../nbs/02_disk.ipynb #70130f7f
 def _check_place(folder: Path, there: Path, what: str) -> None:
@@ -309,6 +309,15 @@ def _check_place(folder: Path, there: Path, what: str) -> None:
     if not there.is_dir():
         kind = "a link that leads nowhere" if there.is_symlink() and not there.exists() else "a file"
         raise UserError(f"{what} {folder} cannot be a folder, as {there} is {kind}; give another folder.")
+
+
+def _why_unwritable(error: OSError, there: Path) -> str:  # there: the folder that exists; the end of a sentence
+    "Say why a folder cannot be written, and what helps."
+    if there.parts[1:2] in (("proc",), ("sys",), ("dev",)) and there.parts[2:3] != ("shm",):
+        return f", as {Path(*there.parts[:2])} is the system's own and keeps no files; give a folder on a disk."
+    if error.errno == errno.EROFS:
+        return f", as the disk of {there} can only be read; give a folder on another disk."
+    return f" ({error.strerror}); give another folder, or make {there} writable."
 
 # %% ../nbs/02_disk.ipynb #e377684d
 def _try_writing(there: Path, needed: int) -> None:

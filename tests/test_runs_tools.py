@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import snakecls
 from typer.testing import CliRunner
+from warm import run_command
 
 from snakecls.cli import app
 from snakecls.charts import lay_curves
@@ -51,7 +52,9 @@ def test_runs_are_filtered_and_sorted(runs):
     assert listed("--filter", "CHILD", "--sort", "name") == ["child", "grandchild"] and listed("--sort", "f1_macro")[-1] == "empty"
     none = CliRunner().invoke(app, ["runs", "--filter", "nothing"])
     assert none.exit_code == 0 and "None of the 4 runs fits" in none.stdout and listed("--filter", "nothing") == []
-    for words, why in ((["--filter", "f1_marco>0.8"], "f1_macro"), (["--filter", "f1_macro>high"], "no number"), (["--sort", "secnds"], "seconds"), (["--tree", "--sort", "name"], "leave out")):
+    for words, why in ((["--filter", "f1_marco>0.8"], "f1_macro"),  # a sign without a column, and what other languages write
+                       (["--filter", "f1_macro>high"], "no number"), (["--filter", ">0.5"], "names no column before >; write for example f1_macro>0.5"),
+                       (["--filter", " = resnet18"], "names no column before ="), (["--filter", "arch==resnet18"], "has two signs"), (["--filter", "f1_macro=>0.8"], "has two signs"), (["--sort", "secnds"], "seconds"), (["--tree", "--sort", "name"], "leave out")):
         refused = CliRunner().invoke(app, ["runs", *words])
         assert isinstance(refused.exception, UserError) and why in str(refused.exception)
 
@@ -136,7 +139,6 @@ def test_a_filter_of_nothing_keeps_everything(runs):
     assert len(filter_runs(board, [])) == len(board)
 
 
-<<<<<<< HEAD
 def learned(root: Path, name: str, first: int, *, answered: bool = True) -> None:
     "Write a run of two epochs on photos of its own; without answers it was stopped before its end."
     with RunFolder.create(root, name) as run:
@@ -170,7 +172,6 @@ def test_equal_lines_of_a_chart_are_both_seen():
     assert colours == ["c0", "card", "c1"] and dashed == [False, True, True]
     keys = re.findall(r'<svg class="key".*?</svg>', page, re.DOTALL)
     assert ["dasharray" in key for key in keys] == [False, True] and "background:var(--c" not in page
-=======
 @pytest.mark.parametrize("damage", ['{"labels": ["a", "b"], "val', "", "[]", '{"valid": 3}', '{"valid": {"f1_macro": "high"}}', "\0\0\0"])
 def test_a_cut_or_damaged_file_is_named_in_a_plain_sentence(runs, damage):
     "In the table, in comparisons and where the run is asked for; never by the name of a class."
@@ -188,4 +189,14 @@ def test_a_cut_or_damaged_file_is_named_in_a_plain_sentence(runs, damage):
         if file == "metrics.json" or (file == "status.json" and damage != "{}"):
             assert f"{runs['child'].id}/{file}" in row["message"], row["message"]
         (runs["child"] / file).write_text(whole)
->>>>>>> 3d8ae03 (Test: a damaged record is named in a plain sentence)
+
+
+def test_a_place_that_keeps_no_files_is_refused_with_advice_that_helps(tmp_path):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for words in (["train", "--data", "photos", "--runs", "/proc/self/runs"], ["train", "--data", "photos", "--logbook", "/proc/logbook.md"], ["check", "photos", "--output", "/proc/self/check"]):
+        done = run_command(*words, cwd=tmp_path)
+        assert done.returncode == 2 and "/proc is the system's own and keeps no files; give a folder on a disk." in done.stderr, done.stderr
+        assert "writable" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    (tmp_path / "file").write_text("x")
+    done = run_command("runs", "--runs", "file", cwd=tmp_path)
+    assert done.returncode == 2 and "file is a file, and no folder of runs" in done.stderr

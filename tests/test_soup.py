@@ -113,6 +113,11 @@ def test_an_ensemble_of_the_same_network_is_told(runs):
         for pair, same in (((runs[0], double), True), (runs, False)):
             done = CliRunner().invoke(app, ["ensemble", *(str(run.path) for run in pair)])
             assert done.exit_code == 0 and ("the same probabilities, as the same network does, so nothing is won" in done.stdout) == same, done.exception
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(runs[0] / "best", "served")  # a bundle outside of a run has no answers
+        for more in ([], ["--soup", "--output", "new"]):
+            done = CliRunner().invoke(app, ["ensemble", "./served", str(runs[1].path), *more])
+            assert isinstance(done.exception, UserError) and "the bundle served lies outside of a run" in str(done.exception), done.exception
     finally:
         shutil.rmtree(double.path)
 

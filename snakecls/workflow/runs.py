@@ -23,7 +23,9 @@ from .run_folder import RunFolder, find_group, find_run, list_runs, read_status,
 def run_roots(
     root: str | Path | None,  # as --runs named it
 ) -> list[Path]:
-    "List the folders to look for runs in: the one that was named, else the usual ones that hold runs."
+    "List the folders to look for runs in: the one that was named, else the usual ones that hold runs; raises `UserError` for a file."
+    if root is not None and Path(root).exists() and not Path(root).is_dir():
+        raise UserError(f"{root} is a file, and no folder of runs; give the folder that holds them, such as {RUN_ROOTS[0]}.")
     usual = [Path(folder) for folder in RUN_ROOTS if any(Path(folder).glob("*/status.json"))]
     return [Path(root)] if root is not None else usual or [Path(RUN_ROOTS[0])]
 
