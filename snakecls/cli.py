@@ -735,7 +735,7 @@ def open_app(
 
 # %% ../nbs/90_cli.ipynb #62e355ad
 _RunsWide = Annotated[bool, typer.Option(
-    "--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, on long lines.")]
+    "--wide", help="Also question, what was changed, the difference to the parent with its interval, seed and date, and how a run ended in full, on long lines.")]
 _RunsFilter = Annotated[Optional[list[str]], typer.Option(
     "--filter", metavar="TEXT", help="Only runs that fit: arch=resnet18, 'f1_macro>0.8', or a word in name, id, tags, note or question; "
     "may be given several times.")]

@@ -123,6 +123,28 @@ def test_the_bin_hides_runs_and_gives_them_back(runs):
     assert "base" in listed()  # none was moved
 
 
+def test_what_is_lost_with_a_run_of_a_group_is_told_in_one_sentence(runs):
+    "The best trial of a sweep, a fold, one of several seeds; not where the whole group goes."
+    root = Path("runs")
+    for kind, file in (("sweep", "sweep.json"), ("folds", "folds.json"), ("seeds", "group.json")):
+        group = root / f"20260101-000000-own-{kind}"
+        group.mkdir()
+        members = [record(root, f"{kind}-{number}", score=0.5 + number / 10) for number in range(3)]
+        for run in members:
+            (run / "status.json").write_text(json.dumps(json.loads((run / "status.json").read_text()) | {"part_of": group.name}))
+        (group / file).write_text(json.dumps({"experiment": {"monitor": "f1_macro"}}))
+        if kind == "sweep":
+            pd.DataFrame({"run": [run.id for run in members], "value": [0.5, None, 0.7]}).to_parquet(group / "trials.parquet")
+        words = {"sweep": f"the best trial of {group.name}, of which train --final needs it", "folds": f"a fold of {group.name}", "seeds": f"one of the runs of {group.name}"}
+        said = CliRunner().invoke(app, ["rm", members[2].id]).stdout
+        assert f"Moved {members[2].id} ({words[kind]}" in said and len(said.strip().splitlines()) == 1 and "mv " in said
+        other = CliRunner().invoke(app, ["rm", members[0].id]).stdout
+        assert ("best trial" not in other) and group.name in other
+        whole = CliRunner().invoke(app, ["rm", f"own-{kind}"])
+        assert whole.exit_code == 0 and " (" not in whole.stdout and whole.stdout.count("Moved") == 2, whole.stdout
+    assert " (" not in CliRunner().invoke(app, ["rm", "empty"]).stdout
+
+
 def test_the_bin_is_emptied_only_when_asked_twice(runs, tmp_path):
     remove_runs([runs["base"], runs["empty"]])
     refused = snakecls("rm", "--empty-bin", cwd=tmp_path)
@@ -200,3 +222,14 @@ def test_a_place_that_keeps_no_files_is_refused_with_advice_that_helps(tmp_path)
     (tmp_path / "file").write_text("x")
     done = run_command("runs", "--runs", "file", cwd=tmp_path)
     assert done.returncode == 2 and "file is a file, and no folder of runs" in done.stderr
+
+
+def test_how_a_run_ended_is_short_in_the_table_and_whole_where_it_is_asked_for(runs):
+    message = f"Its process ended without a word; the best so far can be used: snakecls evaluate --model {runs['empty'].id} (or predict, app, export)"
+    status = json.loads((runs["empty"] / "status.json").read_text())
+    (runs["empty"] / "status.json").write_text(json.dumps(status | {"status": "killed", "message": message}))
+    lines = CliRunner().invoke(app, ["runs"]).stdout.splitlines()
+    said = next(line for line in lines if line.startswith(runs["empty"].id)).partition("killed: ")[2]
+    assert message.startswith(said.rstrip("…")) and said.endswith("…") and len("killed: " + said) <= 60 and max(map(len, lines)) < 150
+    assert message in CliRunner().invoke(app, ["runs", "--wide"]).stdout
+    assert message in CliRunner().invoke(app, ["runs", "--json"]).stdout
