@@ -106,7 +106,7 @@ def test_where_nothing_is_won_the_best_run_stays(runs, tmp_path, monkeypatch):
     assert "Nothing was won" in soup_text(soup) and soup_text(soup).endswith(f"the best run stays, {best.id}.")
 
 
-def test_an_ensemble_of_the_same_network_is_told(runs):
+def test_an_ensemble_of_the_same_network_is_told(runs, tmp_path, monkeypatch):
     "As two runs of one experiment and seed are."
     double = RunFolder(Path(shutil.copytree(runs[0].path, runs[0].path.parent / "double")))
     try:

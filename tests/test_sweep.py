@@ -23,7 +23,6 @@ from snakecls.workflow.final import train_final  # noqa: E402
 from snakecls.workflow.run_folder import read_status  # noqa: E402
 from snakecls.workflow.space import apply_settings, axis_values, check_space, grid_points, read_space  # noqa: E402
 from snakecls.workflow.study import next_trial, open_study, working  # noqa: E402
-from snakecls.workflow.final import train_final  # noqa: E402
 from snakecls.workflow.sweeps import _quickest, find_sweep, resume_sweep, run_sweep, sweep_text, sweep_winner  # noqa: E402
 
 LR = {"schedule.0.lr": {"low": 1e-4, "high": 1e-1, "log": True}}

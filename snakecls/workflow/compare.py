@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core import UserError
-from ..disk import read_json, read_parquet, write_json
+from ..disk import read_json, read_parquet, say_damage, write_json
 from ..data.problem import table_problem
 from ..stats import encode_arrays, resample, score_draws, widen_gap, Comparison
 from ..experiment.schema import Experiment
@@ -285,7 +285,7 @@ def _judge_run(
     try:
         return result | judge_pair(run, other)
     except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the run is recorded)
-        return result | {"reason": f"its folder cannot be read ({e if isinstance(e, UserError) else f'{type(e).__name__}: {e}'})"}
+        return result | {"reason": f"its folder cannot be read ({say_damage(e, other.path)})"}
 
 # %% ../../nbs/workflow/04_compare.ipynb #a25e939b
 def _judge_final(run: RunFolder, final: dict) -> dict:

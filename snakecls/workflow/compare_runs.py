@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'compare_runs', 'say_points', 'say_luck', 'compare_text', 'say_changed', 'target_lines', 'say_beside',
-           'say_danger_change']
+           'say_danger_change', 'why_not_compared']
 
 # %% ../../nbs/workflow/05_compare_runs.ipynb #e3f0ac11
 from collections import Counter
@@ -32,7 +32,7 @@ def compare_runs(
     for run in others:
         if run.path.resolve() == base.path.resolve():
             raise UserError(f"run {run.id} is named twice, and would be compared with itself; give it once.")
-        if reason := _why_not(run, base):
+        if reason := why_not_compared(run, base):
             raise UserError(f"run {run.id} cannot be compared with {base.id}: {reason}.")
     return {
         "base": _describe_run(base), "runs": [_compare_run(run, base) for run in others],
@@ -225,7 +225,7 @@ def say_danger_change(danger: Mapping[str, Any]) -> str:  # such as 'venomous ca
     return f"{danger['name']} called harmless: {danger['this']} of {danger['n']} photos, was {danger['other']}"
 
 # %% ../../nbs/workflow/05_compare_runs.ipynb #d7dd291d
-def _why_not(run: RunFolder, base: RunFolder) -> str:  # empty where nothing speaks against it
+def why_not_compared(run: RunFolder, base: RunFolder) -> str:  # empty where nothing speaks against it
     "Say why two runs cannot be compared, before anything is counted."
     for each in (run, base):
         if each.metrics().get("final"):

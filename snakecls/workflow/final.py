@@ -37,7 +37,7 @@ from .results import choose_thresholds, predictions_name
 from .resuming import read_photos
 from .run import RunResult, run_experiment
 from .run_folder import RunFolder, find_run, read_status
-from .sweeps import SWEEP, find_sweep, sweep_winner, winner_tie
+from .sweeps import SWEEP, find_sweep, sweep_winner
 from .trials import is_lower_better
 
 # %% ../../nbs/workflow/41_final.ipynb #31e798c7
@@ -47,7 +47,7 @@ class Winner:
 
     runs: list[RunFolder]  # of the same settings: one, or its folds
     trials: int | None = None  # of how many with a score it was the best
-    tie: str = ""  # a sentence, where others were as good
+    note: str = ""  # that others are as good, and why this one was taken
 
     @property
     def id(self) -> str:
@@ -79,8 +79,8 @@ def find_winner(
 
 # %% ../../nbs/workflow/41_final.ipynb #69d2548b
 def _sweep_winner(folder: Path) -> Winner:
-    ids, trials = sweep_winner(folder)
-    return Winner([RunFolder.open(folder.parent / run) for run in ids], trials, winner_tie(folder))
+    ids, trials, note = sweep_winner(folder)
+    return Winner([RunFolder.open(folder.parent / run) for run in ids], trials, note)
 
 
 def _folds_winner(folder: Path) -> Winner:
@@ -319,6 +319,6 @@ def train_final(
     recorder = recorder or make_recorder(**kwargs)
     winner = find_winner(recorder.root, str(name))
     experiment, table, final = plan_final(winner, question)
-    recorder.tell([f"{winner.tie}; the first of them is taken, {final['winner']}."] if winner.tie else [])
+    recorder.tell([winner.note])
     recorder.say(f"The final model of {final['winner']}: {say_expected(final)}.")
     return run_experiment(experiment, recorder=recorder, table=table, final=final)

@@ -6,6 +6,7 @@
 __all__ = ['compare_seeds', 'difference_text', 'settings_text', 'write_settings']
 
 # %% ../../nbs/workflow/18_findings.ipynb #c184d926
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,15 +81,19 @@ def compare_seeds(
     *,
     comparisons: int = 1,  # how many are made together
 ) -> dict:  # as `_compare_settings`, with pairs (ids) and changed; or a reason
-    "Compare runs with those of the same seeds."
-    seeds = {run.experiment().get("seed") for run in base}
-    pairs = _pair_by_seed(runs, base) if any(run.experiment().get("seed") in seeds for run in runs) else []
+    "Compare runs with those of the same seeds, or all of them with a single one."
+    seeds, alone = {run.experiment().get("seed") for run in base}, 1 in (len(runs), len(base))
+    if alone:  # what has the same seed stands first, as it shows what was changed beside it
+        pairs = sorted(itertools.product(runs, base), key=lambda pair: pair[0].experiment().get("seed") != pair[1].experiment().get("seed"))
+    else:
+        pairs = _pair_by_seed(runs, base) if any(run.experiment().get("seed") in seeds for run in runs) else []
     if not pairs:
         return {"reason": "they have no seed in common"}
     changed = changed_places(*(fill_defaults(run.experiment()) for run in reversed(pairs[0])))
+    changed = [each for each in changed if each[0] != "seed"] if alone and pairs[1:] else changed
     found = _compare_settings(pairs, comparisons=comparisons)
     return found | {"pairs": [[run.id, other.id] for run, other in pairs], "changed": [list(each) for each in changed],
-                    "by_seed": len(pairs) > 1}
+                    "by_seed": len(pairs) > 1 and not alone}
 
 # %% ../../nbs/workflow/18_findings.ipynb #5e3e2986
 def _summarise_settings(

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.meta import delegates
 
 from ..core import UserError
-from ..disk import read_json, read_parquet, write_json, write_table
+from ..disk import read_json, read_parquet, say_damage, write_json, write_table
 from ..evaluate.ensembles import ensemble_probs, join_folds, summarise_folds
 from ..evaluate.predictions import score_table
 from ..experiment.plan import make_plan
@@ -166,7 +166,7 @@ def _judge_folds(
             if not reason:
                 return {"other": other.name, "proposed": parent is None, "reason": ""} | _compare_folds(folder, other, experiment)
         except Exception as e:  # noqa: BLE001  (a damaged folder is told where it was named, and else passed over)
-            reason = f"its folder cannot be read ({e if isinstance(e, UserError) else f'{type(e).__name__}: {e}'})"
+            reason = f"its folder cannot be read ({say_damage(e, other)})"
         if parent:
             return _NOT_JUDGED | {"other": other.name, "reason": reason}
     return dict(_NOT_JUDGED)

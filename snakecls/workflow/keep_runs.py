@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core import UserError
-from ..disk import atomic_write, read_text, write_json
+from ..disk import atomic_write, read_json, read_parquet, read_text, write_json
 from ..page import render
 from .compare import parent_folder
 from .run_folder import BIN, NOTES, RunFolder, group_runs, list_statuses, lock_is_held, read_notes, read_status
@@ -63,7 +63,7 @@ def _write_notes(run: RunFolder, changed: dict) -> None:
 def remove_runs(
     runs: Sequence[RunFolder],
     *,
-    group: str = "",  # the group that goes with them
+    group: Path | None = None,  # that goes with them
 ) -> list[str]:  # a sentence for each, with how it is brought back
     "Move runs into the bin, or none of them; raises `UserError` where one is running."
     runs = list({run.path.resolve(): run for run in runs}.values())
@@ -72,13 +72,13 @@ def remove_runs(
             raise UserError(f"run {run.id} is running, and cannot be removed; wait for it, or stop it first.")
     said = []
     for run in runs:
-        children, part_of = _find_children(run, but=runs), read_status(run.path).get("part_of")
+        children, part = _find_children(run, but=runs), _say_part(run, group)
         place = _free_place(run.path.parent / BIN / run.id)
         place.parent.mkdir(exist_ok=True)
         run.path.rename(place)
-        whole = f" (one of the runs of {part_of}, whose table and page still name it)" if part_of not in (None, "", group) else ""
-        parent = f" (the parent of {', '.join(children)}, which cannot be compared with it from there)" if children else ""
-        said.append(f"Moved {run.id}{whole}{parent} into {place.parent}; bring it back with: {shlex.join(['mv', str(place), str(run.path)])}")
+        said_of = [f"the parent of {', '.join(children)}, which cannot be compared with it from there"] if children else []
+        roles = f" ({'; '.join([*said_of, *filter(None, [part])])})" if said_of or part else ""
+        said.append(f"Moved {run.id}{roles} into {place.parent}; bring it back with: {shlex.join(['mv', str(place), str(run.path)])}")
     return said
 
 
@@ -88,7 +88,7 @@ def remove_group(
     "Move a group of runs and its folder into the bin, or nothing of it; raises `UserError` where one is running."
     if lock_is_held(folder):
         raise UserError(f"{folder.name} is running, and cannot be removed; wait for it, or stop it first.")
-    said = remove_runs(group_runs(folder), group=folder.name)
+    said = remove_runs(group_runs(folder), group=folder)
     place = _free_place(folder.parent / BIN / folder.name)
     place.parent.mkdir(exist_ok=True)
     folder.rename(place)
@@ -106,6 +106,29 @@ def _find_children(run: RunFolder, but: Sequence[RunFolder]) -> list[str]:
         if path.name not in gone and parent is not None and parent.name == run.id:
             found.append(path.name)
     return found
+
+
+def _say_part(run: RunFolder, group: Path | None) -> str:  # empty where it is of no group, or that goes, too
+    "Say what a run is in the group that stays without it."
+    whole = run.path.parent / (read_status(run.path).get("part_of") or "-")
+    if not whole.is_dir() or (group is not None and whole.resolve() == group.resolve()):
+        return ""
+    if run.id == _best_trial(whole):
+        return f"the best trial of {whole.name}, of which train --final needs it"
+    if (whole / "folds.json").exists():
+        return f"a fold of {whole.name}, which cannot be made final or compared without it"
+    return f"one of the runs of {whole.name}, whose summary keeps its numbers"
+
+
+def _best_trial(sweep: Path) -> str:  # its run's id, of level trials the earliest; empty for what is no sweep, or has no scores
+    "Name the run of a sweep's best trial."
+    try:
+        monitor = read_json(sweep / "sweep.json")["experiment"]["monitor"]
+        trials = read_parquet(sweep / "trials.parquet", columns=["run", "value"]).dropna()
+    except (UserError, OSError, KeyError, TypeError):
+        return ""
+    values = -trials["value"] if monitor == "valid_loss" else trials["value"]
+    return "" if trials.empty else str(trials["run"][values.idxmax()])
 
 
 def _free_place(place: Path) -> Path:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from ..core import UserError
+from ..disk import say_damage
 from ..evaluate.report import write_report
 from .compare import parent_folder
 from .compare_page import lay_differences, make_part, photo_folders
@@ -41,7 +41,7 @@ def against_parent(
     except UserError as e:
         return {"name": path.name, "reason": f"Not compared: {e}"}
     except Exception as e:  # noqa: BLE001  (a damaged parent is told, and the report is written)
-        return {"name": path.name, "reason": f"Not compared: the parent's folder cannot be read ({type(e).__name__}: {e})."}
+        return {"name": path.name, "reason": f"Not compared: its folder cannot be read: {say_damage(e, path)}."}
 
 # %% ../../nbs/workflow/07_run_report.ipynb #300d12f9
 _CLASSES, _PHOTOS = 6, 4  # that are shown; photos of each kind

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWEEP', 'Engine', 'TRIALS', 'Swept', 'run_sweep', 'TrialJob', 'TrialPool', 'trial_runs', 'run_job', 'sweep_table',
-           'sweep_text', 'resume_sweep', 'sweep_winner', 'winner_tie', 'find_sweep']
+           'sweep_text', 'resume_sweep', 'sweep_winner', 'find_sweep']
 
 # %% ../../nbs/workflow/40_sweeps.ipynb #e1dc4e22
 import json
@@ -716,34 +716,27 @@ def resume_sweep(
 
 def sweep_winner(
     folder: Path,  # of a sweep
-) -> tuple[list[str], int, str]:  # ids of its runs, the folds'; among how many trials with a score; what is to be told where several are level
+) -> tuple[list[str], int, str]:  # ids of its runs, the folds'; among how many trials with a score; what is to be told where several are as good
     "Name the best trial's runs, of level ones the quickest's; raises `UserError` where none has finished."
     sweep = _load_sweep(folder, make_recorder(folder.parent, None))
     study = sweep.open()
     best, table = _best(sweep, study), sweep_table(study, sweep.space.axes)
     if best is None:
         raise UserError(f"sweep {folder.name} has no finished trial, so there is no winner; snakecls sweep --resume {folder.name} goes on with it.")
-    number, note = _quickest(table, tied_trials(table, minimise=sweep.minimise), folder.name) or (best.number, "")
+    number, note = best.number, ""
+    if tied := tied_trials(table, minimise=sweep.minimise):
+        number, why = _quickest(table, tied)
+        note = f"{tie_text(table, minimise=sweep.minimise)}; trial {number} is taken, {why}. To take another one, give its run."
     taken = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
     return list(taken.user_attrs["runs"]), int(table["value"].notna().sum()), note
 
 
-def _quickest(table: pd.DataFrame, tied: list[int], name: str) -> tuple[int, str] | None:  # None where one alone is the best
+def _quickest(table: pd.DataFrame, tied: list[int]) -> tuple[int, str]:
     "Choose among level trials, and say why."
-    if not tied:
-        return None
     seconds = table.set_index("trial")["seconds"].astype(float).loc[tied]
-    known = seconds.notna().all() and seconds.min() < seconds.max()
-    number = int(seconds.idxmin()) if known else tied[0]
-    why = f"the quickest of them ({seconds.min():.0f} s, the slowest {seconds.max():.0f} s)" if known else "the first of them, as how long each took is not known"
-    return number, (f"trials {', '.join(map(str, tied[:-1]))} and {tied[-1]} of sweep {name} have the same best score; trial {number} is taken, {why}. "
-                    "To take another one, give its run.")
-
-
-def winner_tie(folder: Path) -> str:  # empty where one trial alone is the best
-    "Say that a sweep's winner is one of several level trials."
-    sweep = _load_sweep(folder, make_recorder(folder.parent, None))
-    return tie_text(sweep_table(sweep.open(), sweep.space.axes), minimise=sweep.minimise)
+    if seconds.isna().any() or seconds.min() == seconds.max():
+        return tied[0], "the first of them, as none is known to be quicker"
+    return int(seconds.idxmin()), f"the quickest of them ({seconds.min():.1f} s, the slowest {seconds.max():.1f} s)"
 
 
 def find_sweep(
