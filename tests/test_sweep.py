@@ -75,17 +75,17 @@ def test_a_space_that_cannot_be_is_refused(space, sentence, tmp_path):
 @pytest.mark.parametrize("text, sentence", [
     ("", "is empty; write keys with values, such as train.wd: [0.01, 0.1]."),
     ("# nothing yet\n", "is empty"),
-    ("- train.wd", "holds ['train.wd']; write keys with values"),
+    ("- train.wd", "is ['train.wd']; write keys with values"),
     ("train.wd: [0.01, 0.1\ntrain.bs: [8]\n", "is not valid YAML (line 2, column 9, 'train.bs: [8]': a list whose [ has no ]); mind"),
     ("train.wd: [0.01]\n\ttrain.bs: [8]\n", "is not valid YAML (line 2, column 1, 'train.bs: [8]': a tab, or a character"),
     ("train.wd: 'a\n", "is not valid YAML (line 2, column 1, at the end: a quote that is not closed); mind"),
-    ("data: {source: photos}\ntrain: {wd: 0.1}\n", "describes an experiment (data, train), and no space"),
+    ("data: {source: photos}\ntrain: {wd: 0.1}\n", "the space has data and train as an experiment has"),
 ])
 def test_a_space_file_that_is_none_is_told_in_one_plain_sentence(text, sentence, tmp_path):
     (tmp_path / "space.yaml").write_text(text)
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(describe(tmp_path)))
     done = run_command("sweep", "a.yaml", "--space", "space.yaml", cwd=tmp_path)
-    assert done.returncode == 2 and f"space.yaml {sentence}" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "None" not in done.stderr and "unicode string" not in done.stderr
     whole = read_space({"model": {"values": [{"arch": "lenet5"}, {"arch": "alexnet"}]}})  # a whole part may be varied
     assert len(whole.axes[0].choices) == 2

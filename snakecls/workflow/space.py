@@ -155,10 +155,16 @@ class Space:
 _EXPERIMENT = ("data", "model", "augment", "train", "predict", "wandb")  # parts of an experiment, whose keys have dots
 
 
+def _is_part(value: Any) -> bool:
+    "Tell whether a value is a part of an experiment, and no values or range of one."
+    return isinstance(value, str) or (isinstance(value, Mapping) and bool(value) and not set(value) & set(_WORDS))
+
+
 def read_space(
     given: str | Path | Mapping,  # a YAML file, or what stands in one; also of a W&B sweep
 ) -> Space:
     "Read a space; raises `UserError` naming the key, what is allowed and the nearest word."
+    file = None
     if isinstance(given, (str, Path)):
         if not Path(given).is_file():
             raise UserError(f"the space file {given} does not exist; give a YAML file with lines such as train.wd: [0.01, 0.1].")
@@ -166,8 +172,8 @@ def read_space(
         if given is None:
             raise UserError(f"the space file {file} is empty; write keys with values, such as train.wd: [0.01, 0.1].")
     if not isinstance(given, Mapping) or not given:
-        raise UserError(f"the space is {shown(given)}; write keys with values, such as train.wd: [0.01, 0.1].")
-    if parts := [key for key in given if key in _EXPERIMENT and isinstance(given[key], (str, Mapping))]:
+        raise UserError(f"{'the space' if file is None else f'the space file {file}'} is {shown(given)}; write keys with values, such as train.wd: [0.01, 0.1].")
+    if parts := [key for key in given if key in _EXPERIMENT and _is_part(given[key])]:
         raise UserError(f"the space has {' and '.join(parts)} as an experiment has; a space names only what varies, by its whole key, such as train.wd: [0.01, 0.1].")
     if isinstance(given.get("parameters"), Mapping):
         return _read_wandb(given)
