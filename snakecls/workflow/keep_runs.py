@@ -117,7 +117,7 @@ def _say_part(run: RunFolder, group: Path | None) -> str:  # empty where it is o
         return f"the best trial of {whole.name}, of which train --final needs it"
     if (whole / "folds.json").exists():
         return f"a fold of {whole.name}, which cannot be made final or compared without it"
-    return f"one of the runs of {whole.name}, whose summary keeps its numbers"
+    return f"one of the runs of {whole.name}, whose table and page still name it"
 
 
 def _best_trial(sweep: Path) -> str:  # its run's id, of level trials the earliest; empty for what is no sweep, or has no scores
