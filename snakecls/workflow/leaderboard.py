@@ -78,6 +78,9 @@ def _gap_text(value: dict) -> str:
     return f"{value['difference']:+.3f} ({value['difference_low']:+.3f} to {value['difference_high']:+.3f}) {value['about']}"
 
 # %% ../../nbs/workflow/23_leaderboard.ipynb #aff43c87
+_LENGTHS = {"finished": 120, "damaged": 10**6}  # characters of how a run ended; which file is damaged, and by what, is said in full
+
+
 def _cut(text: str, most: int) -> str:  # most: characters
     return text if len(text) <= most else f"{text[:most - 1].rstrip()}…"
 
@@ -89,7 +92,7 @@ def _board_columns(board: pd.DataFrame, *, wide: bool) -> dict[str, list[str]]: 
     for row in board.to_dict("records"):
         value = {key: None if isinstance(cell, float) and pd.isna(cell) else cell for key, cell in row.items()}
         cells = _row_cells(value, top)
-        rows.append(cells | (_wide_cells(value) if wide else {"status": _cut(cells["status"], 60 if value["status"] != "finished" else 120)}))
+        rows.append(cells | (_wide_cells(value) if wide else {"status": _cut(cells["status"], _LENGTHS.get(value["status"], 60))}))
     names = list(dict.fromkeys(name for cells in rows for name in cells))
     names.sort(key=lambda name: name == "status")  # the longest stands last
     found = {name: [_line_text(cells.get(name, "")) for cells in rows] for name in names}
