@@ -60,6 +60,14 @@ def _draw_balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, draws: np.nd
     hits = _count_classes(y_true[draws], n_classes, weights=(y_true == y_pred)[draws])
     return (hits / np.maximum(n_true, 1)).sum(-1) / (n_true > 0).sum(-1)
 
+# %% ../nbs/04_stats.ipynb #af36d688
+def _draw_f1_weighted(y_true: np.ndarray, y_pred: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    "Compute the mean of the classes' F1 of each draw, each class counted as often as it occurs in the truth."
+    n_classes = int(max(y_true.max(), y_pred.max())) + 1
+    hits, n_true = _count_classes(y_true[draws], n_classes, weights=(y_true == y_pred)[draws]), _count_classes(y_true[draws], n_classes)
+    f1 = 2 * hits / np.maximum(n_true + _count_classes(y_pred[draws], n_classes), 1)
+    return (f1 * n_true).sum(-1) / n_true.sum(-1)
+
 # %% ../nbs/04_stats.ipynb #91b11390
 def _draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray, *, k: int = 3) -> np.ndarray:
     "Compute the share of each draw whose truth is among the k most probable classes; ties count as a miss, as in the score."
@@ -68,7 +76,7 @@ def _draw_top_accuracy(y_true: np.ndarray, probs: np.ndarray, draws: np.ndarray,
 # %% ../nbs/04_stats.ipynb #30b5b17b
 METRICS: dict[str, Callable] = {
     "f1_macro": _draw_f1_macro, "accuracy": _draw_accuracy,
-    "balanced_accuracy": _draw_balanced_accuracy, "top3_accuracy": _draw_top_accuracy,
+    "f1_weighted": _draw_f1_weighted, "balanced_accuracy": _draw_balanced_accuracy, "top3_accuracy": _draw_top_accuracy,
 }  # fmt: skip
 
 # %% ../nbs/04_stats.ipynb #231c63e3
@@ -102,7 +110,8 @@ def encode_arrays(
     metric: str | Callable,  # a name of `METRICS`, `topK_accuracy`, or a function of (y_true, y_pred)
     y_true: Iterable,  # (n_samples,), names or numbers
     *predictions: Iterable,  # each (n_samples,) labels, or (n_samples, n_classes) probabilities
-) -> list[np.ndarray]:  # the same arrays in canonical order; labels as codes where the metric has a name
+    groups: Iterable | None = None,  # (n_samples,), names or numbers
+) -> list[np.ndarray]:  # the same arrays in canonical order; labels as codes where the metric has a name; last the groups as codes
     "Check the arrays against each other and against the metric, and put the samples in order; raises `UserError`."
     if isinstance(metric, str) and _find_metric(metric) is None:
         raise unknown_name("metric", metric, METRICS)
@@ -115,6 +124,8 @@ def encode_arrays(
         if all(array.ndim == 1 for array in arrays):
             codes = np.unique(np.concatenate(arrays), return_inverse=True)[1].reshape(len(arrays), -1)
             arrays = list(codes)
+    if groups is not None:
+        arrays.append(_group_codes(groups, len(arrays[0])))
     columns = [np.unique(column, return_inverse=True)[1] for array in arrays for column in array.reshape(len(array), -1).T]
     order = np.lexsort(columns[::-1])
     return [array[order] for array in arrays]
@@ -147,18 +158,21 @@ def bootstrap_interval(
     n: int = 1000,  # number of draws
     level: float = 0.95,  # share of draws inside the interval, in (0, 1)
     seed: int = 0,
+    groups: Iterable | None = None,  # (n_samples,), such as the animal on each photo: samples of one are drawn together
 ) -> Interval:  # value, low, high
-    """Score predictions with a percentile bootstrap interval over samples; raises `UserError`.
+    """Score predictions with a percentile bootstrap interval over samples, or over groups of them; raises `UserError`.
 
     Where all are right, or all wrong, the bootstrap has no spread: there it is Wilson's interval of that share of samples
     (with several labels: of those with all labels right), so a function has to give a score in [0, 1]."""
     _check_bootstrap(n, level)
-    truth, prediction = encode_arrays(metric, y_true, y_pred)
-    scores = np.concatenate([score_draws(metric, truth, prediction, draws) for draws in resample(len(truth), n=n, seed=seed)])
+    truth, prediction, *codes = encode_arrays(metric, y_true, y_pred, groups=groups)
+    size = len(truth) if groups is None else int(codes[0].max()) + 1
+    blocks = resample(size, n=n, seed=seed) if groups is None else _resample_groups(codes[0], n=n, seed=seed)
+    scores = np.concatenate([score_draws(metric, truth, prediction, draws) for draws in blocks])
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     value = score_draws(metric, truth, prediction, np.arange(len(truth))[None])[0]
     if low == high and value in (0, 1):  # all right or all wrong: every draw is, too, and knows nothing of others
-        low, high = share_interval(int(value) * len(truth), len(truth), level=level)
+        low, high = share_interval(int(value) * size, size, level=level)
     return Interval(float(value), float(low), float(high))
 
 # %% ../nbs/04_stats.ipynb #526bc542
@@ -173,6 +187,27 @@ def resample(
     block = max(1, 2_000_000 // n_samples)
     for start in range(0, n, block):
         yield rng.integers(0, n_samples, (min(block, n - start), n_samples))
+
+# %% ../nbs/04_stats.ipynb #2e60a22d
+def _resample_groups(
+    codes: np.ndarray,  # (n_samples,), the group of each sample, from 0
+    *,
+    n: int = 1000,
+    seed: int = 0,
+) -> Iterable[np.ndarray]:  # each (1, n_samples of the drawn groups)
+    "Draw groups with replacement."
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        yield np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])[None]
+
+
+def _group_codes(groups: Iterable, n: int) -> np.ndarray:  # (n,), from 0, in the order of their names
+    "Number groups; raises `UserError` for another number of them than samples."
+    names = [str(group) for group in groups]
+    if len(names) != n:
+        raise UserError(f"there are {len(names)} groups for {n} samples; give one of each sample.")
+    return np.unique(names, return_inverse=True)[1]
 
 # %% ../nbs/04_stats.ipynb #6a9f237b
 def score_draws(metric: str | Callable, y_true: np.ndarray, prediction: np.ndarray, draws: np.ndarray) -> np.ndarray:
