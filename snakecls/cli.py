@@ -598,6 +598,12 @@ _EvaluateReport = Annotated[Optional[Path], typer.Option(
     metavar="FOLDER", help="Write a page with scores, dangerous confusions and the photos concerned into this folder.")]
 _EvaluateTta = Annotated[str, typer.Option(
     help="Test-time augmentation: none, flip (2 times the work), scales (3.1) or five_crop (5).")]
+_EvaluateObservation = Annotated[str, typer.Option(
+    metavar="COLUMN", help="A column that says which animal a photo shows: its photos are answered together, by the mean of their logits.")]
+_EvaluateGroup = Annotated[str, typer.Option(
+    metavar="COLUMN", help="A column that says which photos belong together: intervals draw them together.")]
+_EvaluatePredictions = Annotated[Optional[Path], typer.Option(
+    metavar="FILE.parquet", help="Write the probability of every label to this Parquet file, as runs keep them.")]
 
 # %% ../nbs/90_cli.ipynb #5aaa8e1e
 @app.command()
@@ -611,10 +617,13 @@ def evaluate(
     report: _EvaluateReport = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels the CSV names for each photo.")] = 3,
     tta: _EvaluateTta = "none",
+    observation: _EvaluateObservation = "",
+    group: _EvaluateGroup = "",
+    predictions: _EvaluatePredictions = None,
     runs: Runs = None,
     json: Json = False,
 ):
-    "Score a model on photos with known labels, and count what is dangerous and was called harmless."
+    "Score a model on photos with known labels, each score with its interval, and count what is dangerous and was called harmless."
     from snakecls.workflow.answers import evaluate_given
     from snakecls.workflow.models import find_model
 
@@ -627,6 +636,9 @@ def evaluate(
         raise UserError(f"--report {report} is a file; give a folder for the page.")
     if report is not None:
         check_writable(report, "--report", 2_000_000)
+    if predictions is not None:
+        check_name(predictions, "--predictions", ".parquet")
+        check_writable(predictions.parent, "the folder of --predictions")
     said, lines = evaluate_given(
         find_model(_one_model(named, model), root=runs, say=_tell),
         data=data,
@@ -635,6 +647,9 @@ def evaluate(
         top=top,
         csv=csv,
         report=report,
+        observation=observation,
+        group=group,
+        predictions=predictions,
         say=_tell,
     )
     _show(said, "\n".join([_scores_text({"test": said["scores"]}).replace("test ", "score", 1), *lines]), json)

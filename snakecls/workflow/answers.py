@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError
+from ..data.columns import some
 
 # %% ../../nbs/workflow/28_answers.ipynb #180bdd74
 def _guess(info: Any, guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
@@ -145,13 +146,20 @@ def evaluate_given(
     top: int = 3,  # ranks in the CSV
     csv: str | Path | None = None,
     report: str | Path | None = None,  # folder of the page
+    observation: str = "",  # a column of the table: which animal or event a photo shows; its photos are answered together
+    group: str = "",  # a column of the table: photos that belong together, which are drawn together for the intervals
+    predictions: str | Path | None = None,  # a Parquet file for the probabilities of every label
     say: Callable[[str], None] = lambda note: None,
-) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, dangers, notes, report; lines about dangers and the page
-    "Score a model, count what is dangerous and was called harmless, and write what was asked for."
+) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, headline, classes, unknown, dangers, notes, report; lines for a terminal
+    """Score a model, count what is dangerous and was called harmless, and write what was asked for; raises `UserError`.
+
+    Photos whose labels the model does not know are answered apart, and are not in the scores."""
     from snakecls.data.given import is_pattern, pattern_table, refuse_address
     from snakecls.evaluate.danger import danger_lines, joined
-    from snakecls.evaluate.predictions import evaluate_targets, lost_note
+    from snakecls.evaluate.predictions import evaluate_targets, lost_note, score_table
+    from snakecls.evaluate.scores import class_rows, headline_scores, scores_text
     from snakecls.models.bundle import read_bundle
+    from snakecls.stats import find_top_k
     from snakecls.workflow.evaluation import evaluation_table
 
     refuse_address(data or "")
@@ -160,18 +168,77 @@ def evaluate_given(
     notes = [*opened.notes, *noted.notes, *_unknown_notes(opened.info)]
     for note in notes:
         say(f"Note: {note}")
-    tables, scores, lost = evaluate_targets(bundle, noted.table, tta=tta)
-    silent = _silent_notes(tables)
+    joined_by, drawn_by = (_named_column(noted.table, name, option) for name, option in ((observation, "--observation"), (group, "--group")))
+    tables, scores, lost, unknown = evaluate_targets(bundle, noted.table, tta=tta, apart=True)
+    tables = {target: _join(table, joined_by, opened.info, target) for target, table in tables.items()} if joined_by else tables
+    first = next(iter(tables.values()))
+    scores = score_table(first, opened.info.labels, top_k=find_top_k(scores) or (3,)) if joined_by else scores
+    groups = None if drawn_by is None else first["path"].map(drawn_by).tolist()
+    headline = headline_scores(first, opened.info.labels, groups=groups, top_k=find_top_k(scores))
+    silent = [*_silent_notes(tables), *_stranger_notes(unknown)]
     for note in [*lost_note(lost, len(next(iter(tables.values())))), *silent]:
         notes.append(note)
         say(f"Note: {note}")
     dangers = _count_dangers(tables, opened.info)
     if csv is not None:
         _write_ranks(tables, opened.info.labels, data, csv, top)
+    if predictions is not None:
+        first.attrs = {}
+        first.to_parquet(predictions, index=False)
     if report is not None:
         page = _write_page(report, bundle, tables, scores, photos=str(data or split or ""), notes=[*noted.notes, *silent])
-    lines = [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
-    return {"bundle": bundle, "scores": scores, "dangers": dangers, "notes": notes, "report": page}, lines
+    unit = f"observations of {int(first['photos'].sum())} photos" if joined_by else "photos"
+    lines = ["", scores_text(headline, first, opened.info.labels, thresholds=opened.info.thresholds, unit=unit, drawn_by=group), *_stranger_lines(unknown), ""]
+    lines += [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
+    said = {"headline": {score.key: {"value": score.value, "low": score.low, "high": score.high} for score in headline},
+            "classes": class_rows(first, opened.info.labels, opened.info.thresholds), "unknown": _strangers(unknown)}
+    return {"bundle": bundle, "scores": scores, **said, "dangers": dangers, "notes": notes, "report": page}, lines
+
+# %% ../../nbs/workflow/28_answers.ipynb #65532391
+def _named_column(table: Any, name: str, option: str) -> dict[str, Any] | None:  # path -> value; None where no name is given
+    "Read a column that says which photos belong together; raises `UserError` where there is none."
+    if not name:
+        return None
+    if name not in table:
+        others = [column for column in table if column not in ("path", "label", "labels", "split")]
+        raise UserError(f"{option} {name} is no column of the photos' table; it has {', '.join(others) or 'none beside path and label'}.")
+    return dict(zip(table["path"], table[name]))
+
+
+def _join(table: Any, observations: dict[str, Any], info: Any, target: str) -> Any:
+    "Answer observations in place of photos."
+    from snakecls.evaluate.scores import join_observations
+
+    labels = (info.targets or {}).get(target, info.labels)
+    return join_observations(table, table["path"].map(observations).tolist(), labels)
+
+# %% ../../nbs/workflow/28_answers.ipynb #40597578
+def _strangers(unknown: Any) -> list[dict[str, Any]]:  # label, n, answers (label -> n), median_prob
+    "Say of each label that the model does not know what its photos were taken for."
+    from snakecls.data.problem import table_problem
+    from snakecls.evaluate.predictions import table_probs
+
+    if not len(unknown):
+        return []
+    part = table_problem(unknown)
+    shown = unknown.assign(_true=[" + ".join(part.names(cell)) for cell in unknown[part.answers]],
+                           _said=[" + ".join(part.names(cell)) or "none" for cell in unknown["predicted"]], _top=table_probs(unknown).max(1))
+    return [{"label": label, "n": len(rows), "answers": rows["_said"].value_counts().to_dict(), "median_prob": float(rows["_top"].median())}
+            for label, rows in shown.groupby("_true", sort=True)]
+
+
+def _stranger_notes(unknown: Any) -> list[str]:  # one sentence, or none
+    found = _strangers(unknown)
+    return [f"{len(unknown)} photos are of {len(found)} labels that the model does not know ({some([row['label'] for row in found], 2)}); "
+            "they are not in the scores, and what they were taken for stands below them."] if found else []
+
+
+def _stranger_lines(unknown: Any) -> list[str]:
+    "Write what photos of unknown labels were taken for."
+    found = _strangers(unknown)
+    lines = [f"  {row['label']}: {row['n']} photos, called {', '.join(f'{label} ({n})' for label, n in list(row['answers'].items())[:3])}; "
+             f"the highest probability is {row['median_prob']:.2f} in the median" for row in found[:20]]
+    return ["", "Labels that the model does not know, not in the scores:", *lines, *([f"  … and {len(found) - 20} more"] if len(found) > 20 else [])] if found else []
 
 # %% ../../nbs/workflow/28_answers.ipynb #14aa241a
 def _write_ranks(tables: Any, labels: Sequence[str], data: str | None, csv: str | Path, top: int) -> None:
