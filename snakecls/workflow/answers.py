@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError
-from ..data.columns import some
+from ..data.columns import count, some
 
 # %% ../../nbs/workflow/28_answers.ipynb #180bdd74
 def _guess(info: Any, guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
@@ -229,8 +229,8 @@ def _strangers(unknown: Any) -> list[dict[str, Any]]:  # label, n, answers (labe
 
 def _stranger_notes(unknown: Any) -> list[str]:  # one sentence, or none
     found = _strangers(unknown)
-    return [f"{len(unknown)} photos are of {len(found)} labels that the model does not know ({some([row['label'] for row in found], 2)}); "
-            "they are not in the scores, and what they were taken for stands below them."] if found else []
+    return [f"{count(len(unknown), 'photo')} {'is' if len(unknown) == 1 else 'are'} of {count(len(found), 'label')} that the model does not know ({some([row['label'] for row in found], 2)}); "
+            "the scores are without them, and what they were taken for stands below."] if found else []
 
 
 def _stranger_lines(unknown: Any) -> list[str]:
