@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['PAIRS', 'WEIGHTS', 'UNKNOWN', 'track1_score', 'track2_cost', 'snakeclef_metrics', 'join_observations']
 
-# %% ../../nbs/train/28_snakeclef.ipynb #7f76c55c
+# %% ../../nbs/train/28_snakeclef.ipynb #6fca73ca
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..core import UserError, tell_idle, unknown_name
-from .metrics import f1_macro_score
 
 # %% ../../nbs/train/28_snakeclef.ipynb #b50e0889
 PAIRS = ("00", "01", "10", "11")  # true group and the wrong answer's group; 0 harmless, 1 venomous
@@ -44,7 +43,7 @@ def track2_cost(
     "Compute the cost of Track 2."
     return sum(weight * counts[pair] for pair, weight in WEIGHTS.items())
 
-# %% ../../nbs/train/28_snakeclef.ipynb #d7ffc7c5
+# %% ../../nbs/train/28_snakeclef.ipynb #1f55a352
 UNKNOWN = ("refuse", "venomous")
 
 
@@ -65,6 +64,8 @@ def snakeclef_metrics(
     rates = {pair: _rate(counts[pair], sizes[int(pair[0])]) for pair in PAIRS}
     if not all(sizes):
         tell_idle(f"no observation is {'harmless' if not sizes[0] else 'venomous'}, so Track 1 is not defined; Track 2 is.")
+    from snakecls.train.metrics import f1_macro_score  # here, as `evaluate.risk` takes its costs from this notebook, and answering needs no fastai
+
     f1 = 100 * f1_macro_score(true, predicted)
     return {
         "n": len(true), "n_harmless": sizes[0], "n_venomous": sizes[1], "f1": f1, "track1": track1_score(f1, rates), "track2": track2_cost(counts),
@@ -88,7 +89,7 @@ def join_observations(
     order = np.argsort(first)
     return (means / means.sum(1, keepdims=True))[order], first[order]
 
-# %% ../../nbs/train/28_snakeclef.ipynb #9e245736
+# %% ../../nbs/train/28_snakeclef.ipynb #5ec22392
 def _rate(count: int, n: int) -> float:  # percent, two decimals; NaN where there is nothing
     return round(100 * count / n, 2) if n else math.nan
 
@@ -112,10 +113,11 @@ def _check_venom(venomous: Sequence[bool | None], given: Sequence[int], unknown:
     if strange:
         raise UserError(f"venomous holds {strange[0]!r}; give True, False, or None where it is not known.")
     missing = [number for number in given if venomous[number] is None]
+    more = f" (and of {len(missing) - 1} more)" if len(missing) > 1 else ""
     if missing and unknown == "refuse":
         raise UserError(
-            f"of {len(missing)} classes that occur it is not known whether they are venomous, such as class {missing[0]}; give their status, or "
+            f"it is not known whether class {missing[0]}{more} is venomous; give the status of every class that occurs, or "
             "unknown='venomous' to count them as venomous (never as harmless).")
     if missing:
-        tell_idle(f"{len(missing)} classes of which it is not known are counted as venomous, such as class {missing[0]}.")
+        tell_idle(f"it is not known whether class {missing[0]}{more} is venomous, so that it is counted as venomous.")
     return np.array([value is None or bool(value) for value in venomous])
