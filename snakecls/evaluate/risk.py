@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'LEVELS', 'KINDS', 'KEYS', 'expected_costs', 'rank_by_cost', 'venom_prob', 'recalibrate', 'risk_level',
-           'say_risk', 'lookalike_warning', 'say_lookalike', 'fit_risk', 'reliability_bins', 'check_risk']
+           'say_risk', 'label_states', 'lookalike_warning', 'say_lookalike', 'fit_risk', 'reliability_bins',
+           'check_risk']
 
-# %% ../../nbs/evaluate/22_risk.ipynb #d2be9089
+# %% ../../nbs/evaluate/22_risk.ipynb #ae58548e
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import UserError, unknown_name
+from ..data.label_facts import danger_name, danger_state, known_dangers
 from ..stats import share_interval
 from ..train.snakeclef import PAIRS, WEIGHTS
 
@@ -82,31 +84,48 @@ def recalibrate(
     scaled = np.where(venomous, probs * up, probs * down)
     return scaled / scaled.sum(-1, keepdims=True)
 
-# %% ../../nbs/evaluate/22_risk.ipynb #fc485eeb
+# %% ../../nbs/evaluate/22_risk.ipynb #d3eb2d48
 LEVELS = ("unlikely", "possible", "likely")
 
 
 def risk_level(
     probs: np.ndarray,  # (n_labels,), of one photo
     fitted: Mapping[str, Any],
-) -> dict[str, Any]:  # level (of `LEVELS`), venom_prob, threshold, unknown_prob: the part of it of labels of which it is not known
+) -> dict[str, Any]:  # level (of `LEVELS`), danger, venom_prob, threshold, unknown_prob: the part of it of labels of which it is not known
     "Choose the level of risk with the smaller expected cost."
     costs, said = fitted["costs"], float(venom_prob(np.asarray(probs), fitted))
     cut = costs["01"] / (costs["01"] + costs["10"])
     unknown = float(sum(prob for prob, state in zip(probs, fitted["venomous"]) if state is None))
     level = "unlikely" if said < cut else "likely" if said >= max(0.5, cut) else "possible"
-    return {"level": level, "venom_prob": said, "threshold": cut, "unknown_prob": unknown}
+    return {"level": level, "danger": fitted["danger"], "venom_prob": said, "threshold": cut, "unknown_prob": unknown}
 
 
 def say_risk(
     risk: Mapping[str, Any],  # from `risk_level`
 ) -> str:
-    "Say a level of risk; never that something is harmless."
-    percent = f"{risk['venom_prob']:.0%}" if 0.01 <= risk["venom_prob"] <= 0.99 else "less than 1%" if risk["venom_prob"] < 0.01 else "more than 99%"
-    unknown = " (labels of which it is not known are counted as venomous)" if risk["unknown_prob"] >= 0.01 else ""
-    said = {"likely": "Probably venomous: {}{}. Keep away.", "possible": "May be venomous: {}{}. Treat it as venomous, and keep away.",
-            "unlikely": "Venomous with {}{}: a photo is no proof, keep away from a snake that you do not know."}
-    return said[risk["level"]].format(percent, unknown)
+    "Say a level of risk, never that something is harmless; what to do about it is `deploy.answer.advice`."
+    prob, name = risk["venom_prob"], danger_name(risk["danger"])
+    percent = f"{prob:.0%}" if 0.01 <= prob <= 0.99 else "less than 1%" if prob < 0.01 else "more than 99%"
+    unknown = f" (what is not known to be {name} or not is counted as {name})" if risk["unknown_prob"] >= 0.01 else ""
+    said = {"likely": "Probably {0}: {1}{2}.", "possible": "May be {0}: {1}{2}. Treat it as {0}.", "unlikely": "{0} with {1}{2}: a photo is no proof."}
+    text = said[risk["level"]].format(name, percent, unknown)
+    return text[:1].upper() + text[1:]
+
+# %% ../../nbs/evaluate/22_risk.ipynb #7e32203f
+def label_states(
+    labels: Sequence[str],
+    label_facts: Mapping[str, Mapping[str, Any]],  # label -> facts
+    also: Sequence[str] = (),  # `danger_columns` of a bundle
+) -> tuple[str, list[bool | None]]:  # the danger, and for each label whether it has it; None: not known
+    "Choose the danger that decides, and read it for every label."
+    keys, found = known_dangers(label_facts, also), {}
+    for key in keys:
+        states = [danger_state(label_facts.get(label) or {}, key) for label in labels]
+        venom = [danger_state(label_facts.get(label) or {}, "venomous") for label in labels]
+        found[key] = [True if key == "medically_important" and venomous else state for state, venomous in zip(states, venom)]
+    both = [key for key, states in found.items() if True in states and False in states]
+    key = (both or [key for key, states in found.items() if True in states] or [*keys] or ["venomous"])[0]
+    return key, found.get(key, [None] * len(labels))
 
 # %% ../../nbs/evaluate/22_risk.ipynb #2a0a42de
 def lookalike_warning(
@@ -142,15 +161,16 @@ def say_lookalike(
     are = ("which is venomous," if len(named) == 1 else "which are venomous,") if warning["venomous"] else "of which it is not known,"
     return f"{warning['answer']} {is_not}, but {others}, {are} cannot be excluded."
 
-# %% ../../nbs/evaluate/22_risk.ipynb #5e2135f6
+# %% ../../nbs/evaluate/22_risk.ipynb #c2c1d088
 KINDS = ("none", "platt", "isotonic")
 
 
 def fit_risk(
     probs: np.ndarray,  # (n, n_labels), calibrated, of photos that the model has not seen: out of fold, or a calibration share
     targets: np.ndarray,  # (n,) class numbers
-    venomous: Sequence[bool | None],  # (n_labels,); None: not known, which counts as venomous
+    venomous: Sequence[bool | None],  # (n_labels,); None: not known, which counts as venomous: from `label_states`
     *,
+    danger: str = "venomous",  # what it is called: from `label_states`
     costs: Mapping[str, float] = COSTS,  # by `PAIRS`
     groups: Sequence | None = None,  # (n,) photos that belong together; None: each for itself
     folds: int = 5,
@@ -169,7 +189,7 @@ def fit_risk(
     fold = _fold_numbers(np.arange(len(probs)) if groups is None else np.asarray(groups), folds, seed)[known]
     kind, losses, crossed = _choose_calibration(said, truth, fold)
     return {
-        "format": 1, "n_labels": len(states), "costs": costs, "venomous": states, "calibration": _fit_calibration(kind, said, truth),
+        "format": 1, "n_labels": len(states), "costs": costs, "danger": danger, "venomous": states, "calibration": _fit_calibration(kind, said, truth),
         "n": int(known.sum()), "n_venomous": int(truth.sum()), "n_unknown": int((~known).sum()), "loss": losses,
         "reliability": {"before": reliability_bins(said, truth), "after": reliability_bins(crossed, truth)} if len(said) else {},
     }
@@ -259,8 +279,8 @@ def _fold_numbers(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (
     _, number = np.unique(groups.astype(str), return_inverse=True)
     return np.random.default_rng(seed).permutation(number.max() + 1)[number] % max(2, folds)
 
-# %% ../../nbs/evaluate/22_risk.ipynb #971da3e8
-KEYS = {"format", "n_labels", "costs", "venomous", "calibration", "n", "n_venomous", "n_unknown", "loss", "reliability"}
+# %% ../../nbs/evaluate/22_risk.ipynb #1ff7ee98
+KEYS = {"format", "n_labels", "costs", "danger", "venomous", "calibration", "n", "n_venomous", "n_unknown", "loss", "reliability"}
 
 
 def check_risk(
@@ -275,6 +295,8 @@ def check_risk(
         raise refuse(f"have not the keys {', '.join(sorted(KEYS))} of format 1")
     if values["n_labels"] != n_labels or not isinstance(values["venomous"], list) or len(values["venomous"]) != n_labels:
         raise refuse(f"are of {values['n_labels']!r} labels, and the bundle has {n_labels}")
+    if not isinstance(values["danger"], str) or not values["danger"].strip():
+        raise refuse("have no name for the danger")
     _check_venomous(values["venomous"])
     _check_costs(values["costs"])
     calibration = values["calibration"]
