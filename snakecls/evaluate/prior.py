@@ -15,7 +15,7 @@ import numpy as np
 from ..core import UserError
 from ..data.countries import find_country
 
-# %% ../../nbs/evaluate/20_prior.ipynb #db3e6b1f
+# %% ../../nbs/evaluate/20_prior.ipynb #a4124e5e
 def apply_prior(
     probs: np.ndarray,  # (n, n_classes) or (n_classes,), calibrated, rows sum to 1
     country: str | None | Sequence[str | None],  # of all photos, or one for each; any name that `find_country` knows
@@ -27,7 +27,7 @@ def apply_prior(
         raise UserError(f"the probabilities have the shape {probs.shape}, and the country prior is of {fitted['n_labels']} labels; give one for each.")
     if probs.ndim == 1:
         return _weigh(probs, _weights(fitted, country))
-    several = [country] * len(probs) if country is None or isinstance(country, str) else list(country)
+    several = list(country) if isinstance(country, (list, tuple, np.ndarray)) else [country] * len(probs)  # a missing cell may be NaN
     if len(several) != len(probs):
         raise UserError(f"there are {len(several)} countries for {len(probs)} photos; give one for each, or one for all.")
     weights = {name: _weights(fitted, name) for name in set(several)}
