@@ -6,19 +6,20 @@
 __all__ = ['PSEUDO', 'FORMS', 'FLOOR', 'STRENGTHS', 'UNCHOSEN', 'KEYS', 'apply_prior', 'fit_prior', 'prior_countries',
            'check_prior']
 
-# %% ../../nbs/evaluate/20_prior.ipynb #65b1c8c8
-from collections.abc import Sequence
+# %% ../../nbs/evaluate/20_prior.ipynb #386cd67e
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..core import UserError
+from ..core import UserError, tell_idle
 from ..data.countries import find_country
+from ..data.label_facts import NOT_KNOWN, plain_words
 
-# %% ../../nbs/evaluate/20_prior.ipynb #a4124e5e
+# %% ../../nbs/evaluate/20_prior.ipynb #51087184
 def apply_prior(
     probs: np.ndarray,  # (n, n_classes) or (n_classes,), calibrated, rows sum to 1
-    country: str | None | Sequence[str | None],  # of all photos, or one for each; any name that `find_country` knows
+    country: str | Sequence[str | None] | None,  # of all photos, or one for each; any name that `find_country` knows
     fitted: dict[str, Any],  # from `fit_prior`
 ) -> np.ndarray:  # the same shape and dtype; rows sum to 1
     "Weigh the probabilities by what lives in the country; an unknown or missing country changes nothing. Raises `UserError` for another number of classes."
@@ -30,11 +31,11 @@ def apply_prior(
     several = list(country) if isinstance(country, (list, tuple, np.ndarray)) else [country] * len(probs)  # a missing cell may be NaN
     if len(several) != len(probs):
         raise UserError(f"there are {len(several)} countries for {len(probs)} photos; give one for each, or one for all.")
-    weights = {name: _weights(fitted, name) for name in set(several)}
+    weights: dict[Any, Any] = {name: _weights(fitted, name) for name in set(several)}
     return np.stack([_weigh(row, weights[name]) for row, name in zip(probs, several)]) if len(probs) else probs
 
-# %% ../../nbs/evaluate/20_prior.ipynb #1f9da748
-def _weights(fitted: dict[str, Any], country: str | None) -> np.ndarray | None:  # (n_classes,), above 0; None: nothing changes
+# %% ../../nbs/evaluate/20_prior.ipynb #f1e66d30
+def _weights(fitted: dict[str, Any], country: Any) -> np.ndarray | None:  # (n_classes,), above 0; None: nothing changes
     "Give a country's weights, to the power of the strength."
     found = fitted["countries"].get(find_country(country)) if fitted["strength"] else None
     if found is None:
@@ -80,7 +81,7 @@ def _photo_weights(
 def _short(weight: float) -> float:
     return float(f"{weight:.4g}")
 
-# %% ../../nbs/evaluate/20_prior.ipynb #799940b8
+# %% ../../nbs/evaluate/20_prior.ipynb #12cab8e9
 FLOOR = 0.01  # weight of a species that does not live in a country, before the strength
 
 
@@ -88,16 +89,16 @@ def _range_weights(
     ranges: Sequence[Sequence[str] | None],  # (n_labels,) countries of each label; None or empty: not known
 ) -> dict[str, list]:  # as `_photo_weights`
     "Say who lives where."
-    known = [None if not names else {find_country(name) for name in names} for names in ranges]
+    known = [{country for name in names or () if (country := find_country(name))} or None for names in ranges]  # no name that is read: not known
     unlisted = [i for i, names in enumerate(known) if names is None]
-    everywhere = sorted({name for names in known if names for name in names if name})
+    everywhere = sorted({name for names in known if names for name in names})
     found = {}
     for name in everywhere:
         there = sorted(unlisted + [i for i, names in enumerate(known) if names and name in names])
         found[name] = [FLOOR, there, [1.0] * len(there)]
     return found
 
-# %% ../../nbs/evaluate/20_prior.ipynb #2f8568ed
+# %% ../../nbs/evaluate/20_prior.ipynb #d8060b7a
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 UNCHOSEN = 0.5  # where no photo has a country
 
@@ -116,6 +117,8 @@ def fit_prior(
 
     Where both photos and ranges are given, the one with the smaller log loss is kept."""
     probs, targets = _check_answers(probs, targets, countries)
+    if ranges is not None:
+        _tell_strange({name for names in ranges for name in names or ()})
     n_labels, names = probs.shape[1], _known_countries(countries)
     rows = np.array([i for i, name in enumerate(names) if name is not None], int)
     probs, targets, named = probs[rows], targets[rows], [names[i] for i in rows]
@@ -140,7 +143,7 @@ def prior_countries(fitted: dict[str, Any] | None) -> list[str]:
     "List the countries that a person can choose, by name; none where the prior changes nothing."
     return sorted(fitted["countries"]) if fitted else []
 
-# %% ../../nbs/evaluate/20_prior.ipynb #30fd51ef
+# %% ../../nbs/evaluate/20_prior.ipynb #bc42325d
 KEYS = {"format", "kind", "form", "strength", "n_labels", "n", "n_countries", "loss", "chosen", "countries"}
 
 
@@ -158,8 +161,8 @@ def check_prior(
         raise refuse(f"is of {values['n_labels']!r} labels, and the bundle has {n_labels}")
     if not _is_number(values["strength"]) or not 0 <= values["strength"] <= 2:
         raise refuse(f"has the strength {values['strength']!r}, which is no number from 0 to 2")
-    if not isinstance(values["countries"], dict):
-        raise refuse("has no countries")
+    if not isinstance(values["countries"], dict) or not isinstance(values["n"], int) or not isinstance(values["chosen"], str):
+        raise refuse("has no countries, no number of photos, or does not say how it was chosen")
     for name, row in values["countries"].items():
         if find_country(name) != name:
             raise refuse(f"has weights for '{name[:60]}', which is no country's name")
@@ -216,11 +219,19 @@ def _choose_strength(
 def _log_loss(probs: np.ndarray, targets: np.ndarray) -> float:  # nats
     return float(-np.log(probs[np.arange(len(probs)), targets].clip(1e-12)).mean())
 
-# %% ../../nbs/evaluate/20_prior.ipynb #98d294f4
+# %% ../../nbs/evaluate/20_prior.ipynb #b4df78f6
 def _known_countries(countries: Sequence[str | None]) -> list[str | None]:
     "Read every different cell once."
     read = {text: find_country(text) for text in {*countries}}
+    _tell_strange(read)
     return [read[text] for text in countries]
+
+
+def _tell_strange(texts: Iterable) -> None:
+    "Tell which names of countries are none, and so change nothing."
+    strange = sorted({str(text) for text in texts if find_country(text) is None and text is not None and text == text and plain_words(text) not in NOT_KNOWN})
+    if strange:
+        tell_idle(f"{len(strange)} names of countries are not known and count as missing, such as '{strange[0][:60]}'; give English names or codes of two letters.")
 
 
 def _check_answers(probs: np.ndarray, targets: np.ndarray, countries: Sequence) -> tuple[np.ndarray, np.ndarray]:

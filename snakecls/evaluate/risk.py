@@ -279,7 +279,7 @@ def _fold_numbers(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (
     _, number = np.unique(groups.astype(str), return_inverse=True)
     return np.random.default_rng(seed).permutation(number.max() + 1)[number] % max(2, folds)
 
-# %% ../../nbs/evaluate/22_risk.ipynb #1ff7ee98
+# %% ../../nbs/evaluate/22_risk.ipynb #61c25f7f
 KEYS = {"format", "n_labels", "costs", "danger", "venomous", "calibration", "n", "n_venomous", "n_unknown", "loss", "reliability"}
 
 
@@ -309,7 +309,7 @@ def check_risk(
     if kind == "isotonic":
         x, y = calibration["x"], calibration["y"]
         rising = all(isinstance(each, list) and each and all(map(_is_finite, each)) for each in (x, y)) and len(x) == len(y)
-        if not (rising and all(np.diff(x) > 0) and all(np.diff(y) >= 0) and 0 < y[0] and y[-1] < 1):
+        if not (rising and all(np.diff(x) > 0) and all(np.diff(y) >= 0) and y[0] > 0 and y[-1] < 1):
             raise refuse("have a curve that does not rise between 0 and 1")
     return values
 

@@ -26,7 +26,7 @@ def sum_rank(
     member = np.array([[name == group for group in groups] for name in names], np.float64).reshape(len(names), len(groups))
     return groups, np.asarray(probs, np.float64) @ member
 
-# %% ../../nbs/evaluate/21_taxonomy.ipynb #121129b4
+# %% ../../nbs/evaluate/21_taxonomy.ipynb #a53373bf
 RANKS = ("species", "genus", "family")
 
 
@@ -36,21 +36,21 @@ def finest_answer(
     fitted: Mapping[str, Any],  # from `fit_taxonomy`
 ) -> dict[str, Any]:  # rank (None: nothing is sure), name, prob, most_likely: {label, prob, share}, others: the labels of the group
     "Give the finest level that is sure, and the likeliest label within it."
-    probs = np.asarray(probs, np.float64)
-    if probs.shape != (fitted["n_labels"],) or len(labels) != fitted["n_labels"]:
-        raise UserError(f"the tree of names is of {fitted['n_labels']} labels, and there are {len(labels)} labels and probabilities of the shape {probs.shape}.")
+    row = np.asarray(probs, np.float64)
+    if row.shape != (fitted["n_labels"],) or len(labels) != fitted["n_labels"]:
+        raise UserError(f"the tree of names is of {fitted['n_labels']} labels, and there are {len(labels)} labels and probabilities of the shape {row.shape}.")
     for level in fitted["levels"]:
-        group, prob, inside = _rank_groups(probs, labels, fitted["ranks"], level["rank"])
+        group, prob, inside = _rank_groups(row, labels, fitted["ranks"], level["rank"])
         if group is not None and level["threshold"] is not None and prob >= level["threshold"]:
-            return _describe(level["rank"], group, prob, inside, probs, labels)
-    return _describe(None, None, None, list(range(len(labels))), probs, labels)
+            return _describe(level["rank"], group, prob, inside, row, labels)
+    return _describe(None, None, None, list(range(len(labels))), row, labels)
 
-# %% ../../nbs/evaluate/21_taxonomy.ipynb #8c2c8735
+# %% ../../nbs/evaluate/21_taxonomy.ipynb #e32c8839
 def _rank_groups(probs: np.ndarray, labels: Sequence[str], ranks: Mapping[str, Sequence[str | None]], rank: str) -> tuple[str | None, float, list[int]]:
     "Find the likeliest group of a rank, its probability and its labels; None where no group has two labels."
     if rank == "species":
-        top = int(probs.argmax())
-        return labels[top], float(probs[top]), [top]
+        first = int(probs.argmax())
+        return labels[first], float(probs[first]), [first]
     names = ranks.get(rank) or [None] * len(labels)
     top, prob = _top_groups(probs[None], names)
     if top[0] is None:
