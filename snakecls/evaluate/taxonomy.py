@@ -6,8 +6,9 @@
 __all__ = ['RANKS', 'FEW', 'LEAST', 'KEYS', 'LEVEL_KEYS', 'sum_rank', 'finest_answer', 'say_answer', 'fit_taxonomy',
            'check_taxonomy']
 
-# %% ../../nbs/evaluate/21_taxonomy.ipynb #160a8790
+# %% ../../nbs/evaluate/21_taxonomy.ipynb #5ddb30af
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,15 +17,16 @@ import numpy as np
 from ..core import UserError
 from ..stats import share_interval
 
-# %% ../../nbs/evaluate/21_taxonomy.ipynb #2d2aef00
+# %% ../../nbs/evaluate/21_taxonomy.ipynb #e1110a01
 def sum_rank(
     probs: np.ndarray,  # (n, n_labels) or (n_labels,), rows sum to 1
     names: Sequence[str | None],  # (n_labels,) what each label belongs to at this rank; None: not known
 ) -> tuple[list[str], np.ndarray]:  # the groups in the order in which they first occur, and their probabilities (…, n_groups)
     "Sum the probabilities of the labels of each group."
     groups = [name for name in dict.fromkeys(names) if name is not None]
-    member = np.array([[name == group for group in groups] for name in names], np.float64).reshape(len(names), len(groups))
-    return groups, np.asarray(probs, np.float64) @ member
+    number = {group: i for i, group in enumerate(groups)}
+    member = np.array([number.get(name, -1) for name in names])[:, None] == np.arange(len(groups))
+    return groups, np.asarray(probs, np.float64) @ member.astype(np.float64)
 
 # %% ../../nbs/evaluate/21_taxonomy.ipynb #a53373bf
 RANKS = ("species", "genus", "family")
@@ -45,7 +47,7 @@ def finest_answer(
             return _describe(level["rank"], group, prob, inside, row, labels)
     return _describe(None, None, None, list(range(len(labels))), row, labels)
 
-# %% ../../nbs/evaluate/21_taxonomy.ipynb #e32c8839
+# %% ../../nbs/evaluate/21_taxonomy.ipynb #8cdbc87f
 def _rank_groups(probs: np.ndarray, labels: Sequence[str], ranks: Mapping[str, Sequence[str | None]], rank: str) -> tuple[str | None, float, list[int]]:
     "Find the likeliest group of a rank, its probability and its labels; None where no group has two labels."
     if rank == "species":
@@ -60,8 +62,8 @@ def _rank_groups(probs: np.ndarray, labels: Sequence[str], ranks: Mapping[str, S
 
 def _top_groups(probs: np.ndarray, names: Sequence[str | None]) -> tuple[list[str | None], np.ndarray]:  # of each photo
     "Find the likeliest group of several labels of each photo, and its probability."
-    alone = {name for name in names if list(names).count(name) < 2}
-    groups, sums = sum_rank(probs, [None if name in alone else name for name in names])
+    counts = Counter(names)
+    groups, sums = sum_rank(probs, [name if counts[name] > 1 else None for name in names])
     if not groups:
         return [None] * len(probs), np.zeros(len(probs))
     top = sums.argmax(1)
