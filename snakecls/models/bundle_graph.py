@@ -26,15 +26,15 @@ def make_graph(
 ) -> tuple[bytes | None, str]:  # of an ONNX file; why there is none
     "Write a bundle's network as a graph where it answers the same."
     from snakecls.models.engine import TorchEngine, agrees, draw_batch
-    from snakecls.models.graph_export import export_graph, read_answers
+    from snakecls.models.graph_export import export_graph, linear_heads, read_answers, read_both
 
-    size = (info.photo.height, info.photo.width)
+    size, reads = (info.photo.height, info.photo.width), read_both if linear_heads(model) else read_answers  # features cost nothing more
     if not can_run_graphs():
         return None, "onnxruntime is not installed"
     try:
         with usual_torch():
-            content, usual = export_graph(model, size, reads=read_answers, photo=info.photo), TorchEngine(model, size, photo=info.photo)
-            if agrees(Graph(content), usual, draw_batch(size, info.photo, 3), reads=read_answers, within=SAME):
+            content, usual = export_graph(model, size, reads=reads, photo=info.photo), TorchEngine(model, size, photo=info.photo)
+            if agrees(Graph(content), usual, draw_batch(size, info.photo, 3), reads=reads, within=SAME):
                 return content, ""
         return None, "its graph answers otherwise than torch"
     except UserError as e:

@@ -184,6 +184,13 @@ class Graph(Engine):
             answers = self.run([name for name in self.outputs if name.startswith("logits")], batch)
         return tuple(answers) if self.several or "logits.0" in self.outputs else answers[0]
 
+    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:  # features, None where the graph gives none; logits
+        "Give features and answer of one run."
+        if self.heads or "features" not in self.outputs:
+            return self.features(batch) if self.heads else None, self.logits(batch)
+        features, *answers = self.run(["features", *(name for name in self.outputs if name.startswith("logits"))], batch)
+        return features, tuple(answers) if "logits.0" in self.outputs else answers[0]
+
 # %% ../../nbs/models/13_graph.ipynb #2eef93e8
 class OpenVinoGraph(Graph):
     "The same graph, run by OpenVINO."
