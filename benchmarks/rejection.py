@@ -6,8 +6,9 @@ drawn things that are no snakes. Known: the test photos of the other species. Ot
 seed, kind by kind; butterflies, checkboxes and scenes, which nothing was fitted or chosen on.
 snakes_ph: `train` is fitted on, `val` is the test. Each species is left out once, in five rounds; other things are scored with all species known.
 Intervals: t over seeds or rounds; percentile bootstrap over photos where there is one figure.
+cost: bytes of the statistics, milliseconds of an answer. maps: where the network looked (`evaluate.explain`), tested by deletion.
 
-Usage: python benchmarks/rejection.py CACHE_FOLDER [--parts drawn ph cost]; the photos are in $SNAKECLS_REAL_DATA."""
+Usage: python benchmarks/rejection.py CACHE_FOLDER [--parts drawn ph cost maps]; the photos are in $SNAKECLS_REAL_DATA."""
 import argparse
 import os
 import tempfile
@@ -18,7 +19,6 @@ import numpy as np
 import pandas as pd
 from common import record
 from scipy import stats
-from scipy.special import softmax  # noqa: F401  loaded before the timing
 
 from snakecls.data.demo.draw import make_demo
 from snakecls.data.photos import PhotoError, PhotoSpec, open_photo
@@ -105,7 +105,7 @@ def write(arm: str, score: str, kind: str, pairs: list[tuple[np.ndarray, np.ndar
 def interval(values: list[float], pairs: list, measure) -> str:
     if len(values) > 1:
         half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-        return f"95 %: {np.mean(values) - half:.3f} to {min(1, np.mean(values) + half):.3f} (t, {len(values)} rounds)"
+        return f"95 %: {max(0, np.mean(values) - half):.3f} to {min(1, np.mean(values) + half):.3f} (t, {len(values)} rounds)"
     rng, (known, others) = np.random.default_rng(0), pairs[0]
     draws = [measure(rng.choice(known, len(known)), rng.choice(others, len(others))) for _ in range(1000)]
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -197,11 +197,46 @@ def run_cost() -> None:
         record("rejection", arm, values, unit="ms a photo", note="arms in turn, one photo at a time, 224 px unless said, other work beside")
 
 
+def run_maps(cache: Path, seeds: list[int]) -> None:
+    "Test the maps of where the network looked: blur what they name first, and compare with random order, photo by photo."
+    from snakecls.evaluate.explain import deletion_curve
+    from snakecls.models.probe import set_head
+
+    def compare(name: str, X: np.ndarray, y: np.ndarray, photos: list[tuple[str, str]], size: int) -> list[tuple[float, float]]:
+        classes, targets = np.unique(y, return_inverse=True)
+        network = create_backbone("tf_efficientnet_lite0", len(classes), **ModelConfig().joining).eval()
+        set_head(network, fit_probe(X, targets, n_classes=len(classes)))
+        spec, rows = PhotoSpec(size=size, mean=(0.5,) * 3, std=(0.5,) * 3), []
+        for path, label in photos:
+            one = deletion_curve(network, path, spec, int(np.searchsorted(classes, label)))
+            rows.append((one["area"], one["random_area"]))
+        return rows
+
+    def note(name: str, rows: list[tuple[float, float]], what: str) -> None:
+        gains = np.array([random - area for area, random in rows])
+        half = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains))
+        record("explain", f"{name}, deletion: random less map", gains.tolist(), unit="area under the probability's curve",
+               note=f"95 %: {gains.mean() - half:.3f} to {gains.mean() + half:.3f}; map {np.mean([a for a, _ in rows]):.3f}, random {np.mean([b for _, b in rows]):.3f}; {what}")
+
+    rows = []
+    for seed in seeds:
+        d, place = read_drawn(seed, cache), cache / f"demo{seed}"
+        table = pd.read_csv(place / "photos.csv")
+        test = table[table["split"] == "test"].groupby("binomial").head(1)
+        photos = [(str(place / path), label) for path, label in zip(test["path"], test["binomial"])]
+        rows += compare("drawn", d["X"][d["split"] != "test"], d["y"][d["split"] != "test"], photos, DRAWN_PX)
+    note("drawn", rows, f"seeds {seeds}, a test photo of each of 12 species, its true label, {DRAWN_PX} px, exact maps of the default probe")
+    table = load_table(PHOTOS / "snakes_ph").sort_values("path")
+    val = table[(table["split"] != "train")].groupby("label").head(3)
+    train = features_of("ph_train", PH_PX, cache, [])
+    note("snakes_ph", compare("ph", train["X"], train["y"], list(zip(val["path"], val["label"])), PH_PX), f"3 val photos of each of 14 species, their true labels, {PH_PX} px, exact maps of the default probe")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path, help="folder for features and drawn photos")
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 4, 5, 6, 7])
-    parser.add_argument("--parts", nargs="+", default=["drawn", "ph", "cost"])
+    parser.add_argument("--parts", nargs="+", default=["drawn", "ph", "cost", "maps"])
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     if "drawn" in args.parts:
@@ -210,6 +245,8 @@ def main() -> None:
         run_ph(args.cache)
     if "cost" in args.parts:
         run_cost()
+    if "maps" in args.parts:
+        run_maps(args.cache, args.seeds)
 
 
 if __name__ == "__main__":
