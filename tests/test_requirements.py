@@ -37,7 +37,7 @@ def imported() -> dict[str, str]:  # top module -> a file that imports it
 
 IMPORTED, DISTRIBUTIONS, REQUIRED = imported(), metadata.packages_distributions(), requirements("requirements")
 TRACKERS = requirements("mlflow_requirements") | requirements("tensorboard_requirements") | requirements("trackio_requirements")
-EXTRA = requirements("openvino_requirements") | requirements("sweep_requirements") | requirements("ray_requirements") | requirements("distributed_requirements") | {"mlflow": ""} | dict.fromkeys(TRACKERS, "")  # imported where it is installed
+EXTRA = requirements("openvino_requirements") | requirements("sweep_requirements") | requirements("ray_requirements") | requirements("distributed_requirements") | {"mlflow": "", "pytorch_grad_cam": ""} | dict.fromkeys(TRACKERS, "")  # imported where it is installed
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTED))

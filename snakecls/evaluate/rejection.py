@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CANDIDATES', 'LEFT_OUT', 'FEATURES_ALONE', 'DEFAULT', 'OTHER_KINDS', 'fit_statistics', 'all_scores', 'vim_scale',
            'tell_apart', 'passing_others', 'compare_candidates', 'probe_answer', 'fit_rejection', 'rejection_score',
-           'known_score', 'draw_others']
+           'known_score', 'draw_others', 'rejection_from_photos']
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #60f57215
+# %% ../../nbs/evaluate/30_rejection.ipynb #b050437d
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ..core import UserError
 from ..models.known_file import SCORES
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #c9a9f61a
+# %% ../../nbs/evaluate/30_rejection.ipynb #2a6d79b6
 def fit_statistics(
     features: np.ndarray,  # (n, d), of known photos under the pretrained network
     targets: np.ndarray,  # (n,) class numbers
@@ -38,7 +38,7 @@ def fit_statistics(
             "within": _whiten(places - centres[targets], shrink), "around": _whiten(places - places.mean(0), shrink),
             "neighbours": places[kept].astype(kind)}
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #cbb4c4bb
+# %% ../../nbs/evaluate/30_rejection.ipynb #3e46c345
 def _as_units(features: np.ndarray) -> np.ndarray:  # (n, d) float32
     "Bring features to length one."
     features = np.asarray(features, np.float32)
@@ -67,7 +67,7 @@ def _pick_neighbours(targets: np.ndarray, most: int, seed: int) -> np.ndarray:  
         turn[own] = np.arange(len(own))
     return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #dc164869
+# %% ../../nbs/evaluate/30_rejection.ipynb #954a8258
 def all_scores(
     arrays: Mapping[str, np.ndarray],  # from `fit_statistics`
     features: np.ndarray,  # (n, d)
@@ -90,7 +90,7 @@ def all_scores(
         found |= {"energy": energy, "max_logit": most, "vim": energy + alpha * found["residual"]}
     return found
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #90cd442d
+# %% ../../nbs/evaluate/30_rejection.ipynb #11857a9b
 def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (n, d), (m, d) -> (n, m)
     "Compute squared distances between rows."
     return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
@@ -99,7 +99,7 @@ def vim_scale(logits: np.ndarray, residual: np.ndarray) -> float:
     "Say how much of a logit a unit of the residual is: as much as makes both alike on known photos."
     return float(logits.max(1).mean() / max(-residual.mean(), 1e-12))
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #3354d514
+# %% ../../nbs/evaluate/30_rejection.ipynb #36ca6116
 def tell_apart(known: np.ndarray, others: np.ndarray) -> float:  # AUROC, in [0, 1]
     "Compute the chance that a known photo scores higher than another, ties by halves."
     ordered = np.sort(others)
@@ -110,7 +110,7 @@ def passing_others(known: np.ndarray, others: np.ndarray, *, rate: float = 0.95)
     "Compute the share of others that pass where a share `rate` of the known photos does."
     return float((others >= np.quantile(known, 1 - rate)).mean())
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #37a16837
+# %% ../../nbs/evaluate/30_rejection.ipynb #00821883
 CANDIDATES = (*((name,) for name in SCORES), ("mahalanobis", "residual"), ("energy", "mahalanobis", "residual"), ("vim", "mahalanobis", "knn"),
               ("mahalanobis", "residual", "knn"), SCORES)
 LEFT_OUT = "species left out"  # of training, in the choice
@@ -139,7 +139,7 @@ def compare_candidates(
                      for names in candidates if set(names) <= set(scored[""])})
     return {name: {kind: float(np.mean([row[name][kind] for row in rows if kind in row[name]])) for kind in rows[0][name]} for name in rows[0]}
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #2db2739b
+# %% ../../nbs/evaluate/30_rejection.ipynb #311aa645
 def _divide(targets: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Divide photos by class, with those that stand together in one fold."
     from sklearn.model_selection import StratifiedGroupKFold
@@ -164,7 +164,7 @@ def _score_fold(
     norm = {name: _spread(values) for name, values in scored[""].items()}
     return {name: {score: (values - norm[score][0]) / norm[score][1] for score, values in one.items()} for name, one in scored.items()}
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #e312c9eb
+# %% ../../nbs/evaluate/30_rejection.ipynb #136e930f
 def probe_answer(
     C: float | None = None,  # inverse strength of regularisation; None: chosen by cross-validation, which takes longer
 ) -> Callable:
@@ -188,7 +188,7 @@ def _name(names: Sequence[str]) -> str:
     "Name a candidate."
     return " + ".join(names)
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #063b4ddc
+# %% ../../nbs/evaluate/30_rejection.ipynb #a7f80e9c
 def fit_rejection(
     features: np.ndarray,  # (n, d), of the training photos under the pretrained network
     targets: np.ndarray,  # (n,) class numbers
@@ -215,7 +215,7 @@ def fit_rejection(
             "n": len(score), "folds": folds, "source": "held-out training photos, each scored by statistics of the other folds",
             "table": table, "arrays": fit_statistics(features, targets, **settings)}
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #06449d4c
+# %% ../../nbs/evaluate/30_rejection.ipynb #3421d984
 FEATURES_ALONE = tuple(names for names in CANDIDATES if not {"energy", "max_logit", "vim"} & set(names))
 DEFAULT = ("mahalanobis", "residual")  # where there is nothing to choose by
 
@@ -243,7 +243,7 @@ def _score_held_out(
     rows = [all_scores(arrays, features[held], said[held], alpha=alpha) for arrays, held in zip(found, order)]
     return {name: np.concatenate([row[name] for row in rows]) for name in SCORES}, alpha
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #6886c6ba
+# %% ../../nbs/evaluate/30_rejection.ipynb #afb82480
 def _numbers(targets: np.ndarray) -> np.ndarray:
     "Number the classes that are there, without gaps."
     return np.unique(targets, return_inverse=True)[1]
@@ -270,7 +270,7 @@ def _check_training(features: np.ndarray, targets: np.ndarray, pass_rate: float,
         raise UserError("features are no numbers (NaN or infinite), so that no distance can be measured; compute them anew.")
     return features, targets.astype(int)
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #82716e0d
+# %% ../../nbs/evaluate/30_rejection.ipynb #9114ff67
 def rejection_score(
     fitted: Mapping[str, Any],  # from `fit_rejection`, or as `models.known_file` reads it
     features: np.ndarray,  # (n, d)
@@ -287,7 +287,7 @@ def rejection_score(
     found = all_scores(arrays, features, logits, alpha=fitted["alpha"])
     return np.mean([(found[name] - mean) / sd for name, (mean, sd) in fitted["norm"].items()], axis=0)
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #c531823b
+# %% ../../nbs/evaluate/30_rejection.ipynb #2ef5968c
 def known_score(
     fitted: Mapping[str, Any],
     features: np.ndarray,  # (d,), of one photo
@@ -297,7 +297,7 @@ def known_score(
     score = float(rejection_score(fitted, np.asarray(features)[None], None if logits is None else np.asarray(logits)[None])[0])
     return {"score": score, "threshold": fitted["threshold"], "known": score >= fitted["threshold"]}
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #3ae8bc8f
+# %% ../../nbs/evaluate/30_rejection.ipynb #f1e270b4
 OTHER_KINDS = ("rope", "hose", "stick", "ground", "page", "wall", "blobs")
 
 def draw_others(
@@ -323,7 +323,7 @@ def draw_others(
             picture = draw_ground(ground, size_px, place=rng, rng=rng) if kind == "ground" else _DRAWN[kind](rng, size_px)
             yield kind, Image.fromarray((255 * np.clip(picture, 0, 1)).astype(np.uint8))
 
-# %% ../../nbs/evaluate/30_rejection.ipynb #12b98766
+# %% ../../nbs/evaluate/30_rejection.ipynb #6c248dac
 def _draw_page(rng: np.random.Generator, size: int) -> np.ndarray:  # (size, size, 3) in [0, 1]
     "Draw lines of letters on paper."
     page = np.full((size, size), rng.uniform(.8, 1))
@@ -349,3 +349,47 @@ def _draw_blobs(rng: np.random.Generator, size: int) -> np.ndarray:
     return picture + rng.normal(0, .02, picture.shape)
 
 _DRAWN = {"page": _draw_page, "wall": _draw_wall, "blobs": _draw_blobs}
+
+# %% ../../nbs/evaluate/30_rejection.ipynb #5b442284
+def rejection_from_photos(
+    network: Any,  # a torch module: the pretrained network, or a probe on it
+    photos: Sequence[Any],  # training photos, whatever `open_photo` takes
+    targets: np.ndarray,  # (n,) class numbers
+    spec: Any,  # a `PhotoSpec`: how photos are prepared
+    *,
+    logits: np.ndarray | None = None,  # (n, n_classes), as in `fit_rejection`
+    groups: np.ndarray | None = None,
+    distractors: str | None = None,  # a folder of photos of other things; its subfolders too
+    n_drawn: int = 70,  # drawn other things; 0: none
+    C: float | None = None,  # of the served probe; None: chosen
+    cache: Any = None,  # a `FeatureCache`
+    seed: int = 0,
+    **settings,  # of `fit_rejection`
+) -> dict[str, Any]:  # as `fit_rejection` gives it
+    "Fit rejection on training photos; raises `UserError` for a folder without photos."
+    from snakecls.models.feature_cache import kept_features
+    from snakecls.models.probe import fit_probe
+
+    how = {"exact": True, "cache": cache, "on_lost": lambda position, error: None}
+    views, read = kept_features(network, photos, spec, **how)
+    targets, others = np.asarray(targets)[read], {}
+    drawn = list(draw_others(n_drawn, seed=seed, size_px=max(spec.height, spec.width, 32)))
+    pictures = {"drawn": [photo for _, photo in drawn], "distractors": _find_photos(distractors) if distractors else []}
+    for kind, given in pictures.items():
+        rows, seen = kept_features(network, given, spec, **how) if given else (None, np.zeros(0, bool))
+        if given and not seen.any():
+            raise UserError(f"none of the photos in {distractors} can be read; give a folder of photos, or leave out distractors.")
+        others |= {kind: rows[0]} if given else {}
+    C = C or fit_probe(views[0], _numbers(targets), seed=seed).C
+    chosen = {"logits": None if logits is None else logits[read], "groups": None if groups is None else np.asarray(groups)[read]}
+    return fit_rejection(views[0], targets, others=others, answer=probe_answer(C), seed=seed, **chosen, **settings)
+
+# %% ../../nbs/evaluate/30_rejection.ipynb #30037b1b
+def _find_photos(folder: str) -> list[str]:
+    "List the photos in a folder and below; raises `UserError` where there are none."
+    from snakecls.data.folders import list_photos
+
+    found, _ = list_photos(folder)
+    if not found:
+        raise UserError(f"the folder of distractors {folder} holds no photos; give one with photos of other things, or leave it out.")
+    return found

@@ -6,7 +6,7 @@
 __all__ = ['KNOWN_FILE', 'ARRAYS', 'SCORES', 'FEATURES_FILE', 'NEEDS', 'MAX_BYTES', 'MOST_GRAPH', 'write_known', 'seal_known',
            'known_values', 'check_known', 'read_known', 'make_features_graph', 'halve_weights']
 
-# %% ../../nbs/models/26_known_file.ipynb #b803089f
+# %% ../../nbs/models/26_known_file.ipynb #af284be5
 import hashlib
 import json
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from snakecls.data.photos import PhotoSpec
 
-# %% ../../nbs/models/26_known_file.ipynb #14cea25e
+# %% ../../nbs/models/26_known_file.ipynb #2b67c713
 KNOWN_FILE = "rejection.safetensors"
 ARRAYS = {"mean": 1, "axes": 2, "centres": 2, "within": 2, "around": 2, "neighbours": 2}  # name -> dimensions
 
@@ -40,7 +40,7 @@ def seal_known(content: bytes) -> dict[str, Any]:  # 'bytes' and 'hash'
     "Measure and hash statistics."
     return {"bytes": len(content), "hash": hashlib.blake2b(content, digest_size=16).hexdigest()}
 
-# %% ../../nbs/models/26_known_file.ipynb #a4d9a9ed
+# %% ../../nbs/models/26_known_file.ipynb #2b2c1be7
 def _check_arrays(arrays: Mapping[str, np.ndarray], name: str, n_labels: int | None = None) -> None:
     "Raise `UserError` unless arrays are there, are numbers, and fit each other."
     remedy = "copy the whole bundle again, or fit it again"
@@ -55,7 +55,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], name: str, n_labels: int | N
     if wrong := next((key for key, shape in fits.items() if arrays[key].shape != shape), None):
         raise UserError(f"{name}: '{wrong}' has the shape {arrays[wrong].shape} instead of {fits[wrong]}; {remedy}.")
 
-# %% ../../nbs/models/26_known_file.ipynb #6a3d91b6
+# %% ../../nbs/models/26_known_file.ipynb #19e61938
 SCORES = ("energy", "max_logit", "vim", "residual", "mahalanobis", "knn")  # what `evaluate.rejection` can compute
 _NUMBERS = ("alpha", "threshold", "pass_rate")
 
@@ -86,7 +86,7 @@ def check_known(
         raise UserError(f"trust.rejection.needs is {_short(values['needs'])}, but has to be one of {', '.join(NEEDS)}; copy the bundle again.")
     return values
 
-# %% ../../nbs/models/26_known_file.ipynb #a9a6d453
+# %% ../../nbs/models/26_known_file.ipynb #61cdbfaa
 FEATURES_FILE = "features.onnx"
 NEEDS = ("network", FEATURES_FILE)  # where the features come from: the served network's own graph, or a second one
 
@@ -103,7 +103,7 @@ def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
-# %% ../../nbs/models/26_known_file.ipynb #65ecccfe
+# %% ../../nbs/models/26_known_file.ipynb #6e1804dc
 MAX_BYTES = 64 << 20
 
 def read_known(
@@ -128,9 +128,9 @@ def read_known(
         raise UserError(f"{name} is not what the bundle was written with: it is damaged, or of another bundle; copy the whole bundle again.")
     arrays = _unpack(content, name)
     _check_arrays(arrays, name, n_labels)
-    return values | {"arrays": arrays}
+    return values | {"arrays": {key: array.astype(np.float32) for key, array in arrays.items()}}  # once, not for every photo
 
-# %% ../../nbs/models/26_known_file.ipynb #5e5c8bcb
+# %% ../../nbs/models/26_known_file.ipynb #9f7b9bbe
 def _unpack(content: bytes, name: str) -> dict[str, np.ndarray]:
     "Read arrays; raises `UserError` for what holds none."
     from safetensors import SafetensorError
@@ -141,7 +141,7 @@ def _unpack(content: bytes, name: str) -> dict[str, np.ndarray]:
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{name} cannot be read as arrays ({' '.join(str(e).split())[:100]}); copy the whole bundle again.") from e
 
-# %% ../../nbs/models/26_known_file.ipynb #db2b6e56
+# %% ../../nbs/models/26_known_file.ipynb #00621fd3
 MOST_GRAPH = 32 << 20  # bytes of a second graph: beyond, the bundle says that rejection is not available
 
 def make_features_graph(
@@ -164,7 +164,7 @@ def make_features_graph(
             raise UserError("the pretrained network's graph answers otherwise than the network; rejection is not available for this model.")
     return content
 
-# %% ../../nbs/models/26_known_file.ipynb #b00c888f
+# %% ../../nbs/models/26_known_file.ipynb #ea4adfc0
 def _read_features(model: "nn.Module", batch: Any) -> tuple[Any, ...]:
     "Read what the classifier sees; under a name of its own, as answers are not compared."
     from snakecls.models.graph_export import pooled_features
