@@ -179,6 +179,7 @@ def run_cost() -> None:
     small_content = make_features_graph(create_backbone("tf_efficientnet_lite0", 2).eval(), PhotoSpec(size=160, mean=(0.5,) * 3, std=(0.5,) * 3))
     small, X = Graph(small_content), rng.normal(0, 1, (1000, model.num_features)).astype(np.float32)
     fitted = fit_rejection(X, np.arange(1000) % 50, answer=probe_answer(0.01))
+    fitted["arrays"] = {name: array.astype(np.float32) for name, array in fitted["arrays"].items()}  # as `read_known` gives them
     record("rejection", "graph of pretrained features, 16-bit weights", [len(small_content) / 1e6], unit="MB", note="tf_efficientnet_lite0, 160 px; for fine-tuned networks")
     pixels, few, times = rng.integers(0, 256, (1, 224, 224, 3), dtype=np.uint8), rng.integers(0, 256, (1, 160, 160, 3), dtype=np.uint8), {}
 
@@ -186,7 +187,7 @@ def run_cost() -> None:
         features, logits = both.both(pixels)
         rejection_score(fitted, features, logits)
 
-    arms = {"answer alone": lambda: plain.logits(pixels), "answer and features": lambda: both.both(pixels), "answer, features and score": full, "second graph's features, 160 px": lambda: small.features(few)}
+    arms = {"answer alone": lambda: plain.logits(pixels), "answer and features": lambda: both.both(pixels), "answer, features and score": full, "score alone": lambda: rejection_score(fitted, X[:1], X[:1, :50]), "second graph's features, 160 px": lambda: small.features(few)}
     for turn in range(43):
         for arm, work in arms.items():
             start = time.perf_counter()

@@ -6,7 +6,7 @@
 __all__ = ['logit_parts', 'ClassMap', 'class_map', 'as_batch', 'overlay', 'look', 'look_uris', 'deletion_curve', 'feature_maps',
            'plot_feature_maps']
 
-# %% ../../nbs/evaluate/31_explain.ipynb #9a1097f3
+# %% ../../nbs/evaluate/31_explain.ipynb #4dda4d52
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from ..models.graph_export import linear_heads, read_answers
 from ..models.heads import find_heads
 from ..models.joined import JoinedNetwork
 
-# %% ../../nbs/evaluate/31_explain.ipynb #c1f0ffc0
+# %% ../../nbs/evaluate/31_explain.ipynb #5eecc783
 @torch.no_grad()
 def logit_parts(
     network: nn.Module,  # in evaluation mode
@@ -48,7 +48,7 @@ def logit_parts(
     maps = _averaged_maps(network, network.forward_features(batch))
     return None if maps is None else [_share("average", maps, weight)]
 
-# %% ../../nbs/evaluate/31_explain.ipynb #65cd6141
+# %% ../../nbs/evaluate/31_explain.ipynb #bddd0d7a
 def _averaged_maps(network: nn.Module, last: torch.Tensor) -> torch.Tensor | None:  # (1, c, h, w)
     "Give the maps whose averages the classifier sees; None where it sees something else."
     if last.ndim != 4:
@@ -78,7 +78,7 @@ def _share(kind: str, maps: torch.Tensor, weight: torch.Tensor) -> np.ndarray:  
     values, places = maps[0].reshape(n, -1).max(1)
     return torch.zeros(height * width).index_add(0, places, weight * values).reshape(height, width).numpy()
 
-# %% ../../nbs/evaluate/31_explain.ipynb #7c48370c
+# %% ../../nbs/evaluate/31_explain.ipynb #9602a613
 @dataclass(frozen=True)
 class ClassMap:
     "Where in a photo, as the network sees it, something spoke for a label."
@@ -103,9 +103,9 @@ def class_map(
         raise UserError("this network's answer is no linear layer over averages, so that no exact map exists; use how='grad-cam'.")
     if parts is None:
         return ClassMap(_gradient_map(network, batch, label, target), "grad-cam")
-    return ClassMap(sum(_spread(part, (spec.height, spec.width)) for part in parts), "exact")
+    return ClassMap(np.sum([_spread(part, (spec.height, spec.width)) for part in parts], axis=0), "exact")
 
-# %% ../../nbs/evaluate/31_explain.ipynb #2dd567b3
+# %% ../../nbs/evaluate/31_explain.ipynb #01d188cc
 def as_batch(photo: Any, spec: PhotoSpec) -> torch.Tensor:  # (1, 3, h, w) float32
     "Prepare one photo."
     return torch.from_numpy(normalise_pixels(photo_pixels(photo, spec), spec))[None]
@@ -115,7 +115,7 @@ def _spread(part: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # (h, w)
     grown = F.interpolate(torch.from_numpy(part)[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()
     return (grown * (part.size / grown.size)).astype(np.float32)
 
-# %% ../../nbs/evaluate/31_explain.ipynb #2e0bca21
+# %% ../../nbs/evaluate/31_explain.ipynb #69e08dfb
 def _gradient_map(network: nn.Module, batch: torch.Tensor, label: int, target: int) -> np.ndarray:  # (h, w), in [0, 1]
     "Let grad-cam make a map."
     if not find_spec("pytorch_grad_cam"):
@@ -142,7 +142,7 @@ class _OneAnswer(nn.Module):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return read_answers(self.network, batch)[self.target if find_heads(self.network) else 0]
 
-# %% ../../nbs/evaluate/31_explain.ipynb #a84f5b22
+# %% ../../nbs/evaluate/31_explain.ipynb #fbfc4b5c
 def _last_maps(network: nn.Module, batch: torch.Tensor) -> tuple[nn.Module, Callable | None]:  # the layer; what brings its output to (n, c, h, w)
     "Find the last layer that still knows where something is; raises `UserError` where none does."
     if hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens") and hasattr(network, "patch_embed"):
@@ -163,7 +163,7 @@ def _last_maps(network: nn.Module, batch: torch.Tensor) -> tuple[nn.Module, Call
         raise UserError(f"{type(network).__name__} has no maps that grad-cam could weigh; no map can be shown for this network.")
     return seen[-1], None
 
-# %% ../../nbs/evaluate/31_explain.ipynb #77618db3
+# %% ../../nbs/evaluate/31_explain.ipynb #4dfa2309
 def overlay(
     photo: Any,  # whatever `open_photo` takes
     found: ClassMap,
@@ -208,7 +208,7 @@ def look_uris(
             found.append("")
     return found
 
-# %% ../../nbs/evaluate/31_explain.ipynb #ca5df901
+# %% ../../nbs/evaluate/31_explain.ipynb #31390e90
 @torch.no_grad()
 def deletion_curve(
     network: nn.Module,  # on the CPU, in evaluation mode
@@ -248,7 +248,7 @@ def _area(curve: np.ndarray, share: np.ndarray) -> float:
     "Compute the area under a curve."
     return float(((curve[1:] + curve[:-1]) / 2 * np.diff(share)).sum())
 
-# %% ../../nbs/evaluate/31_explain.ipynb #c676006b
+# %% ../../nbs/evaluate/31_explain.ipynb #52bc027a
 @torch.no_grad()
 def feature_maps(
     network: nn.Module,  # in evaluation mode
