@@ -21,7 +21,7 @@ from ..data.columns import count, some
 from ..data.corrections import find_rows, read_corrections
 from ..data.manifest import read_manifest
 from ..data.photos import PhotoError
-from ..data.problem import as_problem
+from ..data.problem import as_problem, temperatures
 from ..data.tables import read_unlabelled
 from ..disk import atomic_write, file_hash
 from ..models.backbones import create_backbone
@@ -186,7 +186,7 @@ def _see_photos(
 def _probs_of(views: np.ndarray, head: Any, info: Any) -> np.ndarray:  # (n, n_classes)
     "Answer from features, as the served model does: the mean over views."
     weight, bias = head.weight.detach().numpy(), 0.0 if head.bias is None else head.bias.detach().numpy()
-    return np.mean([as_problem(info.problem).to_probs((view @ weight.T + bias) / info.temperature) for view in views], axis=0)
+    return as_problem(info.problem).mean_probs([view @ weight.T + bias for view in views], next(temperatures(info.temperature)))
 
 # %% ../../nbs/clean/15_unlabelled.ipynb #f33ce61d
 def _say_known(paths: list[str], known: np.ndarray, answered: np.ndarray) -> list[str]:

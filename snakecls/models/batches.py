@@ -13,7 +13,7 @@ import numpy as np
 from ..progress import track
 from ..workers import worker_threads
 from ..data.photos import PhotoError, PhotoSpec, photo_pixels
-from ..data.problem import Problem, as_problem
+from ..data.problem import Problem, as_problem, temperatures
 from .graph import Engine
 
 # %% ../../nbs/models/18_batches.ipynb #0b5b8efa
@@ -79,21 +79,21 @@ def two_views(batch: Any, flip: bool) -> Iterator[Any]:  # arrays, or tensors wh
 
 # %% ../../nbs/models/18_batches.ipynb #612895e6
 def _engine_probs(
-    engine: Engine,
-    batch: np.ndarray,
+    engine_for: Callable[[np.ndarray], Engine],  # a batch -> what runs it
+    views: Sequence[np.ndarray],  # of the same photos; their probabilities are averaged
     *,
-    temperature: float = 1.0,  # > 0
+    temperature: Any = 1.0,  # > 0; as a bundle has it, which can be one for each target or label
     flip: bool = False,  # average with the mirrored photos
     problem: Problem | str = "single_label",  # as `as_problem` takes it: 'multi_label' gives each label a probability of its own
 ) -> list[np.ndarray]:  # (n, n_classes) for each target; rows sum to 1 for a single label
     "Turn an engine's logits into probabilities; raises `UserError` for another problem."
-    problem, views = as_problem(problem), []
-    for view in two_views(batch, flip):
-        answer = engine.logits(view)
-        answers = answer if isinstance(answer, tuple) else (answer,)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is found by whoever shows it
-            views.append([problem.to_probs(logits / np.float32(temperature)) for logits in answers])
-    return [sum(same) / np.float32(len(views)) for same in zip(*views)]
+    problem, seen = as_problem(problem), []
+    for view in views:
+        for side in two_views(view, flip):
+            answer = engine_for(view).logits(side)
+            seen.append(answer if isinstance(answer, tuple) else (answer,))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is found by whoever shows it
+        return [problem.mean_probs(same, t) for same, t in zip(zip(*seen), temperatures(temperature))]
 
 # %% ../../nbs/models/18_batches.ipynb #e60bd236
 def answer_photos(
@@ -116,14 +116,13 @@ def answer_photos(
 
     batches = PhotoBatches(photos, spec, bs=bs, prepare=prepare, on_lost=note if on_lost else None)
     for batch in track(batches, description) if description else batches:
-        views = [_engine_probs(engine_for(view), view, **settings) for view in (batch if isinstance(batch, list) else [batch])]
-        rows.append([sum(same) / np.float32(len(views)) for same in zip(*views)])
+        rows.append(_engine_probs(engine_for, batch if isinstance(batch, list) else [batch], **settings))
     if rows:
         return [np.concatenate(same) for same in zip(*rows)]
     if reasons:
         _refuse_gone(len(photos), reasons[0])
     nothing = np.zeros((1, spec.height, spec.width, 3), np.uint8)
-    return [one[:0] for one in _engine_probs(engine_for(nothing), nothing, **settings)]
+    return [one[:0] for one in _engine_probs(engine_for, [nothing], **settings)]
 
 # %% ../../nbs/models/18_batches.ipynb #5b59182b
 def _refuse_gone(n: int, reason: str) -> None:

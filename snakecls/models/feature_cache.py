@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 from ..disk import cache_folder
 from ..progress import track
-from ..data.problem import Problem, as_problem
+from ..data.problem import Problem, as_problem, temperatures
 from ..data.photos import PhotoError, PhotoSpec, photo_pixels
 from .engine import make_engine, network_key
 from .batches import PhotoBatches
@@ -296,7 +296,7 @@ def kept_probs(
     spec: PhotoSpec,
     *,
     problem: Problem | str = "single_label",  # as `as_problem` takes it
-    temperature: float = 1.0,
+    temperature: Any = 1.0,  # as a bundle has it
     flip: bool = False,  # average with the mirrored photos
     cache: FeatureCache | None = None,  # None: the user's
     **settings,  # of `kept_features`: bs, on_lost, description
@@ -309,4 +309,4 @@ def kept_probs(
     if not views.shape[1]:
         return None
     weights = [(head.weight.detach().cpu().numpy(), 0.0 if head.bias is None else head.bias.detach().cpu().numpy()) for head in heads]
-    return [sum(problem.to_probs((view @ weight.T + bias) / temperature) for view in views) / len(views) for weight, bias in weights]
+    return [problem.mean_probs([view @ weight.T + bias for view in views], t) for (weight, bias), t in zip(weights, temperatures(temperature))]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learner_problem', 'epoch_names', 'valid_answers', 'answer_metrics', 'valid_metrics', 'spread_answers', 'spread_probs',
-           'fit_heads', 'known_targets', 'head_answers', 'last_metrics']
+           'fit_heads', 'probe_strengths', 'known_targets', 'split_features', 'head_answers', 'last_metrics']
 
 # %% ../../nbs/train/19_learner_probe.ipynb #e3e15bcc
 import re
@@ -107,7 +107,7 @@ def _probe_head(
 # %% ../../nbs/train/19_learner_probe.ipynb #20b4af5c
 def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: bool = True) -> None:
     "Fit a probe for each target on the photos of the splits, and their mirror images where `mirrored`, and put it into the head."
-    seen = [_split_features(learn, split, flip=mirrored) for split in splits]
+    seen = [split_features(learn, split, flip=mirrored) for split in splits]
     features = np.concatenate([each for each, _ in seen], axis=1)
     datasets = [learn.dls.train_ds if split == "train" else learn.dls.valid_ds for split in splits]
     probes = []
@@ -115,6 +115,25 @@ def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: boo
         targets = np.concatenate([known_targets(dataset, at)[kept] for dataset, (_, kept) in zip(datasets, seen)])
         probes.append(fit_probe(features, targets, seed=seed, n_classes=len(datasets[0].tls[at].vocab)))
     set_head(learn.model, probes)
+    learn.probe_strengths = getattr(learn, "probe_strengths", {}) | {_fit_key(learn, splits, mirrored): [probe.C for probe in probes]}
+
+
+def _fit_key(learn: Learner, splits: Sequence[str], mirrored: bool) -> tuple:
+    "Name a fit of the heads by what it saw."
+    return str(getattr(learn.dls, "spec", None)), tuple(splits), mirrored
+
+
+def probe_strengths(
+    learn: Learner,
+    splits: Sequence[str],
+    features: np.ndarray,  # (n_views, n, n_features) that the probe learned from
+    targets: Sequence[np.ndarray],  # of each target
+    *,
+    seed: int,
+) -> list[float]:  # C of each target's probe
+    "Give the C that `fit_heads` chose; where it is not known any more it is chosen again, by the same rule."
+    known = getattr(learn, "probe_strengths", {}).get(_fit_key(learn, splits, len(features) > 1))
+    return known or [fit_probe(features, y, seed=seed).C for y in targets]
 
 # %% ../../nbs/train/19_learner_probe.ipynb #817be871
 def known_targets(dataset, at: int = -1) -> np.ndarray:  # (n,) class numbers, or (n, n_classes) bool with several labels on a photo
@@ -123,7 +142,7 @@ def known_targets(dataset, at: int = -1) -> np.ndarray:  # (n,) class numbers, o
     return np.stack(found).astype(bool) if found[0].ndim else np.array([int(y) for y in found])
 
 # %% ../../nbs/train/19_learner_probe.ipynb #9adf99ce
-def _split_features(
+def split_features(
     learn: Learner,
     split: str,  # 'train' or 'valid'
     *,
@@ -160,7 +179,7 @@ def head_answers(
     if heads is None or not _reads_files(valid, learn.dls) or not _answers_plainly(learn):
         return valid_answers(learn, valid)
     flips = next((cb for cb in learn.cbs if isinstance(cb, FlipAverage)), None)
-    views, kept = _split_features(learn, "valid", flip=flips is not None)
+    views, kept = split_features(learn, "valid", flip=flips is not None)
     with torch.no_grad(), learn.loss_not_reduced():
         preds = [
             _average([F.linear(torch.from_numpy(view), head.weight.cpu(), _on_cpu(head.bias)) for view in views], flips) for head in heads
