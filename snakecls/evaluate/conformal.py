@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'label_scores', 'fit_conformal', 'prediction_set', 'measure_sets', 'fixed_k', 'expect_sets',
            'check_conformal']
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #33cf513a
+# %% ../../nbs/evaluate/11_conformal.ipynb #1ea9902d
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import UserError, unknown_name
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #afa0f201
+# %% ../../nbs/evaluate/11_conformal.ipynb #80a2bb90
 SCORES = ("lac", "aps", "raps", "pas")
 
 
@@ -41,19 +41,19 @@ def label_scores(
     above = np.take_along_axis(np.take_along_axis(probs, order, 1).cumsum(1), rank, 1) - probs
     return above + u * probs + (lam * np.maximum(0, rank + 1 - k_reg) if score == "raps" else 0)
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #0200ac55
+# %% ../../nbs/evaluate/11_conformal.ipynb #0465f4df
 def _threshold(scores: np.ndarray, coverage: float) -> float:  # inf where there are too few
     "Find the score that a share of new photos will not exceed."
     place = math.ceil((len(scores) + 1) * coverage - 1e-9)
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else math.inf
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #ff8462eb
+# %% ../../nbs/evaluate/11_conformal.ipynb #547a8ff9
 def _class_thresholds(scores: np.ndarray, targets: np.ndarray, n_classes: int, common: float, coverage: float, share: float) -> list[float]:
     "Interpolate between the thresholds of the classes and the common one."
     own = np.array([min(1.0, _threshold(scores[targets == i], coverage)) for i in range(n_classes)])
     return (share * own + (1 - share) * min(1.0, common)).tolist()
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #b97e32f0
+# %% ../../nbs/evaluate/11_conformal.ipynb #5a865a7c
 def fit_conformal(
     probs: np.ndarray,  # (n, n_classes), as they are served, of photos that were not trained on
     targets: np.ndarray,  # (n,) class numbers
@@ -78,7 +78,7 @@ def fit_conformal(
     return {"score": score, "coverage": coverage, "n": len(targets), "n_classes": n_classes, "threshold": common if math.isfinite(common) else None} | how | (
         {"interpolate": interpolate, "thresholds": each} if each else {}) | {"notes": _say_few(targets, n_classes, coverage, bool(interpolate))}
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #00977494
+# %% ../../nbs/evaluate/11_conformal.ipynb #44c53e58
 def _check_promise(probs: np.ndarray, targets: np.ndarray, score: str, coverage: float, interpolate: float) -> None:
     "Refuse what cannot be; raises `UserError`."
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or (len(targets) and not 0 <= targets.min() <= targets.max() < probs.shape[1]):
@@ -103,7 +103,7 @@ def _say_few(targets: np.ndarray, n_classes: int, coverage: float, by_class: boo
         notes.append(f"{few} of {n_classes} classes have fewer than {least} photos, too few for a threshold of their own.")
     return notes
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #97ace8a6
+# %% ../../nbs/evaluate/11_conformal.ipynb #6fb8edd9
 def prediction_set(
     probs: np.ndarray,  # (n, n_classes), or (n_classes,) of one photo
     fitted: Mapping[str, Any],  # from `fit_conformal`
@@ -117,7 +117,7 @@ def prediction_set(
     sets[np.arange(len(rows)), rows.argmax(1)] = True
     return sets.reshape(np.shape(probs))
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #bf07c4e3
+# %% ../../nbs/evaluate/11_conformal.ipynb #f2227f6e
 def measure_sets(
     sets: np.ndarray,  # (n, n_classes) bool
     targets: np.ndarray,  # (n,) class numbers
@@ -135,7 +135,7 @@ def fixed_k(probs: np.ndarray, targets: np.ndarray, coverage: float) -> int:
     found = _threshold(ranks.astype(float), coverage)
     return int(found) if math.isfinite(found) else np.shape(probs)[1]
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #ece92a16
+# %% ../../nbs/evaluate/11_conformal.ipynb #518f2bb0
 def expect_sets(
     probs: np.ndarray,
     targets: np.ndarray,
@@ -157,7 +157,7 @@ def expect_sets(
         rows.append(found | {"fixed": fixed_k(probs[half], targets[half], how.get("coverage", 0.9))})
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} if rows else {}
 
-# %% ../../nbs/evaluate/11_conformal.ipynb #a5199492
+# %% ../../nbs/evaluate/11_conformal.ipynb #1e2e2d63
 def check_conformal(
     fitted: Mapping[str, Any],  # of a bundle's `trust`
     n_labels: int,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIXED_KWARGS', 'JOINED_BY_DEFAULT', 'DEFAULT_SCHEDULE', 'FROM_SCRATCH', 'DataConfig', 'ModelConfig', 'TrainConfig',
-           'WandbConfig', 'MlflowConfig', 'TensorboardConfig', 'TrackioConfig', 'PredictConfig', 'default_schedule',
-           'Experiment']
+           'WandbConfig', 'MlflowConfig', 'TensorboardConfig', 'TrackioConfig', 'PredictConfig', 'TrustConfig',
+           'default_schedule', 'Experiment']
 
 # %% ../../nbs/experiment/01_schema.ipynb #632610a7
 import re
@@ -65,6 +65,9 @@ class DataConfig(_SourceConfig):
     "Where the photos are and how they are divided."
     valid: float = Field(0.2, gt=0, lt=1, description="share of the training photos for validation, where the source has none")
     test: float = Field(0.0, ge=0, lt=1, description="share kept for the end, where the source has none")
+    calibration: float = Field(
+        0.0, ge=0, lt=1, description="share of the training photos that calibrates: neither trained on nor used to choose an epoch"
+    )
     folds: int | None = Field(None, ge=2, description="divide what is not the test into so many folds")
     fold: int | None = Field(None, ge=0, description="the fold that validates, from 0; --folds runs them all")
     group: str | None = Field(None, description="column whose photos stay in one split, such as observation_id")
@@ -283,6 +286,23 @@ class PredictConfig(Settings):
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
 
+# %% ../../nbs/experiment/01_schema.ipynb #506a1426
+class TrustConfig(Settings):
+    "What is promised of an answer; fitted on photos that were not trained on."
+    temperature: Literal["each", "one", "none"] = Field(
+        "each", description="how sure the model may be: one temperature, one for each target and for each label of several (each), or none"
+    )
+    coverage: float | None = Field(
+        0.9, gt=0, lt=1, description="how often the set of labels shown for a photo is to hold the right one; null: no sets"
+    )
+    set: Literal["pas", "lac", "aps", "raps"] = Field(
+        "pas", description="score of the sets: lac for the smallest, pas the same with rare classes covered too, aps and raps larger where in doubt"
+    )
+    interpolate: float = Field(
+        0.0, ge=0, le=1, description="with pas and lac: weight of each class's own threshold, for classes that are covered too seldom; "
+        "above 0 the promise is no promise any more"
+    )
+
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [{"size": 224, "epochs": 0, "head": "probe"}]  # of pretrained weights
 FROM_SCRATCH = [{"size": 128, "epochs": 10, "lr": 1e-3}]  # of random ones
@@ -326,6 +346,7 @@ class Experiment(Settings):
     train: TrainConfig = TrainConfig()
     schedule: list[Stage] = Field(DEFAULT_SCHEDULE, min_length=1, description="the stages")
     predict: PredictConfig = PredictConfig()
+    trust: TrustConfig = TrustConfig()
     top_k: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_one_number)] = Field(
         [3], min_length=1, description="for which k the top-k accuracy is reported"
     )

@@ -14,9 +14,9 @@ import pandas as pd
 from ..core import UserError
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.notes import Noted
-from ..data.splits import divide_table, kfold_table, take_sample, use_fold
+from ..data.splits import divide_table, kfold_table, set_aside, take_sample, use_fold
 from ..data.tables import keep_classes, read_table
-from ..data.targets import add_targets, split_targets
+from ..data.targets import add_targets, spread_targets, split_targets
 from .schema import DataConfig, Experiment
 
 # %% ../../nbs/experiment/03_table.ipynb #9f2bbfd0
@@ -84,7 +84,19 @@ def divide_photos(
         noted = replace(noted, table=use_fold(table, data.fold).drop(columns="fold"))
     if data.sample is not None:
         noted = noted.then(take_sample, data.sample, seed=experiment.split_seed, group=data.group)
+    if data.calibration:
+        noted = noted.then(_set_aside, experiment)
     return noted, corrected
+
+
+def _set_aside(table: pd.DataFrame, experiment: Experiment) -> Noted:
+    "Set photos aside for calibration; of several targets, so that each is divided as evenly as can be."
+    data, targets = experiment.data, experiment.data.problem.columns
+    how = {"seed": experiment.split_seed, "group": data.group}
+    if len(targets) == 1:
+        return set_aside(table, data.calibration, **how)
+    noted = set_aside(table.assign(labels=spread_targets(table, targets)), data.calibration, stratify="labels", **how)
+    return replace(noted, table=noted.table.drop(columns="labels"))
 
 
 def _divide(noted: Noted, experiment: Experiment) -> Noted:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEALED', 'TOLERANCE', 'ELSEWHERE', 'hash_parts', 'check_parts', 'check_weights', 'give_answer', 'usual_torch',
-           'check_answer', 'make_seal']
+           'cooled_apart', 'check_answer', 'make_seal']
 
 # %% ../../nbs/models/20_seal.ipynb #831e0fc8
 import hashlib
@@ -26,13 +26,14 @@ SEALED = {  # hash -> the keys that it covers
     "labels": ("labels", "targets", "problem", "target"),
     "answers": ("model", "photo", "temperature", "flip", "thresholds"),
     "facts": ("label_facts", "danger_columns", "subject"),
+    "trust": ("trust",),  # older seals do not have it
 }
 
 def hash_parts(
     values: dict[str, Any],  # of bundle.json
 ) -> dict[str, str]:  # part -> hash
     "Hash what decides the answers, part by part."
-    return {part: _digest([values.get(key) for key in keys]) for part, keys in SEALED.items()}
+    return {part: _digest([values.get(key) or ({} if key == "trust" else values.get(key)) for key in keys]) for part, keys in SEALED.items()}
 
 # %% ../../nbs/models/20_seal.ipynb #e647b3b8
 def _digest(
@@ -59,10 +60,11 @@ def check_parts(
 ) -> None:
     "Raise `UserError` where a bundle's description is not the one that was sealed."
     now = hash_parts(values)
+    now = now if "trust" in seal or values.get("trust") else {part: value for part, value in now.items() if part != "trust"}
     for part in (part for part in now if part not in skip and seal.get(part) != now[part]):
         what = {
             "labels": "labels, their order or what they are", "facts": "facts about the labels",
-            "answers": "network, the way photos are prepared, temperature, flip or thresholds",
+            "answers": "network, the way photos are prepared, temperature, flip or thresholds", "trust": "prediction sets and what else was fitted (trust)",
         }[part]  # fmt: skip
         remedy = "copy the bundle again, or write it again with write_bundle"
         if part == "facts":
@@ -157,6 +159,11 @@ def usual_torch() -> Iterator[None]:
 
 # %% ../../nbs/models/20_seal.ipynb #0b0f5735
 TOLERANCE, ELSEWHERE = 0.005, 0.03  # of the largest probability of a target: on a CPU, and on other devices
+
+def cooled_apart(info: Any, seal: dict[str, Any] | None) -> bool:  # info: a `BundleInfo`
+    "Tell whether a bundle was written when a photo and its mirror image had the temperature each by itself, and not their mean."
+    return seal is not None and "trust" not in seal and info.flip and info.temperature != 1
+
 
 def check_answer(
     answer: list[list[float]],  # from `give_answer`
