@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError, unknown_name
-from ..data.problem import MultiLabel, OneLabel, Problem, array_problem, temperatures
+from ..data.problem import Problem, array_problem, temperatures
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #8bd080d5
 LIMITS = (0.05, 20.0)  # beyond, every answer is certain, or none is

@@ -13,7 +13,7 @@ from ..core import UserError
 from ..disk import open_file
 from .bundle_files import GRAPH_FILE, WEIGHTS_FILE
 from .graph import Graph, can_run_graphs
-from .seal import check_answer, give_answer, usual_torch
+from .seal import check_answer, cooled_apart, give_answer, usual_torch
 if TYPE_CHECKING:
     from torch import nn
 
@@ -81,5 +81,7 @@ def open_graph(
     graph = Graph(content, why="the bundle's own graph")
     if graph.size != (info.photo.height, info.photo.width) or not graph.pixels:
         raise UserError(f"{Path(folder) / GRAPH_FILE} takes other photos than the bundle says; copy the whole bundle again.")
-    check_answer(give_answer(graph, info), seal)
+    answer = give_answer(graph, info)
+    if not cooled_apart(info, seal):
+        check_answer(answer, seal)
     return graph

@@ -21,13 +21,14 @@ from ..disk import write_table
 from ..data.columns import some
 from ..data.lost import PhotosGone
 from ..data.photos import PhotoError, open_photo
-from ..data.problem import MultiLabel, Problem
+from ..data.problem import MultiLabel, Problem, temperatures
 from ..deploy.export import export_learner
-from ..evaluate.predictions import compare_tables, decide_labels, predict_problem, probs_table, score_table, table_probs
+from ..evaluate.predictions import compare_tables, cool_table, decide_labels, predict_problem, probs_table, score_table, table_probs
 
 from ..evaluate.report_data import find_part, target_part
 from ..evaluate.thresholds import compare_thresholds, tune_thresholds
 from ..experiment.plan import Plan
+from ..experiment.trust import Trusted, find_evidence, fit_trust, say_trust
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
 from ..models.freezing import count_parameters
 from ..models.heads import find_heads
@@ -70,13 +71,22 @@ def load_examples(table: pd.DataFrame, n: int) -> list[tuple[Image.Image, str]]:
 # %% ../../nbs/workflow/13_results.ipynb #d92b448a
 def said_final(final: Mapping[str, Any]) -> dict[str, Any]:
     "Give what metrics and bundle keep about a model that is trained on all photos."
-    calibration = {key: value for key, value in final["calibration"].items() if key != "thresholds"}
+    calibration = {key: value for key, value in final["calibration"].items() if key not in ("thresholds", "trust")}
     return {**final, "calibration": calibration | {"thresholds": (final["calibration"]["thresholds"] or {}).get("mode")}}
 
 
-def _temperature(plan: Plan) -> float:
-    "Give the temperature that answers are divided by."
-    return plan.final["calibration"]["temperature"] if plan.final else 1.0
+def _trusted(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], refitted: bool) -> Trusted:
+    "Fit the temperature and the rest of `trust`; a final model has them from its folds, or from the winner."
+    if plan.final is not None:
+        calibration = plan.final["calibration"]
+        return Trusted(calibration["temperature"], calibration.get("trust") or {})
+    predict = lambda split: _predict_split(plan, split)  # noqa: E731
+    return fit_trust(find_evidence(plan, result, served, refitted=refitted, predict=predict))
+
+
+def _cool_tables(tables: dict[str, pd.DataFrame], problem: Problem, temperature: Any) -> dict[str, pd.DataFrame]:
+    "Give predictions that were made with temperature 1 as they are served."
+    return {part.target: cool_table(tables[part.target], part, t) for part, t in zip(problem.parts, temperatures(temperature))} if tables else tables
 
 # %% ../../nbs/workflow/13_results.ipynb #4d021911
 def make_info(
@@ -85,6 +95,7 @@ def make_info(
     *,
     refit: bool = False,  # whether the validation scores are of the model before
     thresholds: list[float] | None = None,  # of each label, where a photo can have several
+    trusted: Trusted = Trusted(),
 ) -> BundleInfo:
     "Describe the model for its bundle."
     backbone, heads, problem, predict = plan.model.backbone_info, find_heads(plan.model), plan.problem, plan.experiment.predict
@@ -107,7 +118,8 @@ def make_info(
         title=predict.title,
         subject=predict.subject,
         danger_columns=predict.danger_column,
-        temperature=_temperature(plan),
+        temperature=trusted.temperature,
+        trust=trusted.trust,
         extra=extra,
     )
 
@@ -185,13 +197,13 @@ def _photos(plan: Plan, split: str) -> pd.DataFrame:
     return plan.table[plan.table["split"] == split]
 
 # %% ../../nbs/workflow/13_results.ipynb #4fd8799d
-def _predict_split(plan: Plan, split: str) -> dict[str, pd.DataFrame]:  # target -> predictions; empty where the split has no photos
+def _predict_split(plan: Plan, split: str, temperature: Any = 1.0) -> dict[str, pd.DataFrame]:  # target -> predictions; empty where the split has no photos
     "Predict a split as the app will do it; raises `PhotosGone` where no photo can be read any more."
     photos, dls, flip = _photos(plan, split), plan.learn.dls, plan.experiment.predict.flip
     if photos.empty:
         return {}
     lose = lambda path, reason: dls.lost.add(path, split, reason)  # noqa: E731
-    how = {"flip": flip, "temperature": _temperature(plan)}
+    how = {"flip": flip, "temperature": temperature}
     return predict_problem(plan.learn.model, photos, dls.spec, plan.problem, **how, on_lost=lose, kept=True)
 
 # %% ../../nbs/workflow/13_results.ipynb #1a898cb6
@@ -267,11 +279,11 @@ def _answer_valid(plan: Plan, result: ScheduleResult) -> dict[str, pd.DataFrame]
     return tables
 
 # %% ../../nbs/workflow/13_results.ipynb #c69942fe
-def _answer_test(plan: Plan) -> dict[str, pd.DataFrame]:  # target -> predictions; empty without test photos
+def _answer_test(plan: Plan, temperature: Any = 1.0) -> dict[str, pd.DataFrame]:  # target -> predictions; empty without test photos
     "Predict the test photos, and tell which classes got lost."
     lost = plan.learn.dls.lost
     try:
-        tables = _predict_split(plan, "test")
+        tables = _predict_split(plan, "test", temperature)
     except PhotosGone as e:
         lost.tell(f"there are no test scores: {e}")
         return {}
@@ -290,11 +302,11 @@ def _answers_beside(plan: Plan, result: ScheduleResult, served: dict[str, pd.Dat
 
 # %% ../../nbs/workflow/13_results.ipynb #2791c4f3
 def _all_answers(
-    plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame]
+    plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], temperature: Any = 1.0
 ) -> tuple[dict[str, dict[str, pd.DataFrame]], dict | None]:  # split or weights -> target -> predictions; the thresholds
     "Put the answers on test photos, and those of weights beside, to the served ones; decide the first target's by its thresholds."
     answers, problem = {"valid": served} if served else {}, plan.problem
-    if tables := _answer_test(plan):
+    if tables := _answer_test(plan, temperature):
         answers["test"] = tables
     own = {name: tables[problem.target] for name, tables in answers.items()}
     if plan.final is not None:
@@ -335,7 +347,7 @@ def _make_metrics(plan: Plan, result: ScheduleResult, by_target: dict, known: Ma
         "monitor": experiment.monitor, "stages": result.stages, "best": result.best, "probe": result.probe,
         "message": known["message"], **by_target[problem.target], "fine_tuning": known["fine_tuning"],
         "refit": known["refit"], "flip": experiment.predict.flip, "seconds": known["seconds"],
-        "parent": experiment.parent, "thresholds": known["thresholds"],
+        "parent": experiment.parent, "thresholds": known["thresholds"], "temperature": known["trusted"].temperature, "trust": known["trusted"].trust,
         "parameters": count_parameters(plan.learn.model), "mode": experiment.train.precision,
         "bundle_mb": known["bundle_mb"], **more,
     }
@@ -366,16 +378,20 @@ def finish_records(
         write_bundle(run / "best", learn.model, make_info(plan, {}), examples=examples, graph=False)
     served = _answer_valid(plan, result) if plan.final is None else {}
     refitted, sentence = _refit(plan, result)
-    answers, thresholds = _all_answers(plan, result, served)
+    trusted = Trusted() if brief else _trusted(plan, result, served, refitted)
+    if not brief and plan.final is None:
+        say(say_trust(trusted))
+    served = _cool_tables(served, problem, trusted.temperature)
+    answers, thresholds = _all_answers(plan, result, served, trusted.temperature)
     chosen = _find_chosen(result, thresholds)
     by_target = {target: _mark_scores(scores, result, chosen) for target, scores in _score_answers(answers, plan, run).items()}
-    info = make_info(plan, by_target[problem.target], refit=refitted, thresholds=thresholds and thresholds["values"])
+    info = make_info(plan, by_target[problem.target], refit=refitted, thresholds=thresholds and thresholds["values"], trusted=trusted)
     if brief:
         write_bundle(run / "best", learn.model, info, examples=examples, graph=False)
     known = {
         "message": result.message + sentence, "refit": refitted, "thresholds": thresholds, "seconds": round(time.perf_counter() - start, 1),
         "fine_tuning": _compare_training({name: tables[problem.target] for name, tables in answers.items()}, result),
-        "bundle_mb": round((run / "best" / "weights.safetensors").stat().st_size / 1e6, 2),
+        "bundle_mb": round((run / "best" / "weights.safetensors").stat().st_size / 1e6, 2), "trusted": trusted,
     }
     metrics = _make_metrics(plan, result, by_target, known, {**more, "left_out": LEFT_OUT} if brief else more)
     run.write_metrics(metrics)  # before the bundle is written again, with the scores: a full disk takes none of them away
