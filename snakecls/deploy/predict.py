@@ -19,6 +19,7 @@ from ..core import UserError, unknown_name
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
+from ..evaluate.conformal import check_conformal, prediction_set
 from ..models.batches import answer_photos
 from ..models.bundle import Bundle, BundleInfo, bundle_folder, load_model, read_bundle
 from ..models.bundle_graph import open_graph
@@ -178,6 +179,51 @@ class PhotoPredictor(_PhotoProbs):
         "Give the most likely labels of one photo with their facts; with several labels per photo every one above its threshold."
         return self.rank(self.probs([photo])[0], top=top)
 
+    def predict_set(
+        self,
+        photo: Any,  # anything that `open_photo` takes
+        target: str | None = None,  # which one, where there are several; None: the first
+    ) -> list[Prediction]:  # most likely first
+        "Give the labels of which one is right as often as the model promises (`promised`); raises `UserError` where it promises nothing."
+        probs = self.probs_all([photo])
+        target = target or next(iter(probs))
+        if target not in probs:
+            raise unknown_name("target", target, list(probs))
+        found = self.rank_set(probs[target][0], target)
+        if found is None:
+            raise UserError(f"the model promises no set of labels for '{target}'; train it with trust.coverage (0.9 by default), on photos with one label each.")
+        return found
+
+    def promised(self, target: str | None = None) -> float | None:  # such as 0.9; None where nothing is
+        "Say how often the right label is promised to be in the set of labels; by mean over photos like those that it was fitted on."
+        fitted = self._sets.get(target or self.info.target)
+        return None if fitted is None else fitted["coverage"]
+
+    def rank_set(
+        self,
+        probs: np.ndarray,  # (n_classes,), a row of `probs`
+        target: str | None = None,
+    ) -> list[Prediction] | None:  # most likely first; None where the model promises none
+        "Turn one photo's probabilities into the set of labels that keeps the model's promise."
+        target = target or self.info.target
+        if (fitted := self._sets.get(target)) is None:
+            return None
+        labels = (self.info.targets or {}).get(target, self.info.labels)
+        there = prediction_set(probs, fitted)
+        ranked = _rank_labels(probs, labels, top=len(labels), facts=self.info.label_facts)
+        return [one for one in ranked if there[labels.index(one.label)]]
+
+    @cached_property
+    def _sets(self) -> dict[str, dict[str, Any]]:  # target -> as `fit_conformal`
+        "Give the fitted sets, checked; an ensemble of models has none, as each was fitted on another's probabilities."
+        fitted = self.info.trust.get("conformal") or {}
+        for target, values in fitted.items():
+            labels = (self.info.targets or {self.info.target: self.info.labels}).get(target)
+            if labels is None:
+                raise unknown_name("The bundle's trust.conformal", target, list(self.info.targets or [self.info.target]))
+            check_conformal(values, len(labels))
+        return fitted
+
     def predict_all(
         self,
         photo: Any,  # anything that `open_photo` takes
@@ -225,8 +271,9 @@ class Predictor(PhotoPredictor):
         self.bundle, self.device = read_bundle(bundle_folder(bundle)), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
         self.graph, self.use = _find_graph(self.bundle, engine, device), "torch" if engine == "torch" else "auto"
+        _ = self._sets  # what is wrong with them is told now
         if self.graph is None:
-            _ = self.model  # what is wrong with it is told now
+            _ = self.model  # and with the network
 
     @cached_property
     def model(self) -> Any:  # a torch module
@@ -279,7 +326,7 @@ class EnsemblePredictor(PhotoPredictor):
                                 "an ensemble needs that, so train them on the same classes.")
         thresholds = problem.mean_cuts([info.thresholds for info in infos])
         self.notes = list(dict.fromkeys(note for member in self.members for note in member.notes))
-        self.info = replace(first, name=f"ensemble of {len(bundles)}", thresholds=thresholds, **join_infos(infos))
+        self.info = replace(first, name=f"ensemble of {len(bundles)}", thresholds=thresholds, trust={}, **join_infos(infos))
         self.examples = self.members[0].examples
 
     def probs(self, photos: Iterable, *, bs: int = 16) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..charts import lay_curves, lay_grid
+from ..charts import lay_curves, lay_grid, lay_reliability
 from ..core import UserError
 from ..disk import atomic_write, read_json
 from ..data.label_facts import known_dangers
@@ -31,7 +31,7 @@ from snakecls.evaluate.report_data import (
 )
 from snakecls.evaluate.verdicts import (
     MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
-    judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served,
+    judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served, say_source, say_temperature,
 )
 from ..page import render
 from ..stats import find_top_k, top_names
@@ -57,7 +57,7 @@ def write_report(
     known = known_facts(facts.bundle)
     facts.bundle = facts.bundle and {**facts.bundle, "label_facts": known}
     values = {
-        **_make_header(facts), **_make_training(facts), **_make_details(facts), "facts": _make_names(known),
+        **_make_header(facts), **_make_training(facts), **_make_calibration(facts), **_make_details(facts), "facts": _make_names(known),
         "tiles": _make_tiles(facts, predictions, name), "verdicts": _make_verdicts(facts, name), "written": facts.notes,
         "against": against,
     }
@@ -119,7 +119,7 @@ def write_evaluation(
     }
     if split is not None:
         folders = [Path.cwd(), Path("/")]
-        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders)
+        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders) | _make_calibration(facts)
         page["split_line"] = f"From the photos of {photos}." if photos else "From the photos that were given."
     try:
         return atomic_write(folder / "report.html", render("report.html", **page))
@@ -379,6 +379,25 @@ def _make_header(facts: RunFacts) -> dict[str, Any]:
         title = "This run failed" if state == "failed" else "This run has not finished"
         values["problem"] = {"title": title, "text": status.get("message") or "The page shows what there is so far."}
     return values
+
+# %% ../../nbs/evaluate/08_report.ipynb #2190a60b
+def _make_calibration(facts: RunFacts) -> dict[str, Any]:  # calibration: source, rows, chart; empty where nothing was fitted
+    "Make the part about how far probabilities can be believed."
+    trust = facts.metrics.get("trust") or (facts.bundle or {}).get("trust") or {}
+    source, measured, sets = trust.get("source") or {}, trust.get("reliability") or {}, trust.get("conformal") or {}
+    if not source.get("n") or not (measured or sets):
+        return {}
+    temperature = facts.metrics.get("temperature", (facts.bundle or {}).get("temperature", 1.0))
+    cooled = any(value != 1 for value in (temperature.values() if isinstance(temperature, dict) else np.atleast_1d(temperature)))
+    parts = []
+    for target in dict.fromkeys([*measured, *sets]):
+        each = {name: values for name, values in (measured.get(target) or {}).items() if name in ("before", "after")}
+        each = each if cooled else {"as they are": each["before"]} if each else {}
+        parts.append({
+            "target": target if len({*measured, *sets}) > 1 else "", "errors": [{"name": name, **values} for name, values in each.items()],
+            "chart": lay_reliability({name: values["table"] for name, values in each.items()}) if each else None, "set": sets.get(target),
+        })
+    return {"calibration": {"source": say_source(source), "temperature": say_temperature(temperature) if cooled else "", "parts": parts}}
 
 # %% ../../nbs/evaluate/08_report.ipynb #ab899d84
 def _make_details(facts: RunFacts) -> dict[str, Any]:

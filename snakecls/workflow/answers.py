@@ -35,6 +35,8 @@ def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caut
         return {"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, judged.dangers)}
 
     answer = {"top": [_guess(predictor.info, guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
+    if (held := predictor.rank_set(first)) is not None:  # as many labels as the promise needs
+        answer["set"] = {"promised": predictor.promised(), "labels": [_guess(predictor.info, guess, judged.dangers) for guess in held]}
     ranked = predictor.rank_others(dict(others), top=top)
     targets = {target: [further(target, guess) for guess in guesses] for target, guesses in ranked.items()}
     return answer | ({"targets": targets} if targets else {})
