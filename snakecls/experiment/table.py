@@ -8,6 +8,7 @@ __all__ = ['load_source', 'divide_photos', 'build_table']
 # %% ../../nbs/experiment/03_table.ipynb #401b891b
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -92,7 +93,7 @@ def divide_photos(
 def _set_aside(table: pd.DataFrame, experiment: Experiment) -> Noted:
     "Set photos aside for calibration; of several targets, so that each is divided as evenly as can be."
     data, targets = experiment.data, experiment.data.problem.columns
-    how = {"seed": experiment.split_seed, "group": data.group}
+    how: dict[str, Any] = {"seed": experiment.split_seed, "group": data.group}
     if len(targets) == 1:
         return set_aside(table, data.calibration, **how)
     noted = set_aside(table.assign(labels=spread_targets(table, targets)), data.calibration, stratify="labels", **how)

@@ -81,7 +81,11 @@ def _trusted(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame]
         calibration = plan.final["calibration"]
         return Trusted(calibration["temperature"], calibration.get("trust") or {})
     predict = lambda split: _predict_split(plan, split)  # noqa: E731
-    return fit_trust(find_evidence(plan, result, served, refitted=refitted, predict=predict))
+    try:
+        return fit_trust(find_evidence(plan, result, served, refitted=refitted, predict=predict))
+    except PhotosGone as e:
+        plan.learn.dls.lost.tell(f"nothing is calibrated: {e}")
+        return Trusted()
 
 
 def _cool_tables(tables: dict[str, pd.DataFrame], problem: Problem, temperature: Any) -> dict[str, pd.DataFrame]:
@@ -379,8 +383,8 @@ def finish_records(
     served = _answer_valid(plan, result) if plan.final is None else {}
     refitted, sentence = _refit(plan, result)
     trusted = Trusted() if brief else _trusted(plan, result, served, refitted)
-    if not brief and plan.final is None:
-        say(say_trust(trusted))
+    if plan.final is None and (said := say_trust(trusted)):
+        say(said)
     served = _cool_tables(served, problem, trusted.temperature)
     answers, thresholds = _all_answers(plan, result, served, trusted.temperature)
     chosen = _find_chosen(result, thresholds)
