@@ -79,7 +79,7 @@ def answer(data: dict) -> dict[str, np.ndarray]:  # out, y_out, groups_out; test
     logits, kept = fold_logits(views, y[own], groups[own], C=probe.C, n_classes=n_classes)
     out = np.mean(softmax(logits, axis=-1), axis=0)
     test = np.mean([softmax(probe.logits(view), axis=1) for view in data["features"][:, data["test"]]], axis=0)
-    return {"out": out, "y_out": y[own][kept], "groups_out": groups[own][kept], "test": test, "y_test": y[data["test"]], "counts": np.bincount(y[own], minlength=n_classes)}
+    return {"out": out, "y_out": y[own][kept], "groups_out": groups[own][kept], "test": test, "y_test": y[data["test"]], "groups_test": data["groups"][data["test"]].astype(str), "counts": np.bincount(y[own], minlength=n_classes)}
 
 
 ARMS = {"lac": {"score": "lac"}, "aps": {"score": "aps"}, "raps": {"score": "raps"}, "pas": {"score": "pas"},
@@ -87,6 +87,10 @@ ARMS = {"lac": {"score": "lac"}, "aps": {"score": "aps"}, "raps": {"score": "rap
 TRIED = {"aps, u 0.5": {"score": "aps", "u": 0.5}, "aps, u 1": {"score": "aps", "u": 1.0},
          **{f"raps, k {k}, lam {lam}": {"score": "raps", "k_reg": k, "lam": lam} for k in (1, 2) for lam in (0.01, 0.1, 0.3)},
          **{f"pas, {share}": {"score": "pas", "interpolate": share} for share in (0.25, 0.75)}}
+
+
+PAIRS = (("after the temperature", "before the temperature", "ECE"), ("after the temperature", "before the temperature", "log loss"),
+         ("pas", "lac", "macro_coverage"), ("pas", "lac", "size"), ("pas", "fixed top k", "size"), ("pas", "fixed top k", "coverage"))
 
 
 def measure(got: dict, coverage: float, arms: dict) -> dict[str, float]:  # 'arm; unit' -> value
@@ -106,7 +110,20 @@ def measure(got: dict, coverage: float, arms: dict) -> dict[str, float]:  # 'arm
         found |= {f"{name}; {key}": value for key, value in measure_sets(prediction_set(test, fitted), got["y_test"]).items()}
     k = fixed_k(out, got["y_out"], coverage)
     top = np.argsort(np.argsort(-test, axis=1, kind="stable"), axis=1) < k
-    return found | {f"fixed top k; {key}": value for key, value in measure_sets(top, got["y_test"]).items()}
+    found |= {f"fixed top k; {key}": value for key, value in measure_sets(top, got["y_test"]).items()}
+    return found | {f"{a} minus {b}; {unit}": found[f"{a}; {unit}"] - found[f"{b}; {unit}"] for a, b, unit in PAIRS}
+
+
+def halve(got: dict, coverage: float) -> dict[str, float]:  # 'arm; unit' -> value
+    "Fit on one half of the test photos and measure on the other, 200 times: does the promise hold where both are alike?"
+    from snakecls.evaluate.conformal import expect_sets
+
+    found = {}
+    for name, way in ARMS.items():
+        if "interpolate" not in way:  # of which nothing is promised
+            means = expect_sets(got["test"], got["y_test"], groups=got["groups_test"], n_splits=200, coverage=coverage, prevalence=got["counts"], **way)
+            found |= {f"200 halvings of the test, {name}; {key}": value for key, value in means.items() if key != "single"}
+    return found
 
 
 def main() -> None:
@@ -118,28 +135,33 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["drawn", "tail", "snakes_ph"])
     parser.add_argument("--coverage", type=float, default=0.9)
     parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--only", default="", help="record what has this text in its name")
+    parser.add_argument("--halvings", action="store_true", help="only halve the test photos, 200 times")
     args = parser.parse_args()
     for name in args.sets:
         if name == "snakes_ph":
-            rows = _real_rows(prepare(name, args.folder), args.coverage)
+            rows = [halve(answer(prepare(name, args.folder)), args.coverage)] if args.halvings else _real_rows(prepare(name, args.folder), args.coverage)
             if args.choose:
                 continue  # its test is looked at once, at the end
         else:
             seeds = (0, 1, 2) if args.choose else (3, 4, 5, 6, 7)
             sets = [prepare(f"drawn_{seed}", args.folder) for seed in seeds]
             arms = ARMS | TRIED if args.choose else ARMS
-            rows = [measure(answer(cut_tail(data) if name == "tail" else data), args.coverage, arms) for data in sets]
-        for key in rows[0]:
+            answers = [answer(cut_tail(data) if name == "tail" else data) for data in sets]
+            rows = [halve(got, args.coverage) if args.halvings else measure(got, args.coverage, arms) for got in answers]
+        for key in [key for key in rows[0] if args.only in key]:
             arm, unit = key.split("; ")
             values = [row[key] for row in rows]
-            half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+            half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
             said = f"95 % {np.mean(values) - half:.4f} to {np.mean(values) + half:.4f}, Student's t over {len(values)} drawings"
-            if name == "snakes_ph":
+            if name == "snakes_ph" and args.halvings:
+                said = "208 val photos; mean of 200 halvings, which share photos, so no interval"
+            elif name == "snakes_ph":
                 said = f"208 val photos, looked at once; 95 % of 500 bootstrap draws of them {np.quantile(values[1:], 0.025):.4f} to {np.quantile(values[1:], 0.975):.4f}"
                 values = values[:1]
             print(f"{name}, {arm}, {unit}: {np.mean(values):.4f}; {said}", flush=True)
             if not args.choose:
-                record("calibration", f"{name}, {arm}", values, unit=unit, note=f"promise {args.coverage:g}; {said}")
+                record("calibration", f"{name}, promise {args.coverage:g}, {arm}", values, unit=unit, note=said)
 
 
 def _real_rows(data: dict, coverage: float) -> list[dict[str, float]]:  # of the test photos, and of 500 draws of them
