@@ -95,7 +95,7 @@ def test_a_bundle_without_hashes_is_told_and_its_weights_are_looked_at(bundle, k
     from snakecls.models.bundle import load_model, read_bundle
 
     weights = load_file(bundle / "weights.safetensors")
-    rewrite(bundle, without_seal(values_of(bundle)))
+    rewrite(bundle, without_seal(values_of(bundle)) | {"flip": False})  # of two views the probabilities are averaged first, which are finite
     assert "before models had hashes" in read_bundle(bundle).notes[0] and load_model(bundle)
     bias = next(name for name in weights if name.endswith("fc.bias"))
     variance = next(name for name in weights if name.endswith("running_var"))
