@@ -223,22 +223,21 @@ def test_a_network_is_calibrated_on_the_share_set_aside_or_on_the_validation_pho
     from snakecls.models.bundle import read_bundle
 
     schedule = [{"size": 32, "epochs": 2, "lr": 1e-3, "bs": 16}]
-    model = {"arch": "cnn", "weights": "none", "kwargs": {"filters": [4, 8]}}
-    model.pop("kwargs")
-    aside, _ = run(photos, tmp_path, data={"calibration": 0.4}, schedule=schedule, model={"arch": "lenet5", "weights": "none", "depths": [], "maximum": False})
+    model = {"arch": "lenet5", "weights": "none", "depths": [], "maximum": False}
+    aside, _ = run(photos, tmp_path, data={"calibration": 0.4}, schedule=schedule, model=model)
     manifest = pd.read_parquet(aside.run / "manifest.parquet")
     counts = manifest["split"].value_counts()
     source = read_bundle(aside.run / "best").info.trust["source"]
     assert source["from"] == "calibration" and source["n"] == counts["calibration"] > 30
     visits = pd.read_csv(photos / "photos.csv").assign(path=lambda table: table["path"].map(lambda name: str(photos / name)))
     assert manifest.merge(visits[["path", "visit"]], on="path").groupby("visit")["split"].nunique().max() == 1
-    plain, told = run(photos, tmp_path, schedule=schedule, model={"arch": "lenet5", "weights": "none", "depths": [], "maximum": False}, trust={"coverage": None})
+    plain, told = run(photos, tmp_path, schedule=schedule, model=model, trust={"coverage": None})
     info = read_bundle(plain.run / "best").info
     assert info.trust["source"]["from"] == "validation" and info.trust["source"]["chose_epoch"] and "conformal" not in info.trust
     assert info.trust["source"]["n"] < 50 and info.temperature == 1 and any("no temperature (that takes 50 photos)" in line for line in told)
 
 
-def test_bundles_with_damaged_or_unknown_trust_are_refused_and_old_ones_are_read(bundle_values=None):
+def test_bundles_with_damaged_or_unknown_trust_are_refused_and_old_ones_are_read():
     from snakecls.models.bundle_info import BundleInfo, check_kinds, info_from_dict, info_to_dict
 
     values = {"model": {"library": "timm", "arch": "x", "kwargs": {"num_classes": 2}}, "labels": ["a", "b"], "photo": {"size": 8}}
@@ -251,3 +250,37 @@ def test_bundles_with_damaged_or_unknown_trust_are_refused_and_old_ones_are_read
     assert info_from_dict(check_kinds(json.loads(json.dumps(info_to_dict(several))))).temperature == [0.5, 2.0]
     with pytest.raises(UserError, match="above 0"):
         BundleInfo(**values | {"problem": "multi_label", "temperature": [0.5, 0]})
+
+
+def test_several_targets_have_a_temperature_and_a_set_each_and_their_answers_are_the_served_ones(photos, tmp_path):
+    from snakecls.deploy.predict import Predictor
+
+    table = pd.read_csv(photos / "photos.csv").assign(half=lambda table: np.where(table.index % 4 < 2, "left", "right"))
+    table.to_csv(tmp_path / "both.csv", index=False)
+    done, _ = run(photos, tmp_path, data={"source": str(tmp_path / "both.csv"), "root": str(photos), "target": ["label", "half"]}, train={"refit": True})
+    predictor = Predictor(done.run / "best")
+    assert list(predictor.info.temperature) == ["label", "half"] and len(set(predictor.info.temperature.values())) == 2
+    assert set(predictor.info.trust["conformal"]) == set(predictor.info.trust["reliability"]) == {"label", "half"}
+    answers = pd.read_parquet(done.run / "predictions-test-half.parquet")
+    np.testing.assert_allclose(predictor.probs_all(answers["path"].tolist())["half"], answers[["p_0", "p_1"]].to_numpy(), atol=2e-3)
+    assert {one.label for one in predictor.predict_set(answers["path"][0], "half")} <= {"left", "right"}
+    assert "How sure it is" in (done.run / "report.html").read_text()
+
+
+def test_a_bundle_whose_temperature_was_of_each_view_is_read_with_a_note(tiny_bundle, tmp_path):
+    import shutil
+
+    from snakecls.models.bundle import load_model, read_bundle
+    from snakecls.models.seal import hash_parts
+
+    folder = shutil.copytree(tiny_bundle, tmp_path / "old")
+    values = json.loads((folder / "bundle.json").read_text())
+    assert values["flip"] and values["temperature"] != 1 and "trust" in values["seal"]
+    del values["trust"], values["seal"]["trust"]
+    values["seal"]["self_test"]["probs"] = [[1 / len(row)] * len(row) for row in values["seal"]["self_test"]["probs"]]  # answered otherwise
+    assert hash_parts(values)["answers"] == values["seal"]["answers"]
+    (folder / "bundle.json").write_text(json.dumps(values))
+    assert "now it is that of their mean" in read_bundle(folder).notes[0] and load_model(folder)
+    (folder / "bundle.json").write_text(json.dumps(values | {"trust": {"conformal": {}}}))
+    with pytest.raises(UserError, match=r"fitted \(trust\)"):
+        read_bundle(folder)
