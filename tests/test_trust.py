@@ -195,6 +195,7 @@ def test_a_refitted_probe_is_calibrated_out_of_fold_and_serves_what_was_fitted(p
 
     from snakecls.cli import app
     from snakecls.deploy.predict import EnsemblePredictor, Predictor
+    from snakecls.workflow.final import train_final
 
     done, told = run(photos, tmp_path, train={"refit": True})
     info, metrics = Predictor(done.run / "best").info, done.metrics
@@ -214,6 +215,9 @@ def test_a_refitted_probe_is_calibrated_out_of_fold_and_serves_what_was_fitted(p
     given = json.loads(answer.stdout)
     row = (given["photos"] if isinstance(given, dict) else given)[0]
     assert row["set"]["promised"] == 0.9 and sorted(one["label"] for one in row["set"]["labels"]) == sorted(expected)
+    final = train_final(done.run.id, root=tmp_path / "runs", logbook=tmp_path / "logbook.md", say=told.append)
+    taken = Predictor(final.run / "best").info
+    assert taken.trust["source"] == source | {"of": done.run.id} and taken.temperature == info.temperature and taken.trust["conformal"] == info.trust["conformal"]
     both = EnsemblePredictor([done.run / "best", done.run / "best"])
     with pytest.raises(UserError, match="promises no set"):
         both.predict_set(table["path"][0])
