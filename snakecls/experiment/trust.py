@@ -88,7 +88,7 @@ def _fold_evidence(plan: Plan, result: ScheduleResult, refitted: bool) -> Eviden
     "Answer the photos of a probe out of fold."
     splits = ["train", "valid"] if refitted else ["train"]
     found = fold_answers(plan.learn, splits, group=_groups_by_path(plan), seed=plan.experiment.seed, mirrored=result.best.get("mirrored", True),
-                         flip=plan.experiment.predict.flip)
+                         flip=plan.experiment.predict.flip, strengths=None if refitted else result.strengths.get(result.best["stage"]))
     paths, answers = np.array(found.paths, object), []
     for part, probs, targets, kept in zip(plan.problem.parts, found.probs, found.targets, found.kept):
         answers.append(Answers(part, paths[kept].tolist(), probs, targets, found.groups[kept], _count(plan.table, part, splits)))

@@ -84,6 +84,7 @@ def fold_answers(
     mirrored: bool = True,  # the probe learned from mirror images too
     flip: bool = False,  # answers are averaged with those of the mirror image
     folds: int = 5,
+    strengths: Sequence[float] | None = None,  # C of each target's probe; None: as `fit_heads` chose them
 ) -> FoldAnswers:
     "Answer the photos of a Learner's splits out of fold."
     problem, seen = learner_problem(learn), [split_features(learn, split, flip=mirrored or flip) for split in splits]
@@ -92,7 +93,7 @@ def fold_answers(
     paths = [str(dl.lost.paths[dl.rows[place]]) for dl, (_, kept) in zip(loaders, seen) for place in kept]
     groups = _join_copies(np.array([str((group or {}).get(path) or f"path:{path}") for path in paths], object), views[0])
     targets = [np.concatenate([known_targets(dl.dataset, at)[kept] for dl, (_, kept) in zip(loaders, seen)]) for at in range(1, len(problem.parts) + 1)]
-    strengths = probe_strengths(learn, splits, views[: 1 + mirrored], targets, seed=seed)
+    strengths = strengths or probe_strengths(learn, splits, views[: 1 + mirrored], targets, seed=seed)
     found = [fold_logits(views, y, groups, C=C, n_classes=len(part.labels), fitted=1 + mirrored, answered=1 + flip, folds=folds, seed=seed)
              for part, y, C in zip(problem.parts, targets, strengths)]
     probs = [part.mean_probs(list(logits)) for part, (logits, _) in zip(problem.parts, found)]

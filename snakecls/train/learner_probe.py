@@ -105,7 +105,7 @@ def _probe_head(
     return answer_metrics(learn, *head_answers(learn))
 
 # %% ../../nbs/train/19_learner_probe.ipynb #20b4af5c
-def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: bool = True) -> None:
+def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: bool = True) -> list[float]:  # C of each target's probe
     "Fit a probe for each target on the photos of the splits, and their mirror images where `mirrored`, and put it into the head."
     seen = [split_features(learn, split, flip=mirrored) for split in splits]
     features = np.concatenate([each for each, _ in seen], axis=1)
@@ -116,6 +116,7 @@ def fit_heads(learn: Learner, splits: Sequence[str], seed: int, *, mirrored: boo
         probes.append(fit_probe(features, targets, seed=seed, n_classes=len(datasets[0].tls[at].vocab)))
     set_head(learn.model, probes)
     learn.probe_strengths = getattr(learn, "probe_strengths", {}) | {_fit_key(learn, splits, mirrored): [probe.C for probe in probes]}
+    return [probe.C for probe in probes]
 
 
 def _fit_key(learn: Learner, splits: Sequence[str], mirrored: bool) -> tuple:

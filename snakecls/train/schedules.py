@@ -46,6 +46,7 @@ class ScheduleResult:
     stages: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)  # monitor, value, stage, epoch, size
     probe: dict | None = None  # the best probe's row
+    strengths: dict[int, list[float]] = field(default_factory=dict)  # of each stage with a probe, by its number: C of each target
     # stage, epoch, size of the last epoch that was trained, kept or not; empty without one, or where its loss was no number
     trained: dict = field(default_factory=dict)
     # with `keep_answers`: probabilities of the validation photos (n, n_classes), one array for each target. Of weights that
@@ -151,7 +152,7 @@ def _head_rate(stage: Stage) -> float:
 def _probe_stage(schedule: _Schedule, rows: _StageRows, seed: int) -> dict[str, float]:  # metrics
     "Fit the linear probe, and let it compete as epoch 0."
     learn, saver, result = schedule.learn, schedule.saver, schedule.result
-    fit_heads(learn, ["train"], seed, mirrored=schedule.stages[rows.number - 1].mirrored)
+    result.strengths[rows.number] = fit_heads(learn, ["train"], seed, mirrored=schedule.stages[rows.number - 1].mirrored)
     if schedule.until is not None:
         rows.add({"epoch": 0} | dict.fromkeys(["valid_loss", *epoch_names(learn)], float("nan")))
         return {}
@@ -167,7 +168,7 @@ def _probe_stage(schedule: _Schedule, rows: _StageRows, seed: int) -> dict[str, 
     return own
 
 # %% ../../nbs/train/21_schedules.ipynb #ae3d7627
-_RESULT = ("rows", "stages", "probe", "trained", "answers")
+_RESULT = ("rows", "stages", "probe", "strengths", "trained", "answers")
 
 
 def _keep(schedule: _Schedule, number: int, epoch: int, **more: Any) -> None:  # own, lr, found, learner
