@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'probs_table', 'decide_labels', 'table_probs', 'cool_table', 'predict_table',
            'predict_problem', 'score_table', 'table_lists', 'compare_tables', 'compare_answers', 'ranked_table',
-           'lost_note', 'evaluate_bundle', 'evaluate_targets']
+           'lost_note', 'evaluate_bundle', 'Evaluated', 'evaluate_targets']
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #302da09f
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -356,8 +356,16 @@ def evaluate_bundle(
     tta: str = "none",  # one of `TTA`, beside the bundle's own `flip`
 ) -> tuple[pd.DataFrame, dict]:  # predictions, scores
     "Predict a table's photos with a bundle and score them; raises `UserError` for labels that the bundle does not know."
-    tables, scores, _ = evaluate_targets(bundle, table, tta=tta)
-    return next(iter(tables.values())), scores
+    found = evaluate_targets(bundle, table, tta=tta)
+    return next(iter(found.tables.values())), found.scores
+
+# %% ../../nbs/evaluate/01_predictions.ipynb #a0e1f8f6
+class Evaluated(NamedTuple):
+    "What a bundle said about photos with known labels."
+    tables: dict[str, pd.DataFrame]  # target -> predictions, the first (or only) target first, without those that the table does not speak of
+    scores: dict[str, Any]  # of the first
+    lost: dict[str, str]  # path -> why a photo got lost
+    unknown: pd.DataFrame  # predictions of photos whose labels the bundle does not know, which are not in `tables`
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #79c56cf5
 def evaluate_targets(
@@ -365,9 +373,8 @@ def evaluate_targets(
     table: pd.DataFrame,  # as for `evaluate_bundle`; with several targets also a column for each further one whose labels are known
     *,
     tta: str = "none",
-) -> tuple[dict[str, pd.DataFrame], dict, dict[str, str]]:
-    # target -> predictions, the first (or only) target first, without those that the table does not speak of;
-    # scores of the first; path -> why a photo got lost
+    apart: bool = False,  # labels that the bundle does not know are predicted apart, as long as it knows some
+) -> Evaluated:
     "Predict a table's photos as to every target, and score the first; raises `UserError` for labels that the bundle does not know."
     opened = read_bundle(bundle)
     info = opened.info
@@ -378,7 +385,7 @@ def evaluate_targets(
             f"the model gives a photo {problem.parts[0].gives}, and the table has no column '{column}'; give {problem.parts[0].wants}."
         )
     unknown = sorted(set(table[column].explode().dropna()) - set(info.labels))
-    if unknown:
+    if unknown and (not apart or _are_strange(table[column], unknown).all()):
         raise UserError(
             f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as "
             f"'{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the "
@@ -391,8 +398,17 @@ def evaluate_targets(
         model, table, info.photo, problem, thresholds=info.thresholds, flip=info.flip, temperature=info.temperature,
         tta=tta, on_lost=lost.__setitem__,
     )
+    strange = _are_strange(answered[info.target][column], unknown)
+    unknown_table, answered = answered[info.target][strange], {target: one[~strange] for target, one in answered.items()}
     told = {target: answered[target].dropna(subset="label") for target in problem.others if target in table}
     tables = {info.target: answered[info.target]} | {target: one for target, one in told.items() if len(one)}
     predictions = next(iter(tables.values()))
     measured = next((scores for split in ("test", "valid") if (scores := (info.metrics or {}).get(split))), {})
-    return tables, score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,)), lost  # the k that its run was asked for
+    scores = score_table(predictions, info.labels, top_k=find_top_k(measured) or (3,))  # the k that its run was asked for
+    return Evaluated(tables, scores, lost, unknown_table)
+
+
+def _are_strange(cells: pd.Series, unknown: Sequence[str]) -> np.ndarray:  # (n,), bool
+    "Tell of each photo whether one of its labels is among `unknown`."
+    strange = set(unknown)
+    return np.array([bool(strange & ({cell} if isinstance(cell, str) else set(cell if np.iterable(cell) else ()))) for cell in cells], bool)
