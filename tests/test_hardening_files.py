@@ -274,9 +274,9 @@ def unfold(letters: str, form: str) -> str:
     ("data: x\nseed: " + "9" * 100_000, "line 2 holds a number of 100,000 digits"), ("data: x\nseed: " + "1:" * 50_000 + "1", "line 2 holds a number"), ("data: x\nname: 2024-13-45", "line 2 holds '2024-13-45', which cannot be a date"),
     ("data: x\nname: 2001-12-14t21:59:43.10-99:00", "cannot be a date"), ("data: x\ntrain: {wd: !!float abc}", "cannot be a number"), ("data: x\nseed: !!int ''", "cannot be a number"), ("data: x\nseed: !!bool abc", "line 2 holds 'abc'"),
     ("data: !!python/object/apply:os.system [ls]", "line 1, column 7"), ("data: !foo x", "line 1, column 7"), ("data: a\0b", "not valid YAML"), ('data: "a\\0b"', "a character that no text or path has"), ('data: "\\ud800"', "a character that no text"),
-    ("data:\n\tsource: x", "line 2, column 1"), ("data: x\nseed: 1\nseed: 1", "given twice (again in line 3)"), ("? [a]\n: b", "unhashable key"), ("data: *x", "undefined alias"), ("a: 1\n---\nb: 2", "single document"), ("[1]", "holds list"),
+    ("data:\n\tsource: x", "line 2, column 1"), ("data: x\nseed: 1\nseed: 1", "given twice (again in line 3)"), ("? [a]\n: b", "a list or a part in the place of a key"), ("data: *x", "a * that has to stand in quotes"), ("a: 1\n---\nb: 2", "a second document, after ---"), ("[1]", "holds list"),
     ("data: {source: x, splits: {val: no}}", "data.splits.val is False"), ("data: {source: no}", "as a truth value"), ("data: {source: x, label_column: [on, off]}", "as a truth value"), ('data: x\n"\\e[31mfoo\\nbar": 1', r"\x1b[31mfoo\nbar"),
-    ("data: x\nseed: " + "a" * 5000, "a…: input should be"), ("# " + "x" * 2**20, "are read at most"), ("data: {<<: 3}", "for merging"), ("data: x\nmodel: {kwargs: {drop_rate: .nan}}", "model.kwargs.drop_rate is nan: give a finite number"),
+    ("data: x\nseed: " + "a" * 5000, "a…: input should be"), ("# " + "x" * 2**20, "are read at most"), ("data: {<<: 3}", "merges what is no part"), ("data: x\nmodel: {kwargs: {drop_rate: .nan}}", "model.kwargs.drop_rate is nan: give a finite number"),
     ("data: x\naugment: {transforms: [{Blur: {p: -.inf}}]}", "augment.transforms.0.Blur.p is -inf: give a finite number"),
 ])  # fmt: skip
 def test_experiment_files_that_do_harm_end_in_a_sentence(tmp_path, text, said):

@@ -130,6 +130,9 @@ _YAML_FAULTS = {  # what PyYAML says -> what is wrong, for a person
     "expected ',' or ']'": "a list whose [ has no ]",
     "expected ',' or '}'": "a { that has no }",
     "found undefined alias": "a * that has to stand in quotes",
+    "unhashable key": "a list or a part in the place of a key",
+    "but found another document": "a second document, after ---",
+    "for merging": "a << that merges what is no part",
     "expected the node content": "a bracket or a sign in a place where a value is expected",
 }
 
