@@ -36,7 +36,7 @@ def wrong(outcomes):
 def test_mixed_requests_of_eight_clients_get_what_they_are_due_and_memory_comes_back(port, kinds):
     port, process = port
     good, bad, heavy = kinds
-    serve.drive(port, good * 8, 8)
+    serve.drive(port, serve.mixed(np.random.default_rng(1), good, bad, heavy, 150), 8)  # what every kind loads once (decoders, the largest buffers) is no leak
     before, most, done = serve.memory_mb(process.pid), [0.0], threading.Event()
 
     def watch():

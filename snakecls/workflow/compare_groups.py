@@ -48,9 +48,10 @@ def _seeds_of(folder: Path) -> list[RunFolder]:  # of a run: itself
         raise UserError(f"group {folder.name} has no run with predictions; name one that has, or two runs.")
     first, *rest = (fill_defaults(run.experiment()) for run in runs)
     if other := next((place for one in rest for place, *_ in changed_places(first, one) if place not in ("seed", "data.seed")), None):
-        what = "folds, each validated on photos of its own" if other in ("data.fold", "data.folds") else f"runs of different settings ({other})"
         best = max(runs, key=lambda run: run.metrics()["valid"]["f1_macro"])
-        do = f"name one of them, such as {best.id}" if what[0] == "r" else f"folds are compared with folds by: snakecls train … --folds N --parent {folder.name}"
+        what, do = f"runs of different settings ({other})", f"name one of them, such as {best.id}"
+        if other in ("data.fold", "data.folds"):
+            what, do = "folds, each validated on photos of its own", f"folds are compared with folds by: snakecls train … --folds N --parent {folder.name}"
         raise UserError(f"group {folder.name} has {what}, so their mean is no finding; {do}.")
     return runs
 
