@@ -230,6 +230,11 @@ class PhotoPredictor(_PhotoProbs):
         "List the countries that change the answer, by name; none where the model knows nothing of them."
         return prior_countries(self._trust.get("prior"))
 
+    @property
+    def decides(self) -> bool:
+        "Whether the bundle knows of countries, of the tree of names or of risk, so that there is something to decide."
+        return any(self._trust.get(name) for name in ("prior", "taxonomy", "risk"))
+
     def decide(
         self,
         photo: Any,  # anything that `open_photo` takes
