@@ -671,6 +671,7 @@ def predict(
     bundle: Annotated[Optional[str], typer.Option(hidden=True)] = None,  # what --model was called before
     top: _PredictTop = 3,
     csv: _PredictCsv = None,
+    country: Annotated[str, typer.Option(help="Where the photos were taken: a name or a code; species of other places become less likely.")] = "",
     runs: Runs = None,
     json: Json = False,
 ):
@@ -684,7 +685,7 @@ def predict(
             check_name(csv, "--csv", ".csv")
         check_writable(csv.parent, "the folder of --csv")
     found = given_photos(photos, say=_tell)  # before a model is looked for: a mistyped path is told at once
-    rows, lines = predict_given(found, find_model(_one_model(model, bundle), root=runs, say=_tell), top=top, csv=csv, say=_tell)
+    rows, lines = predict_given(found, find_model(_one_model(model, bundle), root=runs, say=_tell), top=top, csv=csv, country=country, say=_tell)
     _show(rows, "\n".join(lines), json)
     if failed := sum("error" in row for row in rows):
         raise UserError(f"{failed} of {len(rows)} photos got no answer; each one's reason stands in its place, replace or leave them out.")

@@ -19,7 +19,9 @@ from ..core import UserError, unknown_name
 from ..data.label_facts import danger_state, join_infos
 from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
-from ..evaluate.conformal import check_conformal, prediction_set
+from ..evaluate.conformal import prediction_set
+from ..evaluate.decide import Decision, check_trust, decide
+from ..evaluate.prior import prior_countries
 from ..models.batches import answer_photos
 from ..models.bundle import Bundle, BundleInfo, bundle_folder, load_model, read_bundle
 from ..models.bundle_graph import open_graph
@@ -214,15 +216,42 @@ class PhotoPredictor(_PhotoProbs):
         return [one for one in ranked if there[labels.index(one.label)]]
 
     @cached_property
+    def _trust(self) -> dict[str, Any]:
+        "Give what was fitted on unseen photos, checked; an ensemble of models has nothing, as each was fitted on another's probabilities."
+        check_trust(self.info.trust, self.info.targets or {self.info.target: self.info.labels})
+        return self.info.trust
+
+    @property
     def _sets(self) -> dict[str, dict[str, Any]]:  # target -> as `fit_conformal`
-        "Give the fitted sets, checked; an ensemble of models has none, as each was fitted on another's probabilities."
-        fitted = self.info.trust.get("conformal") or {}
-        for target, values in fitted.items():
-            labels = (self.info.targets or {self.info.target: self.info.labels}).get(target)
-            if labels is None:
-                raise unknown_name("The bundle's trust.conformal", target, list(self.info.targets or [self.info.target]))
-            check_conformal(values, len(labels))
-        return fitted
+        return self._trust.get("conformal") or {}
+
+    @property
+    def countries(self) -> list[str]:
+        "List the countries that change the answer, by name; none where the model knows nothing of them."
+        return prior_countries(self._trust.get("prior"))
+
+    @property
+    def decides(self) -> bool:
+        "Whether the bundle knows of countries, of the tree of names or of risk, so that there is something to decide."
+        return any(self._trust.get(name) for name in ("prior", "taxonomy", "risk"))
+
+    def decide(
+        self,
+        photo: Any,  # anything that `open_photo` takes
+        country: str | None = None,  # where it was taken: any name; None or one that the model never met changes nothing
+    ) -> Decision:
+        "Say what a photo is, how dangerous, and what cannot be excluded; raises `UserError` for a country that is none, and for photos with several labels."
+        return self.decide_probs(self.probs([photo])[0], country)
+
+    def decide_probs(
+        self,
+        probs: np.ndarray,  # (n_classes,), a row of `probs`
+        country: str | None = None,
+    ) -> Decision:
+        "Say it of probabilities of the first target."
+        if bundle_problem(self.info).parts[0].many:
+            raise UserError("a photo can have several labels here, so there is no one answer to decide; use predict.")
+        return decide(probs, self.labels, self._trust, target=self.info.target, country=country)
 
     def predict_all(
         self,
@@ -271,7 +300,7 @@ class Predictor(PhotoPredictor):
         self.bundle, self.device = read_bundle(bundle_folder(bundle)), device
         self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, self.bundle.notes
         self.graph, self.use = _find_graph(self.bundle, engine, device), "torch" if engine == "torch" else "auto"
-        _ = self._sets  # what is wrong with them is told now
+        _ = self._trust  # what is wrong with them is told now
         if self.graph is None:
             _ = self.model  # and with the network
 

@@ -302,6 +302,13 @@ class TrustConfig(Settings):
         0.0, ge=0, le=1, description="with pas and lac: weight of each class's own threshold, for classes that are covered too seldom; "
         "above 0 the promise is no promise any more"
     )
+    sure: float = Field(
+        0.95, ge=0.5, lt=1, description="how often an answer that is called sure is to be right: a species, or else its genus or family"
+    )
+    costs: dict[Literal["00", "01", "10", "11"], float] | None = Field(
+        None, description="what a wrong answer costs by what is true and what is said (0 harmless, 1 dangerous), each above 0, such as "
+        "{'00': 1, '01': 2, '10': 5, '11': 2}, which are SnakeCLEF's and the default"
+    )
 
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [{"size": 224, "epochs": 0, "head": "probe"}]  # of pretrained weights

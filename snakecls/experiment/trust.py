@@ -17,8 +17,12 @@ from ..data.balance import count_labels
 from ..data.columns import as_label
 from ..data.problem import MultiLabel, OneLabel, Problem, temperatures
 from ..evaluate.calibration import fit_reliability, fit_temperatures
+from ..data.taxonomy import label_ranks
 from ..evaluate.conformal import expect_sets, fit_conformal
 from ..evaluate.predictions import table_probs
+from ..evaluate.prior import apply_prior, fit_prior
+from ..evaluate.risk import COSTS, fit_risk, label_states
+from ..evaluate.taxonomy import fit_taxonomy
 from ..evaluate.verdicts import say_source, say_temperature
 from .plan import Plan
 from .schema import Experiment
@@ -56,6 +60,7 @@ class Evidence:
     table: pd.DataFrame  # all photos of the plan: path, label, split, and what else is known of them
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # label -> what is known about it
     plan: Plan | None = None  # whose Learner has the weights that are served; None: there is none (yet)
+    fitted: Mapping[str, Any] = field(default_factory=dict)  # parts of `trust` that were fitted before
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,57 @@ def _conformal(evidence: Evidence) -> dict[str, Any] | None:  # target -> as `fi
         fitted[one.part.target] = fit_conformal(probs, one.targets, **how) | {"expected": expect_sets(probs, one.targets, groups=one.groups, **how)}
     return fitted or None
 
+# %% ../../nbs/experiment/12_trust.ipynb #7ecd1248
+def _prior(evidence: Evidence) -> dict[str, Any] | None:
+    "Fit what a photo's country says, where the table or the facts about labels know countries."
+    one = evidence.answers[0]
+    column = next((name for name in ("country", "code") if name in evidence.table), None)
+    ranges = [(evidence.facts.get(label) or {}).get("countries") for label in one.part.labels]
+    if one.part.many or (column is None and not any(ranges)):
+        return None
+    known = {} if column is None else dict(zip(evidence.table["path"].astype(str), evidence.table[column]))
+    fitted = fit_prior(one.probs, one.targets, [known.get(path) for path in one.paths], ranges=ranges if any(ranges) else None, groups=one.groups.tolist())
+    return fitted if fitted["strength"] else None
+
+
+def _with_country(evidence: Evidence) -> np.ndarray:  # (n, n_labels)
+    "Give the first target's probabilities as they are with the photos' countries."
+    one, prior = evidence.answers[0], evidence.fitted.get("prior")
+    column = next((name for name in ("country", "code") if name in evidence.table), None)
+    if prior is None or column is None:
+        return one.probs
+    known = dict(zip(evidence.table["path"].astype(str), evidence.table[column]))
+    return apply_prior(one.probs, [known.get(path) for path in one.paths], prior)
+
+# %% ../../nbs/experiment/12_trust.ipynb #660b9f13
+def _taxonomy(evidence: Evidence) -> dict[str, Any] | None:
+    "Fit from which probability on a species, a genus or a family is sure, where the labels are species."
+    one = evidence.answers[0]
+    species = one.part.target in ("binomial", "species") or any("family" in facts or "binomial" in facts for facts in evidence.facts.values())
+    if one.part.many or not species or not (ranks := label_ranks(one.part.labels, evidence.facts)):
+        return None
+    return fit_taxonomy(_with_country(evidence), one.targets, ranks, promise=evidence.experiment.trust.sure)
+
+
+def _risk(evidence: Evidence) -> dict[str, Any] | None:
+    "Fit how likely a danger is, where something is known about it."
+    one, asked = evidence.answers[0], evidence.experiment
+    if one.part.many:
+        return None
+    danger, states = label_states(one.part.labels, evidence.facts, asked.predict.danger_column or ())
+    if not any(state is not None for state in states):
+        return None
+    costs = COSTS | (asked.trust.costs or {})
+    return fit_risk(_with_country(evidence), one.targets, states, danger=danger, costs=costs, groups=one.groups.tolist())
+
 # %% ../../nbs/experiment/12_trust.ipynb #fa1f584d
 FITTERS: dict[str, tuple[bool, Callable[[Evidence], dict[str, Any] | None]]] = {  # part of `trust` -> whether it sees cooled answers; what fits it
     "reliability": (False, _reliability),
     "conformal": (True, _conformal),
-}
+    "prior": (True, _prior),
+    "taxonomy": (True, _taxonomy),
+    "risk": (True, _risk),
+}  # in this order: what stands later sees what was fitted before
 
 
 def fit_trust(evidence: Evidence) -> Trusted:
@@ -170,8 +221,11 @@ def fit_trust(evidence: Evidence) -> Trusted:
     mode = evidence.experiment.trust.temperature if evidence.source["n"] >= FEWEST else "none"
     temperature = fit_temperatures([one.probs for one in evidence.answers], [one.targets for one in evidence.answers], evidence.problem, mode=mode)
     cooled = replace(evidence, answers=[one.cooled(t) for one, t in zip(evidence.answers, temperatures(temperature))])
-    fitted = {name: fit(cooled if sees_cooled else evidence) for name, (sees_cooled, fit) in FITTERS.items()}
-    return Trusted(temperature, {"source": evidence.source} | {name: value for name, value in fitted.items() if value})
+    fitted: dict[str, Any] = {"source": evidence.source}
+    for name, (sees_cooled, fit) in FITTERS.items():
+        if value := fit(replace(cooled if sees_cooled else evidence, fitted=fitted)):
+            fitted[name] = value
+    return Trusted(temperature, fitted)
 
 # %% ../../nbs/experiment/12_trust.ipynb #90ce539c
 def say_trust(trusted: Trusted) -> str:

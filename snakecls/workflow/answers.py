@@ -22,7 +22,7 @@ def _guess(info: Any, guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
     return {"label": guess.label, "prob": guess.prob, "facts": first_facts(info, guess.label, guess.facts, dangers)} | several
 
 # %% ../../nbs/workflow/28_answers.ipynb #16179421
-def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caution, dangers and targets where there are any
+def _answer(predictor: Any, file: str, top: int, country: str = "") -> dict[str, Any]:  # top; caution, dangers, decision and targets where there are any
     "Answer one photo, judged over all labels as the page does it, however few are asked for."
     from snakecls.data.target_dangers import target_facts
     from snakecls.deploy.answer import judge
@@ -37,6 +37,9 @@ def _answer(predictor: Any, file: str, top: int) -> dict[str, Any]:  # top; caut
     answer = {"top": [_guess(predictor.info, guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
     if (held := predictor.rank_set(first)) is not None:  # as many labels as the promise needs
         answer["set"] = {"promised": predictor.promised(), "labels": [_guess(predictor.info, guess, judged.dangers) for guess in held]}
+    if predictor.decides:
+        decision = predictor.decide_probs(first, country)
+        answer["decision"] = decision.for_programs() | {"said": decision.sentences()}
     ranked = predictor.rank_others(dict(others), top=top)
     targets = {target: [further(target, guess) for guess in guesses] for target, guesses in ranked.items()}
     return answer | ({"targets": targets} if targets else {})
@@ -61,7 +64,9 @@ def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
     parts += [
         f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()
     ]
-    return "; ".join(parts) + (f"\n  {' '.join(row['caution'].values())}" if row.get("caution") else "")
+    below = [" ".join(row["caution"].values())] if row.get("caution") else []
+    below += (row.get("decision") or {}).get("said", [])
+    return "; ".join(parts) + "".join(f"\n  {line}" for line in below)
 
 # %% ../../nbs/workflow/28_answers.ipynb #b15686c1
 def predict_given(
@@ -70,10 +75,12 @@ def predict_given(
     *,
     top: int = 3,  # labels for each photo
     csv: str | Path | None = None,  # where a table of the answers is written
+    country: str = "",  # where the photos were taken: any name, or a code
     say: Callable[[str], None] = lambda note: None,  # where notes go
 ) -> tuple[list[dict[str, Any]], list[str]]:  # of each photo path, and top or error; the lines for a terminal
     "Answer every photo, with the same judgement about danger as the page; one that cannot be read, or shows nothing, has its reason."
     from snakecls.data.cells import write_csv
+    from snakecls.data.countries import read_country
     from snakecls.data.label_facts import model_dangers
     from snakecls.data.problem import bundle_problem
     from snakecls.deploy.answer import no_promise
@@ -83,25 +90,26 @@ def predict_given(
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
     predictor = Predictor(bundle)
     dangers, _, subject = model_dangers(predictor.info)
-    rows = [{"path": path} | _try_answer(predictor, file, top, dangers) for path, file in photos]
+    country = read_country(country) if country.strip() else ""  # a mistyped one is told before photos are read
+    rows = [{"path": path} | _try_answer(predictor, file, top, dangers, country) for path, file in photos]
     if csv is not None:
         further = [key for row in rows for key in row.get("dangers", ())]  # an answer for a further target may name others
         spoken = tuple(dict.fromkeys([*dangers, *further]))
         write_csv(answers_table(rows, spoken, problem=bundle_problem(predictor.info).parts[0]), csv)
-    for note in [*predictor.notes, *_unknown_notes(predictor.info)]:
+    for note in [*predictor.notes, *_unknown_notes(predictor.info), *_country_notes(predictor, country)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
     return rows, [f"{row['path']}: {_say_answer(row, tuple(row.get('dangers', dangers)))}" for row in rows]
 
 # %% ../../nbs/workflow/28_answers.ipynb #670314c0
-def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str]) -> dict[str, Any]:
+def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str], country: str = "") -> dict[str, Any]:
     "Answer one photo, or give the reason why there is no answer."
     from snakecls.data.photos import PlainPhotoError
     from snakecls.deploy.answer import no_all_clear
 
     try:
-        return _answer(predictor, file, top)
+        return _answer(predictor, file, top, country)
     except PlainPhotoError as e:
         return {"error": f"{e} {no_all_clear(dangers)}".strip()}
     except UserError as e:
@@ -117,6 +125,15 @@ def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
     blind = blind_targets(info, dangers) if dangers and known else {}
     said = say_unknown(dangers, subject) if dangers and not known else say_blind(blind)
     return [f"{said} Give {'it' if not blind else 'them'} what is known: snakecls facts FACTS.csv --model MODEL."] if said else []
+
+# %% ../../nbs/workflow/28_answers.ipynb #015ac2e3
+def _country_notes(predictor: Any, country: str) -> list[str]:  # one sentence, or none
+    "Say where a country changes nothing."
+    if not country or country in predictor.countries:
+        return []
+    if not predictor.countries:
+        return [f"the model knows nothing of countries, so '{country}' changes nothing; train it on photos with a column country, or give facts with countries."]
+    return [f"the model has met no photo from '{country}', so it changes nothing."]
 
 # %% ../../nbs/workflow/28_answers.ipynb #7eda4eb9
 def _silent_notes(tables: Any) -> list[str]:  # target -> predictions; one sentence for each
