@@ -30,7 +30,8 @@ from snakecls.evaluate.risk import COSTS, expected_costs, fit_risk, label_states
 from snakecls.evaluate.taxonomy import finest_answer, fit_taxonomy
 from snakecls.models.probe import fit_probe
 from snakecls.stats import score_draws, share_interval
-from snakecls.train.snakeclef import PAIRS, _group_counts, _rate, snakeclef_metrics, track1_score
+from snakecls.data.label_facts import PAIRS
+from snakecls.train.snakeclef import _group_counts, _rate, snakeclef_metrics, track1_score
 
 SIZES, N_PER_SPECIES, C, PROMISE, SET = (160, 272), 80, 0.03, 0.95, 0.95
 MIMICS = ("Micrurus fulvius", "Lampropeltis elapsoides")
