@@ -794,7 +794,7 @@ def runs(
 
         _tell(f"Wrote {write_runs_page('runs.html', board, run_roots(folder))}.")
     if len(known) and not len(board):
-        text = f"None of the {len(known)} runs fits --filter {' '.join(map(shlex.quote, filters or []))}."
+        text = f"{'The one run does not fit' if len(known) == 1 else f'None of the {len(known)} runs fits'} --filter {' '.join(map(shlex.quote, filters or []))}."
     else:
         text = tree_text(board) if tree and len(board) else leaderboard_text(board, folder, wide=wide)
     rows = json_module.loads(board.to_json(orient="records"))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'changed_places', 'diff_experiments', 'fill_defaults', 'only_training', 'read_answers', 'match_answers',
-           'from_common_folder', 'compare_pairs', 'is_clear', 'target_end', 'parent_folder', 'judge_pair', 'only_seed',
-           'read_verdict', 'write_verdict']
+           'from_common_folder', 'compare_pairs', 'is_clear', 'target_end', 'parent_folder', 'nearest', 'judge_pair',
+           'only_seed', 'read_verdict', 'write_verdict']
 
 # %% ../../nbs/workflow/04_compare.ipynb #77c39186
 import os
@@ -263,11 +263,20 @@ def _runs_on_same_photos(
             found.append((status.get("ended", ""), (path / "status.json").stat().st_mtime_ns, path))
     return [RunFolder(path) for *_, path in sorted(found, reverse=True)]
 
+# %% ../../nbs/workflow/04_compare.ipynb #94766691
+def nearest(
+    runs: Sequence[RunFolder],  # at least one, the newest first
+    experiment: dict,
+) -> RunFolder:
+    "Find the run with the fewest changes, the newest of several: what a change did is read best where little else was changed."
+    mine = fill_defaults(experiment)
+    return min(runs, key=lambda run: len(changed_places(fill_defaults(run.experiment()), mine)))
+
 # %% ../../nbs/workflow/04_compare.ipynb #9dae2480
 def _judge_run(
     run: RunFolder,  # with metrics
     *,
-    propose: bool = True,  # without a parent, compare with the newest run on the same photos
+    propose: bool = True,  # without a parent, compare with the nearest run on the same photos
 ) -> dict:  # verdict, other, proposed, changed, reason, about, views, targets, last_epochs, best
     "Judge a run against its parent: better, worse, no difference, another seed, thresholds, not compared, not shown, or first."
     if final := run.metrics().get("final"):
@@ -278,7 +287,7 @@ def _judge_run(
               "last_epochs": None, "best": _judge_best(run, beside)}
     if path is None and not alone:
         return result | {"members": len(beside)}
-    other = RunFolder(path) if path else alone[0]
+    other = RunFolder(path) if path else nearest(alone, run.experiment())
     result |= {"verdict": "not compared", "other": other.id, "proposed": path is None}
     if not (other / "status.json").exists():
         return result | {"reason": "its folder is not there any more"}

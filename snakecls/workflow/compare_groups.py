@@ -13,7 +13,7 @@ from typing import Any
 from ..core import UserError
 from .compare import changed_places, fill_defaults
 from .compare_runs import say_changed, say_luck, why_not_compared
-from .findings import compare_seeds, difference_text
+from .findings import compare_seeds, difference_text, say_power
 from .run_folder import RunFolder, group_runs
 
 # %% ../../nbs/workflow/31_compare_groups.ipynb #453fb313
@@ -70,6 +70,7 @@ def groups_text(compared: Mapping[str, Any]) -> str:  # from `compare_groups`
     lines = [f"Compared with {compared['base']}{', seed by seed' if by_seed else ''}"]
     for group in compared["groups"]:
         pair = " ".join(reversed(group["pairs"][0]))
-        lines += ["", group["group"], f"  changed: {say_changed(group)}", f"  macro F1 {group['said']}",
+        level = "" if group["clear"] or not group["differ"] else f": no difference {say_power(group)}"
+        lines += ["", group["group"], f"  changed: {say_changed(group)}", f"  macro F1 {group['said']}{level}",
                   f"  {say_pairs(group)}, {group['n']} photos; photo by photo: snakecls compare {pair}"]
     return "\n".join([*lines, "", compared["luck"]])

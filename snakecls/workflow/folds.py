@@ -155,21 +155,21 @@ _NOT_JUDGED = {"other": None, "proposed": False, "changed": [], "reason": "", "a
 def _judge_folds(
     folder: Path,  # with the joined predictions
     experiment: dict,  # of the first fold
-    parent: Path | None,  # earlier folds; None: the newest of the same photos
+    parent: Path | None,  # earlier folds; None: the nearest of the same photos
 ) -> dict:  # other, proposed, reason, changed, about, views
     "Compare folds with earlier ones on the same photos."
-    mine = read_answers(folder, "predictions")
+    mine, found = read_answers(folder, "predictions"), []
     for other in [parent] if parent else _earlier_folds(folder):
         try:
             theirs = read_answers(other, "predictions")
             reason = match_answers(mine, theirs)[2] if theirs is not None else "they kept no predictions"
             if not reason:
-                return {"other": other.name, "proposed": parent is None, "reason": ""} | _compare_folds(folder, other, experiment)
+                found.append({"other": other.name, "proposed": parent is None, "reason": ""} | _compare_folds(folder, other, experiment))
         except Exception as e:  # noqa: BLE001  (a damaged folder is told where it was named, and else passed over)
             reason = f"its folder cannot be read ({say_damage(e, other)})"
-        if parent:
+        if parent and reason:
             return _NOT_JUDGED | {"other": other.name, "reason": reason}
-    return dict(_NOT_JUDGED)
+    return min(found, key=lambda judged: len(judged["changed"]), default=dict(_NOT_JUDGED))  # the newest of the nearest
 
 # %% ../../nbs/workflow/19_folds.ipynb #700e1ecd
 def _earlier_folds(folder: Path) -> list[Path]:  # the newest first

@@ -60,7 +60,7 @@ def __str__(self: LogbookEntry) -> str:
     link = f"[{_one_line(self.run)}]({quote(self.link)})" if self.link else _one_line(self.run)
     anchor = f'<a id="{quote(self.run)}"></a>' if self.anchor else ""
     changed = "; ".join(_code(change) for change in self.changes) or ("nothing" if self.parent else "")
-    changed += f" (no parent was given; {_one_line(self.parent)} is the newest run on the same photos)" if self.proposed else ""
+    changed += f" (no parent was given; {_one_line(self.parent)} is the nearest run on the same photos)" if self.proposed else ""
     lines = {
         "Part of": f"[{_one_line(self.part_of)}](#{quote(self.part_of)})" if self.part_of else "",
         "Varied": "; ".join(_code(axis) for axis in self.varied),
@@ -235,11 +235,18 @@ def _compared_text(verdict: dict) -> str:  # of `_judge_run`
     targets = [f" Target '{name}': {gap_text(about, found[about])}." for name, found in verdict["targets"].items() if about in found]
     ends = {"another seed": " Only the seed was changed.", "thresholds": ""}
     end = ends.get(verdict["verdict"], " One seed each, so what another seed would change is not known.")
-    others = "".join(targets) + _tuned_text(verdict.get("tuned") or []) + end
+    others = "".join(targets) + _tuned_text(verdict.get("tuned") or []) + _say_parts(verdict["changed"]) + end
     if verdict.get("same_weights"):
         return f"{gap_text(about, views[about])}; both serve the weights of their last epoch.{others}"
     gaps = "; ".join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))
     return f"{gaps}.{why if about == 'trained' else ''}{others}"
+
+# %% ../../nbs/workflow/08_logbook.ipynb #9cd1de1b
+def _say_parts(changed: Sequence[Sequence]) -> str:  # a sentence; empty where one part was changed
+    "Say that several parts were changed together, and what that leaves open."
+    parts = dict.fromkeys(re.split(r"[.\[]", place)[0] for place, *_ in changed)
+    parts = [part for part in parts if part != "seed"]
+    return f" Changed together: {', '.join(parts[:-1])} and {parts[-1]}; which of them did it, this does not tell." if len(parts) > 1 else ""
 
 # %% ../../nbs/workflow/08_logbook.ipynb #694db0c6
 def _tuned_text(tuned: Sequence[str]) -> str:  # a sentence; empty where there is nothing to say

@@ -17,8 +17,9 @@ import pandas as pd
 from ..core import UserError, unknown_name
 
 # %% ../../nbs/workflow/32_select_runs.ipynb #9d435c37
-_LIMIT = re.compile(r"\s*([\w-]+)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*", re.DOTALL)
+_LIMIT = re.compile(r"\s*([\w -]*[\w-])\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*", re.DOTALL)
 _WORDS = ("run", "name", "tags", "note", "question")
+_HEADINGS = {"macro f1": "f1_macro", "test f1": "test_f1_macro", "trained": "trained_f1_macro", "px": "size"}  # as the table is shown
 
 
 def filter_runs(
@@ -44,6 +45,7 @@ def _read_filter(text: str, columns: list[str]) -> Callable[[dict], bool]:
     if limit is None:
         return lambda row: any(text.strip().lower() in _as_text(row.get(name)).lower() for name in _WORDS)
     name, sign, value = limit.groups()
+    name = _HEADINGS.get(name.lower(), name)
     if name not in columns:
         raise unknown_name("--filter column", name, columns)
     if sign in ("=", "!="):
@@ -87,6 +89,7 @@ def sort_runs(
 ) -> pd.DataFrame:
     "Put runs into another order; raises `UserError` for a column that there is not."
     name = column.removeprefix("-")
+    name = _HEADINGS.get(name.lower(), name)
     if name not in board:
         raise unknown_name("--sort column", name, list(board))
     cells = board[name].tolist()
