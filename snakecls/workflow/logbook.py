@@ -235,7 +235,7 @@ def _compared_text(verdict: dict) -> str:  # of `_judge_run`
     targets = [f" Target '{name}': {gap_text(about, found[about])}." for name, found in verdict["targets"].items() if about in found]
     ends = {"another seed": " Only the seed was changed.", "thresholds": ""}
     end = ends.get(verdict["verdict"], " One seed each, so what another seed would change is not known.")
-    others = "".join(targets) + _tuned_text(verdict.get("tuned") or []) + _say_parts(verdict["changed"]) + end
+    others = "".join(targets) + _tuned_text(verdict.get("tuned") or []) + _say_parts(verdict.get("changed") or []) + end
     if verdict.get("same_weights"):
         return f"{gap_text(about, views[about])}; both serve the weights of their last epoch.{others}"
     gaps = "; ".join(gap_text(view, views[view]) for view in dict.fromkeys([about, *views]))
