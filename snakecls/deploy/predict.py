@@ -340,7 +340,7 @@ class Predictor(PhotoPredictor):
         if engine not in ("auto", "onnxruntime", "torch"):
             raise unknown_name("engine", engine, ("auto", "onnxruntime", "torch"))
         self.bundle, self.device = read_bundle(bundle_folder(bundle)), device
-        self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, [*self.bundle.notes, *_untold(self.bundle)]
+        self.info, self.examples, self.notes = self.bundle.info, self.bundle.examples, (*self.bundle.notes, *_untold(self.bundle))
         self.graph, self.use = _find_graph(self.bundle, engine, device), "torch" if engine == "torch" else "auto"
         _ = self._trust  # what is wrong with them is told now
         if self.graph is None:

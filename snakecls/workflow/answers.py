@@ -65,9 +65,16 @@ def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
     parts += [
         f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()
     ]
+    decision = row.get("decision") or {}
+    first, said = _split_warning(decision)
     below = [" ".join(row["caution"].values())] if row.get("caution") else []
-    below += (row.get("decision") or {}).get("said", [])
-    return "; ".join(parts) + "".join(f"\n  {line}" for line in below)
+    return "\n  ".join([*first, "; ".join(parts), *below, *said])
+
+def _split_warning(decision: dict[str, Any]) -> tuple[list[str], list[str]]:  # what stands above the names; what stands below
+    "Put first that a photo is unlike what the model knows."
+    said, known = decision.get("said", []), decision.get("known")
+    at = 1 if known and not known["like"] else 0
+    return said[:at], said[at:]
 
 # %% ../../nbs/workflow/28_answers.ipynb #b15686c1
 def predict_given(
