@@ -204,19 +204,25 @@ def run_served_cost(cache: Path, seed: int = 3) -> None:
         run = run_experiment(make_experiment(values | change), root=cache / "runs", logbook=None, say=print)
         made[name] = Predictor(run.run / "best")
         sizes = {file.name: file.stat().st_size / 1e6 for file in (run.run / "best").iterdir() if file.name in ("rejection.safetensors", "features.onnx")}
-        record("rejection", f"end of a run, {name}", seconds[name], unit="s", note=f"{(d['split'] != 'test').sum()} photos of 12 species at 224 px, {'training features kept' if name == 'a probe' else 'features computed'}, 70 drawn things, other work beside")
+        record("rejection", f"end of a run, {name}", seconds[name], unit="s", note=f"{(d['split'] != 'test').sum()} photos of 12 species at 224 px, {'training features kept' if name == 'a probe' else 'pretrained features kept by the probe before; else one more pass over the photos'}, 70 drawn things, other work beside")
         record("rejection", f"files, {name}", [sum(sizes.values())], unit="MB", note=", ".join(f"{file} {size:.2f}" for file, size in sorted(sizes.items())))
     photos, times = table["path"].tolist()[:40], {}
     works = {f"{what}, {name}": ask for name, predictor in made.items() for what, ask in (("answer alone", lambda photo, p=predictor: p.probs([photo])), ("answer and whether it is known", lambda photo, p=predictor: p.probs_known([photo])))}
-    for turn, photo in enumerate([*photos[:3], *photos]):
-        for arm, work in works.items():
-            start = time.perf_counter()
-            work(photo)
-            if turn >= 3:
-                times.setdefault(arm, []).append(1000 * (time.perf_counter() - start))
+    for photo in [*photos[:3], *photos]:
+        best = dict.fromkeys(works, np.inf)
+        for _ in range(5):  # other work beside makes some of them slow
+            for arm, work in works.items():
+                start = time.perf_counter()
+                work(photo)
+                best[arm] = min(best[arm], 1000 * (time.perf_counter() - start))
+        for arm, value in best.items():
+            times.setdefault(arm, []).append(value)
+    times = {arm: values[3:] for arm, values in times.items()}
     for arm, values in times.items():
-        alone = times[f"answer alone, {arm.partition(', ')[2]}"]
-        record("rejection", f"Predictor, {arm}", values, unit="ms a photo", note=f"median {np.median(values) / np.median(alone):.2f} of the answer alone; 192 px photos for 224 px, arms in turn, one photo at a time, other work beside")
+        ratios = np.divide(values, times[f"answer alone, {arm.partition(', ')[2]}"])
+        low, high = np.quantile([np.median(np.random.default_rng(i).choice(ratios, len(ratios))) for i in range(1000)], [0.025, 0.975])
+        record("rejection", f"Predictor, {arm}", values, unit="ms a photo",
+               note=f"{np.median(ratios):.3f} of the answer alone ({low:.3f} to {high:.3f}, median over photos, bootstrap); the best of 5 of each photo, arms in turn, 192 px photos for 224 px, other work beside")
 
 
 def run_ph(cache: Path) -> None:
