@@ -6,9 +6,10 @@ drawn things that are no snakes. Known: the test photos of the other species. Ot
 seed, kind by kind; butterflies, checkboxes and scenes, which nothing was fitted or chosen on.
 snakes_ph: `train` is fitted on, `val` is the test. Each species is left out once, in five rounds; other things are scored with all species known.
 Intervals: t over seeds or rounds; percentile bootstrap over photos where there is one figure.
-cost: bytes of the statistics, milliseconds of an answer. maps: where the network looked (`evaluate.explain`), tested by deletion.
+served: the same drawn photos through a run, its bundle and `Predictor`, with the run's own tuning (70 drawn things of its seed), beside the direct way.
+cost: bytes of the statistics, milliseconds of an answer. served_cost: milliseconds of a `Predictor`'s answer, and what a run pays. maps: where the network looked (`evaluate.explain`), tested by deletion.
 
-Usage: python benchmarks/rejection.py CACHE_FOLDER [--parts drawn ph cost maps]; the photos are in $SNAKECLS_REAL_DATA."""
+Usage: python benchmarks/rejection.py CACHE_FOLDER [--parts drawn served ph cost served_cost maps]; the photos are in $SNAKECLS_REAL_DATA."""
 import argparse
 import os
 import tempfile
@@ -128,6 +129,102 @@ def run_drawn(cache: Path, seeds: list[int]) -> None:
         record("rejection", f"drawn, {kind or 'known'}, chosen", [one["passed"][kind] for one in rounds], unit="share above the threshold", note="set for 95 % of held-out training photos")
 
 
+def serve_round(seed: int, cache: Path, gone: np.ndarray) -> Path:  # the bundle
+    "Train a probe by an experiment on the drawn photos of the species that are known."
+    from snakecls.experiment.file import make_experiment
+    from snakecls.workflow.run import run_experiment
+
+    table = pd.read_csv(cache / f"demo{seed}" / "photos.csv")
+    known = table[~table["binomial"].isin(gone)].assign(path=lambda t: [str((cache / f"demo{seed}" / path).resolve()) for path in t["path"]])
+    known.to_csv(cache / f"known{seed}.csv", index=False)
+    values = {"name": f"served{seed}", "data": {"source": str(cache / f"known{seed}.csv"), "target": "binomial", "group": "observation_id"}, "train": {"refit": True},
+              "schedule": [{"size": DRAWN_PX, "epochs": 0, "head": "probe"}], "track": []}
+    return run_experiment(make_experiment(values), root=cache / "runs", logbook=None, say=print).run / "best"
+
+
+def run_served(cache: Path, seeds: list[int]) -> None:
+    "Score through bundle and Predictor what `run_drawn` scores on features."
+    from snakecls.deploy.predict import Predictor
+
+    values: dict[str, list[tuple[float, float]]] = {}
+    passed: dict[str, list[float]] = {}
+    chosen = []
+    for seed in seeds:
+        d, table = read_drawn(seed, cache), pd.read_csv(cache / f"demo{seed}" / "photos.csv")
+        names = np.random.default_rng(seed).permutation(np.unique(d["y"]))[:3]
+        gone = np.isin(d["y"], names)
+        fit, test = (d["split"] != "test") & ~gone, (d["split"] == "test") & ~gone
+        direct = judge(d["X"][fit], d["y"][fit], d["group"][fit], d["X"][test],
+                       {"species left out": d["X"][gone], **{f"drawn {kind}": rows for kind, rows in read_things(seed + 1000, DRAWN_PX, cache).items()}}, read_things(seed, DRAWN_PX, cache))
+        predictor = Predictor(serve_round(seed, cache, names))
+        paths = np.array([str(cache / f"demo{seed}" / path) for path in table["path"]], object)
+        kinds, photos = zip(*draw_others(140, seed=seed + 1000, size_px=192))
+        sets = {"": list(paths[test]), "species left out": list(paths[gone]), **{f"drawn {kind}": [photo for one, photo in zip(kinds, photos) if one == kind] for kind in OTHER_KINDS}}
+        scored = {kind: np.array([one["score"] for one in predictor.probs_known(given)[1]]) for kind, given in sets.items()}
+        chosen.append(" + ".join(predictor.known["scores"]))
+        for kind, scores in scored.items():
+            passed.setdefault(kind, []).append(float((scores >= predictor.known["threshold"]).mean()))
+            if kind:
+                values.setdefault(kind, []).append((tell_apart(scored[""], scores), tell_apart(*direct["pairs"]["chosen", kind])))
+        print(seed, chosen[-1], {kind: tuple(round(v, 3) for v in pairs[-1]) for kind, pairs in values.items()}, flush=True)
+    for kind, pairs in values.items():
+        served, plain = map(list, zip(*pairs))
+        gaps = np.subtract(served, plain)
+        half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+        note = f"seeds {seeds}, {DRAWN_PX} px, direct {np.mean(plain):.3f}; served less direct {gaps.mean():+.3f} ({gaps.mean() - half:+.3f} to {gaps.mean() + half:+.3f}); chosen by the runs: {', '.join(chosen)}"
+        record("rejection", f"drawn, {kind}, served", served, unit="AUROC", note=note)
+    for kind, shares in passed.items():
+        record("rejection", f"drawn, {kind or 'known'}, served", shares, unit="share above the threshold", note="set for 95 % of held-out training photos")
+
+
+def run_served_cost(cache: Path, seed: int = 3) -> None:
+    "Measure what an answer through Predictor pays for it, with the network's own features and with a second graph."
+    from snakecls.deploy.predict import Predictor
+    from snakecls.experiment.file import make_experiment
+    from snakecls.workflow import results
+    from snakecls.workflow.run import run_experiment
+
+    d = read_drawn(seed, cache)
+    table = pd.read_csv(cache / f"demo{seed}" / "photos.csv").assign(path=lambda t: [str((cache / f"demo{seed}" / path).resolve()) for path in t["path"]])
+    table.to_csv(cache / "cost.csv", index=False)
+    seconds, add = {}, results.add_rejection
+
+    def timed(*args, **kwargs):
+        start = time.perf_counter()
+        found = add(*args, **kwargs)
+        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return found
+
+    results.add_rejection = timed
+    arms = {"a probe": {"schedule": [{"size": 224, "epochs": 0, "head": "probe"}]},
+            "a fine-tuned network, with a second graph": {"schedule": [{"size": 224, "epochs": 1, "head": "keep", "lr": 1e-4, "freeze": "body"}], "trust": {"rejection": "always"}}}
+    made = {}
+    for name, change in arms.items():
+        values = {"name": "cost", "data": {"source": str(cache / "cost.csv"), "target": "binomial", "group": "observation_id"}, "track": []}
+        run = run_experiment(make_experiment(values | change), root=cache / "runs", logbook=None, say=print)
+        made[name] = Predictor(run.run / "best")
+        sizes = {file.name: file.stat().st_size / 1e6 for file in (run.run / "best").iterdir() if file.name in ("rejection.safetensors", "features.onnx")}
+        record("rejection", f"end of a run, {name}", seconds[name], unit="s", note=f"{(d['split'] != 'test').sum()} photos of 12 species at 224 px, {'training features kept' if name == 'a probe' else 'pretrained features kept by the probe before; else one more pass over the photos'}, 70 drawn things, other work beside")
+        record("rejection", f"files, {name}", [sum(sizes.values())], unit="MB", note=", ".join(f"{file} {size:.2f}" for file, size in sorted(sizes.items())))
+    photos, times = table["path"].tolist()[:40], {}
+    works = {f"{what}, {name}": ask for name, predictor in made.items() for what, ask in (("answer alone", lambda photo, p=predictor: p.probs([photo])), ("answer and whether it is known", lambda photo, p=predictor: p.probs_known([photo])))}
+    for photo in [*photos[:3], *photos]:
+        best = dict.fromkeys(works, np.inf)
+        for _ in range(5):  # other work beside makes some of them slow
+            for arm, work in works.items():
+                start = time.perf_counter()
+                work(photo)
+                best[arm] = min(best[arm], 1000 * (time.perf_counter() - start))
+        for arm, value in best.items():
+            times.setdefault(arm, []).append(value)
+    times = {arm: values[3:] for arm, values in times.items()}
+    for arm, values in times.items():
+        ratios = np.divide(values, times[f"answer alone, {arm.partition(', ')[2]}"])
+        low, high = np.quantile([np.median(np.random.default_rng(i).choice(ratios, len(ratios))) for i in range(1000)], [0.025, 0.975])
+        record("rejection", f"Predictor, {arm}", values, unit="ms a photo",
+               note=f"{np.median(ratios):.3f} of the answer alone ({low:.3f} to {high:.3f}, median over photos, bootstrap); the best of 5 of each photo, arms in turn, 192 px photos for 224 px, other work beside")
+
+
 def run_ph(cache: Path) -> None:
     table = load_table(PHOTOS / "snakes_ph").sort_values("path")
     table = table[[is_readable(path) for path in table["path"]]]
@@ -237,11 +334,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path, help="folder for features and drawn photos")
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 4, 5, 6, 7])
-    parser.add_argument("--parts", nargs="+", default=["drawn", "ph", "cost", "maps"])
+    parser.add_argument("--parts", nargs="+", default=["drawn", "served", "ph", "cost", "served_cost", "maps"])
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     if "drawn" in args.parts:
         run_drawn(args.cache, args.seeds)
+    if "served" in args.parts:
+        run_served(args.cache, args.seeds)
+    if "served_cost" in args.parts:
+        run_served_cost(args.cache)
     if "ph" in args.parts:
         run_ph(args.cache)
     if "cost" in args.parts:

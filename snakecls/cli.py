@@ -975,7 +975,7 @@ def ensemble(
         lines.append("All of them give the same probabilities, as the same network does, so nothing is won; give runs of other seeds or settings.")
     if output is not None:
         lines.append(
-            f"Wrote the mean of the weights to {soup_runs(bundles, output)}; score it with: snakecls evaluate --model {output} --data …"
+            f"Wrote the mean of the weights to {soup_runs(bundles, output, say=_tell)}; score it with: snakecls evaluate --model {output} --data …"
         )
     _show(said | {"output": output}, "\n".join(lines), json)
 

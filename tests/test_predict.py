@@ -23,7 +23,7 @@ def test_predictor_imports_neither_fastai_nor_training_code(tiny_bundle, snake_p
     ours = {".".join(name.split(".")[:2]) for name in answer["modules"] if name.startswith("snakecls.")}
     assert ours == {"snakecls.arguments", "snakecls.core", "snakecls.strict", "snakecls.stats", "snakecls.disk", "snakecls.progress", "snakecls.workers", "snakecls.data", "snakecls.models", "snakecls.deploy", "snakecls.evaluate"}
     evaluate = {name.removeprefix("snakecls.evaluate.") for name in answer["modules"] if name.startswith("snakecls.evaluate.")}
-    assert evaluate == {"conformal", "prior", "taxonomy", "risk", "decide"}  # what is said of one photo, with numpy alone
+    assert evaluate == {"conformal", "prior", "taxonomy", "risk", "decide", "rejection"}  # what is said of one photo, with numpy alone
 
 
 def test_opening_photos_imports_pil_and_numpy_only():

@@ -95,14 +95,17 @@ def _preview_html(
 def answer_json(
     predictor: "Predictor | LearnerPredictor",
     photo: str | None,  # the uploaded file
-) -> list[dict[str, Any]]:  # label, prob, facts; threshold and above with several labels; caution, dangers, targets as far as there are
+) -> list[dict[str, Any]]:  # label, prob, facts; threshold and above with several labels; caution, dangers, targets, known as far as there are
     "Answer a photo for programs."
     import gradio as gr
 
     if photo is None:
         raise gr.Error("No photo was given; upload one, and name it in the request.", print_exception=False)
     try:
-        probs, others = _all_probs(predictor, photo)
+        _check_pixels(photo)
+        answers, (known,) = predictor.probs_known([photo])
+        probs, *further = (rows[0] for rows in answers.values())
+        others = predictor.rank_others(dict(zip(list(answers)[1:], further)), top=10**6)
         answer, shown = predictor.rank(probs), predictor.rank(probs, fill=True)
     except PlainPhotoError as e:
         danger = no_all_clear(model_dangers(predictor.info)[0])
@@ -115,6 +118,8 @@ def answer_json(
         note_answered(photo)
     judged = judge(predictor.info, probs, shown, others)
     whole, dangers = judged.for_programs(), judged.dangers
+    if known is not None:
+        whole["known"] = known  # score, threshold, like: whether the photo is like those that the model was trained on
     if others:
         whole["targets"] = {target: _target_json(target, ranked[0], dangers) for target, ranked in others.items()}
     return [{"label": p.label, "prob": p.prob, "facts": first_facts(predictor.info, p.label, p.facts, dangers)}

@@ -155,6 +155,8 @@ class LearnerPredictor(PhotoPredictor):
         self.learn = _load_trusted(Path(path), trust)
         self.model, self.info = self.learn.model.eval(), _learner_info(self.learn)
         self.prepares = "photo" in (getattr(self.learn, "snakecls_info", None) or {})
+        if self.info.trust.get("rejection"):
+            self.notes = ["a pickle does not tell photos that are unlike its training photos; the run's bundle does."]
 
     def probs(
         self,

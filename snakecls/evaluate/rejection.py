@@ -9,6 +9,7 @@ __all__ = ['CANDIDATES', 'LEFT_OUT', 'FEATURES_ALONE', 'DEFAULT', 'OTHER_KINDS',
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #b050437d
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def fit_statistics(
     "Fit what the scores need of features."
     unit = _as_units(features)
     mean = unit.mean(0)
-    axes = _main_axes(unit - mean, n_axes or max(1, min(128, len(unit) // 2, unit.shape[1] // 2))).astype(kind)
+    axes = _main_axes(unit - mean, n_axes or max(1, min(128, len(unit) // 2, unit.shape[1] // 2))).astype(kind, order="C")  # as it comes back from a file
     places = (unit - mean) @ axes.astype(np.float32)
     centres = np.stack([places[targets == label].mean(0) for label in range(int(targets.max()) + 1)])
     kept = _pick_neighbours(targets, most, seed)
@@ -46,10 +47,13 @@ def _as_units(features: np.ndarray) -> np.ndarray:  # (n, d) float32
 
 def _main_axes(centred: np.ndarray, k: int) -> np.ndarray:  # (d, k)
     "Find the directions in which photos differ most."
-    if len(centred) < centred.shape[1]:  # by the smaller of the two matrices
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        return centred.T @ vectors[:, ::-1][:, :k] / np.sqrt(np.maximum(values[::-1][:k], 1e-12))
-    return np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :k]
+    from scipy.linalg import eigh
+
+    few = len(centred) < centred.shape[1]  # by the smaller of the two matrices
+    square = centred @ centred.T if few else centred.T @ centred
+    values, vectors = eigh(square, subset_by_index=[len(square) - k, len(square) - 1])
+    vectors = vectors[:, ::-1]
+    return centred.T @ vectors / np.sqrt(np.maximum(values[::-1], 1e-12)) if few else vectors
 
 def _whiten(deviations: np.ndarray, shrink: float) -> np.ndarray:  # (k, k) float32: a deviation times it has a Mahalanobis distance as its length
     "Invert a covariance, of which a share is made round so that it can be inverted."
@@ -362,34 +366,49 @@ def rejection_from_photos(
     distractors: str | None = None,  # a folder of photos of other things; its subfolders too
     n_drawn: int = 70,  # drawn other things; 0: none
     C: float | None = None,  # of the served probe; None: chosen
+    most: int | None = None,  # photos that are looked at, of each class in turn; None: all
+    exact: bool = True,  # features in 32 bits; else by the fastest engine that agrees, as a probe was fitted
     cache: Any = None,  # a `FeatureCache`
+    candidates: Sequence[Sequence[str]] = CANDIDATES,
     seed: int = 0,
     **settings,  # of `fit_rejection`
 ) -> dict[str, Any]:  # as `fit_rejection` gives it
     "Fit rejection on training photos; raises `UserError` for a folder without photos."
     from snakecls.models.feature_cache import kept_features
     from snakecls.models.probe import fit_probe
+    from snakecls.train.fold_answers import join_copies
 
-    how = {"exact": True, "cache": cache, "on_lost": lambda position, error: None}
-    views, read = kept_features(network, photos, spec, **how)
-    targets, others = np.asarray(targets)[read], {}
-    drawn = list(draw_others(n_drawn, seed=seed, size_px=max(spec.height, spec.width, 32)))
+    how = {"exact": exact, "cache": cache, "on_lost": lambda position, error: None}
+    targets = np.asarray(targets)
+    picked = _pick_neighbours(targets, most or len(targets), seed)
+    views, read = kept_features(network, [photos[i] for i in picked], spec, **how)
+    picked, others = picked[read], {}
+    targets = targets[picked]
+    drawn = list(draw_others(n_drawn, seed=seed, size_px=max(spec.height, spec.width, 64)))
     pictures = {"drawn": [photo for _, photo in drawn], "distractors": _find_photos(distractors) if distractors else []}
     for kind, given in pictures.items():
         rows, seen = kept_features(network, given, spec, **how) if given else (None, np.zeros(0, bool))
         if given and not seen.any():
             raise UserError(f"none of the photos in {distractors} can be read; give a folder of photos, or leave out distractors.")
         others |= {kind: rows[0]} if given else {}
-    C = C or fit_probe(views[0], _numbers(targets), seed=seed).C
-    chosen = {"logits": None if logits is None else logits[read], "groups": None if groups is None else np.asarray(groups)[read]}
-    return fit_rejection(views[0], targets, others=others, answer=probe_answer(C), seed=seed, **chosen, **settings)
+    if {"energy", "max_logit", "vim"} & {name for names in candidates for name in names}:
+        answer = probe_answer(C or fit_probe(views[0], _numbers(targets), seed=seed).C)
+    else:
+        answer = _no_answer
+    groups = join_copies(np.arange(len(picked)) if groups is None else np.asarray(groups)[picked], views[0])
+    chosen = {"logits": None if logits is None else logits[picked], "groups": groups, "candidates": candidates}
+    return fit_rejection(views[0], targets, others=others, answer=answer, seed=seed, **chosen, **settings)
+
+def _no_answer(features: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    "Stand in for a probe where no score looks at its logits."
+    return lambda rows: np.zeros((len(rows), int(targets.max()) + 1), np.float32)
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #30037b1b
 def _find_photos(folder: str) -> list[str]:
     "List the photos in a folder and below; raises `UserError` where there are none."
     from snakecls.data.folders import list_photos
 
-    found, _ = list_photos(folder)
+    found, _ = list_photos(Path(folder).expanduser())
     if not found:
         raise UserError(f"the folder of distractors {folder} holds no photos; give one with photos of other things, or leave it out.")
     return found

@@ -98,6 +98,8 @@ def _idle_data(experiment: Experiment) -> Iterator[str]:
     if experiment.predict.danger_column and not data.facts:
         columns = ", ".join(experiment.predict.danger_column)
         yield f"predict.danger_column names {columns}, but there is no table of facts; give data.facts, or leave danger_column out."
+    if experiment.trust.distractors and experiment.trust.rejection == "none":
+        yield "trust.distractors names photos of other things, but trust.rejection is none; leave one of them out."
 
 # %% ../../nbs/experiment/05_doubts.ipynb #a178882f
 _TRACKERS = {"wandb": "W&B", "mlflow": "MLflow", "tensorboard": "TensorBoard", "trackio": "Trackio"}

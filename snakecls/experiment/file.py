@@ -301,6 +301,8 @@ def load_experiment(
     experiment = make_experiment(values if values is not None else {}, overrides=overrides, where=path.name)
     of_data = _paths_beside(path, experiment.data, "data", ("source", "root", "facts", "corrections"), overrides)
     of_model = _paths_beside(path, experiment.model, "model", ("weights",), overrides)
-    parts = {"data": experiment.data.model_copy(update=of_data), "model": experiment.model.model_copy(update=of_model)}
+    of_trust = _paths_beside(path, experiment.trust, "trust", ("distractors",), overrides)
+    updates = {"data": of_data, "model": of_model, "trust": of_trust}
+    parts = {name: getattr(experiment, name).model_copy(update=update) for name, update in updates.items()}
     name = name_after(path) if "name" not in experiment.model_fields_set else experiment.name
     return experiment.model_copy(update={**parts, "name": name})

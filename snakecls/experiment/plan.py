@@ -285,6 +285,7 @@ def make_plan(
     if experiment.augment.transforms:
         make_albumentations(experiment.augment.transforms)
     device = check_device(experiment.train.device, "train.device")
+    _check_distractors(experiment)
     seed_everything(experiment.seed)
     model = make_network(
         problem, experiment.model.arch, weights=experiment.model.weights, **experiment.model.joining, **experiment.model.kwargs
@@ -301,6 +302,13 @@ def make_plan(
     issues = pd.DataFrame(noted.issues, columns=["path", "issue", "reason"])
     cbs, notes = _make_callbacks(experiment, model, saver.monitor), [*told, *noted.notes, *find_idle(asked, stages), *idle]
     return Plan(experiment, noted.table, issues, corrected, problem, facts, stages, model, parts, cbs, saver, notes)
+
+
+def _check_distractors(experiment: Experiment) -> None:
+    "Refuse a folder of other things that is not there; raises `UserError`."
+    folder = experiment.trust.distractors
+    if folder and not Path(folder).expanduser().is_dir():
+        raise UserError(f"trust.distractors is {folder}, which is no folder; give one with photos of other things, or leave it out.")
 
 
 def _with_joining(experiment: Experiment) -> Experiment:

@@ -309,6 +309,11 @@ class TrustConfig(Settings):
         None, description="what a wrong answer costs by what is true and what is said (0 harmless, 1 dangerous), each above 0, such as "
         "{'00': 1, '01': 2, '10': 5, '11': 2}, which are SnakeCLEF's and the default"
     )
+    rejection: Literal["auto", "always", "none"] = Field(
+        "auto", description="whether the model tells photos that are unlike its training photos: where a linear probe is served, whose features are "
+        "at hand (auto), for a fine-tuned network too, with a second graph of the pretrained one in the bundle (always), or not"
+    )
+    distractors: str | None = Field(None, min_length=1, description="folder of photos of other things, by which that is tuned beside drawn ones")
 
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [{"size": 224, "epochs": 0, "head": "probe"}]  # of pretrained weights

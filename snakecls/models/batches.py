@@ -85,12 +85,13 @@ def _engine_probs(
     temperature: Any = 1.0,  # > 0; as a bundle has it, which can be one for each target or label
     flip: bool = False,  # average with the mirrored photos
     problem: Problem | str = "single_label",  # as `as_problem` takes it: 'multi_label' gives each label a probability of its own
+    ask: Callable[[Engine, np.ndarray], Any] = lambda engine, batch: engine.logits(batch),  # how photos as they are get their logits; may look at more
 ) -> list[np.ndarray]:  # (n, n_classes) for each target; rows sum to 1 for a single label
     "Turn an engine's logits into probabilities; raises `UserError` for another problem."
     problem, seen = as_problem(problem), []
     for view in views:
         for side in two_views(view, flip):
-            answer = engine_for(view).logits(side)
+            answer = engine_for(view).logits(side) if seen else ask(engine_for(view), side)
             seen.append(answer if isinstance(answer, tuple) else (answer,))
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number is found by whoever shows it
         return [problem.mean_probs(same, t) for same, t in zip(zip(*seen), temperatures(temperature))]

@@ -62,6 +62,10 @@ class TorchEngine(Engine):
         answers = self._run(read_answers, batch)
         return answers if find_heads(self.model) else answers[0]
 
+    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:
+        features, *answers = self._run(read_both, batch)
+        return features, tuple(answers) if find_heads(self.model) else answers[0]
+
     @torch.inference_mode()
     def _run(self, reads: Callable, batch: Any) -> tuple[np.ndarray, ...]:
         device, was_training = _device(self.model), self.model.training

@@ -126,6 +126,10 @@ class Engine:
         "Give the network's answer."
         raise NotImplementedError
 
+    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:  # features, None where there are none; logits
+        "Give features and answer, of one run where that can be."
+        return self.features(batch), self.logits(batch)
+
 # %% ../../nbs/models/13_graph.ipynb #40f1bb42
 def can_run_graphs() -> bool:
     "Tell whether ONNX Runtime is installed."
@@ -178,18 +182,22 @@ class Graph(Engine):
 
     def logits(self, batch: Any) -> np.ndarray | tuple[np.ndarray, ...]:
         if self.heads:
-            features = self.features(batch)
-            answers = [features @ weight.T + bias for weight, bias in self.heads]
-        else:
-            answers = self.run([name for name in self.outputs if name.startswith("logits")], batch)
-        return tuple(answers) if self.several or "logits.0" in self.outputs else answers[0]
+            return self._by_heads(self.features(batch))
+        answers = self.run([name for name in self.outputs if name.startswith("logits")], batch)
+        return tuple(answers) if "logits.0" in self.outputs else answers[0]
 
-    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:  # features, None where the graph gives none; logits
-        "Give features and answer of one run."
-        if self.heads or "features" not in self.outputs:
-            return self.features(batch) if self.heads else None, self.logits(batch)
+    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:
+        if "features" not in self.outputs:
+            return None, self.logits(batch)
+        if self.heads:
+            features = self.features(batch)
+            return features, self._by_heads(features)
         features, *answers = self.run(["features", *(name for name in self.outputs if name.startswith("logits"))], batch)
         return features, tuple(answers) if "logits.0" in self.outputs else answers[0]
+
+    def _by_heads(self, features: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        answers = [features @ weight.T + bias for weight, bias in self.heads]
+        return tuple(answers) if self.several else answers[0]
 
 # %% ../../nbs/models/13_graph.ipynb #2eef93e8
 class OpenVinoGraph(Graph):

@@ -27,7 +27,8 @@ def _answer(predictor: Any, file: str, top: int, country: str = "") -> dict[str,
     from snakecls.data.target_dangers import target_facts
     from snakecls.deploy.answer import judge
 
-    (_, first), *others = ((target, probs[0]) for target, probs in predictor.probs_all([file]).items())
+    answers, (known,) = predictor.probs_known([file])
+    (_, first), *others = ((target, probs[0]) for target, probs in answers.items())
     shown = predictor.rank(first, top=max(3, top), fill=True)  # three are what the page shows
     judged = judge(predictor.info, first, shown, predictor.rank_others(dict(others), top=10**6))
 
@@ -35,10 +36,10 @@ def _answer(predictor: Any, file: str, top: int, country: str = "") -> dict[str,
         return {"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, judged.dangers)}
 
     answer = {"top": [_guess(predictor.info, guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
-    if (held := predictor.rank_set(first)) is not None:  # as many labels as the promise needs
+    if (held := predictor.rank_set(first)) is not None and (known is None or known["like"]):  # as many labels as the promise needs
         answer["set"] = {"promised": predictor.promised(), "labels": [_guess(predictor.info, guess, judged.dangers) for guess in held]}
     if predictor.decides:
-        decision = predictor.decide_probs(first, country)
+        decision = predictor.decide_probs(first, country, known)
         answer["decision"] = decision.for_programs() | {"said": decision.sentences()}
     ranked = predictor.rank_others(dict(others), top=top)
     targets = {target: [further(target, guess) for guess in guesses] for target, guesses in ranked.items()}
@@ -64,9 +65,16 @@ def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
     parts += [
         f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()
     ]
+    decision = row.get("decision") or {}
+    first, said = _split_warning(decision)
     below = [" ".join(row["caution"].values())] if row.get("caution") else []
-    below += (row.get("decision") or {}).get("said", [])
-    return "; ".join(parts) + "".join(f"\n  {line}" for line in below)
+    return "\n  ".join([*first, "; ".join(parts), *below, *said])
+
+def _split_warning(decision: dict[str, Any]) -> tuple[list[str], list[str]]:  # what stands above the names; what stands below
+    "Put first that a photo is unlike what the model knows."
+    said, known = decision.get("said", []), decision.get("known")
+    at = 1 if known and not known["like"] else 0
+    return said[:at], said[at:]
 
 # %% ../../nbs/workflow/28_answers.ipynb #b15686c1
 def predict_given(
@@ -89,6 +97,7 @@ def predict_given(
     if csv is not None and Path(csv).is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
     predictor = Predictor(bundle)
+    _ = predictor.known  # a damaged file is told once, and not of every photo
     dangers, _, subject = model_dangers(predictor.info)
     country = read_country(country) if country.strip() else ""  # a mistyped one is told before photos are read
     rows = [{"path": path} | _try_answer(predictor, file, top, dangers, country) for path, file in photos]

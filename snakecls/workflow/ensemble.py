@@ -7,7 +7,7 @@ __all__ = ['bundle_run', 'ensemble_runs', 'soup_runs']
 
 # %% ../../nbs/workflow/17_ensemble.ipynb #c2801c62
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..data.label_facts import join_infos
 from ..data.problem import bundle_problem
 from ..evaluate.ensembles import average_weights, evaluate_ensemble
 from ..models.bundle import BundleInfo, load_model, read_bundle, write_bundle
+from ..models.bundle_files import FEATURES_FILE
 from .results import predictions_name
 
 # %% ../../nbs/workflow/17_ensemble.ipynb #323f2dfa
@@ -89,6 +90,7 @@ def soup_runs(
     output: str | Path,  # a new folder
     *,
     model: Any = None,  # with this mean already; None: it is made
+    say: Callable[[str], object] = lambda note: None,  # told what is left out
     **changes: Any,  # of its `BundleInfo`
 ) -> Path:  # `output`
     "Write the mean of several runs' weights as a bundle; raises `UserError` where they are not the same network."
@@ -101,6 +103,10 @@ def soup_runs(
     info = replace(first.info, **join_infos([read_bundle(bundle).info for bundle in bundles]))
     places = [Path(bundle).absolute() for bundle in bundles]
     mean_of = [place.parent.name if place.name == "best" else place.name for place in places]
-    info = replace(info, name=f"mean of {len(bundles)} runs", metrics={}, trust={}, extra={**info.extra, "mean_of": mean_of})
+    rejection = first.info.trust.get("rejection") or {}
+    kept = {"rejection": rejection} if rejection.get("needs") == FEATURES_FILE else {}  # it is of the pretrained network, which all began as
+    if rejection and not kept:
+        say("Note: the mean does not tell photos that are unlike the training photos, as that was tuned on each run's own classifier.")
+    info = replace(info, name=f"mean of {len(bundles)} runs", metrics={}, trust=kept, extra={**info.extra, "mean_of": mean_of})
     info = replace(info, **{key: info.extra | value if key == "extra" else value for key, value in changes.items()})
-    return write_bundle(output, model, info, examples=first.examples)
+    return write_bundle(output, model, info, examples=first.examples, known=first.known if kept else None)

@@ -246,7 +246,8 @@ def _calibrate(winner: Winner, answers: Mapping[str, pd.DataFrame], problem: Pro
         run = winner.runs[0]
         metrics, info = run.metrics(), read_bundle(run / "best").info
         kept = metrics["thresholds"] and metrics["thresholds"] | {"table": None, "on": f"validation photos of {run.id}"}
-        trust = info.trust | ({"source": info.trust["source"] | {"of": run.id}} if info.trust.get("source") else {})
+        trust = {part: value for part, value in info.trust.items() if part != "rejection"}  # that is of training photos, and fitted anew
+        trust |= {"source": info.trust["source"] | {"of": run.id}} if info.trust.get("source") else {}
         return {"from": "the winner", "n": metrics["valid"]["n"], "temperature": info.temperature, "thresholds": kept, "trust": trust}
     asked = SimpleNamespace(experiment=experiment, problem=problem, table=photos, facts={})
     trusted, first = fit_trust(table_evidence(asked, answers, {"from": "folds", "folds": len(winner.runs)})), answers[problem.target]

@@ -28,7 +28,7 @@ from ..evaluate.predictions import compare_tables, cool_table, decide_labels, pr
 from ..evaluate.report_data import find_part, target_part
 from ..evaluate.thresholds import compare_thresholds, tune_thresholds
 from ..experiment.plan import Plan
-from ..experiment.trust import Trusted, find_evidence, fit_trust, say_trust
+from ..experiment.trust import Trusted, add_rejection, find_evidence, fit_trust, say_trust
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
 from ..models.freezing import count_parameters
 from ..models.heads import find_heads
@@ -76,7 +76,14 @@ def said_final(final: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trusted(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], refitted: bool) -> Trusted:
-    "Fit the temperature and the rest of `trust`; a final model has them from its folds, or from the winner."
+    "Fit the temperature and the rest of `trust`; a final model has them from its folds, or from the winner, but for what is of training photos."
+    strengths = None if refitted else result.strengths.get(result.best.get("stage"))
+    splits = ["train", "valid"] if refitted else ["train"]
+    return add_rejection(_calibrated(plan, result, served, refitted), plan, result.best, splits=splits, C=strengths[0] if strengths else None)
+
+
+def _calibrated(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], refitted: bool) -> Trusted:
+    "Fit all that is of probabilities."
     if plan.final is not None:
         calibration = plan.final["calibration"]
         return Trusted(calibration["temperature"], calibration.get("trust") or {})
@@ -385,6 +392,8 @@ def finish_records(
     trusted = Trusted() if brief else _trusted(plan, result, served, refitted)
     if plan.final is None and (said := say_trust(trusted)):
         say(said)
+    if trusted.note:
+        say(trusted.note)
     served = _cool_tables(served, problem, trusted.temperature)
     answers, thresholds = _all_answers(plan, result, served, trusted.temperature)
     chosen = _find_chosen(result, thresholds)
@@ -402,7 +411,7 @@ def finish_records(
     if brief:
         return metrics
     try:
-        write_bundle(run / "best", learn.model, info, examples=examples, say=say)
+        write_bundle(run / "best", learn.model, info, examples=examples, known=trusted.known, say=say)
     except BaseException:
         if refitted:  # the model that is left is the one before
             run.write_metrics(metrics | {"refit": False, "test": None, "message": result.message + NOT_WRITTEN})
