@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'in_top_k', 'find_top_k', 'top_names', 'encode_arrays', 'Interval', 'bootstrap_interval',
            'resample', 'score_draws', 'Comparison', 'paired_bootstrap', 'rule_of_three', 'widen_gap', 'say_none_differ',
-           'say_difference', 'mean_sd', 'share_interval']
+           'say_difference', 'mean_sd', 'share_interval', 'likely_coverage', 'say_rough']
 
 # %% ../nbs/04_stats.ipynb #db979527
 import math
@@ -346,3 +346,29 @@ def share_interval(
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, half = (count + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(count * (n - count) / n + z * z / 4)
     return max(0.0, centre - half) if count else 0.0, min(1.0, centre + half) if count < n else 1.0
+
+# %% ../nbs/04_stats.ipynb #2747b246
+def likely_coverage(
+    n: int,  # photos that sets were fitted on; of photos that belong together the number of groups
+    coverage: float,  # promised, in (0, 1)
+) -> tuple[float, float]:  # low, high (95 %)
+    "Say between which shares the coverage of new photos lies, most likely."
+    from scipy.stats import beta
+
+    place = math.ceil((n + 1) * coverage - 1e-9)
+    return (1.0, 1.0) if place > n else tuple(float(x) for x in beta.ppf([0.025, 0.975], place, n + 1 - place))
+
+
+def say_rough(
+    n: int,
+    coverage: float,
+    *,
+    unit: str = "photos",
+    most: float = 0.05,  # below the promise; more than that is said
+) -> str:  # a sentence; empty where there are photos enough
+    "Say that a promise is rough."
+    low, high = likely_coverage(n, coverage)
+    if coverage - low <= most:
+        return ""
+    return (f"The promise of {coverage:.0%} is rough, as it comes from {n} {unit}: of many new photos, the set may hold the right label "
+            f"in as few as {low:.0%} or as many as {high:.0%}.")

@@ -185,15 +185,15 @@ def say_danger(
 def _say_counts(danger: dict[str, Any], name: str) -> str:
     "Say the counts of one danger."
     an_answer, got = _GOT[danger.get("several", False)]
-    apart = ""
+    apart, unit = "", danger.get("unit", "photos")
     if n := danger["unknown"]:
-        apart = f" {n} photo{'s' if n > 1 else ''} of labels of which this is not known {'are' if n > 1 else 'is'} not counted."
+        apart = f" {n} {unit if n > 1 else unit[:-1]} of labels of which this is not known {'are' if n > 1 else 'is'} not counted."
     if not danger["n"]:
-        return f"No photo is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
+        return f"No {unit[:-1]} is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
     harmless = f"{danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%})"
     in_top = f"{danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}"
     unsure = f" {danger['as_unknown']} more got {an_answer} of which it is not known." if danger["as_unknown"] else ""
-    return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {harmless}.{unsure} "
+    return (f"{danger['as_harmless']} of {danger['n']} {name} {unit} {got} {name}: {harmless}.{unsure} "
             f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} ({in_top}).{apart}")
 
 # %% ../../nbs/evaluate/05_danger.ipynb #09e3340e

@@ -6,16 +6,16 @@
 __all__ = ['MODE_NAMES', 'SOURCES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_served', 'judge_training',
            'judge_thresholds', 'judge_missed', 'judge_missed_labels', 'judge_unknown', 'say_lost', 'judge_lost',
            'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final', 'say_temperature',
-           'say_source']
+           'say_source', 'say_cooling', 'say_limits']
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import count
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
-from ..stats import paired_bootstrap, say_difference
+from ..stats import paired_bootstrap, say_difference, say_rough
 
 if TYPE_CHECKING:
     from snakecls.evaluate.report_data import ListFacts, SplitFacts
@@ -281,6 +281,33 @@ def say_source(
     text += ", which chose the epoch too, so that they are a little too good" if source.get("chose_epoch") else ""
     text += f"; {count(source['left_out'], 'photo')} of classes with a single group could not be answered" if source.get("left_out") else ""
     return text + (f"; fitted for {source['of']}" if source.get("of") else "")
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #1a07c71f
+def say_cooling(
+    measured: Mapping[str, Any],  # as `fit_reliability` gives it
+) -> str:  # a sentence; empty where the temperature helped
+    "Say that a temperature did not help on photos that it was not fitted on."
+    before, after = measured["before"], measured["after"]
+    if after["loss"] < before["loss"] - 1e-9 or after == before:
+        return ""
+    return (f"The temperature did not help on photos that it was not fitted on: log loss {before['loss']:.3f} before and {after['loss']:.3f} after, "
+            f"off by {100 * before['ece']:.1f} and {100 * after['ece']:.1f} points; trust.temperature=none leaves it out.")
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #57aac5c1
+def say_limits(
+    trust: Mapping[str, Any],  # of a bundle
+    temperature: Any = 1.0,
+) -> list[str]:  # sentences
+    "Say what has to be known of a calibration, beside what its notes say."
+    source, said = trust.get("source") or {}, []
+    cooled = any(value != 1 for value in (temperature.values() if isinstance(temperature, dict) else temperature if isinstance(temperature, list) else [temperature]))
+    for target, measured in (trust.get("reliability") or {}).items() if cooled else ():
+        if text := say_cooling(measured):
+            said.append(f"{target}: {text}" if len(trust["reliability"]) > 1 else text)
+    for fitted in (trust.get("conformal") or {}).values():
+        if (groups := source.get("groups") or fitted["n"]) < fitted["n"] and (rough := say_rough(groups, fitted["coverage"], unit="groups of photos that belong together")):
+            said.append(rough)
+    return list(dict.fromkeys(said))
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #320f6189
 def _judge_both(metrics: dict) -> dict:
