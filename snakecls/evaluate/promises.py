@@ -15,11 +15,11 @@ import pandas as pd
 
 from ..data.problem import MultiLabel, OneLabel, table_problem
 from .calibration import calibration_error
-from .conformal import likely_coverage, measure_sets, prediction_set
+from .conformal import measure_sets, prediction_set
 from .predictions import table_probs
-from .scores import name_groups
-from .verdicts import say_source
-from ..stats import bootstrap_interval
+
+from .verdicts import say_likely, say_source
+from ..stats import bootstrap_interval, name_groups
 
 # %% ../../nbs/evaluate/19_promises.ipynb #19a06279
 def measure_promises(
@@ -37,13 +37,13 @@ def measure_promises(
     groups = None if groups is None else name_groups(groups)
     fitted = (trust.get("conformal") or {}).get(target)
     error = calibration_error(probs, truth, groups=None if groups is None else np.array(groups, object))
-    rows = _set_rows(probs, truth, fitted, trust.get("source") or {}, groups) if fitted and truth.ndim == 1 else []
+    rows = _set_rows(probs, truth, fitted, groups) if fitted and truth.ndim == 1 else []
     rows.append(_calibration_row(error, (trust.get("reliability") or {}).get(target), cooled))
     source = say_source(trust["source"]) if (trust.get("source") or {}).get("n") else ""
     said, kept = _say_kept(rows[0], len(predictions), unit) if len(rows) > 1 else ("", None)
     cells = [(row["title"], *(_write_cell(row, key) for key in ("promised", "trained", "value"))) for row in rows]
     return {"of": target, "target": "", "n": len(predictions), "unit": unit, "source": source, "rows": rows, "cells": cells, "said": said, "kept": kept,
-            "notes": _say_where(source, unit), "table": error["table"]}
+            "notes": [*_say_where(source, unit), *filter(None, [say_likely(fitted, trust.get("source") or {}) if rows[1:] else ""])], "table": error["table"]}
 
 # %% ../../nbs/evaluate/19_promises.ipynb #e749f434
 @singledispatch
@@ -59,17 +59,16 @@ def _(part: MultiLabel, predictions: pd.DataFrame, labels: Sequence[str]) -> tup
     return np.clip(table_probs(predictions).astype(float), 0, 1), truth.reshape(len(predictions), len(labels))
 
 # %% ../../nbs/evaluate/19_promises.ipynb #a4137990
-def _set_rows(probs: np.ndarray, truth: np.ndarray, fitted: Mapping[str, Any], source: Mapping[str, Any], groups: list[str] | None) -> list[dict[str, Any]]:
+def _set_rows(probs: np.ndarray, truth: np.ndarray, fitted: Mapping[str, Any], groups: list[str] | None) -> list[dict[str, Any]]:
     "Measure sets of labels."
     sets, expected = prediction_set(probs, fitted), fitted.get("expected") or {}
     found, held = measure_sets(sets, truth), sets[np.arange(len(truth)), truth]
     said = np.where(held, truth, -1)  # -1: another than the right one
     whole, classes = (bootstrap_interval(metric, truth, said, groups=groups) for metric in ("accuracy", "balanced_accuracy"))
-    n = min(fitted["n"], source.get("groups") or fitted["n"])
-    rough = likely_coverage(n, fitted["coverage"])
+
     row = lambda key, title, kind, **more: {"key": key, "title": title, "kind": kind, "promised": None, "low": None, "high": None} | more  # noqa: E731
     return [
-        row("coverage", "The set holds the right label", "percent", promised=fitted["coverage"], likely=list(rough), trained=expected.get("coverage"),
+        row("coverage", "The set holds the right label", "percent", promised=fitted["coverage"], trained=expected.get("coverage"),
             value=found["coverage"], low=whole.low, high=whole.high),
         row("macro_coverage", "the same, as the mean over classes", "percent", trained=expected.get("macro_coverage"), value=found["macro_coverage"],
             low=classes.low, high=classes.high),

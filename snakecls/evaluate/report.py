@@ -30,7 +30,7 @@ from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
+    MODE_NAMES, is_cooled, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
     judge_training, judge_unknown, say_chosen, say_epochs_trained, say_limits, say_served, say_source, say_temperature,
 )
 from ..page import render
@@ -70,6 +70,7 @@ def write_report(
         values |= _make_dangers(facts, shown, folders) | _make_analysis(facts, shown, known, folders) | _make_threshold_curves(shown)
         values["split_line"] = _say_split(shown.name, facts.metrics.get(shown.name))
         values["promises"] = promises(shown.name, facts.predictions[shown.name]) if promises else []
+        values["said_above"] = [note for part in values["promises"] for note in part["notes"]]
         _add_looks(values, look, folders, _all_labels(facts))
     _write_plots(facts.path)
     return atomic_write(facts.path / "report.html", render("report.html", **values))
@@ -125,7 +126,7 @@ def write_evaluation(
         "footer": f"The model in {bundle}, written {values.get('created', '')} by snakecls {values.get('snakecls', '')}.",
         "facts": _make_names(known), "tiles": _make_tiles(facts, split, _GIVEN),
         "verdicts": [*([_warn(notes)] if notes else []), *filter(None, [judge_unknown(values)])],
-        "strangers": strangers, "promises": promises, "things": things,
+        "strangers": strangers, "promises": promises, "things": things, "said_above": [note for part in promises for note in part["notes"]],
     }
     if split is not None:
         folders = [Path.cwd(), Path("/")]
@@ -395,9 +396,11 @@ def _add_looks(values: dict[str, Any], look: Callable[[list], list[dict]] | None
     for (kind, tile, label), one in zip(tiles, (found[key] for key in wanted)):
         tile |= {"looked_for": label} | one
         lines.setdefault(id(kind), set()).add(one.get("problem", ""))
+    said: set[str] = set()
     for kind in kinds:
         line = _say_looks(lines.get(id(kind), set()))
-        kind["look_line"] = line
+        kind["look_line"] = "" if line in said else line
+        said.add(line)
     values["look_line"] = kinds[-1]["look_line"]
 
 
@@ -476,7 +479,7 @@ def _make_calibration(
     if not source.get("n") or not (measured or sets):
         return {}
     temperature = facts.metrics.get("temperature", (facts.bundle or {}).get("temperature", 1.0))
-    cooled = any(value != 1 for value in (temperature.values() if isinstance(temperature, dict) else np.atleast_1d(temperature)))
+    cooled = is_cooled(temperature)
     parts = []
     for target in dict.fromkeys([*measured, *sets]):
         each = {name: values for name, values in (measured.get(target) or {}).items() if name in ("before", "after")}
@@ -488,7 +491,7 @@ def _make_calibration(
         })
     where = "" if here is None else "These figures come from training, and not from the photos of this page; what those show stands above."
     notes = say_limits(trust, temperature) + [said for said in [_say_aside(facts, source)] if said]
-    return {"calibration": {"source": say_source(source) + ".", "where": where, "temperature": say_temperature(temperature) if cooled else "",
+    return {"calibration": {"source": say_source(source), "where": where, "temperature": say_temperature(temperature) if cooled else "",
                             "notes": notes, "parts": parts}}
 
 

@@ -6,10 +6,10 @@
 __all__ = ['MODE_NAMES', 'SOURCES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_served', 'judge_training',
            'judge_thresholds', 'judge_missed', 'judge_missed_labels', 'judge_unknown', 'say_lost', 'judge_lost',
            'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final', 'say_temperature',
-           'say_source', 'say_cooling', 'say_limits']
+           'is_cooled', 'say_source', 'say_cooling', 'say_limits', 'say_likely']
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -261,9 +261,19 @@ def say_temperature(
     temperature: Any,  # as bundle.json has it
 ) -> str:  # '1.13', or '0.8 to 1.4'
     "Write a temperature, of several the lowest and the highest."
-    values = list(temperature.values()) if isinstance(temperature, dict) else temperature if isinstance(temperature, list) else [temperature]
+    values = _each_temperature(temperature)
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     return low if low == high else f"{low} to {high}"
+
+
+def is_cooled(temperature: Any) -> bool:
+    "Tell whether a temperature changes anything."
+    return any(value != 1 for value in _each_temperature(temperature))
+
+
+def _each_temperature(temperature: Any) -> list[float]:
+    "List the temperatures of a model: one, one for each label, or one for each target."
+    return list(temperature.values()) if isinstance(temperature, Mapping) else list(temperature) if isinstance(temperature, Sequence) else [temperature]
 
 
 SOURCES = {
@@ -285,12 +295,14 @@ def say_source(
 # %% ../../nbs/evaluate/07_verdicts.ipynb #1a07c71f
 def say_cooling(
     measured: Mapping[str, Any],  # as `fit_reliability` gives it
-) -> str:  # a sentence; empty where the temperature helped
+) -> str:  # a sentence; empty where the temperature helped in both
     "Say that a temperature did not help on photos that it was not fitted on."
     before, after = measured["before"], measured["after"]
-    if after["loss"] < before["loss"] - 1e-9 or after == before:
+    better = [after[key] < before[key] - 1e-9 for key in ("loss", "ece")]
+    if all(better) or after == before:
         return ""
-    return (f"The temperature did not help on photos that it was not fitted on: log loss {before['loss']:.3f} before and {after['loss']:.3f} after, "
+    what = "helped in one way only" if any(better) else "did not help"
+    return (f"The temperature {what} on photos that it was not fitted on: log loss {before['loss']:.3f} before and {after['loss']:.3f} after, "
             f"off by {100 * before['ece']:.1f} and {100 * after['ece']:.1f} points; trust.temperature=none leaves it out.")
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #57aac5c1
@@ -300,14 +312,22 @@ def say_limits(
 ) -> list[str]:  # sentences
     "Say what has to be known of a calibration, beside what its notes say."
     source, said = trust.get("source") or {}, []
-    cooled = any(value != 1 for value in (temperature.values() if isinstance(temperature, dict) else temperature if isinstance(temperature, list) else [temperature]))
-    for target, measured in (trust.get("reliability") or {}).items() if cooled else ():
+    for target, measured in (trust.get("reliability") or {}).items() if is_cooled(temperature) else ():
         if text := say_cooling(measured):
             said.append(f"{target}: {text}" if len(trust["reliability"]) > 1 else text)
     for fitted in (trust.get("conformal") or {}).values():
-        if (groups := source.get("groups") or fitted["n"]) < fitted["n"] and (rough := say_rough(groups, fitted["coverage"], unit="groups of photos that belong together")):
-            said.append(rough)
-    return list(dict.fromkeys(said))
+        said.append(say_likely(fitted, source))
+    return list(dict.fromkeys(filter(None, said)))
+
+
+def say_likely(
+    fitted: Mapping[str, Any],  # of a bundle's `trust.conformal`
+    source: Mapping[str, Any],
+) -> str:  # a sentence; empty where there were photos enough
+    "Say how rough a promise is that comes from few photos, or from few groups of them."
+    groups = source.get("groups") or fitted["n"]
+    unit = "photos" if groups >= fitted["n"] else "groups of photos that belong together"
+    return say_rough(min(groups, fitted["n"]), fitted["coverage"], unit=unit) if fitted.get("threshold", 0) is not None else ""
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #320f6189
 def _judge_both(metrics: dict) -> dict:
