@@ -80,7 +80,7 @@ def _set_rows(probs: np.ndarray, truth: np.ndarray, fitted: Mapping[str, Any], g
 def _calibration_row(error: Mapping[str, Any], trained: Mapping[str, Any] | None, cooled: bool) -> dict[str, Any]:
     "Compare how far the probabilities are off."
     before = ((trained or {}).get("after" if cooled else "before") or {}).get("ece")
-    return {"key": "ece", "title": "The probabilities are off by (ECE)", "kind": "points", "promised": None, "trained": before,
+    return {"key": "ece", "title": "The probabilities are off by (ECE, in points)", "kind": "points", "promised": None, "trained": before,
             "value": error["ece"], "low": error["low"], "high": error["high"]}
 
 # %% ../../nbs/evaluate/19_promises.ipynb #540d7127
@@ -114,8 +114,8 @@ def _say_where(source: str, unit: str) -> list[str]:
 
 def _write_cell(row: Mapping[str, Any], key: str) -> str:
     "Write a value in its unit, with its interval where it has one."
-    write = {"percent": lambda x: f"{x:.1%}", "number": lambda x: f"{x:.2f}", "points": lambda x: f"{100 * x:.1f} points"}[row["kind"]]
+    write = {"percent": lambda x: f"{x:.1%}", "number": lambda x: f"{x:.2f}", "points": lambda x: f"{100 * x:.1f}"}[row["kind"]]
     if row.get(key) is None:
         return "–"
-    interval = f" ({write(row['low']).removesuffix(' points')} to {write(row['high'])})" if key == "value" and row["low"] is not None else ""
+    interval = f" ({write(row['low'])} to {write(row['high'])})" if key == "value" and row["low"] is not None else ""
     return write(row[key]) + interval
