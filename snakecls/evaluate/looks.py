@@ -24,7 +24,7 @@ Wanted = tuple[Path, str, str]  # a photo's file, the label whose map is wanted,
 def make_looker(
     bundle: str | Path,
     *,
-    seconds: float = 30.0,  # after which no further map is begun
+    seconds: float = 20.0,  # after which no further map is begun
     side: int = 260,  # px of a picture
 ) -> Callable[[Sequence[Wanted]], list[dict[str, Any]]]:  # for each wanted one: look (a data URI), score, random; or problem
     "Make what shows where a bundle's network looked."
@@ -55,7 +55,7 @@ def _look_at(network: Any, info: Any, file: Path, label: str, target: str, side:
     number = list(parts[place].labels).index(label)
     try:
         found = class_map(network, file, info.photo, number, target=place)
-        fall = deletion_curve(network, file, info.photo, number, found=found, target=place, steps=5, n_random=2, to_probs=parts[place].to_probs)
+        fall = deletion_curve(network, file, info.photo, number, found=found, target=place, steps=4, n_random=2, to_probs=parts[place].to_probs)
         picture = jpeg_uri(overlay(file, found, info.photo), side=side, quality=65)
     except (UserError, OSError) as e:
         return {"problem": str(e)}

@@ -381,7 +381,7 @@ def _make_threshold_curves(split: SplitFacts | ListFacts) -> dict[str, Any]:  # 
         lay_square(pr, x_name="found (recall)", y_name="of those, right (precision)") | {"title": "Precision and recall"}]}}
 
 # %% ../../nbs/evaluate/08_report.ipynb #dd29461e
-_MOST_LOOKS = 6  # photos of a kind
+_MOST_LOOKS = 4  # photos of a kind
 
 
 def _add_looks(values: dict[str, Any], look: Callable[[list], list[dict]] | None, folders: list[Path], known: set[str]) -> None:

@@ -23,11 +23,14 @@ from .compare_runs import compare_runs, say_changed
 from .run_folder import RunFolder, find_group
 
 # %% ../../nbs/workflow/07_run_report.ipynb #1c8f43b1
+_LOOK_S = 4.0  # for maps of where the network looked: a run may have a time by which it ends
+
+
 def write_run_report(
     run: RunFolder,  # with metrics
 ) -> Path:  # the page, `report.html` in its folder
     "Write a run's report, with what it brought against its parent; a comparison that cannot be made says why."
-    return write_report(run.path, against=against_parent(run), look=make_looker(run / "best"), promises=_promises_of(run))
+    return write_report(run.path, against=against_parent(run), look=make_looker(run / "best", seconds=_LOOK_S), promises=_promises_of(run))
 
 
 def _promises_of(run: RunFolder) -> Callable[[str, Any], list[dict[str, Any]]]:
