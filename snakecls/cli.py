@@ -119,14 +119,19 @@ def _scores_text(metrics: dict) -> str:
     for split, target in itertools.product(("valid", *(["trained"] if both else []), "test"), targets):
         if scores := targets[target].get(split):
             low, high = scores["f1_macro_interval"]
+            counted = f"n={scores['n']}{' observations' if scores.get('unit') == 'observations' else ''}" + (f" in {scores['groups']} groups of '{scores['group']}'" if scores.get("group") else "")
             others = {"f1_micro": "micro F1", "accuracy": "all labels right" if "f1_micro" in scores else "accuracy"} | top_names(scores)
             chosen = f"  ({chosen})" if (chosen := say_chosen(scores)) else ""
             if (metrics.get("best") or {}).get("epoch") == 0:  # a probe is no epoch
                 chosen = chosen.replace("the epoch was chosen", "the weights were chosen")
+            if one := scores.get("one_class"):
+                low, high = scores["accuracy_interval"]
+                lines.append(f"{split:5}  recall of '{one}' {scores['accuracy']:.3f} ({low:.3f} to {high:.3f}, {counted})")
+                continue
             lines.append(
                 f"{'trained, valid' if split == 'trained' else split:5}  "
                 f"{target + ': ' if target else ''}macro F1 {scores['f1_macro']:.3f} ({low:.3f} to {high:.3f}, "
-                f"n={scores['n']})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores) + chosen
+                f"{counted})" + "".join(f"  {text} {scores[key]:.3f}" for key, text in others.items() if key in scores) + chosen
             )
     if found := metrics.get("fine_tuning"):
         lines.append(f"Trained weights against the linear probe, on the validation photos: {say_difference(found, found['n'])}.")

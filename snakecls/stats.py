@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'count_f1', 'in_top_k', 'find_top_k', 'top_names', 'encode_arrays', 'Interval', 'bootstrap_interval',
-           'resample', 'score_draws', 'Comparison', 'paired_bootstrap', 'rule_of_three', 'widen_gap', 'say_none_differ',
-           'say_difference', 'mean_sd', 'share_interval']
+           'resample', 'name_groups', 'score_draws', 'Comparison', 'paired_bootstrap', 'rule_of_three', 'widen_gap',
+           'say_none_differ', 'say_difference', 'mean_sd', 'share_interval', 'likely_coverage', 'say_rough']
 
 # %% ../nbs/04_stats.ipynb #db979527
 import math
@@ -158,7 +158,7 @@ def bootstrap_interval(
     n: int = 1000,  # number of draws
     level: float = 0.95,  # share of draws inside the interval, in (0, 1)
     seed: int = 0,
-    groups: Iterable | None = None,  # (n_samples,), such as the animal on each photo: samples of one are drawn together
+    groups: Iterable | None = None,  # (n_samples,), such as the animal on each photo: samples of one are drawn together; an empty one stands alone
 ) -> Interval:  # value, low, high
     """Score predictions with a percentile bootstrap interval over samples, or over groups of them; raises `UserError`.
 
@@ -204,10 +204,19 @@ def _resample_groups(
 
 def _group_codes(groups: Iterable, n: int) -> np.ndarray:  # (n,), from 0, in the order of their names
     "Number groups; raises `UserError` for another number of them than samples."
-    names = [str(group) for group in groups]
+    names = name_groups(groups)
     if len(names) != n:
         raise UserError(f"there are {len(names)} groups for {n} samples; give one of each sample.")
     return np.unique(names, return_inverse=True)[1]
+
+
+def name_groups(
+    values: Iterable,  # (n,), of each sample: a name, a number, or nothing
+) -> list[str]:  # those without a value each have a name of their own
+    "Name what each sample belongs to: an empty cell is no group."
+    import pandas as pd
+
+    return [f"\0{i}" if pd.isna(value) or not str(value).strip() else f"={value}" for i, value in enumerate(values)]
 
 # %% ../nbs/04_stats.ipynb #6a9f237b
 def score_draws(metric: str | Callable, y_true: np.ndarray, prediction: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -346,3 +355,29 @@ def share_interval(
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, half = (count + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(count * (n - count) / n + z * z / 4)
     return max(0.0, centre - half) if count else 0.0, min(1.0, centre + half) if count < n else 1.0
+
+# %% ../nbs/04_stats.ipynb #2747b246
+def likely_coverage(
+    n: int,  # photos that sets were fitted on; of photos that belong together the number of groups
+    coverage: float,  # promised, in (0, 1)
+) -> tuple[float, float]:  # low, high (95 %)
+    "Say between which shares the coverage of new photos lies, most likely."
+    from scipy.stats import beta
+
+    place = math.ceil((n + 1) * coverage - 1e-9)
+    return (1.0, 1.0) if place > n else tuple(float(x) for x in beta.ppf([0.025, 0.975], place, n + 1 - place))
+
+
+def say_rough(
+    n: int,
+    coverage: float,
+    *,
+    unit: str = "photos",
+    most: float = 0.05,  # below the promise; more than that is said
+) -> str:  # a sentence; empty where there are photos enough
+    "Say that a promise is rough."
+    low, high = likely_coverage(n, coverage)
+    if coverage - low <= most:
+        return ""
+    return (f"The promise of {coverage:.0%} is rough, as it comes from {n} {unit}: of many new photos, the set may hold the right label "
+            f"in as few as {low:.0%} or as many as {high:.0%}.")

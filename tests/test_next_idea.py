@@ -39,3 +39,17 @@ def test_nothing_is_proposed_without_a_reason(tmp_path):
     run = RunFolder.create(tmp_path, "flat")
     rows = pd.DataFrame({"stage": 1, "epoch": [1, 2], "train_loss": [1.0, 0.9], "valid_loss": [1.0, 1.0], "f1_macro": [0.6, 0.6]})
     assert next_idea({}, rows, {"schedule": [{"epochs": 2}]}, run=str(run.path)) == ""
+
+
+@pytest.mark.parametrize("n, gap, low, high, words", [
+    (400, 0.020, -0.005, 0.045, "--seeds 0,1,2"),  # three seeds may narrow 0.025 to 0.014
+    (400, 0.005, -0.020, 0.030, "more photos do"),  # they cannot narrow it to 0.005
+    (40, 0.100, -0.010, 0.210, "40 validation photos cannot tell"),  # few photos
+    (400, 0.000, -0.007, 0.007, "more photos do"),  # no photo was answered differently
+])
+def test_more_photos_are_proposed_where_seeds_cannot_tell(n, gap, low, high, words):
+    rows = pd.DataFrame({"stage": 1, "epoch": [1, 2], "train_loss": [1.0, 0.9], "valid_loss": [1.0, 1.0], "f1_macro": [0.6, 0.6]})
+    view = {"n": n, "difference": gap, "low": low, "high": high}
+    verdict = {"verdict": "no difference", "other": "a", "changed": [["model.arch", "a", "b"]], "about": "served", "views": {"served": view}}
+    said = next_idea({}, rows, {"schedule": [{"epochs": 2}]}, run="runs/b", verdict=verdict)
+    assert words in said and ("--seeds" in said) != ("--folds 5" in said)

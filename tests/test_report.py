@@ -136,3 +136,93 @@ def test_nothing_sticks_out_on_a_telephone_or_asks_the_network(tmp_path, browser
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert all(url.startswith(("file:", "data:")) for url in asked)
         page.close()
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    "A bundle with random weights that two labels were asked of, and a run folder around it."
+    import timm
+    import torch
+
+    from snakecls.data.demo.draw import make_demo
+    from snakecls.evaluate.predictions import evaluate_bundle
+    from snakecls.models.bundle import write_bundle
+
+    root, labels = tmp_path_factory.mktemp("answered"), ["Micrurus fulvius", "Thamnophis sirtalis"]
+    demo = make_demo(root / "demo", n_per_species=6, size_px=96, species=labels)
+    paths = sorted((demo / "photos").rglob("*.jpg"))
+    truth = [path.parent.name.replace("_", " ") for path in paths]
+    keep = [i for i, label in enumerate(truth) if label in labels]
+    table = pd.DataFrame({"path": [str(paths[i]) for i in keep], "label": [truth[i] for i in keep]})
+    with RunFolder.create(root / "runs", "looked") as run:
+        torch.manual_seed(0)
+        info = {"model": {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}}, "labels": labels, "photo": {"size": 96}, "target": "label",
+                "label_facts": {labels[0]: {"venomous": True}, labels[1]: {"venomous": False}}}
+        write_bundle(run / "best", timm.create_model("test_resnet", num_classes=2), info)
+        predictions, scores = evaluate_bundle(run / "best", table)
+        predictions.to_parquet(run / "predictions-test.parquet")
+        run.write_metrics({"name": "looked", "labels": labels, "test": scores, "problem": "single_label"})
+    return run, predictions
+
+
+def test_where_it_looked_stands_beside_mistakes_with_a_deletion_score(answered):
+    from snakecls.data.photos import PhotoSpec
+    from snakecls.evaluate.explain import class_map, deletion_curve
+    from snakecls.models.bundle import load_model, read_bundle
+    from snakecls.workflow.run_report import write_run_report
+
+    run, predictions = answered
+    wrong = predictions[predictions.label != predictions.predicted]
+    page = write_run_report(run).read_text()
+    looks = re.findall(r'class="look" src="data:image/jpeg[^"]*" alt="where the network looked for ([^"]*)"', page)
+    assert len(wrong) and 1 <= len(looks) <= 8 and set(looks) == set(wrong.predicted) and "deletion score" in page
+    assert len(page.encode()) < 5_000_000 and all(address.startswith("data:") for address in parse(page).found)
+    opened = read_bundle(run / "best")
+    network, row = load_model(opened).eval(), wrong.iloc[0]
+    number = list(opened.info.labels).index(row.predicted)
+    assert isinstance(opened.info.photo, PhotoSpec)
+    found = class_map(network, row.path, opened.info.photo, number)
+    fall = deletion_curve(network, row.path, opened.info.photo, number, found=found, steps=4, n_random=2)
+    assert found.how == "exact" and f"for {row.predicted}: score {fall['area']:.2f}, at random {fall['random_area']:.2f}" in page
+
+
+def test_a_model_that_cannot_be_shown_says_why_and_the_page_is_written(answered, tmp_path):
+    import shutil
+
+    from snakecls.workflow.run_report import write_run_report
+
+    run, _ = answered
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy / "best" / "weights.safetensors").write_bytes(b"broken")
+    page = write_run_report(copy).read_text()
+    assert "Where the network looked is not shown: " in page and 'class="look"' not in page and "Confusion matrix" in page
+
+
+def test_two_classes_have_curves_and_their_areas_are_those_of_scikit_learn(answered):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    run, predictions = answered
+    page, label = write_report(run.path).read_text(), "Thamnophis sirtalis"
+    truth = predictions.label == label
+    assert "Every threshold" in page and f"{label} {roc_auc_score(truth, predictions.p_1):.2f}" in page
+    assert f"{label} {average_precision_score(truth, predictions.p_1):.2f}" in page
+
+
+def test_more_than_two_classes_of_one_label_have_no_curves(tmp_path):
+    assert "Every threshold" not in write_report(make_run(tmp_path, n_classes=5, photos=False).path).read_text()
+
+
+def test_a_run_says_what_its_calibration_could_not_do(tmp_path):
+    run = make_run(tmp_path, n_classes=3, photos=False)
+    measured = {"ece": 0.1, "low": 0.05, "high": 0.2, "brier": 0.3, "loss": 0.5, "n": 12, "kind": "adaptive", "bins": 1, "table": [[0.8, 0.7, 12]]}
+    trust = {"source": {"from": "calibration", "n": 12, "groups": 12}, "reliability": {"label": {"before": measured, "after": measured | {"ece": 0.12, "loss": 0.6}}},
+             "conformal": {"label": {"score": "lac", "coverage": 0.9, "n": 12, "n_classes": 3, "threshold": 0.9, "notes": [],
+                                     "expected": {"coverage": 0.91, "macro_coverage": 0.9, "size": 1.5, "single": 0.5, "fixed": 2.0}}}}
+    run.write_metrics(run.metrics() | {"trust": trust, "temperature": 1.3})
+    run.write_experiment({"name": "fake", "data": {"source": "photos.csv", "calibration": 0.1}})
+    pd.DataFrame({"path": [str(i) for i in range(40)], "split": ["calibration"] * 12 + ["train"] * 28}).to_parquet(run / "manifest.parquet")
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(run.path).read_text()))
+    for text in ("The temperature did not help on photos that it was not fitted on: log loss 0.500 before and 0.600 after",
+                 "The promise of 90% is rough, as it comes from 12 photos", "data.calibration asked for 10% of the training photos; 12 of 40 (30%) were set aside",
+                 "1 bin of all photos", "The promise: for 90 of 100 photos, the right label is among those named", "Promised and measured"):
+        assert text.replace("Promised and measured", "How sure it is") in page, text

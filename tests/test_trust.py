@@ -11,8 +11,11 @@ from PIL import Image
 
 from snakecls.core import UserError
 from snakecls.data.problem import MultiLabel, MultiTarget, OneLabel
+from snakecls.data.splits import set_aside
 from snakecls.evaluate.calibration import calibration_error, fit_reliability, fit_temperature, fit_temperatures
 from snakecls.evaluate.conformal import SCORES, expect_sets, fit_conformal, fixed_k, label_scores, measure_sets, prediction_set
+from snakecls.evaluate.verdicts import say_limits
+from snakecls.stats import likely_coverage
 
 need_sources()
 
@@ -288,3 +291,23 @@ def test_a_bundle_whose_temperature_was_of_each_view_is_read_with_a_note(tiny_bu
     (folder / "bundle.json").write_text(json.dumps(values | {"trust": {"conformal": {}}}))
     with pytest.raises(UserError, match=r"fitted \(trust\)"):
         read_bundle(folder)
+
+
+def test_a_share_for_calibration_that_groups_do_not_allow_is_told():
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(60)], "label": ["a", "b"] * 30, "split": "train", "animal": [f"{'ab'[i % 2]}{i // 20}" for i in range(60)]})
+    (note,) = set_aside(table, 0.1, group="animal").notes
+    got = (set_aside(table, 0.1, group="animal").table["split"] == "calibration").sum()
+    assert f"asks for 10% of 60 training photos, and {got} ({got / 60:.0%}) are set aside" in note and "6 groups of animal" in note
+    assert set_aside(table, 0.1).notes == []
+
+
+def test_a_promise_from_few_photos_says_how_far_it_can_be_off():
+    rng, n, coverage = np.random.default_rng(0), 12, 0.9
+    place = int(np.ceil((n + 1) * coverage))
+    covered = np.sort(rng.random((20_000, n)), axis=1)[:, place - 1]  # a threshold of uniform scores is what it covers
+    assert likely_coverage(n, coverage) == pytest.approx(np.quantile(covered, [0.025, 0.975]), abs=0.01)
+    trust = {"source": {"n": 12, "groups": 12}, "conformal": {"label": {"n": 12, "coverage": 0.9}}}
+    assert "comes from 12 photos" in say_limits(trust)[0] and "as few as 74%" in say_limits(trust)[0]
+    trust["source"]["groups"], trust["conformal"]["label"]["n"] = 12, 400
+    assert "12 groups of photos that belong together" in say_limits(trust)[0]
+    assert say_limits({"source": {"n": 400, "groups": 400}, "conformal": {"label": {"n": 400, "coverage": 0.9}}}) == []

@@ -91,7 +91,17 @@ def set_aside(
     else:
         groups, of_row = _groups(table[pool], seed=seed, group=group, stratify=stratify)
         result.loc[pool, "split"] = pd.Series(_divide(groups, valid=share, test=0.0, seed=seed)[of_row]).replace("valid", "calibration").to_numpy()
-    return Noted(result).tell(*_say_small(result, pool, {"calibration": share}, stratify))
+    return Noted(result).tell(*_say_small(result, pool, {"calibration": share}, stratify), _say_share(result, pool, share, group))
+
+# %% ../../nbs/data/21_splits.ipynb #96f6f4ec
+def _say_share(table: pd.DataFrame, pool: np.ndarray, share: float, group: str | None) -> str:  # empty where it is about as asked
+    "Say that another share was set aside than was asked for."
+    n, got = int(pool.sum()), int((table["split"] == "calibration").sum())
+    if abs(got - share * n) < max(2, 0.2 * share * n):
+        return ""
+    groups = f"in {count(table.loc[pool, group].nunique(), 'group')} of {group}, which stay whole" if group else "of small classes"
+    return (f"{option('calibration')} asks for {share:.0%} of {n} training photos, and {got} ({got / n:.0%}) are set aside: the photos are {groups}, "
+            "and each class gives one at least.")
 
 # %% ../../nbs/data/21_splits.ipynb #caf173f1
 def _keys(

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core import UserError, unknown_name
 
+
 # %% ../../nbs/evaluate/12_conformal.ipynb #80a2bb90
 SCORES = ("lac", "aps", "raps", "pas")
 
@@ -97,6 +98,7 @@ def _say_few(targets: np.ndarray, n_classes: int, coverage: float, by_class: boo
     notes = []
     if len(targets) < least:
         notes.append(f"{len(targets)} photos are too few to promise {coverage:.0%}: that takes {least}, so every label is in every set.")
+
     if (missing := int((counts == 0).sum())):
         notes.append(f"{missing} of {n_classes} classes have no photo among those that the sets were fitted on, so the promise says nothing about them.")
     if by_class and (few := int(((counts < least) & (counts > 0)).sum())):

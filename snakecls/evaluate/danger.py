@@ -17,7 +17,7 @@ import pandas as pd
 from ..data.label_facts import danger_name, danger_state, known_dangers
 from ..data.problem import table_problem
 from ..data.target_dangers import target_state, untold_danger
-from ..stats import share_interval
+from ..stats import bootstrap_interval, share_interval
 
 # %% ../../nbs/evaluate/05_danger.ipynb #755c3f2d
 @dataclass
@@ -31,6 +31,7 @@ class _Answers:
     ranked: list[Sequence[str]]  # the most likely labels, as many as a person sees
     probs: np.ndarray  # (n, n_labels)
     several: bool  # a photo can have several labels, or none
+    groups: list[str] | None = None  # of each photo: those of one group are drawn together for the intervals
 
     def all_labels(self) -> list[str]:
         "Give every label that is named anywhere, those of the model first."
@@ -44,7 +45,8 @@ def _read_answers(predictions: pd.DataFrame, labels: Sequence[str], top: int) ->
     probs = predictions[[f"p_{i}" for i in range(len(labels))]].to_numpy(float)
     ranked = [[labels[i] for i in np.argsort(-row, kind="stable")[:top]] for row in probs]
     true, given = ([part.names(cell) for cell in predictions[column]] for column in (part.answers, "predicted"))
-    return _Answers(list(labels), predictions["path"].tolist(), true, given, ranked, probs, part.many)
+    groups = predictions["group"].tolist() if "group" in predictions else None
+    return _Answers(list(labels), predictions["path"].tolist(), true, given, ranked, probs, part.many, groups)
 
 # %% ../../nbs/evaluate/05_danger.ipynb #0c5aac75
 def _label_states(
@@ -83,11 +85,18 @@ def _rate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     values = {"n": n, "as_harmless": harmless, "as_unknown": sum(row["unsure"] for row in rows), "none_in_top": none_in_top}
     if not n:
         return values
-    (low, high), (top_low, top_high) = share_interval(harmless, n), share_interval(none_in_top, n)
+    (low, high), (top_low, top_high) = (_interval([row[key] for row in rows], rows) for key in ("harmless", "none_in_top"))
     return values | {
         "share": harmless / n, "low": low, "high": high, "top_share": none_in_top / n, "top_low": top_low,
         "top_high": top_high,
     }
+
+
+def _interval(happened: list[bool], rows: list[dict[str, Any]]) -> tuple[float, float]:  # low, high
+    "Give Wilson's interval of a share of photos, or where they are in groups the bootstrap's over these."
+    if rows[0].get("group") is None:
+        return share_interval(sum(happened), len(happened))
+    return bootstrap_interval("accuracy", [True] * len(rows), happened, groups=[row["group"] for row in rows])[1:]
 
 # %% ../../nbs/evaluate/05_danger.ipynb #1cc3c4f1
 def _dangerous_first(names: Sequence[str], state: Mapping[str, bool | None]) -> str:
@@ -126,8 +135,9 @@ def _count_danger(
     # top_high, harmless, false_alarms, unknown, classes, photos
     "Count how often photos of something dangerous were called harmless, over all and class by class."
     state, called = (_label_states(answers.all_labels(), label_facts, key, target=target, first=one) for one in (first, False))
-    rows = [{"path": path, "labels": names, "given": given, "probs": probs, **_judge_photo(names, given, ranked, state, called)}
-            for path, names, given, ranked, probs in zip(answers.paths, answers.true, answers.given, answers.ranked, answers.probs)]
+    groups = answers.groups or [None] * len(answers.paths)
+    rows = [{"path": path, "labels": names, "given": given, "probs": probs, "group": group, **_judge_photo(names, given, ranked, state, called)}
+            for path, names, given, ranked, probs, group in zip(answers.paths, answers.true, answers.given, answers.ranked, answers.probs, groups)]
     dangerous = [row for row in rows if row["danger"]]
     safe = [row for row in rows if not row["danger"] and not row["unknown"]]
     of_label = {label: [row for row in dangerous if label in row["labels"]] for label in answers.labels if state[label] is True}
@@ -144,7 +154,7 @@ def _count_danger(
 
 # %% ../../nbs/evaluate/05_danger.ipynb #874a9cf7
 def count_dangers(
-    predictions: pd.DataFrame,  # as `predict_table` makes it, with true labels
+    predictions: pd.DataFrame,  # as `predict_table` makes it, with true labels; a column `group` says which photos are drawn together
     labels: Sequence[str],  # in the order of its probabilities
     label_facts: Mapping[str, Mapping[str, Any]],  # label -> facts
     *,
@@ -185,15 +195,15 @@ def say_danger(
 def _say_counts(danger: dict[str, Any], name: str) -> str:
     "Say the counts of one danger."
     an_answer, got = _GOT[danger.get("several", False)]
-    apart = ""
+    apart, unit = "", danger.get("unit", "photos")
     if n := danger["unknown"]:
-        apart = f" {n} photo{'s' if n > 1 else ''} of labels of which this is not known {'are' if n > 1 else 'is'} not counted."
+        apart = f" {n} {unit if n > 1 else unit[:-1]} of labels of which this is not known {'are' if n > 1 else 'is'} not counted."
     if not danger["n"]:
-        return f"No photo is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
+        return f"No {unit[:-1]} is known to be {name}, so nothing is known about the mistake that counts most.{apart}"
     harmless = f"{danger['share']:.1%} (95 %: {danger['low']:.1%} to {danger['high']:.1%})"
     in_top = f"{danger['top_share']:.1%}; {danger['top_low']:.1%} to {danger['top_high']:.1%}"
     unsure = f" {danger['as_unknown']} more got {an_answer} of which it is not known." if danger["as_unknown"] else ""
-    return (f"{danger['as_harmless']} of {danger['n']} {name} photos {got} {name}: {harmless}.{unsure} "
+    return (f"{danger['as_harmless']} of {danger['n']} {name} {unit} {got} {name}: {harmless}.{unsure} "
             f"For {danger['none_in_top']} none of the first {danger['top']} answers is {name} ({in_top}).{apart}")
 
 # %% ../../nbs/evaluate/05_danger.ipynb #09e3340e

@@ -222,6 +222,7 @@ def deletion_curve(
     steps: int = 10,
     n_random: int = 5,  # random orders
     seed: int = 0,
+    to_probs: Callable[[np.ndarray], np.ndarray] | None = None,  # of logits (n, n_labels), as `data.problem` gives it; None: softmax
 ) -> dict[str, Any]:  # share (steps + 1,) of the photo gone; prob and random (steps + 1,); area and random_area
     "Take away what a map names first, and see how fast the probability of a label falls."
     found = found or class_map(network, photo, spec, label, target=target)
@@ -235,7 +236,7 @@ def deletion_curve(
         rank = np.argsort(order)[square]
         views = np.stack([np.where((rank < round(part * grid * grid))[..., None], blurred, pixels) for part in share])
         logits = read_answers(network, torch.from_numpy(normalise_pixels(views, spec)))[target]
-        curves.append(torch.softmax(logits, 1)[:, label].numpy())
+        curves.append((torch.softmax(logits, 1) if to_probs is None else torch.as_tensor(to_probs(logits)))[:, label].numpy())
     curve, random = curves[0], np.mean(curves[1:], axis=0)
     return {"share": share, "prob": curve, "random": random, "area": _area(curve, share), "random_area": _area(random, share)}
 

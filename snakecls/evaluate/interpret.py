@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_confusion', 'list_confused', 'score_classes', 'score_labels', 'count_together', 'list_together',
            'pick_most_wrong', 'pick_wrong', 'pick_right', 'confusion_size', 'plot_confusion', 'plot_together',
-           'say_size', 'find_stages', 'name_epochs', 'plot_history', 'draw_png']
+           'curve_table', 'say_size', 'find_stages', 'name_epochs', 'plot_history', 'draw_png']
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #477dd4f2
 import hashlib
@@ -238,6 +238,27 @@ def plot_together(
 ) -> Any:  # the axes
     "Plot which labels stand together; the colour is the share of the row's photos that have the column's label, too."
     return _plot_counts(matrix, matrix / np.maximum(np.diag(matrix)[:, None], 1), labels, names=("also has", "photos with"), ax=ax)
+
+# %% ../../nbs/evaluate/04_interpret.ipynb #1e586b75
+def curve_table(
+    targets: np.ndarray,  # (n,), bool
+    scores: np.ndarray,  # (n,), probability of the label
+    kind: str = "roc",  # 'roc' or 'pr'
+):  # DataFrame: threshold, and of 'roc' false_positive_rate, true_positive_rate; of 'pr' recall, precision
+    "List the points of a ROC or precision-recall curve, as scikit-learn finds them; raises `UserError` where one class is missing."
+    import pandas as pd
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    targets = np.asarray(targets, bool)
+    if kind not in ("roc", "pr"):
+        raise UserError(f"kind is '{kind}'; give 'roc' or 'pr'.")
+    if targets.all() or not targets.any():
+        raise UserError(f"all {len(targets)} photos {'have' if targets.all() else 'lack'} the label, so there is no curve; give photos with and without it.")
+    if kind == "roc":
+        fpr, tpr, thresholds = roc_curve(targets, scores)
+        return pd.DataFrame({"threshold": thresholds, "false_positive_rate": fpr, "true_positive_rate": tpr})
+    precision, recall, thresholds = precision_recall_curve(targets, scores)
+    return pd.DataFrame({"threshold": np.append(thresholds, np.inf), "recall": recall, "precision": precision})
 
 # %% ../../nbs/evaluate/04_interpret.ipynb #29881bb8
 def say_size(

@@ -116,10 +116,18 @@ def _other_way(verdict: dict) -> tuple[str, str] | None:
     return f"{place} {new:g} was worse than {old:g}, and the other way has not been tried", f"--set {key}={float(f'{old * old / new:.2g}'):g}"
 
 
+_FEW = 100  # validation photos, below which more of them come first
+
+
 def _undecided(verdict: dict) -> tuple[str, str] | None:
-    "Propose seeds where a difference may be luck."
+    "Propose seeds where a difference may be luck, or more photos where seeds cannot tell."
     if verdict.get("verdict") != "no difference" or not verdict.get("changed"):
         return None
     found = verdict["views"][verdict["about"]]
-    why = f"with one seed each, {found['n']} photos cannot tell {found['difference']:+.3f} from luck; three seeds tell more"
-    return why, "--seeds 0,1,2"
+    gap, n = found["difference"], found["n"]
+    half = (found["high"] - found["low"]) / 2 if "high" in found else 0.0
+    if half > 3**0.5 * abs(gap) or n < _FEW:
+        shows = f", as they show differences from about ±{half:.2f} on" if half else ""
+        return (f"{n} validation photos cannot tell {gap:+.3f} from luck{shows}; more seeds on the same photos would not change that, more photos "
+                "do: add some, or validate both settings on every photo once, by folds"), "--folds 5"
+    return f"with one seed each, {n} photos cannot tell {gap:+.3f} from luck; three seeds tell more", "--seeds 0,1,2"

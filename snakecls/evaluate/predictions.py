@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['TTA', 'LISTS_BY_PROBS', 'probs_table', 'decide_labels', 'table_probs', 'cool_table', 'predict_table',
            'predict_problem', 'score_table', 'table_lists', 'compare_tables', 'compare_answers', 'ranked_table',
-           'lost_note', 'evaluate_bundle', 'Evaluated', 'evaluate_targets']
+           'lost_note', 'evaluate_bundle', 'Evaluated', 'alike_labels', 'say_alike', 'say_strangers',
+           'evaluate_targets']
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #302da09f
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
@@ -19,6 +21,7 @@ import pandas as pd
 import torch
 
 from ..core import UserError, unknown_name
+from ..data.columns import count, some
 from ..data.labels import decode_labels, encode_labels, natural_order
 from ..data.photos import PhotoSpec, open_photo, resize_photo, to_pixels
 from ..data.problem import MultiLabel, MultiTarget, OneLabel, Problem, as_part, bundle_problem, table_problem
@@ -324,18 +327,19 @@ def ranked_table(
     *,
     top: int = 3,  # ranks; at most as many as there are labels
 ) -> pd.DataFrame:  # path, label (or labels), predicted, rank1, prob1, …; lists of labels joined by ';'
-    "Write predictions with the names of the labels."
+    "Write predictions with the names of the labels; what else stands beside a photo follows."
     if top < 1:
         raise UserError(f"top is {top}; give the number of labels wanted, at least 1.")
     probs = table_probs(predictions)
     order = np.argsort(-probs, axis=1, kind="stable")[:, :top]
     table = predictions[[name for name in ("path", "label", "labels", "predicted") if name in predictions]].copy()
+    beside = predictions[[name for name in ("observation", "photos", "group", "known") if name in predictions]]
     for name in set(table) & {"labels", "predicted"}:
         table[name] = table[name].map(lambda value: ";".join(value) if isinstance(value, (list, tuple, np.ndarray)) else value)
     for rank in range(order.shape[1]):
         table[f"rank{rank + 1}"] = [labels[i] for i in order[:, rank]]
         table[f"prob{rank + 1}"] = probs[np.arange(len(probs)), order[:, rank]].round(6)
-    return table
+    return table.join(beside)
 
 # %% ../../nbs/evaluate/01_predictions.ipynb #ce7318b1
 def lost_note(
@@ -367,6 +371,42 @@ class Evaluated(NamedTuple):
     lost: dict[str, str]  # path -> why a photo got lost
     unknown: pd.DataFrame  # predictions of photos whose labels the bundle does not know, which are not in `tables`
 
+# %% ../../nbs/evaluate/01_predictions.ipynb #c28fcdeb
+def alike_labels(
+    given: Sequence[str],
+    known: Sequence[str],  # of the model
+) -> dict[str, str]:  # a given label that is unknown -> the model's
+    "Find the labels that differ from known ones only in case, spaces, underscores or hyphens."
+    plain = {_plain_label(label): label for label in known}
+    return {label: plain[_plain_label(label)] for label in given if label not in set(known) and _plain_label(label) in plain}
+
+
+def _plain_label(label: str) -> str:
+    return re.sub(r"[\s_\-]+", "", str(label)).casefold()
+
+
+def say_alike(alike: Mapping[str, str]) -> str:  # a part of a sentence; empty where there are none
+    "Say which labels differ from a model's only in how they are written."
+    pairs = [f"'{label}' is its '{own}'" for label, own in list(alike.items())[:3]]
+    more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+    return f"{', '.join(pairs)}{more}, written with other case, spaces or underscores" if alike else ""
+
+
+def say_strangers(
+    given: Sequence[str],  # labels of the photos
+    known: Sequence[str],  # of the model
+) -> str:  # a sentence
+    "Say which labels were given, which are known, and what to do."
+    strange, alike = [label for label in given if label not in set(known)], alike_labels(given, known)
+    n, of = len(strange), f"{count(len(given), 'label')} of these photos"
+    which = f"none of the {of} is one" if n == len(given) else f"{n} of the {of} {'is' if n == 1 else 'are'} none"
+    said = f"{which} that the model knows: given {some(strange, 3)}, known {some(known, 3)}"
+    if alike:
+        return f"{said}; {say_alike(alike)}: rename them as the model writes them."
+    if n < len(given):
+        return f"{said}; leave the photos of {'that label' if n == 1 else 'those labels'} out."
+    return f"{said}; give photos of what it knows, or ask what it takes these for: snakecls predict."
+
 # %% ../../nbs/evaluate/01_predictions.ipynb #79c56cf5
 def evaluate_targets(
     bundle: str | Path,  # a bundle's folder
@@ -386,11 +426,7 @@ def evaluate_targets(
         )
     unknown = sorted(set(table[column].explode().dropna()) - set(info.labels))
     if unknown and (not apart or _are_strange(table[column], unknown).all()):
-        raise UserError(
-            f"{len(unknown)} of the photos' labels are not among the model's {len(info.labels)}, such as "
-            f"'{unknown[0]}' (the model knows '{info.labels[0]}', …); leave their photos out, or name the "
-            f"target that the model was trained on ('{info.target}')."
-        )
+        raise UserError(say_strangers(natural_order(set(table[column].explode().dropna())), info.labels))
     model = load_model(opened)
     lost = {}
     table = table.assign(**{problem.columns[0]: table[column]})

@@ -9,29 +9,29 @@ __all__ = ['write_report', 'write_evaluation']
 import base64
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..charts import lay_curves, lay_grid, lay_reliability
+from ..charts import lay_curves, lay_grid, lay_reliability, lay_square
 from ..core import UserError
-from ..disk import atomic_write, read_json
+from ..disk import atomic_write, read_json, read_parquet
 from ..data.label_facts import known_dangers
 from ..data.thumbnails import find_thumbnail
 from .danger import count_dangers, count_target_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
-    confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, list_together, name_epochs, pick_most_wrong,
+    confusion_size, count_confusion, count_together, curve_table, draw_png, find_stages, list_confused, list_together, name_epochs, pick_most_wrong,
     pick_right, pick_wrong, plot_confusion, plot_history, plot_together, say_size, score_classes, score_labels,
 )
 from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
-    judge_training, judge_unknown, say_chosen, say_epochs_trained, say_served, say_source, say_temperature,
+    MODE_NAMES, is_cooled, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
+    judge_training, judge_unknown, say_chosen, say_epochs_trained, say_limits, say_served, say_source, say_temperature,
 )
 from ..page import render
 from ..stats import find_top_k, top_names
@@ -46,6 +46,8 @@ def write_report(
     photo_root: str | Path | None = None,  # where relative paths of photos begin; the experiment's source and here without
     split: str | None = None,  # whose predictions are shown; test where there is one, else valid
     against: Mapping[str, Any] | None = None,  # what it brought against its parent, from `workflow.run_report`
+    look: Callable[[list], list[dict]] | None = None,  # shows where the network looked, from `evaluate.looks`
+    promises: Callable[[str, pd.DataFrame], list[dict]] | None = None,  # measures what was promised on a split, by `evaluate.promises`
 ) -> Path:  # the page, `report.html` in the run folder
     "Write a run's report and its plots; raises `UserError` for a folder that is no run."
     facts = read_run(folder)
@@ -65,8 +67,11 @@ def write_report(
         source = (facts.settings.get("data") or {}).get("source")
         folders = [Path(root) for root in (photo_root, Path.cwd(), source, Path(source).parent if source else None) if root]
         values["verdicts"] += _judge_facts(facts, shown, known)
-        values |= _make_dangers(facts, shown, folders) | _make_analysis(facts, shown, known, folders)
+        values |= _make_dangers(facts, shown, folders) | _make_analysis(facts, shown, known, folders) | _make_threshold_curves(shown)
         values["split_line"] = _say_split(shown.name, facts.metrics.get(shown.name))
+        values["promises"] = promises(shown.name, facts.predictions[shown.name]) if promises else []
+        values["said_above"] = [note for part in values["promises"] for note in part["notes"]]
+        _add_looks(values, look, folders, _all_labels(facts))
     _write_plots(facts.path)
     return atomic_write(facts.path / "report.html", render("report.html", **values))
 
@@ -100,27 +105,36 @@ def write_evaluation(
     photos: str = "",  # what was scored, in words, such as 'photos/*.jpg'
     notes: Sequence[str] = (),  # what has to be known about these photos, such as that the model was trained on some of them
     others: Mapping[str, pd.DataFrame] | None = None,  # target -> predictions, of the targets beside the first that the photos speak of
+    strangers: Mapping[str, Any] | None = None,  # photos of labels that it does not know: title, text, rows (label, n, took, median_prob)
+    promises: Sequence[Mapping[str, Any]] = (),  # what was promised, beside what was measured, from `evaluate.promises`
+    look: Callable[[list], list[dict]] | None = None,  # shows where the network looked, from `evaluate.looks`
 ) -> Path:  # the page
     "Write the page about a model on some photos; raises `UserError` where it cannot be written."
     folder, values = Path(folder), read_json(Path(bundle) / "bundle.json")
     known, labels = known_facts(values), [str(label) for label in values["labels"]]
     values["label_facts"] = known
-    metrics = {"labels": labels, "problem": values.get("problem"), _GIVEN: scores}
+    metrics = {"labels": labels, "problem": values.get("problem"), "temperature": values.get("temperature", 1.0), _GIVEN: scores}
+    things = scores.get("unit", "photos")
+    counted = _say_counted(scores | {"n": len(predictions)})
     tables = {_GIVEN: predictions} | {f"{_GIVEN}-{target_part(target)}": table for target, table in (others or {}).items()}
     facts = RunFacts(folder, metrics=metrics, bundle=values, predictions=tables)
     split = (read_lists if facts.several else read_split)(facts, _GIVEN)
     arch = (values.get("model") or {}).get("arch")
     page = {
         "eyebrow": "Evaluation", "title": values.get("title") or values.get("name") or "Model",
-        "subtitle": " · ".join(part for part in (arch, f"{len(labels)} labels", f"{len(predictions)} photos", photos) if part),
+        "subtitle": " · ".join(part for part in (arch, f"{len(labels)} labels", counted, photos) if part),
         "footer": f"The model in {bundle}, written {values.get('created', '')} by snakecls {values.get('snakecls', '')}.",
         "facts": _make_names(known), "tiles": _make_tiles(facts, split, _GIVEN),
-        "verdicts": [*map(_warn, notes), *filter(None, [judge_unknown(values)])],
+        "verdicts": [*([_warn(notes)] if notes else []), *filter(None, [judge_unknown(values)])],
+        "strangers": strangers, "promises": promises, "things": things, "said_above": [note for part in promises for note in part["notes"]],
     }
     if split is not None:
         folders = [Path.cwd(), Path("/")]
-        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders) | _make_calibration(facts)
+        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders) | _make_threshold_curves(split)
+        page |= _make_calibration(facts, {part["of"]: part for part in promises})
         page["split_line"] = f"From the photos of {photos}." if photos else "From the photos that were given."
+        page["split_line"] += "" if things == "photos" else " Each is the first of its observation, whose photos were answered together."
+        _add_looks(page, look if things == "photos" else None, folders, _all_labels(facts))
     try:
         return atomic_write(folder / "report.html", render("report.html", **page))
     except OSError as e:
@@ -137,20 +151,23 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
     "Make the tiles on top of the page: the scores of a split, and what the run cost."
     metrics, tiles = facts.metrics, []
     scores, valid = metrics.get(name) or {}, metrics.get("valid") or {}
+    one = scores.get("one_class")  # all photos are of it
     n = scores.get("n") or (len(split.y_true) if split else None)
     n_classes = len(metrics.get("labels") or (split.labels if split else []))
-    for key, title in (_LIST_SCORES if facts.several else _score_titles(scores, n_classes)).items():
+    titles = {"accuracy": f"Recall of '{one}'", "f1_macro": "Macro F1"} if one else _LIST_SCORES if facts.several else _score_titles(scores, n_classes)
+    for key, title in titles.items():
         interval = measure(split, key)
         value = scores.get(key, interval[0] if interval else None)
         if value is None:
             continue
         low, high = scores.get(f"{key}_interval") or (interval[1:] if interval else (None, None))
-        lines = [f"on {n} {_name_photos(name)}"]
+        lines = [f"on {_say_counted(scores | {'n': n}) if name == _GIVEN else f'{n} {_name_photos(name)}'}"]
+        lines += ["says little, as all are of one class"] if one and key == "f1_macro" else []
         if name == "test" and valid.get(key) is not None:
             lines.append(f"validation: {valid[key]:.3f}{', chosen there' if valid.get('chosen_on') else ''}")
         if chosen := say_chosen(scores):
             lines.append(chosen if key == "f1_macro" else "chosen on them")
-        tiles.append({"title": title, "value": value, "low": low, "high": high, "lines": lines, "main": key == "f1_macro"})
+        tiles.append({"title": title, "value": value, "low": low, "high": high, "lines": lines, "main": key == ("accuracy" if one else "f1_macro")})
         if key == "f1_macro" and metrics.get("trained") and not is_served(metrics):
             tiles[-1]["title"] = f"{title}, served: {say_served(metrics)}"
             tiles.append(_make_trained_tile(metrics))
@@ -246,7 +263,7 @@ def _make_photos(split: SplitFacts, chosen: np.ndarray, folders: list[Path]) -> 
     prob, prob_true = split.prob, split.prob_of(split.y_true)
     return [
         {"label": split.y_true[i], "predicted": split.y_pred[i], "right": split.y_true[i] == split.y_pred[i],
-         "prob": float(prob[i]), "prob_true": float(prob_true[i]), **find_thumbnail(split.paths[i], folders)} for i in chosen
+         "prob": float(prob[i]), "prob_true": float(prob_true[i]), "path": split.paths[i], **find_thumbnail(split.paths[i], folders)} for i in chosen
     ]
 
 # %% ../../nbs/evaluate/08_report.ipynb #2fc6a2a3
@@ -286,7 +303,8 @@ def _make_label_photos(split: ListFacts, chosen: np.ndarray, folders: list[Path]
             for j in np.flatnonzero(y.any(0))
         ]
         order = list(kinds.values())
-        tiles.append({"labels": sorted(marks, key=lambda mark: order.index(mark["kind"])), **find_thumbnail(split.paths[i], folders)})
+        marks = sorted(marks, key=lambda mark: order.index(mark["kind"]))
+        tiles.append({"labels": marks, "path": split.paths[i], **find_thumbnail(split.paths[i], folders)})
     return tiles
 
 # %% ../../nbs/evaluate/08_report.ipynb #022748fe
@@ -296,9 +314,11 @@ _MOST_PHOTOS = 24  # of a danger; the others are counted
 def _make_dangers(facts: RunFacts, split: SplitFacts | ListFacts, folders: list[Path]) -> dict[str, Any]:
     "Say how often something dangerous was called harmless, and show those photos."
     dangers = _count_dangers(facts, split) if split.probs is not None else []
+    unit = (facts.metrics.get(split.name) or {}).get("unit", "photos")
     for danger in dangers:
+        danger["unit"] = unit
         danger |= {"kind": "warn" if danger["as_harmless"] or not danger["n"] else "", "name": danger["names"],
-                   "title": _title_danger(danger, _name_photos(split.name)), "text": say_danger(danger)}
+                   "title": _title_danger(danger, _name_photos(split.name, unit)), "text": say_danger(danger)}
         danger["rows"] = [
             {**row, "took": ", ".join(f"{label} ({n})" for label, n in row["took"].items()) or "–"} for row in danger["classes"]
         ]
@@ -333,6 +353,74 @@ def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path])
         "all_right": _make_label_photos(split, pick_right(meant, said, split.paths, n=6), folders),
     }
 
+# %% ../../nbs/evaluate/08_report.ipynb #5e993c48
+_MOST_CURVES = 4  # labels with a curve of their own
+
+
+def _make_threshold_curves(split: SplitFacts | ListFacts) -> dict[str, Any]:  # threshold_curves: line, charts; empty for more than two classes
+    "Lay out ROC and precision over recall."
+    from sklearn.metrics import auc, average_precision_score
+
+    if split.probs is None or (isinstance(split, SplitFacts) and (len(split.labels) != 2 or split.probs.shape[1] != 2)):
+        return {}
+    truth = split.y_true if isinstance(split, ListFacts) else (split.y_true[:, None] == np.array(split.labels, object))
+    n, whole = truth.sum(0), len(truth)
+    places = [i for i in np.argsort(-n, kind="stable") if 0 < n[i] < whole and (isinstance(split, ListFacts) or i == 1)]
+    if not places:
+        return {}
+    roc, pr = {}, {}
+    for i in places[:_MOST_CURVES]:
+        points, other = (curve_table(truth[:, i], split.probs[:, i], kind) for kind in ("roc", "pr"))
+        roc[f"{split.labels[i]} {auc(points.iloc[:, 1], points.iloc[:, 2]):.2f}"] = points.iloc[:, 1:].to_numpy().tolist()
+        pr[f"{split.labels[i]} {average_precision_score(truth[:, i], split.probs[:, i]):.2f}"] = other.iloc[:, 1:].to_numpy().tolist()
+    shown = f" Shown are the {_MOST_CURVES} labels with most photos, of {len(places)}." if len(places) > _MOST_CURVES else ""
+    line = ("Each point of a curve is a threshold above which the label counts. ROC: the share that is found, over the share of the others that is "
+            f"found too; on the line it is guessed. Beside it, how much of what is found is right. The number is the area below the curve.{shown}")
+    return {"threshold_curves": {"line": line, "charts": [
+        lay_square(roc, x_name="others found too", y_name="found", diagonal=True) | {"title": "ROC"},
+        lay_square(pr, x_name="found (recall)", y_name="of those, right (precision)") | {"title": "Precision and recall"}]}}
+
+# %% ../../nbs/evaluate/08_report.ipynb #dd29461e
+_MOST_LOOKS = 4  # photos of a kind
+
+
+def _add_looks(values: dict[str, Any], look: Callable[[list], list[dict]] | None, folders: list[Path], known: set[str]) -> None:
+    "Put maps beside the first photos of each kind of mistake, and a line that says how to read them, or why there are none."
+    kinds = [*values.get("danger_photos", []), {"photos": values.get("wrong") or values.get("most_wrong") or []}]
+    tiles = [(kind, tile, label) for kind in kinds for tile in kind["photos"][:_MOST_LOOKS] if (label := _answer_of(tile, known)) and tile["image"]]
+    if look is None or not tiles:
+        return
+    wanted = [(_find_file(tile["path"], folders), label, kind.get("target", "")) for kind, tile, label in tiles]
+    asked = list(dict.fromkeys(wanted))
+    found, lines = dict(zip(asked, look(asked))), {}
+    for (kind, tile, label), one in zip(tiles, (found[key] for key in wanted)):
+        tile |= {"looked_for": label} | one
+        lines.setdefault(id(kind), set()).add(one.get("problem", ""))
+    said: set[str] = set()
+    for kind in kinds:
+        line = _say_looks(lines.get(id(kind), set()))
+        kind["look_line"] = "" if line in said else line
+        said.add(line)
+    values["look_line"] = kinds[-1]["look_line"]
+
+
+def _answer_of(tile: Mapping[str, Any], known: set[str]) -> str:  # empty where it has none
+    "Give the label whose map belongs beside a mistake: what was answered, or else what was missed."
+    if "labels" in tile:
+        return next((mark["label"] for kind in ("added", "missed") for mark in tile["labels"] if mark["kind"] == kind), "")
+    return next((tile[key] for key in ("predicted", "label") if tile[key] in known), "")
+
+
+def _say_looks(problems: set[str]) -> str:
+    "Say how to read maps, or why there are none."
+    if not problems:
+        return ""
+    if "" not in problems:
+        return f"Where the network looked is not shown: {sorted(problems)[0].rstrip('.')}."
+    return ("Below a photo: where the network looked. Bright is what spoke for the answer. The number is its deletion score, the mean probability of the "
+            "answer while the bright parts are blurred away bit by bit, beside that of parts chosen at random: the lower it is against that, the more "
+            "the answer hung on what is bright.")
+
 # %% ../../nbs/evaluate/08_report.ipynb #a35469cd
 def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
     "Make the sentences on top of a run's page."
@@ -348,9 +436,9 @@ def _judge_facts(facts: RunFacts, split: SplitFacts | ListFacts, label_facts: di
     return judge(split, label_facts, but=known_dangers(label_facts, facts.bundle.get("danger_columns") or []))
 
 # %% ../../nbs/evaluate/08_report.ipynb #a67a97e6
-def _warn(note: str) -> dict:
-    "Make a verdict of what has to be known first."
-    return {"kind": "warn", "title": "Before you read on", "text": note[:1].upper() + note[1:]}
+def _warn(notes: Sequence[str]) -> dict:
+    "Make one verdict of what has to be known first."
+    return {"kind": "warn", "title": "Before you read on", "text": [note[:1].upper() + note[1:] for note in notes]}
 
 # %% ../../nbs/evaluate/08_report.ipynb #f54e4b0a
 def _make_names(label_facts: dict) -> dict[str, dict]:  # label -> common_name, marks
@@ -381,23 +469,47 @@ def _make_header(facts: RunFacts) -> dict[str, Any]:
     return values
 
 # %% ../../nbs/evaluate/08_report.ipynb #2190a60b
-def _make_calibration(facts: RunFacts) -> dict[str, Any]:  # calibration: source, rows, chart; empty where nothing was fitted
+def _make_calibration(
+    facts: RunFacts,
+    here: Mapping[str, Mapping[str, Any]] | None = None,  # target -> from `measure_promises`, on the photos of this page; None: a run
+) -> dict[str, Any]:  # calibration: source, where, notes, parts; empty where nothing was fitted
     "Make the part about how far probabilities can be believed."
     trust = facts.metrics.get("trust") or (facts.bundle or {}).get("trust") or {}
     source, measured, sets = trust.get("source") or {}, trust.get("reliability") or {}, trust.get("conformal") or {}
     if not source.get("n") or not (measured or sets):
         return {}
     temperature = facts.metrics.get("temperature", (facts.bundle or {}).get("temperature", 1.0))
-    cooled = any(value != 1 for value in (temperature.values() if isinstance(temperature, dict) else np.atleast_1d(temperature)))
+    cooled = is_cooled(temperature)
     parts = []
     for target in dict.fromkeys([*measured, *sets]):
         each = {name: values for name, values in (measured.get(target) or {}).items() if name in ("before", "after")}
         each = each if cooled else {"as they are": each["before"]} if each else {}
         parts.append({
             "target": target if len({*measured, *sets}) > 1 else "", "errors": [{"name": name, **values} for name, values in each.items()],
-            "chart": lay_reliability({name: values["table"] for name, values in each.items()}) if each else None, "set": sets.get(target),
+            "chart": lay_reliability({name: values["table"] for name, values in each.items()} | _lines_here(here, target)) if each else None,
+            "set": sets.get(target),
         })
-    return {"calibration": {"source": say_source(source), "temperature": say_temperature(temperature) if cooled else "", "parts": parts}}
+    where = "" if here is None else "These figures come from training, and not from the photos of this page; what those show stands above."
+    notes = say_limits(trust, temperature) + [said for said in [_say_aside(facts, source)] if said]
+    return {"calibration": {"source": say_source(source), "where": where, "temperature": say_temperature(temperature) if cooled else "",
+                            "notes": notes, "parts": parts}}
+
+
+def _lines_here(here: Mapping[str, Mapping[str, Any]] | None, target: str) -> dict[str, Any]:
+    "Give the reliability that was measured on the photos of the page."
+    return {f"on these {here[target]['unit']}": here[target]["table"]} if here and target in here else {}
+
+
+def _say_aside(facts: RunFacts, source: Mapping[str, Any]) -> str:  # empty where it is about as asked
+    "Say that another share was set aside for calibration than was asked for."
+    asked, manifest = (facts.settings.get("data") or {}).get("calibration"), facts.path / "manifest.parquet"
+    if not asked or source.get("from") != "calibration" or not manifest.exists():
+        return ""
+    counts = read_parquet(manifest, columns=["split"])["split"].value_counts()
+    n, got = int(counts.get("train", 0) + counts.get("calibration", 0)), int(counts.get("calibration", 0))
+    if abs(got - asked * n) < max(2, 0.2 * asked * n):
+        return ""
+    return f"data.calibration asked for {asked:.0%} of the training photos; {got} of {n} ({got / n:.0%}) were set aside, as groups stay whole and each class gives one."
 
 # %% ../../nbs/evaluate/08_report.ipynb #ab899d84
 def _make_details(facts: RunFacts) -> dict[str, Any]:
@@ -420,9 +532,16 @@ def _choose_split(facts: RunFacts) -> str:
     return next(iter([*measured, *facts.predictions]), "valid")
 
 # %% ../../nbs/evaluate/08_report.ipynb #c75427df
-def _name_photos(split: str) -> str:  # 'test photos', 'photos'
+def _name_photos(split: str, unit: str = "photos") -> str:  # 'test photos', 'photos'
     "Name the photos of a split, within a sentence."
-    return {"test": "test photos", "valid": "validation photos", _GIVEN: "photos"}.get(split, f"photos of '{split}'")
+    return {"test": "test photos", "valid": "validation photos", _GIVEN: unit}.get(split, f"photos of '{split}'")
+
+# %% ../../nbs/evaluate/08_report.ipynb #e1e4396e
+def _say_counted(scores: Mapping[str, Any]) -> str:  # '10 observations of 40 photos', '40 photos in 10 groups of 'animal''
+    "Say what was counted, and what was drawn together for the intervals."
+    text = f"{scores['n']} {scores.get('unit', 'photos')}"
+    text += f" of {scores['photos']} photos" if scores.get("unit", "photos") != "photos" and scores.get("photos") else ""
+    return text + (f" in {scores['groups']} groups of '{scores['group']}'" if scores.get("group") else "")
 
 # %% ../../nbs/evaluate/08_report.ipynb #9ceccb32
 def _say_split(name: str, scores: dict | None = None) -> str:
@@ -542,6 +661,17 @@ def _shorten(label: str) -> str:
     binomial = len(words) == 2 and words[0].istitle() and words[1].islower()
     return f"{words[0][0]}. {words[1]}" if binomial else label
 
+# %% ../../nbs/evaluate/08_report.ipynb #34e8b521
+def _find_file(path: str, folders: list[Path]) -> Path:
+    "Find a photo's file."
+    return next((file for folder in folders if (file := folder / path).is_file()), Path(path))
+
+
+def _all_labels(facts: RunFacts) -> set[str]:
+    "Give every label that the model knows, of all targets."
+    targets = (facts.bundle or {}).get("targets") or {}
+    return {str(label) for labels in ([*(facts.metrics.get("labels") or [])], *targets.values()) for label in labels}
+
 # %% ../../nbs/evaluate/08_report.ipynb #7f9a3c0c
 def _write_square(file: Path, matrix: np.ndarray, shown: list[int], labels: list[str], plot: Any) -> Path:
     "Draw those rows and columns of a square that are shown into a file."
@@ -566,7 +696,7 @@ def _title_danger(danger: dict, photos: str) -> str:
     "Say in a line how often something dangerous was called harmless."
     name, n, missed = danger["names"], danger["n"], danger["as_harmless"]
     said = f"{missed or 'None'} of {n} {name} {photos} {'was' if missed < 2 else 'were'} called not {name}"
-    said = said if n else f"No photo here is known to be {name}"
+    said = said if n else f"No {danger.get('unit', 'photos')[:-1]} here is known to be {name}"
     if not (target := danger.get("target")):
         return said
     if not (danger["known"] and danger["counted"]):
@@ -582,5 +712,5 @@ def _show_danger(danger: dict, folders: list[Path]) -> dict[str, Any]:  # title,
     where = f" (target '{danger['target']}')" if danger.get("target") else ""
     return {
         "title": f"{name.capitalize()}, and called harmless{where}",
-        "text": f"The surest mistakes first. Tap a photo to see all of it.{more}", "photos": photos,
+        "text": f"The surest mistakes first. Tap a photo to see all of it.{more}", "photos": photos, "target": danger.get("target", ""),
     }

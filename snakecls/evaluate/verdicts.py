@@ -6,16 +6,16 @@
 __all__ = ['MODE_NAMES', 'SOURCES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_served', 'judge_training',
            'judge_thresholds', 'judge_missed', 'judge_missed_labels', 'judge_unknown', 'say_lost', 'judge_lost',
            'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final', 'say_temperature',
-           'say_source']
+           'is_cooled', 'say_source', 'say_cooling', 'say_limits', 'say_likely']
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import count
 from ..data.label_facts import danger_noun, model_dangers, say_unknown
-from ..stats import paired_bootstrap, say_difference
+from ..stats import paired_bootstrap, say_difference, say_rough
 
 if TYPE_CHECKING:
     from snakecls.evaluate.report_data import ListFacts, SplitFacts
@@ -261,9 +261,19 @@ def say_temperature(
     temperature: Any,  # as bundle.json has it
 ) -> str:  # '1.13', or '0.8 to 1.4'
     "Write a temperature, of several the lowest and the highest."
-    values = list(temperature.values()) if isinstance(temperature, dict) else temperature if isinstance(temperature, list) else [temperature]
+    values = _each_temperature(temperature)
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     return low if low == high else f"{low} to {high}"
+
+
+def is_cooled(temperature: Any) -> bool:
+    "Tell whether a temperature changes anything."
+    return any(value != 1 for value in _each_temperature(temperature))
+
+
+def _each_temperature(temperature: Any) -> list[float]:
+    "List the temperatures of a model: one, one for each label, or one for each target."
+    return list(temperature.values()) if isinstance(temperature, Mapping) else list(temperature) if isinstance(temperature, Sequence) else [temperature]
 
 
 SOURCES = {
@@ -281,6 +291,43 @@ def say_source(
     text += ", which chose the epoch too, so that they are a little too good" if source.get("chose_epoch") else ""
     text += f"; {count(source['left_out'], 'photo')} of classes with a single group could not be answered" if source.get("left_out") else ""
     return text + (f"; fitted for {source['of']}" if source.get("of") else "")
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #1a07c71f
+def say_cooling(
+    measured: Mapping[str, Any],  # as `fit_reliability` gives it
+) -> str:  # a sentence; empty where the temperature helped in both
+    "Say that a temperature did not help on photos that it was not fitted on."
+    before, after = measured["before"], measured["after"]
+    better = [after[key] < before[key] - 1e-9 for key in ("loss", "ece")]
+    if all(better) or after == before:
+        return ""
+    what = "helped in one way only" if any(better) else "did not help"
+    return (f"The temperature {what} on photos that it was not fitted on: log loss {before['loss']:.3f} before and {after['loss']:.3f} after, "
+            f"off by {100 * before['ece']:.1f} and {100 * after['ece']:.1f} points; trust.temperature=none leaves it out.")
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #57aac5c1
+def say_limits(
+    trust: Mapping[str, Any],  # of a bundle
+    temperature: Any = 1.0,
+) -> list[str]:  # sentences
+    "Say what has to be known of a calibration, beside what its notes say."
+    source, said = trust.get("source") or {}, []
+    for target, measured in (trust.get("reliability") or {}).items() if is_cooled(temperature) else ():
+        if text := say_cooling(measured):
+            said.append(f"{target}: {text}" if len(trust["reliability"]) > 1 else text)
+    for fitted in (trust.get("conformal") or {}).values():
+        said.append(say_likely(fitted, source))
+    return list(dict.fromkeys(filter(None, said)))
+
+
+def say_likely(
+    fitted: Mapping[str, Any],  # of a bundle's `trust.conformal`
+    source: Mapping[str, Any],
+) -> str:  # a sentence; empty where there were photos enough
+    "Say how rough a promise is that comes from few photos, or from few groups of them."
+    groups = source.get("groups") or fitted["n"]
+    unit = "photos" if groups >= fitted["n"] else "groups of photos that belong together"
+    return say_rough(min(groups, fitted["n"]), fitted["coverage"], unit=unit) if fitted.get("threshold", 0) is not None else ""
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #320f6189
 def _judge_both(metrics: dict) -> dict:

@@ -178,48 +178,57 @@ def evaluate_given(
     group: str = "",  # a column of the table: photos that belong together, which are drawn together for the intervals
     predictions: str | Path | None = None,  # a Parquet file for the probabilities of every label
     say: Callable[[str], None] = lambda note: None,
-) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, headline, classes, unknown, dangers, notes, report; lines for a terminal
+) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, headline, classes, unknown, promises, dangers, notes, report; lines for a terminal
     """Score a model, count what is dangerous and was called harmless, and write what was asked for; raises `UserError`.
 
-    Photos whose labels the model does not know are answered apart, and are not in the scores."""
+    Photos whose labels the model does not know are answered apart, and are not in the scores; in the tables that are written they are marked."""
     from snakecls.data.given import is_pattern, pattern_table, refuse_address
     from snakecls.evaluate.danger import danger_lines, joined
-    from snakecls.evaluate.predictions import evaluate_targets, lost_note, score_table
+    from snakecls.evaluate.predictions import evaluate_targets, lost_note
+    from snakecls.evaluate.promises import promise_lines
     from snakecls.evaluate.scores import class_rows, headline_scores, scores_text
     from snakecls.models.bundle import read_bundle
-    from snakecls.stats import find_top_k
+    from snakecls.stats import find_top_k, name_groups
     from snakecls.workflow.evaluation import evaluation_table
 
     refuse_address(data or "")
     noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened, page = read_bundle(bundle), None
-    notes = [*opened.notes, *noted.notes, *_unknown_notes(opened.info)]
+    info = opened.info
+    joined_by, drawn_by = (_named_column(noted.table, name, option) for name, option in ((observation, "--observation"), (group, "--group")))
+    notes = [*opened.notes, *noted.notes, *_unknown_notes(info), *_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group)]
     for note in notes:
         say(f"Note: {note}")
-    joined_by, drawn_by = (_named_column(noted.table, name, option) for name, option in ((observation, "--observation"), (group, "--group")))
     tables, scores, lost, unknown = evaluate_targets(bundle, noted.table, tta=tta, apart=True)
-    tables = {target: _join(table, joined_by, opened.info, target) for target, table in tables.items()} if joined_by else tables
-    first = next(iter(tables.values()))
-    scores = score_table(first, opened.info.labels, top_k=find_top_k(scores) or (3,)) if joined_by else scores
+    if joined_by:
+        tables, unknown = _join(tables, unknown, joined_by, info)
+    first, unit = next(iter(tables.values())), "observations" if joined_by else "photos"
     groups = None if drawn_by is None else first["path"].map(drawn_by).tolist()
-    headline = headline_scores(first, opened.info.labels, groups=groups, top_k=find_top_k(scores))
-    silent = [*_silent_notes(tables), *_stranger_notes(unknown)]
-    for note in [*lost_note(lost, len(next(iter(tables.values())))), *silent]:
+    headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
+    scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=group, groups=groups)
+    promises = _measure_promises(tables, info, unit, drawn_by)
+    silent = [*_silent_notes(tables), *_stranger_notes(unknown, info.labels, unit)]
+    for note in [*lost_note(lost, len(first)), *silent]:
         notes.append(note)
         say(f"Note: {note}")
-    dangers = _count_dangers(tables, opened.info)
+    if drawn_by is not None:
+        tables = {target: table.assign(group=name_groups(table["path"].map(drawn_by))) for target, table in tables.items()}
+    dangers = [danger | {"unit": unit} for danger in _count_dangers(tables, info)]
+    kept = _kept_table(first, unknown, drawn_by)
     if csv is not None:
-        _write_ranks(tables, opened.info.labels, data, csv, top)
+        _write_ranks(kept, info.labels, data, csv, top)
     if predictions is not None:
-        first.attrs = {}
-        first.to_parquet(predictions, index=False)
+        _write_predictions(kept, info, predictions)
     if report is not None:
-        page = _write_page(report, bundle, tables, scores, photos=str(data or split or ""), notes=[*noted.notes, *silent])
-    unit = f"observations of {int(first['photos'].sum())} photos" if joined_by else "photos"
-    lines = ["", scores_text(headline, first, opened.info.labels, thresholds=opened.info.thresholds, unit=unit, drawn_by=group), *_stranger_lines(unknown), ""]
+        page = _write_page(report, bundle, tables, scores, photos=str(data or split or ""), notes=[*noted.notes, *_empty_notes(joined_by, observation),
+                           *_empty_notes(drawn_by, group), *silent], strangers=_show_strangers(unknown, info.labels, unit), promises=promises)
+    counted = f"observations of {scores['photos']} photos" if joined_by else "photos"
+    drawn = f"{scores['groups']} groups of '{group}'" if group else ""
+    lines = ["", scores_text(headline, first, info.labels, thresholds=info.thresholds, unit=counted, drawn_by=drawn), *_stranger_lines(unknown, unit)]
+    lines += [line for found in promises for line in ["", *([f"Target '{found['target']}':"] if found["target"] else []), *promise_lines(found)]] + [""]
     lines += [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
     said = {"headline": {score.key: {"value": score.value, "low": score.low, "high": score.high} for score in headline},
-            "classes": class_rows(first, opened.info.labels, opened.info.thresholds), "unknown": _strangers(unknown)}
+            "classes": class_rows(first, info.labels, info.thresholds), "unknown": _strangers(unknown), "promises": promises}
     return {"bundle": bundle, "scores": scores, **said, "dangers": dangers, "notes": notes, "report": page}, lines
 
 # %% ../../nbs/workflow/28_answers.ipynb #65532391
@@ -228,17 +237,66 @@ def _named_column(table: Any, name: str, option: str) -> dict[str, Any] | None: 
     if not name:
         return None
     if name not in table:
-        others = [column for column in table if column not in ("path", "label", "labels", "split")]
+        others = [column for column in table if column not in ("path", "label", "labels", "split", "size_bytes", "mtime_ns", "hash")]
         raise UserError(f"{option} {name} is no column of the photos' table; it has {', '.join(others) or 'none beside path and label'}.")
     return dict(zip(table["path"], table[name]))
 
 
-def _join(table: Any, observations: dict[str, Any], info: Any, target: str) -> Any:
-    "Answer observations in place of photos."
+def _empty_notes(values: dict[str, Any] | None, column: str) -> list[str]:  # one sentence, or none
+    "Say how many photos have nothing in a column, so that each stands alone."
+    from snakecls.stats import name_groups
+
+    alone = sum(name.startswith("\0") for name in name_groups(list(values.values()))) if values else 0
+    return [f"{count(alone, 'photo')} of {len(values)} {'has' if alone == 1 else 'have'} nothing in the column '{column}'; each of them stands alone."] if alone else []
+
+
+def _join(tables: Any, unknown: Any, observations: dict[str, Any], info: Any) -> tuple[dict[str, Any], Any]:
+    "Answer observations in place of photos, those of unknown labels too."
+    import pandas as pd
+
+    from snakecls.data.problem import table_problem
     from snakecls.evaluate.scores import join_observations
 
-    labels = (info.targets or {}).get(target, info.labels)
-    return join_observations(table, table["path"].map(observations).tolist(), labels)
+    def join(table: Any, labels: Any) -> Any:
+        return join_observations(table, table["path"].map(observations).tolist(), labels)
+
+    found = {target: join(table, (info.targets or {}).get(target, info.labels)) for target, table in tables.items()}
+    if not len(unknown):
+        return found, unknown
+    target, part = next(iter(tables)), table_problem(unknown)
+    every = join(pd.concat([tables[target], unknown], ignore_index=True), info.labels)  # so that one with known and unknown labels is refused
+    strange = [not set(part.names(cell)) <= set(info.labels) for cell in every[part.answers]]
+    return found | {target: every[[not one for one in strange]].reset_index(drop=True)}, every[strange].reset_index(drop=True)
+
+# %% ../../nbs/workflow/28_answers.ipynb #4d64be9d
+def _with_intervals(scores: dict[str, Any], headline: Any, first: Any, labels: Sequence[str], *, unit: str, group: str, groups: list | None) -> dict[str, Any]:
+    "Give scores with the intervals of the headline, and with what they count."
+    from snakecls.data.problem import table_problem
+    from snakecls.evaluate.predictions import score_table
+    from snakecls.stats import name_groups
+    from snakecls.stats import find_top_k
+
+    if unit != "photos":
+        scores = score_table(first, labels, top_k=find_top_k(scores) or (3,)) | {"unit": unit, "photos": int(first["photos"].sum())}
+    if group:
+        scores = scores | {"group": group, "groups": len(set(name_groups(groups)))}
+    if not table_problem(first).many and first["label"].nunique() == 1:
+        scores = scores | {"one_class": first["label"].iloc[0]}
+    return scores | {f"{score.key}_interval": [score.low, score.high] for score in headline if score.key in scores}
+
+
+def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any] | None) -> list[dict[str, Any]]:
+    "Measure for every target what was promised of it."
+    from snakecls.evaluate.promises import measure_promises
+    from snakecls.evaluate.verdicts import is_cooled
+
+    found: list[dict[str, Any]] = []
+    for target, table in tables.items():
+        labels = (info.targets or {}).get(target, info.labels)
+        groups = None if drawn_by is None else table["path"].map(drawn_by).tolist()
+        one = measure_promises(table, labels, info.trust or {}, target=target, groups=groups, cooled=is_cooled(info.temperature), unit=unit)
+        found.append(one | {"target": target if len(tables) > 1 else ""})
+    return found
 
 # %% ../../nbs/workflow/28_answers.ipynb #40597578
 def _strangers(unknown: Any) -> list[dict[str, Any]]:  # label, n, answers (label -> n), median_prob
@@ -255,37 +313,65 @@ def _strangers(unknown: Any) -> list[dict[str, Any]]:  # label, n, answers (labe
             for label, rows in shown.groupby("_true", sort=True)]
 
 
-def _stranger_notes(unknown: Any) -> list[str]:  # one sentence, or none
+def _stranger_notes(unknown: Any, labels: Sequence[str], unit: str = "photos") -> list[str]:  # one sentence, or none
+    from snakecls.evaluate.predictions import alike_labels, say_alike
+
     found = _strangers(unknown)
-    return [f"{count(len(unknown), 'photo')} {'is' if len(unknown) == 1 else 'are'} of {count(len(found), 'label')} that the model does not know ({some([row['label'] for row in found], 2)}); "
-            "the scores are without them, and what they were taken for stands below."] if found else []
+    names = [row["label"] for row in found]
+    alike = say_alike(alike_labels(names, labels))
+    return [f"{count(len(unknown), unit[:-1])} {'is' if len(unknown) == 1 else 'are'} of {count(len(found), 'label')} that the model does not know ({some(names, 2)}); "
+            "the scores are without them, and what they were taken for stands below." + (f" {alike}: rename them, and they count." if alike else "")] if found else []
 
 
-def _stranger_lines(unknown: Any) -> list[str]:
+def _stranger_lines(unknown: Any, unit: str = "photos") -> list[str]:
     "Write what photos of unknown labels were taken for."
     found = _strangers(unknown)
-    lines = [f"  {row['label']}: {row['n']} photos, called {', '.join(f'{label} ({n})' for label, n in list(row['answers'].items())[:3])}; "
+    lines = [f"  {row['label']}: {count(row['n'], unit[:-1])}, called {', '.join(f'{label} ({n})' for label, n in list(row['answers'].items())[:3])}; "
              f"the highest probability is {row['median_prob']:.2f} in the median" for row in found[:20]]
     return ["", "Labels that the model does not know, not in the scores:", *lines, *([f"  … and {len(found) - 20} more"] if len(found) > 20 else [])] if found else []
 
+
+def _show_strangers(unknown: Any, labels: Sequence[str], unit: str) -> dict[str, Any] | None:  # for the page: title, text, rows
+    found = _strangers(unknown)
+    if not found:
+        return None
+    rows = [row | {"took": ", ".join(f"{label} ({n})" for label, n in list(row["answers"].items())[:4])} for row in found[:40]]
+    text = _stranger_notes(unknown, labels, unit)[0] + (f" The first 40 of {len(found)} labels:" if len(found) > 40 else "")
+    return {"title": f"{count(len(unknown), unit[:-1])} of labels that the model does not know", "text": text[:1].upper() + text[1:], "rows": rows}
+
 # %% ../../nbs/workflow/28_answers.ipynb #14aa241a
-def _write_ranks(tables: Any, labels: Sequence[str], data: str | None, csv: str | Path, top: int) -> None:
+def _kept_table(first: Any, unknown: Any, drawn_by: dict[str, Any] | None) -> Any:  # with `known`, and `group` where photos are drawn together
+    "Put all answers to the first target into one table, those of unknown labels last and marked."
+    import pandas as pd
+
+    kept = pd.concat([first.assign(known=True), unknown.assign(known=False)], ignore_index=True) if len(unknown) else first.assign(known=True)
+    return kept if drawn_by is None else kept.assign(group=kept["path"].map(drawn_by))
+
+
+def _write_ranks(predictions: Any, labels: Sequence[str], data: str | None, csv: str | Path, top: int) -> None:
     "Write the first target's answers, with paths as they were given."
     from snakecls.data.cells import write_csv
     from snakecls.data.given import as_given
     from snakecls.evaluate.predictions import ranked_table
 
-    predictions = next(iter(tables.values()))
     shown = predictions.assign(path=as_given(predictions["path"], data)) if data else predictions
     write_csv(ranked_table(shown, labels, top=top), csv)
 
+
+def _write_predictions(predictions: Any, info: Any, file: str | Path) -> None:
+    "Write the probability of every label; `pandas.read_parquet(file).attrs` names the labels of p_0, p_1 and so on."
+    kept = predictions.copy()
+    kept.attrs = {"labels": list(info.labels), "target": info.target, "thresholds": None if info.thresholds is None else list(info.thresholds)}
+    kept.to_parquet(file, index=False)
+
 # %% ../../nbs/workflow/28_answers.ipynb #2e5aa691
-def _write_page(report: str | Path, bundle: str | Path, tables: Any, scores: Any, *, photos: str, notes: list[str]) -> Path:
+def _write_page(report: str | Path, bundle: str | Path, tables: Any, scores: Any, *, photos: str, **more: Any) -> Path:
     "Write the page of an evaluation."
+    from snakecls.evaluate.looks import make_looker
     from snakecls.evaluate.report import write_evaluation
 
     (_, predictions), *others = tables.items()
-    return write_evaluation(report, bundle, predictions, scores, photos=photos, notes=notes, others=dict(others))
+    return write_evaluation(report, bundle, predictions, scores, photos=photos, others=dict(others), look=make_looker(bundle), **more)
 
 # %% ../../nbs/workflow/28_answers.ipynb #a4441167
 def _add_facts(bundle: Path, table: str | Path | None, more: dict[str, Any]) -> tuple[Any, list[str]]:  # what the bundle knows now; notes

@@ -22,6 +22,7 @@ from ..data.readable import keep_readable
 from ..data.tables import read_table
 from ..data.targets import find_targets
 from ..disk import file_hash, read_parquet
+from ..evaluate.predictions import say_strangers
 from ..evaluate.verdicts import say_chosen
 from ..models.bundle import read_bundle
 from ..models.bundle_info import BundleInfo
@@ -101,7 +102,16 @@ def _has_folders(data: str | Path) -> bool:
 @singledispatch
 def _known_photos(part: Problem, data: str | Path | pd.DataFrame) -> Noted:
     "Read photos with the labels that a model knows."
-    return _load_known(data, part.labels, min_classes=1, target=None if part.target == "label" else part.target)
+    try:
+        return _load_known(data, part.labels, min_classes=1, target=None if part.target == "label" else part.target)
+    except UserError as e:  # where the photos' labels are of another kind, these are told
+        try:
+            given = read_table(data, min_classes=1).table["label"].dropna().unique().tolist() if part.target != "label" else []
+        except UserError:
+            given = []
+        if not given or set(given) & set(part.labels):
+            raise
+        raise UserError(say_strangers(given, part.labels)) from e
 
 
 @_known_photos.register
@@ -167,6 +177,6 @@ def evaluation_table(
         n = len(table) + len(unreadable)
         noted = noted.tell(f"{len(unreadable)} of {n} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}")
     if "label" in table and table["label"].nunique() == 1:
-        noted = noted.tell(f"all {len(table)} photos are of '{table['label'].iloc[0]}'; accuracy says how many of them are found, "
-                           "and macro F1 says little about one class.")
+        noted = noted.tell(f"all {len(table)} photos are of '{table['label'].iloc[0]}', so all that can be measured is how many of them are found "
+                           "(recall); whether others are taken for it takes photos of others.")
     return replace(noted, table=table)

@@ -27,6 +27,7 @@ from ..evaluate.predictions import compare_tables, cool_table, decide_labels, pr
 
 from ..evaluate.report_data import find_part, target_part
 from ..evaluate.thresholds import compare_thresholds, tune_thresholds
+from ..evaluate.verdicts import say_limits
 from ..experiment.plan import Plan
 from ..experiment.trust import Trusted, add_rejection, find_evidence, fit_trust, say_trust
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
@@ -391,7 +392,7 @@ def finish_records(
     refitted, sentence = _refit(plan, result)
     trusted = Trusted() if brief else _trusted(plan, result, served, refitted)
     if plan.final is None and (said := say_trust(trusted)):
-        say(said)
+        say(" ".join([said, *say_limits(trusted.trust, trusted.temperature)]))
     if trusted.note:
         say(trusted.note)
     served = _cool_tables(served, problem, trusted.temperature)

@@ -7,24 +7,44 @@ __all__ = ['write_run_report', 'against_parent']
 
 # %% ../../nbs/workflow/07_run_report.ipynb #6b33ff5e
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core import UserError
 from ..disk import say_damage
+from ..evaluate.looks import make_looker
+from ..evaluate.promises import measure_promises
 from ..evaluate.report import write_report
+from ..evaluate.verdicts import is_cooled
 from .compare import parent_folder
 from .compare_page import lay_differences, make_part, photo_folders
 from .compare_runs import compare_runs, say_changed
 from .run_folder import RunFolder, find_group
 
 # %% ../../nbs/workflow/07_run_report.ipynb #1c8f43b1
+_LOOK_S = 4.0  # for maps of where the network looked: a run may have a time by which it ends
+
+
 def write_run_report(
     run: RunFolder,  # with metrics
 ) -> Path:  # the page, `report.html` in its folder
     "Write a run's report, with what it brought against its parent; a comparison that cannot be made says why."
-    return write_report(run.path, against=against_parent(run))
+    return write_report(run.path, against=against_parent(run), look=make_looker(run / "best", seconds=_LOOK_S), promises=_promises_of(run))
+
+
+def _promises_of(run: RunFolder) -> Callable[[str, Any], list[dict[str, Any]]]:
+    "Make what measures a model's promises on its test photos; those of validation had a part in choosing it."
+
+    def measure(split: str, predictions: Any) -> list[dict[str, Any]]:
+        metrics = run.metrics() or {}
+        trust, labels, temperature = metrics.get("trust") or {}, metrics.get("labels") or [], metrics.get("temperature", 1.0)
+        (target, *others) = [*(trust.get("conformal") or trust.get("reliability") or {"": None})]
+        if split != "test" or not target or not len(predictions) or f"p_{len(labels) - 1}" not in predictions:
+            return []
+        return [measure_promises(predictions, labels, trust, target=target, cooled=is_cooled(temperature)) | {"target": target if others else ""}]
+
+    return measure
 
 # %% ../../nbs/workflow/07_run_report.ipynb #d1d88896
 def against_parent(
