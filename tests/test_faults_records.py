@@ -83,7 +83,7 @@ def test_a_run_is_judged_against_its_parent_and_the_best_is_a_second_line(tmp_pa
     assert child.id not in entries(root)[0]
 
 
-def test_without_a_parent_the_newest_on_the_same_photos_is_proposed_and_the_entry_says_so(tmp_path):
+def test_without_a_parent_the_nearest_on_the_same_photos_is_proposed_and_the_entry_says_so(tmp_path):
     root = tmp_path / "runs"
     record(root, "best", answers(0))
     newest = record(root, "newest", answers(20))
@@ -91,7 +91,11 @@ def test_without_a_parent_the_newest_on_the_same_photos_is_proposed_and_the_entr
     assert "(first of its task)" in entries(root)[0]
     record(root, "another", answers(20), model__arch="resnet50")
     entry = entries(root)[0]
-    assert f"no difference to {newest.id}" in entry and f"Changed against {newest.id}: `model.arch: resnet18 -> resnet50` (no parent was given; {newest.id} is the newest" in entry
+    assert f"no difference to {newest.id}" in entry and f"Changed against {newest.id}: `model.arch: resnet18 -> resnet50` (no parent was given; {newest.id} is the nearest" in entry
+    record(root, "far", answers(20), model__arch="resnet18", augment__mixup=0.4, train={"wd": 0.2})  # the newest by now
+    record(root, "near", answers(20), model__arch="resnet50", augment__mixup=0.1)
+    entry = entries(root)[0]
+    assert "another: `augment.mixup" in entry.replace(newest.id, "") and "Changed together" not in entry  # one change, not three
 
 
 def test_where_a_probe_is_served_the_verdict_is_about_the_training_that_was_changed(tmp_path):
