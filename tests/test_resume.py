@@ -145,6 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(photos, server, whole, tmp_path, 
     log = (tmp_path / "logbook.md").read_text()
     assert log.count("## 20") == 1 and "(killed)" not in log  # what came of it, and how it ended before
     assert ("- Ended early: " in log and "kill -9" in log) or moment == "while the report is written"  # whose scores were there already
+    assert "- Command: `snakecls train # then: snakecls train --resume latest`" in log
 
 
 def test_what_cannot_go_on_is_refused(tmp_path):

@@ -391,7 +391,7 @@ def _find_recorder(run: RunFolder, command: str, say: Callable[[str], None]) -> 
     status = read_status(run.path)
     book = status.get("logbook")
     first = str(status.get("command") or "")
-    command = f"{first}  # then: {command}" if first and command else first or command  # as it can be given to a shell
+    command = f"{first} # then: {command}" if first and command else first or command  # as it can be given to a shell
     recorder = make_recorder(run.path.parent, book if book and Path(book).parent.is_dir() else None, command=command, say=say)
     return replace(recorder, part_of=status.get("part_of", ""))
 
