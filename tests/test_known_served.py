@@ -260,3 +260,34 @@ def test_own_distractors_are_looked_at_and_a_final_model_is_fitted_anew(demo, pr
     final = train_final(done.run.id, root=tmp_path / "runs", logbook=None, say=lambda line: None)
     taken = read_bundle(final.run / "best")
     assert taken.info.trust["rejection"]["n"] > info.trust["rejection"]["n"] and taken.known is not None
+
+
+def test_the_same_experiment_gives_the_same_bits(demo, probe, tmp_path):
+    again, _ = run(demo, tmp_path)
+    first, second = (done.run / "best" for done in (probe[0], again))
+    assert (first / KNOWN_FILE).read_bytes() == (second / KNOWN_FILE).read_bytes()
+    assert read_bundle(first).info.trust["rejection"] == read_bundle(second).info.trust["rejection"]
+
+
+def test_the_api_has_it(probe, things, tiny_bundle, snake_photos):
+    need("gradio")
+    from snakecls.deploy.app import answer_json
+
+    predictor = Predictor(probe[0].run / "best")
+    rows = answer_json(predictor, things[0])
+    assert all(row["known"] == predictor.decide(things[0]).known for row in rows)
+    assert all("known" not in row for row in answer_json(Predictor(tiny_bundle), str(snake_photos[0])))
+
+
+def test_a_run_that_goes_on_gives_the_same_bits(demo, tmp_path, monkeypatch):
+    from snakecls.workflow import run as module
+    from snakecls.workflow.run import resume_run
+
+    whole, _ = run(demo, tmp_path / "whole")
+    monkeypatch.setattr(module, "finish_records", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("the machine stopped")))
+    with pytest.raises(RuntimeError):
+        run(demo, tmp_path / "broken")
+    monkeypatch.undo()
+    folder, = [path for path in (tmp_path / "broken" / "runs").iterdir() if path.is_dir() and not path.is_symlink()]
+    resume_run(folder, say=lambda line: None)
+    assert (folder / "best" / KNOWN_FILE).read_bytes() == (whole.run / "best" / KNOWN_FILE).read_bytes()

@@ -238,7 +238,7 @@ def fit_trust(evidence: Evidence) -> Trusted:
     return Trusted(temperature, fitted)
 
 # %% ../../nbs/experiment/12_trust.ipynb #4d08e250
-MOST_PHOTOS = 3000  # at least 4 of each class beyond; more make it slower, and not better
+MOST_PHOTOS = 2000  # or 4 of each class where that is more: beyond, it would take longer than some seconds
 
 def add_rejection(
     trusted: Trusted,
