@@ -598,17 +598,17 @@ _EvaluateData = Annotated[Optional[str], typer.Option(
 _EvaluateSplit = Annotated[Optional[str], typer.Option(
     help="train, valid or test; with --data all photos if not given, else test where there is one.")]
 _EvaluateCsv = Annotated[Optional[Path], typer.Option(
-    help="Write each photo's label and most likely labels to this CSV file.")]
+    help="Write each photo's label and most likely labels to this CSV file, with its observation, and whether the model knows its label.")]
 _EvaluateReport = Annotated[Optional[Path], typer.Option(
     metavar="FOLDER", help="Write a page with scores, dangerous confusions and the photos concerned into this folder.")]
 _EvaluateTta = Annotated[str, typer.Option(
     help="Test-time augmentation: none, flip (2 times the work), scales (3.1) or five_crop (5).")]
 _EvaluateObservation = Annotated[str, typer.Option(
-    metavar="COLUMN", help="A column that says which animal a photo shows: its photos are answered together, by the mean of their logits.")]
+    metavar="COLUMN", help="A column that says which animal a photo shows: its photos are answered together, by the mean of their logits; an empty cell is one by itself.")]
 _EvaluateGroup = Annotated[str, typer.Option(
-    metavar="COLUMN", help="A column that says which photos belong together: intervals draw them together.")]
+    metavar="COLUMN", help="A column that says which photos belong together: every interval draws them together; an empty cell is no group.")]
 _EvaluatePredictions = Annotated[Optional[Path], typer.Option(
-    metavar="FILE.parquet", help="Write the probability of every label to this Parquet file, as runs keep them.")]
+    metavar="FILE.parquet", help="Write the probability of every label to this Parquet file; its metadata name the labels of p_0, p_1 and so on.")]
 
 # %% ../nbs/90_cli.ipynb #5aaa8e1e
 @app.command()

@@ -155,7 +155,7 @@ def test_evaluate_counts_what_was_called_harmless_and_shows_the_photos(photos):
     assert danger["n"] == 4 and danger["unknown"] == 4 and danger["harmless"] == 4
     assert danger["as_harmless"] == int((cobras["predicted"] == "rat snake").sum()) and danger["as_unknown"] == int((cobras["predicted"] == "shrub snake").sum())
     assert 0 <= danger["low"] <= danger["share"] <= danger["high"] <= 1
-    assert list(said) == ["path", "label", "predicted", "rank1", "prob1", "rank2", "prob2", "rank3", "prob3"]
+    assert list(said) == ["path", "label", "predicted", "rank1", "prob1", "rank2", "prob2", "rank3", "prob3", "known"]
     assert said["path"].str.startswith("photos/").all() and (said["rank1"] == said["predicted"]).all()
     page = (photos / "page/report.html").read_text()
     assert ("Venomous, and called harmless" in page) == (danger["as_harmless"] > 0) and f"{danger['as_harmless'] or 'None'} of 4 venomous" in page and "<script" not in page

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..charts import lay_curves, lay_grid, lay_reliability, lay_square
+from ..charts import lay_curves, lay_grid, lay_reliability
 from ..core import UserError
 from ..disk import atomic_write, read_json, read_parquet
 from ..data.label_facts import known_dangers
 from ..data.thumbnails import find_thumbnail
 from .danger import count_dangers, count_target_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
-    confusion_size, count_confusion, count_together, curve_table, draw_png, find_stages, list_confused, list_together, name_epochs, pick_most_wrong,
+    confusion_size, count_confusion, count_together, draw_png, find_stages, list_confused, list_together, name_epochs, pick_most_wrong,
     pick_right, pick_wrong, plot_confusion, plot_history, plot_together, say_size, score_classes, score_labels,
 )
 from snakecls.evaluate.report_data import (
-    ListFacts, RunFacts, SplitFacts, find_part, known_facts, measure, read_lists, read_run, read_split, target_part,
+    ListFacts, RunFacts, SplitFacts, find_part, known_facts, lay_thresholds, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
     MODE_NAMES, is_cooled, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
@@ -67,7 +67,7 @@ def write_report(
         source = (facts.settings.get("data") or {}).get("source")
         folders = [Path(root) for root in (photo_root, Path.cwd(), source, Path(source).parent if source else None) if root]
         values["verdicts"] += _judge_facts(facts, shown, known)
-        values |= _make_dangers(facts, shown, folders) | _make_analysis(facts, shown, known, folders) | _make_threshold_curves(shown)
+        values |= _make_dangers(facts, shown, folders) | _make_analysis(facts, shown, known, folders) | lay_thresholds(shown)
         values["split_line"] = _say_split(shown.name, facts.metrics.get(shown.name))
         values["promises"] = promises(shown.name, facts.predictions[shown.name]) if promises else []
         values["said_above"] = [note for part in values["promises"] for note in part["notes"]]
@@ -130,7 +130,7 @@ def write_evaluation(
     }
     if split is not None:
         folders = [Path.cwd(), Path("/")]
-        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders) | _make_threshold_curves(split)
+        page |= _make_dangers(facts, split, folders) | _make_analysis(facts, split, known, folders) | lay_thresholds(split)
         page |= _make_calibration(facts, {part["of"]: part for part in promises})
         page["split_line"] = f"From the photos of {photos}." if photos else "From the photos that were given."
         page["split_line"] += "" if things == "photos" else " Each is the first of its observation, whose photos were answered together."
@@ -352,33 +352,6 @@ def _make_label_analysis(split: ListFacts, facts: RunFacts, folders: list[Path])
         "most_wrong": _make_label_photos(split, most_wrong, folders),
         "all_right": _make_label_photos(split, pick_right(meant, said, split.paths, n=6), folders),
     }
-
-# %% ../../nbs/evaluate/08_report.ipynb #5e993c48
-_MOST_CURVES = 4  # labels with a curve of their own
-
-
-def _make_threshold_curves(split: SplitFacts | ListFacts) -> dict[str, Any]:  # threshold_curves: line, charts; empty for more than two classes
-    "Lay out ROC and precision over recall."
-    from sklearn.metrics import auc, average_precision_score
-
-    if split.probs is None or (isinstance(split, SplitFacts) and (len(split.labels) != 2 or split.probs.shape[1] != 2)):
-        return {}
-    truth = split.y_true if isinstance(split, ListFacts) else (split.y_true[:, None] == np.array(split.labels, object))
-    n, whole = truth.sum(0), len(truth)
-    places = [i for i in np.argsort(-n, kind="stable") if 0 < n[i] < whole and (isinstance(split, ListFacts) or i == 1)]
-    if not places:
-        return {}
-    roc, pr = {}, {}
-    for i in places[:_MOST_CURVES]:
-        points, other = (curve_table(truth[:, i], split.probs[:, i], kind) for kind in ("roc", "pr"))
-        roc[f"{split.labels[i]} {auc(points.iloc[:, 1], points.iloc[:, 2]):.2f}"] = points.iloc[:, 1:].to_numpy().tolist()
-        pr[f"{split.labels[i]} {average_precision_score(truth[:, i], split.probs[:, i]):.2f}"] = other.iloc[:, 1:].to_numpy().tolist()
-    shown = f" Shown are the {_MOST_CURVES} labels with most photos, of {len(places)}." if len(places) > _MOST_CURVES else ""
-    line = ("Each point of a curve is a threshold above which the label counts. ROC: the share that is found, over the share of the others that is "
-            f"found too; on the line it is guessed. Beside it, how much of what is found is right. The number is the area below the curve.{shown}")
-    return {"threshold_curves": {"line": line, "charts": [
-        lay_square(roc, x_name="others found too", y_name="found", diagonal=True) | {"title": "ROC"},
-        lay_square(pr, x_name="found (recall)", y_name="of those, right (precision)") | {"title": "Precision and recall"}]}}
 
 # %% ../../nbs/evaluate/08_report.ipynb #dd29461e
 _MOST_LOOKS = 4  # photos of a kind

@@ -54,7 +54,7 @@ def _measures(part: OneLabel | MultiLabel, predictions: pd.DataFrame, labels: Se
     # key, title, metric of `stats`, truth, what was said, draws
     "List the scores of one label per photo."
     truth, probs = _codes(predictions, labels), table_probs(predictions)
-    first = [] if len(set(truth)) > 1 else _recall_row(labels[truth[0]], truth, probs, n)
+    first = _recall_row(labels[int(truth[0])], truth, probs, n) if len(set(truth)) == 1 else []
     rows: list[tuple] = [("f1_macro", "macro F1", "f1_macro", truth, probs.argmax(1), n), ("f1_weighted", "weighted F1", "f1_weighted", truth, probs.argmax(1), n),
             ("accuracy", "accuracy", "accuracy", truth, probs.argmax(1), n), ("balanced_accuracy", "balanced accuracy", "balanced_accuracy", truth, probs.argmax(1), n)]
     if first:

@@ -39,10 +39,11 @@ def _promises_of(run: RunFolder) -> Callable[[str, Any], list[dict[str, Any]]]:
     def measure(split: str, predictions: Any) -> list[dict[str, Any]]:
         metrics = run.metrics() or {}
         trust, labels, temperature = metrics.get("trust") or {}, metrics.get("labels") or [], metrics.get("temperature", 1.0)
-        (target, *others) = [*(trust.get("conformal") or trust.get("reliability") or {"": None})]
-        if split != "test" or not target or not len(predictions) or f"p_{len(labels) - 1}" not in predictions:
+        targets = list(trust.get("conformal") or trust.get("reliability") or ())
+        if split != "test" or not targets or not len(predictions) or f"p_{len(labels) - 1}" not in predictions:
             return []
-        return [measure_promises(predictions, labels, trust, target=target, cooled=is_cooled(temperature)) | {"target": target if others else ""}]
+        found = measure_promises(predictions, labels, trust, target=targets[0], cooled=is_cooled(temperature))
+        return [found | {"target": targets[0] if targets[1:] else ""}]
 
     return measure
 
