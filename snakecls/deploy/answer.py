@@ -321,7 +321,7 @@ def warn(
 # %% ../../nbs/deploy/03_answer.ipynb #f71357ed
 def _say_without(decision: "Decision", worst: Mapping[str, Any]) -> str:  # empty where the country calms nothing
     "Say that the risk is lower only because of the country."
-    if worst["level"] == decision.risk["level"]:
+    if worst["level"] == decision.risk["level"] and not decision.risk["venom_prob"] < HIDDEN <= worst["venom_prob"]:
         return ""
     return f"Only what is known of {decision.country} makes it less likely ({percent(worst['venom_prob'])} without): animals travel and escape."
 
