@@ -389,6 +389,8 @@ def _find_function(page: Any, path: str, value: dict[str, Any]) -> Any:
 def _listed_inputs(function: Any, data: list) -> list[tuple[Any, Any]]:  # input of the page, what is given
     "Put the values of a list beside the inputs they are for; refuse another number of them."
     sizes = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
+    if function.api_visibility == "public":  # what programs leave out at the end is not given
+        data += [None] * (max(sizes) - len(data) if data else 0)
     if len(data) not in sizes:
         raise Refused(400, f"The request's 'data' has {len(data)} values; {max(sizes)} {'is' if max(sizes) == 1 else 'are'} asked for.")
     return list(zip(function.inputs, data))
@@ -424,7 +426,8 @@ def _fits(block: Any, given: Any) -> bool:
         return type(given) is int and 0 <= given < len(block.samples)
     text = isinstance(given, str)
     texts = isinstance(given, list) and all(isinstance(one, str) for one in given)
-    return given is None or {"textbox": text, "dropdown": text or texts}.get(kind, True)
+    files = isinstance(given, list) and all(isinstance(one, dict) and "path" in one for one in given)
+    return given is None or {"textbox": text, "dropdown": text or texts, "file": files, "html": text}.get(kind, True)
 
 # %% ../../nbs/deploy/07_door.ipynb #55c7bdb7
 @_kind("stream")

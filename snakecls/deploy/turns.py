@@ -171,12 +171,12 @@ class Turns(_Workers):
     async def take(
         self,
         work: Callable,  # what to do; it runs in a thread
-        photo: Any,  # the last argument of `work`: a path, or None
+        photo: Any,  # the last argument of `work`: a path, a list of them, or None
         *args: Any,  # arguments before it
     ) -> Any:  # what `work` gives
         "Do `work(*args, photo)` when it is the photo's turn. Raises `Busy` for a large photo where too many wait."
         loop = asyncio.get_running_loop()
-        n_pixels = await loop.run_in_executor(self.lookers, count_pixels, photo) if photo is not None else 0
+        n_pixels = await loop.run_in_executor(self.lookers, _most_pixels, photo) if photo is not None else 0
         large = photo is not None and self.large_pixels < n_pixels <= self.refused_pixels
         if large and self.n_large > self.large_waiting:
             raise Busy(f"{self.n_large} large photos are waiting for their answer just now; wait a minute, "
@@ -188,6 +188,11 @@ class Turns(_Workers):
         return await waiting
 
 # %% ../../nbs/deploy/08_turns.ipynb #7a62a924
+def _most_pixels(photos: Any) -> int:
+    "Count the pixels of a photo, or of the largest of a list."
+    return max(map(count_pixels, photos), default=0) if isinstance(photos, list) else count_pixels(photos)
+
+
 def _look_at(done: asyncio.Future) -> None:
     "Take an exception, so that none is told as lost where nobody waits any more."
     if not done.cancelled():

@@ -38,11 +38,15 @@
     }, 5000);
   };
   document.addEventListener("change", event => {
-    if (event.target.type === "file" && event.target.closest("#photo")) chosen(event.target.files);
+    if (event.target.type === "file" && event.target.closest("#photo, #more")) chosen(event.target.files);
   }, true);
   document.addEventListener("drop", event => {
-    if (event.target.closest?.("#photo")) chosen(event.dataTransfer?.files);
+    if (event.target.closest?.("#photo, #more")) chosen(event.dataTransfer?.files);
   }, true);
+  const read_aloud = () => {  // whoever does not see the page hears the answer
+    const place = document.querySelector("#result");
+    if (place && !place.hasAttribute("aria-live")) place.setAttribute("aria-live", "polite");
+  };
   const lost = () => { if (waiting() && !said()?.querySelector(".sc-error")) say(texts.no_answer); };
   window.addEventListener("offline", lost);
   const ask = window.fetch;
@@ -68,6 +72,7 @@
     }
   };
   new MutationObserver(() => {  // the answer of the server takes its place
+    read_aloud();
     // Gradio lets go of what did not arrive
     const emptied = said()?.querySelector(".sc-error") && answered().some(one => one.matches(".sc-hint"));
     if (said() && text() !== before && !emptied) unsay();

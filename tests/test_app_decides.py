@@ -1,0 +1,217 @@
+"""The app where a bundle decides: country, risk, rejection, several photos, where it looked; on a telephone, and by keyboard alone."""
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from conftest import REPO, need
+from trusting import ANSWERS, LABELS, SCRIPT, draw_colour, write_trusting
+
+gradio_client = need("gradio_client")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colours")
+    return {**{colour: draw_colour(colour, folder / f"{colour}.png") for colour in "rgb"}, "dark": draw_colour("g", folder / "dark.png", dark=True)}
+
+
+@pytest.fixture(scope="module")
+def app(start_app, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decides")
+    bundle = write_trusting(folder / "best")
+    (folder / "page.py").write_text(SCRIPT.format(paths=[str(REPO)], answers=ANSWERS, bundle=str(bundle)))
+    return start_app(folder / "page.py", folder).wait()
+
+
+@pytest.fixture
+def page(app, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(app.url)
+    page.wait_for_selector("#result h2")
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing is beside the screen
+    page.close()
+
+
+def give(page, file, place="#photo"):
+    page.set_input_files(f"{place} input[type=file]", file)
+
+
+def shown(page, text, timeout=20_000):
+    page.wait_for_selector(f"#result .sc-answer:has-text({json.dumps(text)})", timeout=timeout)
+    return page.inner_text("#result")
+
+
+def test_the_risk_stands_first_and_a_likely_one_is_told(page, photos):
+    give(page, str(photos["r"]))
+    text = shown(page, "Probably venomous")
+    assert text.index("Keep away") < text.index("Almost surely Micrurus fulvius") < text.index("Eastern coral snake\n")
+    assert page.locator(".sc-row").first.get_by_text("⚠ venomous").is_visible()  # a sign and a word, not a colour alone
+    assert page.evaluate("document.querySelector('#result').getAttribute('aria-live')") == "polite"
+    assert page.evaluate("document.querySelector('#result').getBoundingClientRect().top") < 500  # the answer came to whoever waits for it
+    give(page, str(photos["g"]))
+    text = shown(page, "Pantherophis")
+    assert "a photo is no proof" in text and "keep your distance" in text and "harmless" not in text and "safe" not in text
+
+
+def test_another_country_answers_the_same_photo_anew(page, photos):
+    uploads = []
+    page.on("request", lambda request: "/gradio_api/upload?" in request.url and uploads.append(request.url))
+    give(page, str(photos["b"]))
+    before = shown(page, "Scarlet kingsnake")
+    assert "what is known of" not in before and "May be venomous" in before
+    page.click("#country input")
+    page.keyboard.type("United")
+    page.keyboard.press("Enter")
+    text = shown(page, "With what is known of United States")
+    assert "Eastern coral snake" in page.inner_text(".sc-row >> nth=0") and len(uploads) == 1
+    page.click("#country input")
+    page.click("[role=option]:has-text('Mexico')")
+    text = shown(page, "With what is known of Mexico")
+    assert "May be venomous" in text  # no country calms
+    page.click("#country input")
+    page.click("[role=option]:has-text('No country')")
+    page.wait_for_function("before => document.querySelector('#result').innerText === before", arg=before, timeout=10_000)
+
+
+def test_a_country_chosen_while_one_waits_is_answered(page, photos):
+    page.click("#country input")
+    page.click("[role=option]:has-text('Canada')")
+    give(page, str(photos["b"]))
+    shown(page, "With what is known of Canada")
+
+
+def test_what_is_not_known_is_said_first_and_nothing_calms(page, photos):
+    give(page, str(photos["dark"]))
+    text = shown(page, "This does not look like anything I know")
+    assert text.startswith("This does not look like anything I know")
+    assert "May be venomous. Keep away." in text and "no proof" not in text and "99%" not in text and "not listed" not in text
+    assert "the right answer is one of these" not in text
+    big, small = (page.evaluate("at => parseFloat(getComputedStyle(document.querySelector(at)).fontSize)", at) for at in (".sc-verdict h2", ".sc-row .sc-name"))
+    assert small < big
+    page.click("#country input")
+    page.click("[role=option]:has-text('France')")
+    assert "This does not look like anything I know" in shown(page, "With what is known of France")
+
+
+def test_several_photos_of_one_animal_are_answered_together(page, photos):
+    give(page, str(photos["g"]))
+    shown(page, "Corn snake")
+    page.click("#more-photos button")
+    page.wait_for_selector("#more input[type=file]", state="attached")
+    give(page, [str(photos["r"]), str(photos["r"])], "#more")
+    assert "Eastern coral snake" in shown(page, "that of 3 photos together")
+    give(page, str(photos["b"]))  # another animal: the others' photos do not stay
+    assert "photos together" not in shown(page, "Scarlet kingsnake")
+
+
+def test_where_it_looked_is_shown_on_demand(page, photos):
+    assert not page.locator("#look").is_visible()
+    give(page, str(photos["r"]))
+    shown(page, "Eastern coral snake")
+    page.click("#look")
+    page.wait_for_selector("#looked .sc-look img", timeout=40_000)
+    assert page.inner_text("#looked").startswith("For Eastern coral snake.") and page.evaluate("document.querySelector('#looked img').naturalWidth") > 60
+    give(page, str(photos["g"]))
+    shown(page, "Corn snake")
+    assert page.locator("#looked .sc-look").count() == 0  # it was of another photo
+
+
+def test_what_to_do_after_a_bite_is_at_hand(page, photos):
+    give(page, str(photos["r"]))
+    shown(page, "Eastern coral snake")
+    for top in (0, 10_000):
+        page.evaluate("top => window.scrollTo(0, top)", top)
+        box = page.locator(".sc-bite summary").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844  # on the screen, wherever one is
+    page.click(".sc-bite summary")
+    text = page.inner_text(".sc-bite")
+    for words in ("emergency number", "Move away from the snake", "keep still", "rings", "no tourniquet", "suck", "no medical advice", "World Health Organization"):
+        assert words in text
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    page.click(".sc-bite summary")
+    last, bar = page.locator(".sc-notice p").last.bounding_box(), page.locator(".sc-bite summary").bounding_box()
+    assert last["y"] + last["height"] <= bar["y"] + 1  # the bar hides nothing for good
+
+
+def test_everything_can_be_reached_by_keyboard_and_the_focus_is_seen(page, photos):
+    give(page, str(photos["b"]))
+    shown(page, "Scarlet kingsnake")
+    page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
+    asked = {"bite": ".sc-bite summary", "photo": "#photo button", "country": "#country input", "more": "#more-photos button", "look": "#look"}
+    met = {}
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        for name, at in asked.items():
+            if name not in met and page.evaluate("at => !!document.activeElement?.closest(at)", at):
+                met[name] = page.evaluate("() => { const style = getComputedStyle(document.activeElement); return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2; }")
+                if name == "bite":
+                    page.keyboard.press("Enter")
+                    assert page.evaluate("document.querySelector('.sc-bite').open")
+                    page.keyboard.press("Enter")
+                if name == "country":
+                    page.keyboard.type("Mexico")
+                    page.keyboard.press("Enter")
+                    shown(page, "With what is known of Mexico")
+                if name == "look":
+                    page.keyboard.press("Enter")
+                    page.wait_for_selector("#looked .sc-look", timeout=40_000)
+    assert met == dict.fromkeys(asked, True)
+
+
+def test_programs_give_a_country_and_get_the_decision(app, photos):
+    client = gradio_client.Client(app.url, verbose=False, analytics_enabled=False)
+    photo = gradio_client.handle_file(str(photos["b"]))
+    alone = client.predict(photo, api_name="/predict")[0]["decision"]
+    there = client.predict(photo, "US", api_name="/predict")[0]
+    assert alone["country"] is None and there["decision"]["country"] == "United States" and there["set"]["promised"] == 0.9
+    assert there["decision"]["order"][0]["label"] == LABELS[0] and there["decision"]["said"]
+    both = client.predict(photo, "", [gradio_client.handle_file(str(photos["g"]))], api_name="/predict")
+    assert both[0]["label"] == "Pantherophis guttatus"
+    with pytest.raises(Exception, match="Atlantis"):
+        client.predict(photo, "Atlantis", api_name="/predict")
+    with pytest.raises(Exception, match="at most 5"):
+        client.predict(photo, "", [gradio_client.handle_file(str(photos["g"]))] * 5, api_name="/predict")
+
+
+def test_the_api_says_what_the_command_line_says(tmp_path, photos):
+    from snakecls.deploy.app import answer_json
+    from snakecls.deploy.predict import Predictor
+    from snakecls.workflow.answers import predict_given
+
+    bundle = write_trusting(tmp_path / "best")
+    rows, _ = predict_given([("b.png", str(photos["b"]))], bundle, country="Mexico")
+    said = answer_json(Predictor(bundle), str(photos["b"]), "Mexico")[0]
+    assert {key: said[key] for key in ("decision", "set", "caution", "dangers")} == {key: rows[0][key] for key in ("decision", "set", "caution", "dangers")}
+
+
+def test_where_it_looked_needs_no_torch(tmp_path, photos):
+    import subprocess
+
+    bundle = write_trusting(tmp_path / "best")
+    code = f"""
+import sys
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
+class Gone:
+    def find_spec(self, name, *more):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Gone())
+from snakecls.deploy.predict import Predictor
+from snakecls.deploy.app import _answer_now, show_look
+predictor = Predictor({str(bundle)!r}, engine="onnxruntime")
+_, kept = _answer_now(predictor, {str(photos['b'])!r})
+print("sc-look" in show_look(predictor, kept, "", [{str(photos['b'])!r}]), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_a_model_without_venom_has_no_advice_about_bites():
+    from snakecls.deploy.answer import can_bite, header_html, notice_html
+    box = SimpleNamespace(labels=["checked", "empty"], label_facts={}, target="label", subject="checkbox", title="", problem="single_label", notice="", licence="")
+    assert not can_bite(box) and not any(word in header_html(box) + notice_html(box, 2) for word in ("snake", "tourniquet", "medical", "Bitten"))
