@@ -109,10 +109,14 @@ def test_intervals_by_group_stand_in_the_first_line_in_the_scores_and_on_the_pag
 
 @pytest.mark.parametrize("option", ["--group", "--observation"])
 def test_an_empty_cell_is_no_group_and_that_is_told(photos, option):
-    write_table(photos, [None if i < 12 else i // 4 for i in range(40)])
+    write_table(photos, [None if i < 12 else i // 4 for i in range(40)])  # the first twenty are green
     said = evaluate(photos, "--data", "table.csv", option, "animal", "--report", "page")
     told = "12 photos of 40 have nothing in the column 'animal'; each of them stands alone."
     assert told in said["notes"] and told[1:] in page_of(photos / "page")
+    assert page_of(photos / "page").count("Before you read on") == 1
+    pd.read_csv(photos / "table.csv").query("label == 'green'").to_csv(photos / "green.csv", index=False)
+    both = evaluate(photos, "--data", "green.csv", option, "animal", "--report", "page")["notes"]
+    assert len([note for note in both if note[1:] in page_of(photos / "page")]) == 2 and page_of(photos / "page").count("Before you read on") == 1
     assert said["scores"]["groups" if option == "--group" else "n"] == 12 + 7
 
 
@@ -124,7 +128,8 @@ def test_observations_are_called_so_and_unknown_labels_stand_on_the_page(photos)
     page = page_of(photos / "page")
     assert re.search(r"recall +F1 +observations", text) and "n=5 observations" in text.splitlines()[0] and "Green_: 5 observations, called" in text
     assert "5 observations of 20 photos" in page and "5 observations of labels that the model does not know" in page and "Green_" in page
-    assert "Class F1 Precision Recall Observations" in page and page.count("Before you read on") == 1
+    assert "Class F1 Precision Recall Observations" in page
+    assert page.count("that the model does not know (") == 1  # said once
     assert any("'Green_' is its 'green', written with other case, spaces or underscores: rename them" in note for note in said["notes"])
 
 

@@ -207,8 +207,8 @@ def evaluate_given(
     headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
     scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=group, groups=groups)
     promises = _measure_promises(tables, info, unit, drawn_by)
-    silent = [*_silent_notes(tables), *_stranger_notes(unknown, info.labels, unit)]
-    for note in [*lost_note(lost, len(first)), *silent]:
+    silent = [*lost_note(lost, len(first)), *_silent_notes(tables)]
+    for note in [*silent, *_stranger_notes(unknown, info.labels, unit)]:
         notes.append(note)
         say(f"Note: {note}")
     if drawn_by is not None:
