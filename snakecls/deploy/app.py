@@ -237,6 +237,8 @@ def answer_json(
     whole, dangers = judged.for_programs(), judged.dangers
     if decision is not None and (predictor.decides or asked.known is not None):
         whole["decision"] = decision.for_programs() | {"said": decision.sentences()}
+    if asked.known is not None:
+        whole["known"] = asked.known  # score, threshold, like: whether the photo is like those that the model was trained on
     if (held := predictor.rank_set(probs)) is not None:
         whole["set"] = {"promised": predictor.promised(), "labels": [_guess_json(predictor, one, dangers) for one in held]}
     if others:
