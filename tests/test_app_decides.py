@@ -167,6 +167,7 @@ def test_programs_give_a_country_and_get_the_decision(app, photos):
     alone = client.predict(photo, api_name="/predict")[0]["decision"]
     there = client.predict(photo, "US", api_name="/predict")[0]
     assert alone["country"] is None and there["decision"]["country"] == "United States" and there["set"]["promised"] == 0.9
+    assert there["known"] == {"score": 2.0, "threshold": 1.0, "like": True}
     assert there["decision"]["order"][0]["label"] == LABELS[0] and there["decision"]["said"]
     both = client.predict(photo, "", [gradio_client.handle_file(str(photos["g"]))], api_name="/predict")
     assert both[0]["label"] == "Pantherophis guttatus"

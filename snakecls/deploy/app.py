@@ -70,16 +70,16 @@ def ask_photos(
     photos: Sequence[str],  # files
 ) -> Asked:
     "Ask a model about photos of one animal. Raises `PhotoError` for one that cannot be read, and `UserError` for too many."
-    from snakecls.deploy.predict import join_known
-
     if len(photos) > MOST_PHOTOS:
         raise UserError(f"{len(photos)} photos were given, and at most {MOST_PHOTOS} of one animal are answered together; leave some out.")
     for photo in photos:
         _check_pixels(photo)
-    answers, known = predictor.probs_known(photos)
+    from snakecls.deploy.predict import join_known
+
+    each = [predictor.probs_known([photo]) for photo in photos]
     parts = bundle_problem(predictor.info).parts
-    probs = {target: _mean_probs(list(rows), many=part.many) for (target, rows), part in zip(answers.items(), parts)}
-    return Asked(probs, join_known(known), len(photos))
+    probs = {target: _mean_probs([answers[target][0] for answers, _ in each], many=part.many) for target, part in zip(each[0][0], parts)}
+    return Asked(probs, join_known([known for _, (known,) in each]), len(photos))
 
 # %% ../../nbs/deploy/10_app.ipynb #d3c117d8
 def _mean_probs(each: Sequence[np.ndarray], *, many: bool) -> np.ndarray:  # (n_labels,)
@@ -216,7 +216,7 @@ def answer_json(
     predictor: "Predictor | LearnerPredictor",
     photo: str | Sequence[str] | None,  # the uploaded file, or several of one animal
     country: str = "",  # any name
-) -> list[dict[str, Any]]:  # label, prob, facts; threshold and above with several labels; caution, dangers, decision, known, set, targets where there are
+) -> list[dict[str, Any]]:  # label, prob, facts; threshold and above with several labels; caution, dangers, decision, set, targets where there are
     "Answer a photo for programs."
     photos = _listed(photo)
     try:
@@ -236,7 +236,7 @@ def answer_json(
         whole["decision"] = decision.for_programs() | {"said": decision.sentences()}
     if asked.known is not None:
         whole["known"] = asked.known  # score, threshold, like: whether the photo is like those that the model was trained on
-    if (asked.known is None or asked.known["like"]) and (held := predictor.rank_set(probs)) is not None:
+    if (held := predictor.rank_set(probs)) is not None:
         whole["set"] = {"promised": predictor.promised(), "labels": [_guess_json(predictor, one, dangers) for one in held]}
     if others:
         whole["targets"] = {target: _target_json(target, ranked[0], dangers) for target, ranked in others.items()}
