@@ -222,7 +222,7 @@ def test_a_run_says_what_its_calibration_could_not_do(tmp_path):
     run.write_experiment({"name": "fake", "data": {"source": "photos.csv", "calibration": 0.1}})
     pd.DataFrame({"path": [str(i) for i in range(40)], "split": ["calibration"] * 12 + ["train"] * 28}).to_parquet(run / "manifest.parquet")
     page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(run.path).read_text()))
-    for text in ("The temperature did not help on photos that it was not fitted on: log loss 0.500 before and 0.600 after",
+    for text in ("On photos that it was not fitted on, the temperature did not help (log loss 0.500, then 0.600",
                  "The promise of 90% is rough, as it comes from 12 photos", "data.calibration asked for 10% of the training photos; 12 of 40 (30%) were set aside",
                  "1 bin of all photos", "The promise: for 90 of 100 photos, the right label is among those named", "Promised and measured"):
         assert text.replace("Promised and measured", "How sure it is") in page, text

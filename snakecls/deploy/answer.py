@@ -345,7 +345,7 @@ def _decided(
     strange, risk, likeliest = is_strange(decision), decision.risk, max(decision.probs)
     notes = [f"The answer is that of {n_photos} photos together." if n_photos > 1 else "",
              f"With what is known of {decision.country}." if decision.country else "",
-             "Sorted by what a mistake would cost: the dangerous ones come first." if shown and shown[0].prob < likeliest - 1e-6 else ""]
+             "The first is the one that costs least if it is wrong; the others follow by how likely they are." if shown and shown[0].prob < likeliest - 1e-6 else ""]
     part = None if strange or decision.in_set is None or len(decision.in_set) == 1 else _set_part(decision, judged, dangers)
     return {"strange": strange, "risk": say_risk(risk) if risk and not strange else "", "notes": [*filter(None, notes)], "set": part}
 

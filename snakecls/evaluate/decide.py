@@ -29,7 +29,7 @@ class Decision:
 
     labels: Sequence[str]
     probs: np.ndarray  # (n_labels,), with the country where one was given
-    order: list[int]  # label numbers in the order to show: the cheapest answer first where costs are known, else the likeliest
+    order: list[int]  # label numbers in the order to show: the answer that costs least, where costs are known, then the likeliest
     country: str | None = None  # as it was understood; None: none was given, or the model knows nothing of countries
     in_set: list[str] | None = None  # labels of which one is right as often as `promised`, likeliest first; None: none is promised
     promised: float | None = None
@@ -68,7 +68,9 @@ def decide(
     named = read_country(country) if country and country.strip() else None
     used = named if prior and named in prior_countries(prior) else None
     here = np.asarray(apply_prior(probs, used, prior)) if used else np.asarray(probs)
-    order = rank_by_cost(here, costs) if costs else np.argsort(-here, kind="stable").tolist()
+    likeliest = np.argsort(-here, kind="stable").tolist()
+    first = rank_by_cost(here, costs)[0] if costs else likeliest[0]
+    order = [first, *(i for i in likeliest if i != first)]
     warning = lookalike_warning(order[0], there.tolist(), here, labels, costs["venomous"]) if costs and there is not None else None
     promises = there is not None and not (known and not known["like"])
     return Decision(

@@ -302,8 +302,8 @@ def say_cooling(
     if all(better) or after == before:
         return ""
     what = "helped in one way only" if any(better) else "did not help"
-    return (f"The temperature {what} on photos that it was not fitted on: log loss {before['loss']:.3f} before and {after['loss']:.3f} after, "
-            f"off by {100 * before['ece']:.1f} and {100 * after['ece']:.1f} points; trust.temperature=none leaves it out.")
+    return (f"On photos that it was not fitted on, the temperature {what} (log loss {before['loss']:.3f}, then {after['loss']:.3f}; probabilities "
+            f"off by {100 * before['ece']:.1f}, then {100 * after['ece']:.1f} points); trust.temperature=none leaves it out.")
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #57aac5c1
 def say_limits(

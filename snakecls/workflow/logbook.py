@@ -244,7 +244,7 @@ def _compared_text(verdict: dict) -> str:  # of `_judge_run`
 # %% ../../nbs/workflow/08_logbook.ipynb #9cd1de1b
 def _say_parts(changed: Sequence[Sequence]) -> str:  # a sentence; empty where one part was changed
     "Say that several parts were changed together, and what that leaves open."
-    parts = dict.fromkeys(re.split(r"[.\[]", place)[0] for place, *_ in changed)
+    parts = dict.fromkeys(re.split(r"[.\[]", place)[0] for place, *_ in changed if place not in ("data.facts", "data.seed"))
     parts = [part for part in parts if part != "seed"]
     return f" Changed together: {', '.join(parts[:-1])} and {parts[-1]}; which of them did it, this does not tell." if len(parts) > 1 else ""
 
