@@ -327,9 +327,9 @@ class SlowPredictor:
     def __getattr__(self, name):
         return getattr(self.predictor, name)
 
-    def probs_all(self, photos, **kwargs):
+    def probs_known(self, photos, **kwargs):
         self.go.wait(30)
-        return self.predictor.probs_all(photos, **kwargs)
+        return self.predictor.probs_known(photos, **kwargs)
 
 
 def test_a_full_queue_is_told(small, tiny_bundle, browser, snake_photos):
