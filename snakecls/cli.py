@@ -607,6 +607,8 @@ _EvaluateObservation = Annotated[str, typer.Option(
     metavar="COLUMN", help="A column that says which animal a photo shows: its photos are answered together, by the mean of their logits; an empty cell is one by itself.")]
 _EvaluateGroup = Annotated[str, typer.Option(
     metavar="COLUMN", help="A column that says which photos belong together: every interval draws them together; an empty cell is no group.")]
+_EvaluateCountry = Annotated[str, typer.Option(
+    metavar="COLUMN", help="A column that says where a photo was taken, which changes what is shown and warned of, and not the scores.")]
 _EvaluatePredictions = Annotated[Optional[Path], typer.Option(
     metavar="FILE.parquet", help="Write the probability of every label to this Parquet file; its metadata name the labels of p_0, p_1 and so on.")]
 
@@ -624,6 +626,7 @@ def evaluate(
     tta: _EvaluateTta = "none",
     observation: _EvaluateObservation = "",
     group: _EvaluateGroup = "",
+    country: _EvaluateCountry = "",
     predictions: _EvaluatePredictions = None,
     runs: Runs = None,
     json: Json = False,
@@ -654,6 +657,7 @@ def evaluate(
         report=report,
         observation=observation,
         group=group,
+        country=country,
         predictions=predictions,
         say=_tell,
     )

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite was started in the background: what it starts would not hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools")]  # the checkout itself, installed or not
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

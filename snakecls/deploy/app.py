@@ -25,11 +25,11 @@ from ..disk import open_file
 from ..data.label_facts import model_dangers
 from ..data.photos import PhotoError, PlainPhotoError, is_heif, open_photo
 from ..data.problem import bundle_problem
-from ..data.target_dangers import first_facts, target_facts
 from ..data.thumbnails import jpeg_uri
-from .answer import answer_html, first_hint, header_html, judge, message_html, no_all_clear, notice_html, page_title
+from .answer import first_hint, header_html, message_html, no_all_clear, notice_html, page_title
 from .door import Limits
 from .service import Served, prepare_gradio, serve
+from .told import Told, tell
 from .turns import Busy, Turns, count_pixels, forget_answered
 from .uploads import note_answered
 from ..evaluate.cover import cover_map, say_worth, show_worth
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from snakecls.deploy.export import LearnerPredictor
-    from snakecls.deploy.predict import Prediction, Predictor
-    from snakecls.evaluate.decide import Decision
+    from snakecls.deploy.predict import Predictor
 
 # %% ../../nbs/deploy/10_app.ipynb #1f3126d4
 def show_answer(
@@ -61,7 +60,7 @@ class Asked:
     "What a model said of photos of one animal."
 
     probs: dict[str, np.ndarray]  # target -> (n_labels,)
-    known: dict[str, Any] | None = None  # whether they look like anything that the model knows: `Decision.known`
+    known: dict[str, Any] | None = None  # whether they look like anything that the model knows: `known` of a `Decision`
     n_photos: int = 1
 
 # %% ../../nbs/deploy/10_app.ipynb #42345de1
@@ -93,25 +92,14 @@ def _mean_probs(each: Sequence[np.ndarray], *, many: bool) -> np.ndarray:  # (n_
     return joined / joined.sum()
 
 # %% ../../nbs/deploy/10_app.ipynb #2b47d072
-def _decide(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> "Decision | None":  # None: several labels
-    "Decide what is said of photos; raises `UserError` for a country that is none."
-    if bundle_problem(predictor.info).parts[0].many:
-        return None
-    return predictor.decide_probs(next(iter(asked.probs.values())), country or None, asked.known)
+def _tell(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> Told:
+    "Put together what is said of photos; raises `UserError` for a country that is none."
+    return tell(predictor, asked.probs, known=asked.known, country=country, n_photos=asked.n_photos)
 
 # %% ../../nbs/deploy/10_app.ipynb #7658c2c6
 def _show(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> str:  # HTML
     "Show what was said of photos."
-    others = _rank_others(predictor, asked)
-    first, decision = next(iter(asked.probs.values())), _decide(predictor, asked, country)
-    alone = _decide(predictor, asked) if decision is not None and decision.country else None
-    shown = predictor.rank(first, fill=True)
-    if decision is not None:
-        ranked = {one.label: one for one in predictor.rank(decision.probs, top=len(predictor.labels))}
-        shown = [ranked[predictor.labels[i]] for i in decision.order[:3]]
-    judged, best = judge(predictor.info, first, shown, others), {target: ranked[0] for target, ranked in others.items()}
-    return answer_html(shown, judged.dangers, hidden=judged.hidden, others=best, known=judged.known, subject=judged.subject, judged=judged,
-                       decision=decision, alone=alone, n_photos=asked.n_photos)
+    return _tell(predictor, asked, country).page()
 
 # %% ../../nbs/deploy/10_app.ipynb #944ece39
 def _answer_now(
@@ -131,11 +119,6 @@ def _answer_now(
 def _listed(photo: str | Sequence[str] | None) -> list[str]:
     "List what may be one photo, several, or none."
     return [photo] if isinstance(photo, str) else [one for one in photo or () if one]
-
-
-def _rank_others(predictor: "Predictor | LearnerPredictor", asked: Asked) -> "dict[str, list[Prediction]]":
-    "Give the guesses of each target beside the first, the best first."
-    return predictor.rank_others(dict(list(asked.probs.items())[1:]), top=10**6)
 
 # %% ../../nbs/deploy/10_app.ipynb #680afcae
 def _keep(asked: Asked, country: str) -> str:  # JSON
@@ -220,35 +203,20 @@ def answer_json(
     "Answer a photo for programs."
     photos = _listed(photo)
     try:
-        asked = ask_photos(predictor, photos) if photos else None
-        decision = _decide(predictor, asked, country) if asked is not None else None
+        told = _tell(predictor, ask_photos(predictor, photos), country) if photos else None
     except UserError as e:  # `PhotoError` too
         _raise_for_programs(e, no_all_clear(model_dangers(predictor.info)[0]))
     finally:
         for one in photos:
             note_answered(one)
-    if asked is None:
+    if told is None:
         _raise_for_programs(None, "")
-    probs, others = next(iter(asked.probs.values())), _rank_others(predictor, asked)
-    judged = judge(predictor.info, probs, predictor.rank(probs, fill=True), others)
-    whole, dangers = judged.for_programs(), judged.dangers
-    if decision is not None and (predictor.decides or asked.known is not None):
-        whole["decision"] = decision.for_programs() | {"said": decision.sentences()}
-    if asked.known is not None:
-        whole["known"] = asked.known  # score, threshold, like: whether the photo is like those that the model was trained on
-    if (held := predictor.rank_set(probs)) is not None:
-        whole["set"] = {"promised": predictor.promised(), "labels": [_guess_json(predictor, one, dangers) for one in held]}
-    if others:
-        whole["targets"] = {target: _target_json(target, ranked[0], dangers) for target, ranked in others.items()}
-    return [_guess_json(predictor, one, dangers) | whole for one in predictor.rank(probs)]
+    whole = told.for_programs()
+    if "targets" in whole:
+        whole["targets"] = {target: ranked[0] for target, ranked in whole["targets"].items()}
+    return [one | whole for one in whole.pop("top")]
 
 # %% ../../nbs/deploy/10_app.ipynb #95208af0
-def _guess_json(predictor: "Predictor | LearnerPredictor", guess: "Prediction", dangers: Iterable[str]) -> dict[str, Any]:
-    "Give a guess of the first target as plain values."
-    several = {} if guess.threshold is None else {"threshold": guess.threshold, "above": guess.above}
-    return {"label": guess.label, "prob": guess.prob, "facts": first_facts(predictor.info, guess.label, guess.facts, dangers)} | several
-
-
 def _raise_for_programs(error: UserError | None, danger: str) -> None:
     "Raise what Gradio tells programs; None: there was no photo."
     import gradio as gr
@@ -307,8 +275,7 @@ def show_look(
             raise UserError("There is no photo; add one first.")
         asked, _ = _read_kept(predictor, kept)
         _check_pixels(photos[0])
-        decision = _decide(predictor, asked, country)
-        label = decision.order[0] if decision is not None else int(np.argmax(next(iter(asked.probs.values()))))
+        label = list(predictor.labels).index(_tell(predictor, asked, country).shown[0].label)
         image, text = _look(predictor, photos[0], label)
     except UserError as e:
         return message_html("It cannot be shown", str(e)[:1].upper() + str(e)[1:], kind="error")
@@ -472,11 +439,6 @@ def _check_pixels(
             f"its {n / 1e6:.0f} megapixels are more than the {max_pixels // 1_000_000} that are answered here; "
             "send a smaller copy of it, or the part that matters",
         )
-
-# %% ../../nbs/deploy/10_app.ipynb #be48f05a
-def _target_json(target: str, guess: "Prediction", dangers: Iterable[str]) -> dict[str, Any]:
-    "Give the best guess of a further target as plain values."
-    return {"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, dangers)}
 
 # %% ../../nbs/deploy/10_app.ipynb #80fb9235
 def _message(name: str) -> str:  # HTML

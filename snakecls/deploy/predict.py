@@ -261,7 +261,8 @@ class PhotoPredictor(_PhotoProbs):
         "Say it of probabilities of the first target."
         if bundle_problem(self.info).parts[0].many:
             raise UserError("a photo can have several labels here, so there is no one answer to decide; use predict.")
-        return decide(probs, self.labels, self._trust, target=self.info.target, country=country, known=known)
+        ranges = [_listed_countries(self.info.label_facts.get(label) or {}) for label in self.labels]
+        return decide(probs, self.labels, self._trust, target=self.info.target, country=country, known=known, ranges=ranges)
 
     def probs_known(
         self,
@@ -302,6 +303,12 @@ class PhotoPredictor(_PhotoProbs):
         "Rank the labels of the other targets."
         labels, facts = self.info.targets, self.info.label_facts
         return {target: _rank_labels(values, labels[target], top=top, facts=facts) for target, values in probs.items()}
+
+# %% ../../nbs/deploy/01_predict.ipynb #15df26d2
+def _listed_countries(facts: Mapping[str, Any]) -> list[str] | None:
+    "Give the countries that a label is listed for; None: not known."
+    found = facts.get("countries")
+    return [*map(str, found)] if isinstance(found, (list, tuple)) and found else None
 
 # %% ../../nbs/deploy/01_predict.ipynb #08c95fb0
 def join_probs(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'KINDS', 'ENOUGH', 'KEYS', 'expected_costs', 'rank_by_cost', 'venom_prob', 'recalibrate', 'risk_level',
-           'say_risk', 'label_states', 'lookalike_warning', 'say_lookalike', 'fit_risk', 'reliability_bins',
-           'check_risk']
+           'tested_like', 'say_risk', 'say_tested', 'label_states', 'lookalike_warning', 'say_lookalike', 'fit_risk',
+           'reliability_bins', 'check_risk']
 
 # %% ../../nbs/evaluate/15_risk.ipynb #ae58548e
 from collections.abc import Mapping, Sequence
@@ -87,15 +87,27 @@ LEVELS = ("unlikely", "possible", "likely")
 def risk_level(
     probs: np.ndarray,  # (n_labels,), of one photo
     fitted: Mapping[str, Any],
-) -> dict[str, Any]:  # level (of `LEVELS`), danger, venom_prob, threshold, unknown_prob: the part of it of labels of which it is not known
+) -> dict[str, Any]:  # level (of `LEVELS`), danger, venom_prob, threshold, unknown_prob (the part of it of labels of which it is not known), tested (from `tested_like`)
     "Choose the level of risk with the smaller expected cost."
     costs, said = fitted["costs"], float(venom_prob(np.asarray(probs), fitted))
     cut = costs["01"] / (costs["01"] + costs["10"])
     unknown = float(sum(prob for prob, state in zip(probs, fitted["venomous"]) if state is None))
     level = "unlikely" if said < cut else "likely" if said >= max(0.5, cut) else "possible"
-    return {"level": level, "danger": fitted["danger"], "venom_prob": said, "threshold": cut, "unknown_prob": unknown}
+    return {"level": level, "danger": fitted["danger"], "venom_prob": said, "threshold": cut, "unknown_prob": unknown, "tested": tested_like(fitted, said)}
 
 
+def tested_like(
+    fitted: Mapping[str, Any],
+    said: float,  # a probability of venom
+) -> dict[str, Any] | None:  # n: photos whose probability was in the same tenth; venomous: how many were; high: the most that their share may be (95 %)
+    "Tell what became of photos that were rated like this one, when they were answered without having been learned; None where there was none."
+    tenth = min(int(said * 10), 9)
+    for row in (fitted.get("reliability") or {}).get("after", ()):
+        if min(int(row["said"] * 10), 9) == tenth:
+            return {"n": row["n"], "venomous": round(row["share"] * row["n"]), "high": row["high"]}
+    return None
+
+# %% ../../nbs/evaluate/15_risk.ipynb #11091e89
 def say_risk(
     risk: Mapping[str, Any],  # from `risk_level`
 ) -> str:
@@ -103,9 +115,25 @@ def say_risk(
     prob, name = risk["venom_prob"], danger_name(risk["danger"])
     percent = f"{prob:.0%}" if 0.01 <= prob <= 0.99 else "less than 1%" if prob < 0.01 else "more than 99%"
     unknown = f" (what is not known to be {name} or not is counted as {name})" if risk["unknown_prob"] >= 0.01 else ""
-    said = {"likely": "Probably {0}: {1}{2}.", "possible": "May be {0}: {1}{2}. Treat it as {0}.", "unlikely": "{0} with {1}{2}: a photo is no proof."}
+    said = {"likely": "Probably {0}: {1}{2}.", "possible": "May be {0}: {1}{2}. Treat it as {0}.", "unlikely": "{0} with {1}{2}, by this guess."}
     text = said[risk["level"]].format(name, percent, unknown)
-    return text[:1].upper() + text[1:]
+    return f"{text[:1].upper()}{text[1:]} {say_tested(risk)}".strip()
+
+
+def say_tested(
+    risk: Mapping[str, Any],  # from `risk_level`
+) -> str:  # empty unless the level is 'unlikely'
+    "Say how often a low rating was wrong, or that nobody tried."
+    found, name = risk.get("tested"), danger_name(risk["danger"])
+    if risk["level"] != "unlikely":
+        return ""
+    if found is None:
+        return "How often such a guess is wrong was not tried."
+    n, wrong = found["n"], found["venomous"]
+    rated = f"{'photo' if n == 1 else 'photos'} rated like this"
+    if not wrong:
+        return f"When it was tried, none of {n} {rated} was {name}; with so many, up to {found['high']:.0%} may be."
+    return f"When it was tried, {wrong} of {n} {rated} {'was' if wrong == 1 else 'were'} {name} all the same."
 
 # %% ../../nbs/evaluate/15_risk.ipynb #7e32203f
 def label_states(

@@ -82,16 +82,19 @@ def _describe(
 # %% ../../nbs/evaluate/14_taxonomy.ipynb #23e610fc
 def say_answer(
     answer: Mapping[str, Any],  # from `finest_answer`
+    *,
+    modest: bool = False,  # call nothing sure
 ) -> str:
     "Say the finest sure name first, and then the likeliest species."
     most, likely = answer["most_likely"], f"{answer['most_likely']['prob']:.0%}"
+    sure, then = ("Most likely", ", perhaps") if modest else ("Almost surely", "; most likely")
     if answer["rank"] is None:
         return f"Neither the species nor its relatives are sure; most likely {most['label']} ({likely})."
     if answer["rank"] == "species":
-        return f"Almost surely {most['label']}."
+        return f"{sure} {most['label']}."
     if answer["rank"] == "genus":
-        return f"Almost surely {_article(answer['name'])} {answer['name']}; most likely {_short_name(most['label'], answer['name'])} ({likely})."
-    return f"Almost surely of the {answer['rank']} {answer['name']}; most likely {most['label']} ({likely})."
+        return f"{sure} {_article(answer['name'])} {answer['name']}{then} {_short_name(most['label'], answer['name'])} ({likely})."
+    return f"{sure} of the {answer['rank']} {answer['name']}{then} {most['label']} ({likely})."
 
 
 def _article(name: str) -> str:

@@ -13,68 +13,13 @@ from typing import Any
 from ..core import UserError
 from ..data.columns import count, some
 
-# %% ../../nbs/workflow/28_answers.ipynb #180bdd74
-def _guess(info: Any, guess: Any, dangers: Sequence[str]) -> dict[str, Any]:
-    "Give a guess for programs, with null for a danger that is not known, and its threshold where it has one."
-    from snakecls.data.target_dangers import first_facts
-
-    several = {} if guess.threshold is None else {"threshold": guess.threshold, "above": guess.above}
-    return {"label": guess.label, "prob": guess.prob, "facts": first_facts(info, guess.label, guess.facts, dangers)} | several
-
 # %% ../../nbs/workflow/28_answers.ipynb #16179421
-def _answer(predictor: Any, file: str, top: int, country: str = "") -> dict[str, Any]:  # top; caution, dangers, decision and targets where there are any
-    "Answer one photo, judged over all labels as the page does it, however few are asked for."
-    from snakecls.data.target_dangers import target_facts
-    from snakecls.deploy.answer import judge
+def _answer(predictor: Any, file: str, top: int, country: str = "") -> Any:  # a `Told`
+    "Answer one photo, as the page does it, however few labels are asked for."
+    from snakecls.deploy.told import tell
 
     answers, (known,) = predictor.probs_known([file])
-    (_, first), *others = ((target, probs[0]) for target, probs in answers.items())
-    shown = predictor.rank(first, top=max(3, top), fill=True)  # three are what the page shows
-    judged = judge(predictor.info, first, shown, predictor.rank_others(dict(others), top=10**6))
-
-    def further(target: str, guess: Any) -> dict[str, Any]:
-        return {"label": guess.label, "prob": guess.prob, "facts": target_facts(target, guess.label, guess.facts, judged.dangers)}
-
-    answer = {"top": [_guess(predictor.info, guess, judged.dangers) for guess in predictor.rank(first, top=top)]} | judged.for_programs()
-    if (held := predictor.rank_set(first)) is not None and (known is None or known["like"]):  # as many labels as the promise needs
-        answer["set"] = {"promised": predictor.promised(), "labels": [_guess(predictor.info, guess, judged.dangers) for guess in held]}
-    if predictor.decides:
-        decision = predictor.decide_probs(first, country, known)
-        answer["decision"] = decision.for_programs() | {"said": decision.sentences()}
-    ranked = predictor.rank_others(dict(others), top=top)
-    targets = {target: [further(target, guess) for guess in guesses] for target, guesses in ranked.items()}
-    return answer | ({"targets": targets} if targets else {})
-
-# %% ../../nbs/workflow/28_answers.ipynb #4473e401
-def _say_guess(guess: dict[str, Any], dangers: Sequence[str]) -> str:
-    "Write a label with what is dangerous about it, or not known, and its probability."
-    from snakecls.data.label_facts import danger_name
-    from snakecls.deploy.answer import percent
-
-    known = [(danger_name(key), guess["facts"][key]) for key in dangers]
-    said = [name if value else f"{name}: not known" for name, value in known if value is not False]
-    below = "" if guess.get("above", True) else " (below its threshold)"
-    return guess["label"] + (f" ({', '.join(said)})" if said else "") + below + f" {percent(guess['prob'])}"
-
-# %% ../../nbs/workflow/28_answers.ipynb #df97087a
-def _say_answer(row: dict[str, Any], dangers: Sequence[str]) -> str:
-    "Write a photo's answer: its labels, those of further targets, and below them what to be careful about."
-    if "error" in row:
-        return row["error"]
-    parts = [", ".join(_say_guess(guess, dangers) for guess in row["top"])]
-    parts += [
-        f"{target}: " + ", ".join(_say_guess(guess, dangers) for guess in guesses) for target, guesses in row.get("targets", {}).items()
-    ]
-    decision = row.get("decision") or {}
-    first, said = _split_warning(decision)
-    below = [" ".join(row["caution"].values())] if row.get("caution") else []
-    return "\n  ".join([*first, "; ".join(parts), *below, *said])
-
-def _split_warning(decision: dict[str, Any]) -> tuple[list[str], list[str]]:  # what stands above the names; what stands below
-    "Put first that a photo is unlike what the model knows."
-    said, known = decision.get("said", []), decision.get("known")
-    at = 1 if known and not known["like"] else 0
-    return said[:at], said[at:]
+    return tell(predictor, {target: probs[0] for target, probs in answers.items()}, known=known, country=country, top=top)
 
 # %% ../../nbs/workflow/28_answers.ipynb #b15686c1
 def predict_given(
@@ -100,7 +45,8 @@ def predict_given(
     _ = predictor.known  # a damaged file is told once, and not of every photo
     dangers, _, subject = model_dangers(predictor.info)
     country = read_country(country) if country.strip() else ""  # a mistyped one is told before photos are read
-    rows = [{"path": path} | _try_answer(predictor, file, top, dangers, country) for path, file in photos]
+    answers = [_try_answer(predictor, file, top, dangers, country) for _, file in photos]
+    rows = [{"path": path} | row for (path, _), (row, _) in zip(photos, answers)]
     if csv is not None:
         further = [key for row in rows for key in row.get("dangers", ())]  # an answer for a further target may name others
         spoken = tuple(dict.fromkeys([*dangers, *further]))
@@ -109,20 +55,22 @@ def predict_given(
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
-    return rows, [f"{row['path']}: {_say_answer(row, tuple(row.get('dangers', dangers)))}" for row in rows]
+    return rows, [f"{path}: " + "\n  ".join(lines) for (path, _), (_, lines) in zip(photos, answers)]
 
 # %% ../../nbs/workflow/28_answers.ipynb #670314c0
-def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str], country: str = "") -> dict[str, Any]:
+def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str], country: str = "") -> tuple[dict[str, Any], list[str]]:  # for programs; lines
     "Answer one photo, or give the reason why there is no answer."
     from snakecls.data.photos import PlainPhotoError
     from snakecls.deploy.answer import no_all_clear
 
     try:
-        return _answer(predictor, file, top, country)
+        told = _answer(predictor, file, top, country)
+        return told.for_programs(), told.lines()
     except PlainPhotoError as e:
-        return {"error": f"{e} {no_all_clear(dangers)}".strip()}
+        said = f"{e} {no_all_clear(dangers)}".strip()
     except UserError as e:
-        return {"error": str(e)}
+        said = str(e)
+    return {"error": said}, [said]
 
 # %% ../../nbs/workflow/28_answers.ipynb #657a4912
 def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
@@ -176,6 +124,7 @@ def evaluate_given(
     report: str | Path | None = None,  # folder of the page
     observation: str = "",  # a column of the table: which animal or event a photo shows; its photos are answered together
     group: str = "",  # a column of the table: photos that belong together, which are drawn together for the intervals
+    country: str = "",  # a column of the table: where a photo was taken, which changes what is shown and warned of, and not the scores
     predictions: str | Path | None = None,  # a Parquet file for the probabilities of every label
     say: Callable[[str], None] = lambda note: None,
 ) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, headline, classes, unknown, promises, dangers, notes, report; lines for a terminal
@@ -195,7 +144,8 @@ def evaluate_given(
     noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened, page = read_bundle(bundle), None
     info = opened.info
-    joined_by, drawn_by = (_named_column(noted.table, name, option) for name, option in ((observation, "--observation"), (group, "--group")))
+    asked = ((observation, "--observation"), (group, "--group"), (country, "--country"))
+    joined_by, drawn_by, taken_in = (_named_column(noted.table, name, option) for name, option in asked)
     notes = [*opened.notes, *noted.notes, *_unknown_notes(info), *_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group)]
     for note in notes:
         say(f"Note: {note}")
@@ -206,7 +156,7 @@ def evaluate_given(
     groups = None if drawn_by is None else first["path"].map(drawn_by).tolist()
     headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
     scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=group, groups=groups)
-    promises = _measure_promises(tables, info, unit, drawn_by)
+    promises = _measure_promises(tables, info, unit, drawn_by, taken_in)
     silent = [*lost_note(lost, len(first)), *_silent_notes(tables)]
     for note in [*silent, *_stranger_notes(unknown, info.labels, unit)]:
         notes.append(note)
@@ -285,8 +235,9 @@ def _with_intervals(scores: dict[str, Any], headline: Any, first: Any, labels: S
     return scores | {f"{score.key}_interval": [score.low, score.high] for score in headline if score.key in scores}
 
 
-def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any] | None, taken_in: dict[str, Any] | None) -> list[dict[str, Any]]:
     "Measure for every target what was promised of it."
+    from snakecls.data.countries import find_country
     from snakecls.evaluate.promises import measure_promises
     from snakecls.evaluate.verdicts import is_cooled
 
@@ -294,7 +245,8 @@ def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any
     for target, table in tables.items():
         labels = (info.targets or {}).get(target, info.labels)
         groups = None if drawn_by is None else table["path"].map(drawn_by).tolist()
-        one = measure_promises(table, labels, info.trust or {}, target=target, groups=groups, cooled=is_cooled(info.temperature), unit=unit)
+        countries = None if taken_in is None else [find_country(name) for name in table["path"].map(taken_in)]
+        one = measure_promises(table, labels, info.trust or {}, target=target, groups=groups, cooled=is_cooled(info.temperature), unit=unit, countries=countries)
         found.append(one | {"target": target if len(tables) > 1 else ""})
     return found
 
