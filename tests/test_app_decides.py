@@ -72,9 +72,24 @@ def test_another_country_answers_the_same_photo_anew(page, photos):
     page.click("[role=option]:has-text('Mexico')")
     text = shown(page, "With what is known of Mexico")
     assert "Keep away." in text  # no country calms
-    page.click("#country input")
-    page.click("[role=option]:has-text('No country')")
+    page.locator("#country input").fill("")  # an empty box is no country
+    page.keyboard.press("Enter")  # of the first choice, which says so
     page.wait_for_function("before => document.querySelector('#result').innerText === before", arg=before, timeout=10_000)
+
+
+def test_a_country_can_be_typed_and_a_wrong_one_loses_nothing(page, photos):
+    give(page, str(photos["b"]))
+    shown(page, "Scarlet kingsnake")
+    box, result = page.locator("#country input"), page.locator("#result")
+    box.fill("Mexiko")
+    page.keyboard.press("Tab")
+    result.get_by_text("did you mean 'Mexico'?").wait_for(timeout=10_000)
+    assert box.input_value() == "Mexiko"
+    for typed, said in (("usa", "With what is known of United States"), ("Kenya", "Nothing is known here of Kenya, so it changes nothing."), ("", "Scarlet kingsnake")):
+        box.fill(typed)
+        page.keyboard.press("Enter")
+        shown(page, said)  # the same photo, which was not sent again
+    assert "known of" not in page.inner_text("#result").replace("not known", "")
 
 
 def test_a_country_chosen_while_one_waits_is_answered(page, photos):

@@ -61,7 +61,8 @@ def read_file(
             "and save it again."
         ) from e
     if read.table.empty:
-        raise UserError(f"'{path}' is empty; it needs one row for each photo.")
+        heading = f" below its heading ({some(read.table.columns, 3)})" if len(read.table.columns) else ""
+        raise UserError(f"'{path}' is empty{heading}; it needs one row for each photo.")
     return read
 
 # %% ../../nbs/data/09_sources.ipynb #5d50b00f

@@ -20,7 +20,7 @@ from snakecls.data.target_dangers import (
 )
 from ..data.problem import as_problem
 from ..evaluate.decide import say_foreign, say_why_first
-from ..evaluate.risk import say_risk
+from ..evaluate.risk import say_chance, say_risk
 from ..page import render
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def warn(
     if level == "none":
         return others and (others[0], " ".join([*decision.dangers(), others[1]]))
     loud = {"likely": f"Probably {name}. {do}", "possible": f"May be {name}. {do}", "open": others[0] if others else f"{QUIET} {name}. {do}"}
-    return loud[level], " ".join([*decision.dangers(), *_say_close(decision), *([others[1]] if others else [])])
+    return loud[level], " ".join([*decision.dangers(headed=level == decision.risk["level"]), *_say_close(decision), *([others[1]] if others else [])])
 
 # %% ../../nbs/deploy/03_answer.ipynb #f71357ed
 def _say_close(decision: "Decision") -> list[str]:  # a sentence, or none
@@ -324,8 +324,10 @@ def _warn_strange(decision: "Decision", dangers: Sequence[str]) -> tuple[str, st
         return None
     name, risk = " or ".join(map(danger_name, dangers)), decision.risk
     more = f" {say_risk(risk)}" if risk and risk["level"] != "unlikely" else ""
+    how = "Probably" if risk and risk["level"] == "likely" and not decision.strange else "May be"
+    more = f" {say_chance(risk)}" if risk and how == "Probably" else more
     what = f"What lives in {decision.foreign}" if decision.foreign and not decision.strange else "What this photo shows"
-    return f"May be {name}. {advice(dangers[0])}", f"{what} is not known here: treat it as {name}.{more}"
+    return f"{how} {name}. {advice(dangers[0])}", f"{what} is not known here: treat it as {name}.{more}"
 
 # %% ../../nbs/deploy/03_answer.ipynb #a60a25eb
 SET_SHOWN = 6  # labels of the set before one opens the rest
@@ -337,7 +339,8 @@ def _decided(
     "Give what the page shows of a decision beside the first line and the caution."
     strange, names = decision.strange or bool(decision.foreign), {one.label: _shown_name(one) for one in shown}
     notes = [f"The answer is that of {n_photos} photos together." if n_photos > 1 else "",
-             f"With what is known of {decision.country}." if decision.country else "", say_why_first(decision, names)]
+             f"With what is known of {decision.country}." if decision.country else
+             f"Nothing is known here of {decision.asked}, so it changes nothing." if decision.asked and not decision.foreign else "", say_why_first(decision, names)]
     part = None if strange or decision.in_set is None or len(decision.in_set) == 1 else _set_part(decision, judged, dangers, n_photos)
     return {"strange": strange, "risk": " ".join(decision.dangers()) if not strange else "", "notes": [*filter(None, notes)], "set": part}
 

@@ -101,6 +101,14 @@ def _show(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str 
     "Show what was said of photos."
     return _tell(predictor, asked, country).page()
 
+
+def _show_or_say(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str) -> str:  # HTML
+    "Show what was said of photos, or say that the country is none; the answer is kept for the right one."
+    try:
+        return _show(predictor, asked, country)
+    except UserError as e:
+        return message_html("There is no answer yet", f"{str(e)[:1].upper()}{str(e)[1:]} Or leave the country empty.", kind="error")
+
 # %% ../../nbs/deploy/10_app.ipynb #944ece39
 def _answer_now(
     predictor: "Predictor | LearnerPredictor", photo: str | Sequence[str] | None, country: str = "",
@@ -111,9 +119,9 @@ def _answer_now(
         return message_html("No photo yet", first_hint(predictor.info)), ""
     try:
         asked = ask_photos(predictor, photos)
-        return _show(predictor, asked, country), _keep(asked, country)
     except (PhotoError, UserError) as e:
         return _say_why_not(e, no_all_clear(model_dangers(predictor.info)[0])), ""
+    return _show_or_say(predictor, asked, country), _keep(asked, country)
 
 # %% ../../nbs/deploy/10_app.ipynb #cf0430e7
 def _listed(photo: str | Sequence[str] | None) -> list[str]:
@@ -123,7 +131,7 @@ def _listed(photo: str | Sequence[str] | None) -> list[str]:
 # %% ../../nbs/deploy/10_app.ipynb #680afcae
 def _keep(asked: Asked, country: str) -> str:  # JSON
     "Write what a model said, for the browser."
-    probs = {target: [float(f"{prob:.6g}") for prob in values] for target, values in asked.probs.items()}
+    probs = {target: [float(f"{prob:.9g}") for prob in values] for target, values in asked.probs.items()}
     return json.dumps({"probs": probs, "known": asked.known, "n_photos": asked.n_photos, "country": country})
 
 # %% ../../nbs/deploy/10_app.ipynb #564df38f
@@ -151,7 +159,7 @@ def decide_anew(
     "Answer the same photos for another country; the network is not asked."
     try:
         asked, _ = _read_kept(predictor, kept)
-        return _show(predictor, asked, country), _keep(asked, country)
+        return _show_or_say(predictor, asked, country), _keep(asked, country)
     except UserError as e:
         return message_html("There is no answer", str(e), kind="error"), ""
 
@@ -348,8 +356,8 @@ def _country_box(predictor: "Predictor | LearnerPredictor") -> "gr.Dropdown | gr
     if not predictor.countries:
         return gr.Textbox("", visible=False)
     known = predictor.countries
-    info = f"It changes how likely each answer is; {len(known)} countries are known. Leave it empty if you are not sure."
-    return gr.Dropdown([("No country", ""), *known], value=None, label="Where was it taken?", info=info, elem_id="country")
+    info = f"It changes how likely each answer is; {len(known)} countries are known. Choose or type one; leave it empty if you are not sure."
+    return gr.Dropdown([("No country", ""), *known], value="", allow_custom_value=True, label="Where was it taken?", info=info, elem_id="country")
 
 
 def _more_box(predictor: "Predictor | LearnerPredictor") -> "gr.File":

@@ -128,7 +128,7 @@ def _write_lines(told: Told) -> list[str]:
     if decision is None or not told.decides:
         return [*first, "; ".join(names), *warning]
     dangerous = " ".join(decision.dangers())
-    said = [line for line in decision.sentences() if line not in {*decision.dangers(), STRANGE_LINE}]
+    said = [line for line in decision.sentences() if line not in {*decision.dangers(), STRANGE_LINE}]  # these stand above
     country = [f"With what is known of {decision.country}."] if decision.country else []
     return [*first, "; ".join(names), *warning, *([dangerous] if dangerous and not warning and not apart else []), *said, *country]
 

@@ -18,7 +18,7 @@ from ..data.countries import find_country, read_country
 from ..data.label_facts import danger_name
 from .conformal import check_conformal, prediction_set
 from .prior import apply_prior, check_prior, prior_countries
-from .risk import LEVELS, check_risk, lookalike_warning, rank_by_cost, recalibrate, risk_level, say_lookalike, say_risk
+from .risk import LEVELS, check_risk, lookalike_warning, rank_by_cost, recalibrate, risk_level, say_chance, say_lookalike, say_risk
 from .taxonomy import check_taxonomy, finest_answer, say_answer
 from ..models.known_file import check_known
 
@@ -34,6 +34,7 @@ class Decision:
     order: list[int]  # label numbers in the order to show: the answer that costs least, where costs are known, then the likeliest
     country: str | None = None  # as it was understood; None: none was given, or it changes nothing
     foreign: str | None = None  # the country, where none of the labels is listed for it
+    asked: str | None = None  # the country as it was understood, whether it changes anything or not
     in_set: list[str] | None = None  # labels of which one is right as often as `promised`, likeliest first; None: none is promised
     promised: float | None = None
     finest: dict[str, Any] | None = None  # from `finest_answer`
@@ -52,9 +53,13 @@ class Decision:
         "Say the finest sure name; nothing harmless is called sure while a danger is not excluded."
         return say_answer(self.finest, modest=bool(self.alarm and self.alarm["modest"])) if self.finest else ""
 
-    def dangers(self) -> list[str]:
+    def dangers(
+        self,
+        headed: bool = False,  # a heading has said the level of risk
+    ) -> list[str]:
         "Say how dangerous it is, what the country has to do with it, and which look-alike cannot be excluded."
-        return [*filter(None, [say_risk(self.risk) if self.risk else "", _say_without(self), say_lookalike(self.lookalike) if self.lookalike else ""])]
+        said = "" if not self.risk else say_chance(self.risk) if headed else say_risk(self.risk)
+        return [*filter(None, [said, _say_without(self), say_lookalike(self.lookalike) if self.lookalike else ""])]
 
     def sentences(self) -> list[str]:
         "Say it to a person: what it is, how dangerous, what cannot be excluded, and which labels it may be."
@@ -89,7 +94,7 @@ def decide(
     likeliest = np.argsort(-shown, kind="stable").tolist()
     first = rank_by_cost(here, costs)[0] if costs else likeliest[0]
     order = [first, *(i for i in likeliest if i != first)]
-    made = Decision(labels, shown, order, used, _is_foreign(named, ranges), finest=_finest(here, shown, labels, tree) if tree else None, known=known)
+    made = Decision(labels, shown, order, used, _is_foreign(named, ranges), named, finest=_finest(here, shown, labels, tree) if tree else None, known=known)
     made = _promise(made, probs, (trust.get("conformal") or {}).get(target), costs)
     return _judge_risk(made, here, probs, costs) if costs else made
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'KINDS', 'ENOUGH', 'KEYS', 'expected_costs', 'rank_by_cost', 'venom_prob', 'recalibrate', 'risk_level',
-           'tested_like', 'say_risk', 'say_tested', 'label_states', 'lookalike_warning', 'say_lookalike', 'fit_risk',
-           'reliability_bins', 'check_risk']
+           'tested_like', 'say_risk', 'say_chance', 'say_tested', 'label_states', 'lookalike_warning', 'say_lookalike',
+           'fit_risk', 'reliability_bins', 'check_risk']
 
 # %% ../../nbs/evaluate/15_risk.ipynb #ae58548e
 from collections.abc import Mapping, Sequence
@@ -112,12 +112,26 @@ def say_risk(
     risk: Mapping[str, Any],  # from `risk_level`
 ) -> str:
     "Say a level of risk, never that something is harmless; what to do about it is `deploy.answer.advice`."
+    name, chance = danger_name(risk["danger"]), _say_chance(risk)
+    said = {"likely": "Probably {0}: {1}.", "possible": "May be {0}: {1}. Treat it as {0}.", "unlikely": "{0} with {1}, by this guess."}
+    text = said[risk["level"]].format(name, chance)
+    return f"{text[:1].upper()}{text[1:]} {say_tested(risk)}".strip()
+
+
+def _say_chance(risk: Mapping[str, Any]) -> str:
     prob, name = risk["venom_prob"], danger_name(risk["danger"])
     percent = f"{prob:.0%}" if 0.01 <= prob <= 0.99 else "less than 1%" if prob < 0.01 else "more than 99%"
-    unknown = f" (what is not known to be {name} or not is counted as {name})" if risk["unknown_prob"] >= 0.01 else ""
-    said = {"likely": "Probably {0}: {1}{2}.", "possible": "May be {0}: {1}{2}. Treat it as {0}.", "unlikely": "{0} with {1}{2}, by this guess."}
-    text = said[risk["level"]].format(name, percent, unknown)
-    return f"{text[:1].upper()}{text[1:]} {say_tested(risk)}".strip()
+    return percent + (f" (what is not known to be {name} or not is counted as {name})" if risk["unknown_prob"] >= 0.01 else "")
+
+
+def say_chance(
+    risk: Mapping[str, Any],  # from `risk_level`
+) -> str:
+    "Say the same under a heading that has said the level."
+    if risk["level"] == "unlikely":
+        return say_risk(risk)
+    text = f"{_say_chance(risk)}, by this guess."
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def say_tested(

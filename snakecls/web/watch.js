@@ -37,6 +37,9 @@
       if (silent) say(texts.not_sent, "It could not be sent; is it a photo?");
     }, 5000);
   };
+  document.addEventListener("focusin", event => {  // what is typed takes the place of the country that is there
+    if (event.target.closest?.("#country")) setTimeout(() => event.target.select?.());
+  });
   document.addEventListener("change", event => {
     if (event.target.type === "file" && event.target.closest("#photo, #more")) chosen(event.target.files);
   }, true);

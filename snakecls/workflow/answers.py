@@ -51,7 +51,7 @@ def predict_given(
         further = [key for row in rows for key in row.get("dangers", ())]  # an answer for a further target may name others
         spoken = tuple(dict.fromkeys([*dangers, *further]))
         write_csv(answers_table(rows, spoken, problem=bundle_problem(predictor.info).parts[0]), csv)
-    for note in [*predictor.notes, *_unknown_notes(predictor.info), *_country_notes(predictor, country)]:
+    for note in [*predictor.notes, *_unknown_notes(predictor.info), *_country_notes(predictor, country, rows)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
@@ -84,9 +84,9 @@ def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
     return [f"{said} Give {'it' if not blind else 'them'} what is known: snakecls facts FACTS.csv --model MODEL."] if said else []
 
 # %% ../../nbs/workflow/28_answers.ipynb #015ac2e3
-def _country_notes(predictor: Any, country: str) -> list[str]:  # one sentence, or none
+def _country_notes(predictor: Any, country: str, rows: Sequence[dict[str, Any]]) -> list[str]:  # one sentence, or none
     "Say where a country changes nothing."
-    if not country or country in predictor.countries:
+    if not country or country in predictor.countries or any(row.get("decision", {}).get("foreign") for row in rows):
         return []
     if not predictor.countries:
         return [f"the model knows nothing of countries, so '{country}' changes nothing; train it on photos with a column country, or give facts with countries."]
@@ -104,6 +104,19 @@ def _silent_notes(tables: Any) -> list[str]:  # target -> predictions; one sente
     ]
 
 # %% ../../nbs/workflow/28_answers.ipynb #fbf2bd80
+def _absent_notes(rows: Sequence[dict[str, Any]], first: Any, headline: Any) -> list[str]:  # one sentence, or none
+    "Say which classes are in the macro F1 although nothing here shows them."
+    if "label" not in first or headline[0].key != "f1_macro":
+        return []
+    answered, there = set(first["predicted"]), [row for row in rows if row["n"]]
+    absent = [row for row in rows if not row["n"] and row["label"] in answered]
+    if not absent or not there:
+        return []
+    f1 = sum(row["f1"] or 0.0 for row in there) / len(there)
+    return [f"classes that were answered without being here ({some([row['label'] for row in absent], 3)}) count as 0 in the macro F1 of {headline[0].value:.3f}, as scikit-learn "
+            f"has it; over the {len(there)} that are here it is {f1:.3f}."]
+
+# %% ../../nbs/workflow/28_answers.ipynb #7150ecff
 def _count_dangers(tables: Any, info: Any) -> list[Any]:  # target -> predictions
     "Count what is dangerous and was called harmless, target by target where there are several."
     from snakecls.evaluate.danger import count_dangers, count_target_dangers
@@ -157,7 +170,7 @@ def evaluate_given(
     headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
     scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=group, groups=groups)
     promises = _measure_promises(tables, info, unit, drawn_by, taken_in)
-    silent = [*lost_note(lost, len(first)), *_silent_notes(tables)]
+    silent = [*lost_note(lost, len(first)), *_silent_notes(tables), *_absent_notes(class_rows(first, info.labels, info.thresholds), first, headline)]
     for note in [*silent, *_stranger_notes(unknown, info.labels, unit)]:
         notes.append(note)
         say(f"Note: {note}")
