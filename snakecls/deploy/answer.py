@@ -24,7 +24,7 @@ from ..evaluate.risk import say_chance, say_risk
 from ..page import render
 
 if TYPE_CHECKING:
-    from snakecls.evaluate.decide import Decision, _alarm
+    from snakecls.evaluate.decide import Decision
     from snakecls.deploy.predict import Prediction
 
 # %% ../../nbs/deploy/03_answer.ipynb #44aa4426

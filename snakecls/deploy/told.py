@@ -86,12 +86,12 @@ def tell(
     others = predictor.rank_others(dict(rest), top=10**6)
     if bundle_problem(info).parts[0].many:
         shown = predictor.rank(first[1], top=max(3, top), fill=True)
-        return Told(info, predictor.rank(first[1], top=top), shown, judge(info, first[1], shown, others), others, n_photos=n_photos, n_top=top)
+        return Told(info, predictor.rank(first[1], top=top), shown, judge(info, first[1].tolist(), shown, others), others, n_photos=n_photos, n_top=top)
     decision = predictor.decide_probs(first[1], country or None, dict(known) if known else None)
     ranked, n = _order(predictor, decision.probs, decision.order), max(3, top)
-    judged = judge(info, decision.probs, ranked[:n], others)
+    judged = judge(info, decision.probs.tolist(), ranked[:n], others)
     if decision.country:
-        judged = _most_careful(judged, judge(info, first[1], _order(predictor, first[1])[:n], others))
+        judged = _most_careful(judged, judge(info, first[1].tolist(), _order(predictor, first[1])[:n], others))
     if decision.risk and (danger := decision.risk["danger"]) in judged.at_most:
         judged = replace(judged, at_most=judged.at_most | {danger: decision.risk["venom_prob"]})
     held = predictor.rank_set(first[1]) if decision.in_set is not None else None

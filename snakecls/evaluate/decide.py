@@ -112,7 +112,7 @@ def _promise(made: Decision, probs: np.ndarray, sets: Mapping[str, Any] | None, 
 
 def _finest(here: np.ndarray, shown: np.ndarray, labels: Sequence[str], tree: Mapping[str, Any]) -> dict[str, Any]:
     "Find the finest sure name; its likeliest label has the probability that is shown."
-    found = finest_answer(here, labels, tree)
+    found = finest_answer(here.tolist(), labels, tree)
     most = found["most_likely"]
     return found | {"most_likely": most | {"prob": float(shown[list(labels).index(most["label"])])}}
 

@@ -9,7 +9,6 @@ __all__ = ['count_warnings', 'say_warnings']
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..data.label_facts import danger_name
