@@ -168,7 +168,7 @@ def _say_set(in_set: Sequence[str], promised: float, country: str | None = None)
     named = ", ".join(in_set[:6]) + (f" and {len(in_set) - 6} more" if len(in_set) > 6 else "")
     if not in_set:
         return "No label fits well enough to be promised."
-    whatever = ", whatever the country," if country else ""
+    whatever = ", whatever the country" if country else ""
     return f"In {promised:.0%} of photos like those it was tried on, the right one is among these{whatever}: {named}."
 
 
