@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'measured_tables', 'say_limits', 'label_rows', 'card_html']
 
-# %% ../../nbs/deploy/17_card.ipynb #4aaf4bf2
+# %% ../../nbs/deploy/17_card.ipynb #3fb0417a
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,7 +19,7 @@ from ..evaluate.verdicts import say_chosen, say_expected
 from ..page import render
 from ..stats import top_names
 
-# %% ../../nbs/deploy/17_card.ipynb #8952f8da
+# %% ../../nbs/deploy/17_card.ipynb #15609db9
 def measured_tables(
     info: Any,  # a `BundleInfo`
 ) -> list[dict[str, Any]]:  # of each split: sentence, and rows of name, value, interval
@@ -35,7 +35,7 @@ def measured_tables(
             tables.append({"sentence": f"{on}{f'; {chosen}, so that they flatter it' if chosen else ''}:", "rows": rows})
     return tables
 
-# %% ../../nbs/deploy/17_card.ipynb #89048533
+# %% ../../nbs/deploy/17_card.ipynb #e59bcda1
 def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:  # name, value, interval
     "Write those scores that are shares, each with its interval where it has one."
     names = {"f1_macro": "Macro F1", "accuracy": "Accuracy", "subset_accuracy": "All labels right", "map_macro": "Mean average precision"}
@@ -47,7 +47,7 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:  # name, 
             rows.append((name, f"{value:.3f}", f"95 %: {low:.3f} to {high:.3f}" if low is not None else ""))
     return rows
 
-# %% ../../nbs/deploy/17_card.ipynb #be14f84f
+# %% ../../nbs/deploy/17_card.ipynb #f6e9e01f
 def say_limits(
     info: Any,  # a `BundleInfo`
     *,
@@ -68,7 +68,7 @@ def say_limits(
         lines.append(f"{no_promise(dangers, subject)} It gives no medical advice.")
     return lines
 
-# %% ../../nbs/deploy/17_card.ipynb #ddca95b2
+# %% ../../nbs/deploy/17_card.ipynb #13fddcd2
 def label_rows(
     info: Any,  # a `BundleInfo`
 ) -> dict[str, list[tuple[str, str, list]]]:  # target -> name, second name, marks of each label
@@ -84,7 +84,7 @@ def label_rows(
             rows.append((name, printable(label) if label != name else "", [mark for mark in marks(facts, dangers) if mark[1] != "plain"]))
     return found
 
-# %% ../../nbs/deploy/17_card.ipynb #a600878a
+# %% ../../nbs/deploy/17_card.ipynb #e764ebcd
 KEPT = "It stays on the machine that answers, is removed a minute after its answer, and is sent nowhere."
 
 
@@ -101,10 +101,10 @@ def card_html(
     return render(
         "app/card.html", title="About this model", rows=[(name, printable(" ".join(str(value).split()))) for name, value in rows.items() if value],
         measured=measured_tables(info), unmeasured=_say_unmeasured(info), limits=say_limits(info, tells_strangers=tells_strangers),
-        labels=label_rows(info), photos=photos,
+        labels=list(label_rows(info).items()), photos=photos,
     )
 
-# %% ../../nbs/deploy/17_card.ipynb #b2332de8
+# %% ../../nbs/deploy/17_card.ipynb #472c5853
 def _say_unmeasured(info: Any) -> str:
     "Say what to expect of a model without a score of its own."
     with suppress(KeyError, TypeError, ValueError, AttributeError):
