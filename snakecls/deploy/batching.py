@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SLACK', 'choose_most', 'measure_runs', 'answer_each', 'Batcher', 'BatchedPredictor']
 
-# %% ../../nbs/deploy/14_batching.ipynb #49b03acd
+# %% ../../nbs/deploy/14_batching.ipynb #267e14a8
 import copy
 import queue
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/14_batching.ipynb #c7a0d386
+# %% ../../nbs/deploy/14_batching.ipynb #df237a12
 def _already(
     pixels: Any,  # from a predictor's own `prepare`
     spec: Any,
@@ -33,10 +33,11 @@ def _already(
 
 
 def _can_batch(predictor: Any) -> bool:
-    "Tell whether a predictor says how it prepares photos, and does it the same way for each of them."
-    return hasattr(predictor, "how") and not hasattr(predictor, "members") and getattr(predictor, "prepares", True)
+    "Tell whether a predictor prepares photos as its `how` says; a class of somebody's own may do it in another way."
+    ours = type(predictor).__module__.startswith("snakecls.")
+    return ours and hasattr(predictor, "how") and not hasattr(predictor, "members") and getattr(predictor, "prepares", True)
 
-# %% ../../nbs/deploy/14_batching.ipynb #2a7bb93e
+# %% ../../nbs/deploy/14_batching.ipynb #6b72dec9
 def _asked_for_pixels(
     predictor: "Predictor | LearnerPredictor",  # one that `_can_batch`
 ) -> Any:  # a predictor that takes what `prepare` gives
@@ -46,7 +47,7 @@ def _asked_for_pixels(
     asked.how = lambda n, bs: predictor.how(n, bs) | {"prepare": _already, "description": None}
     return asked
 
-# %% ../../nbs/deploy/14_batching.ipynb #a9a5a2e6
+# %% ../../nbs/deploy/14_batching.ipynb #7617fb95
 MOST = 16  # photos in a run at most, unless told otherwise
 SLACK = 1.1  # a run of fewer photos is as good where it takes at most this much longer for each
 
@@ -58,7 +59,7 @@ def choose_most(
     fastest = min(seconds.values())
     return min(n for n, each in seconds.items() if each <= SLACK * fastest)
 
-# %% ../../nbs/deploy/14_batching.ipynb #d62e485c
+# %% ../../nbs/deploy/14_batching.ipynb #12b28fbd
 def measure_runs(
     run: Callable[[list], object],  # a list of prepared photos -> their answers
     prepared: Any,  # one prepared photo
@@ -81,7 +82,7 @@ def measure_runs(
         n *= 2
     return found
 
-# %% ../../nbs/deploy/14_batching.ipynb #dcc66fc6
+# %% ../../nbs/deploy/14_batching.ipynb #69b2dc6a
 class _Line:
     "Questions that wait for their run."
 
@@ -120,7 +121,7 @@ class _Line:
                 if waits is not None and waits[1].set_running_or_notify_cancel():
                     waits[1].set_exception(UserError("the program that answers here is ending; try again when it runs again."))
 
-# %% ../../nbs/deploy/14_batching.ipynb #c52c3404
+# %% ../../nbs/deploy/14_batching.ipynb #f84e2845
 def answer_each(
     run: Callable[[list], Sequence],  # as in `measure_runs`
     batch: Sequence[tuple[Any, Future]],  # prepared photos, and where their answers are due
@@ -146,7 +147,7 @@ def _answer_alone(run: Callable[[list], Sequence], batch: Sequence[tuple[Any, Fu
         except Exception as e:  # noqa: BLE001
             due.set_exception(e)
 
-# %% ../../nbs/deploy/14_batching.ipynb #13ab301e
+# %% ../../nbs/deploy/14_batching.ipynb #52219392
 class _Asked(_Line):
     "A predictor that is asked about photos in runs."
 
@@ -180,7 +181,7 @@ class _Asked(_Line):
         except UserError:  # a model that answers nothing sensible to noise
             return 1
 
-# %% ../../nbs/deploy/14_batching.ipynb #4acd8b87
+# %% ../../nbs/deploy/14_batching.ipynb #abb20fef
 class Batcher(_Asked):
     "Answer photos that are asked about at the same time in one run of the network; `close()` ends its thread."
 
@@ -221,7 +222,7 @@ class Batcher(_Asked):
             self.thread.join(timeout=5)
         self.refuse_rest()
 
-# %% ../../nbs/deploy/14_batching.ipynb #8a7f768f
+# %% ../../nbs/deploy/14_batching.ipynb #80e89ef0
 class BatchedPredictor:
     "A predictor whose photos are answered by a batcher, whoever asks; all else is the predictor's."
 
