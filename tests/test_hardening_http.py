@@ -154,7 +154,7 @@ def test_what_only_is_called_a_photo_is_refused_everywhere(app, kind):
     path = json.loads(answer)[0]
     said, why = answer_to(app.url, path)
     assert status == 200 and said == "error" and "cannot be read" in why
-    status, shown = ask(app.url, "GET", f"/gradio_api/file={path}")  # its owner alone knows the name; no browser runs it
+    status, _ = ask(app.url, "GET", f"/gradio_api/file={path}")  # its owner alone knows the name; no browser runs it
     assert status in (200, 403, 404)
     if status == 200:
         connection = http.client.HTTPConnection(urlsplit(app.url).netloc, timeout=20)

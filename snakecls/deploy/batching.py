@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SLACK', 'choose_most', 'measure_runs', 'answer_each', 'Batcher', 'BatchedPredictor']
 
-# %% ../../nbs/deploy/14_batching.ipynb #267e14a8
+# %% ../../nbs/deploy/14_batching.ipynb #b2fea353
 import copy
 import queue
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/14_batching.ipynb #df237a12
+# %% ../../nbs/deploy/14_batching.ipynb #d4fdc601
 def _already(
     pixels: Any,  # from a predictor's own `prepare`
     spec: Any,
@@ -37,17 +37,17 @@ def _can_batch(predictor: Any) -> bool:
     ours = type(predictor).__module__.startswith("snakecls.")
     return ours and hasattr(predictor, "how") and not hasattr(predictor, "members") and getattr(predictor, "prepares", True)
 
-# %% ../../nbs/deploy/14_batching.ipynb #6b72dec9
+# %% ../../nbs/deploy/14_batching.ipynb #ff4dac92
 def _asked_for_pixels(
     predictor: "Predictor | LearnerPredictor",  # one that `_can_batch`
 ) -> Any:  # a predictor that takes what `prepare` gives
     "Copy a predictor into one whose photos are prepared already; both have the same network."
     _ = predictor.known  # else it would be read twice
-    asked = copy.copy(predictor)
+    asked: Any = copy.copy(predictor)
     asked.how = lambda n, bs: predictor.how(n, bs) | {"prepare": _already, "description": None}
     return asked
 
-# %% ../../nbs/deploy/14_batching.ipynb #7617fb95
+# %% ../../nbs/deploy/14_batching.ipynb #787206d7
 MOST = 16  # photos in a run at most, unless told otherwise
 SLACK = 1.1  # a run of fewer photos is as good where it takes at most this much longer for each
 
@@ -59,7 +59,7 @@ def choose_most(
     fastest = min(seconds.values())
     return min(n for n, each in seconds.items() if each <= SLACK * fastest)
 
-# %% ../../nbs/deploy/14_batching.ipynb #12b28fbd
+# %% ../../nbs/deploy/14_batching.ipynb #cfdf2ac9
 def measure_runs(
     run: Callable[[list], object],  # a list of prepared photos -> their answers
     prepared: Any,  # one prepared photo
@@ -82,7 +82,7 @@ def measure_runs(
         n *= 2
     return found
 
-# %% ../../nbs/deploy/14_batching.ipynb #69b2dc6a
+# %% ../../nbs/deploy/14_batching.ipynb #580edb22
 class _Line:
     "Questions that wait for their run."
 
@@ -121,7 +121,7 @@ class _Line:
                 if waits is not None and waits[1].set_running_or_notify_cancel():
                     waits[1].set_exception(UserError("the program that answers here is ending; try again when it runs again."))
 
-# %% ../../nbs/deploy/14_batching.ipynb #f84e2845
+# %% ../../nbs/deploy/14_batching.ipynb #39285fd1
 def answer_each(
     run: Callable[[list], Sequence],  # as in `measure_runs`
     batch: Sequence[tuple[Any, Future]],  # prepared photos, and where their answers are due
@@ -147,7 +147,7 @@ def _answer_alone(run: Callable[[list], Sequence], batch: Sequence[tuple[Any, Fu
         except Exception as e:  # noqa: BLE001
             due.set_exception(e)
 
-# %% ../../nbs/deploy/14_batching.ipynb #52219392
+# %% ../../nbs/deploy/14_batching.ipynb #3bc0adb5
 class _Asked(_Line):
     "A predictor that is asked about photos in runs."
 
@@ -181,7 +181,7 @@ class _Asked(_Line):
         except UserError:  # a model that answers nothing sensible to noise
             return 1
 
-# %% ../../nbs/deploy/14_batching.ipynb #abb20fef
+# %% ../../nbs/deploy/14_batching.ipynb #9760779f
 class Batcher(_Asked):
     "Answer photos that are asked about at the same time in one run of the network; `close()` ends its thread."
 
@@ -222,7 +222,7 @@ class Batcher(_Asked):
             self.thread.join(timeout=5)
         self.refuse_rest()
 
-# %% ../../nbs/deploy/14_batching.ipynb #80e89ef0
+# %% ../../nbs/deploy/14_batching.ipynb #d1d7aa43
 class BatchedPredictor:
     "A predictor whose photos are answered by a batcher, whoever asks; all else is the predictor's."
 

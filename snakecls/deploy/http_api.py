@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOW', 'answer_now', 'refused_answer', 'make_writer', 'PhotoBody', 'read_country', 'HttpApi']
 
-# %% ../../nbs/deploy/16_http_api.ipynb #44ddd7dc
+# %% ../../nbs/deploy/16_http_api.ipynb #99bfc8f5
 import asyncio
 import os
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/16_http_api.ipynb #2117c659
+# %% ../../nbs/deploy/16_http_api.ipynb #7de12054
 def answer_now(
     predictor: "Predictor | LearnerPredictor",
     photos: Sequence[str],  # files
@@ -41,9 +41,10 @@ def answer_now(
     given: dict[str, Any],  # file -> what `probs_known([file])` gives, or the error that it raises
 ) -> list[dict[str, Any]]:  # as `answer_json`, which raises `gradio.Error`
     "Answer photos that the network has seen."
-    return answer_json(_Given(predictor, given), list(photos), country)
+    asked: Any = _Given(predictor, given)
+    return answer_json(asked, list(photos), country)
 
-# %% ../../nbs/deploy/16_http_api.ipynb #39cc72ac
+# %% ../../nbs/deploy/16_http_api.ipynb #faff0e19
 class _Given:
     "A predictor that was asked about some photos already; of others it asks anew."
 
@@ -66,7 +67,7 @@ class _Given:
         answers = {target: np.concatenate([each[target] for each, _ in found]) for target in found[0][0]}
         return answers, [one for _, known in found for one in known]
 
-# %% ../../nbs/deploy/16_http_api.ipynb #ead17940
+# %% ../../nbs/deploy/16_http_api.ipynb #d95fe3bb
 def refused_answer(
     error: Exception,  # a `gradio.Error`, whose cause says what it is
 ) -> tuple[Refused, str]:  # and the reason in a few words, where the status does not say it
@@ -80,8 +81,8 @@ def refused_answer(
         return Refused(400, text), "no answer"
     return Refused(400, text), "no photo"
 
-# %% ../../nbs/deploy/16_http_api.ipynb #a077dad3
-HOW = "POST a photo here: curl -F photo=@snake.jpg …/predict (a form, with a country if you like), or its bytes with Content-Type: image/jpeg."
+# %% ../../nbs/deploy/16_http_api.ipynb #6f7f7fbd
+HOW = "POST a photo here: curl -F photo=@snake.jpg http://ADDRESS/predict (a form, with a country if you like), or its bytes with Content-Type: image/jpeg."
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")  # the last is what curl says of bytes
 
 
@@ -101,7 +102,7 @@ def make_writer(
         raise Refused(415, f"A photo is asked for, and not {kind.partition(';')[0][:60]}. {HOW}")
     return PhotoBody(uploads, limits)
 
-# %% ../../nbs/deploy/16_http_api.ipynb #332b7d47
+# %% ../../nbs/deploy/16_http_api.ipynb #c3804e7b
 class PhotoBody:
     "Write the body of a request that is a photo, while it comes in."
 
@@ -135,7 +136,7 @@ class PhotoBody:
             self.uploads.forget(self.path, self.size)
             self.path = None
 
-# %% ../../nbs/deploy/16_http_api.ipynb #2bc53b7e
+# %% ../../nbs/deploy/16_http_api.ipynb #4eef1168
 def read_country(
     query: bytes,  # of the address
     texts: dict[str, bytes],  # of the form
@@ -153,7 +154,7 @@ def read_country(
         raise Refused(400, "The country is longer than 100 letters; give its name.")
     return given.get("country", "")
 
-# %% ../../nbs/deploy/16_http_api.ipynb #69247254
+# %% ../../nbs/deploy/16_http_api.ipynb #7348449e
 class _Answers:
     "Photos of requests, their turns and their answers."
 
@@ -187,7 +188,7 @@ class _Answers:
         finally:
             self.n -= len(photos)
 
-# %% ../../nbs/deploy/16_http_api.ipynb #4245ec4b
+# %% ../../nbs/deploy/16_http_api.ipynb #7ad4106d
 class HttpApi(_Answers):
     "`/predict`, `/health` and `/metrics`, to be put beside a page by `serve(…, beside=…)`; `close()` ends it."
 
@@ -210,15 +211,15 @@ class HttpApi(_Answers):
 
     async def predict(self, door: Any, talk: Any) -> None:
         "Answer the photos of a request, and remove them."
+        from gradio import Error
+
         door.counts.note(talk.who)
         if self.n >= door.limits.waiting:
             raise Refused(503, BUSY, wait_s=5)
         photos, country = await self._take(door, talk)
         try:
             answer = await self.answer(photos, country)
-        except Exception as e:
-            if type(e).__name__ != "Error" or not type(e).__module__.startswith("gradio"):
-                raise
+        except Error as e:
             refused, talk.reason = refused_answer(e)
             if any(count_pixels(photo) > MAX_APP_PIXELS for photo in photos):
                 refused, talk.reason = Refused(413, refused.reason), "too many pixels"

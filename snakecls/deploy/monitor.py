@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['REASONS', 'SECONDS', 'TEXT_KIND', 'refusal', 'Monitor']
 
-# %% ../../nbs/deploy/15_monitor.ipynb #2ab614d2
+# %% ../../nbs/deploy/15_monitor.ipynb #2bab87d8
 import time
 from collections.abc import Callable
 from typing import Any
 
 import snakecls
 
-# %% ../../nbs/deploy/15_monitor.ipynb #c6199fb2
+# %% ../../nbs/deploy/15_monitor.ipynb #2887b8dc
 REASONS = {  # by status
     400: "bad request", 403: "not allowed", 404: "no such address", 405: "other method", 408: "too slow", 413: "too many bytes",
     415: "no image type", 422: "photo cannot be read", 429: "too often", 500: "failed", 503: "busy",
@@ -26,7 +26,7 @@ def refusal(
     "Say in a few words why a request was refused."
     return "" if 0 < status < 400 else reason or REASONS.get(status, "other")
 
-# %% ../../nbs/deploy/15_monitor.ipynb #d168e1e3
+# %% ../../nbs/deploy/15_monitor.ipynb #d4d4ed2d
 class Monitor:
     "Count requests, seconds, runs of the network and what waits."
 
@@ -39,7 +39,7 @@ class Monitor:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry}
+        of: Any = {"registry": self.registry}
         self.requests = Counter("snakecls_requests", "Requests that have their answer.", ["kind", "status"], **of)
         self.refused = Counter("snakecls_refused", "Requests that were refused.", ["kind", "reason"], **of)
         self.seconds = Histogram("snakecls_answer_seconds", "From a photo's request to its answer.", buckets=SECONDS, **of)
@@ -69,6 +69,6 @@ class Monitor:
 
         return generate_latest(self.registry)
 
-# %% ../../nbs/deploy/15_monitor.ipynb #2f2550fe
+# %% ../../nbs/deploy/15_monitor.ipynb #597664f9
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # bounds of what is timed
 TEXT_KIND = "text/plain; version=0.0.4; charset=utf-8"  # of `Monitor.text`
