@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'measured_tables', 'say_limits', 'label_rows', 'card_html']
 
-# %% ../../nbs/deploy/17_card.ipynb #773ec1b1
+# %% ../../nbs/deploy/17_card.ipynb #2b7dbb8c
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..evaluate.verdicts import say_chosen, say_expected
 from ..page import render
 from ..stats import top_names
 
-# %% ../../nbs/deploy/17_card.ipynb #d31518bc
+# %% ../../nbs/deploy/17_card.ipynb #73cb1cb7
 def measured_tables(
     info: Any,  # a `BundleInfo`
 ) -> list[dict[str, Any]]:  # of each split: sentence, and rows of name, value, interval
@@ -34,7 +34,7 @@ def measured_tables(
             tables.append({"sentence": f"{on}{f'; {chosen}, so that they flatter it' if chosen else ''}:", "rows": rows})
     return tables
 
-# %% ../../nbs/deploy/17_card.ipynb #df5147ce
+# %% ../../nbs/deploy/17_card.ipynb #4c800af7
 def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:  # name, value, interval
     "Write those scores that are shares, each with its interval where it has one."
     names = {"f1_macro": "Macro F1", "accuracy": "Accuracy", "subset_accuracy": "All labels right", "map_macro": "Mean average precision"}
@@ -46,7 +46,7 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:  # name, 
             rows.append((name, f"{value:.3f}", f"95 %: {low:.3f} to {high:.3f}" if low is not None else ""))
     return rows
 
-# %% ../../nbs/deploy/17_card.ipynb #ed9581d4
+# %% ../../nbs/deploy/17_card.ipynb #a761b842
 def say_limits(
     info: Any,  # a `BundleInfo`
     *,
@@ -67,7 +67,7 @@ def say_limits(
         lines.append(f"{no_promise(dangers, subject)} It gives no medical advice.")
     return lines
 
-# %% ../../nbs/deploy/17_card.ipynb #4f1e95ae
+# %% ../../nbs/deploy/17_card.ipynb #cc2fd9f0
 def label_rows(
     info: Any,  # a `BundleInfo`
 ) -> dict[str, list[tuple[str, str, list]]]:  # target -> name, second name, marks of each label
@@ -83,7 +83,7 @@ def label_rows(
             rows.append((name, printable(label) if label != name else "", [mark for mark in marks(facts, dangers) if mark[1] != "plain"]))
     return found
 
-# %% ../../nbs/deploy/17_card.ipynb #30f67a8f
+# %% ../../nbs/deploy/17_card.ipynb #b7e2c2da
 KEPT = "It stays on the machine that answers, is removed a minute after its answer, and is sent nowhere."
 
 
@@ -103,7 +103,7 @@ def card_html(
         labels=list(label_rows(info).items()), photos=photos,
     )
 
-# %% ../../nbs/deploy/17_card.ipynb #5b6ef073
+# %% ../../nbs/deploy/17_card.ipynb #a2acd5ee
 def _say_unmeasured(info: Any) -> str:
     "Say what to expect of a model without a score of its own."
     with suppress(KeyError, TypeError, ValueError, AttributeError):

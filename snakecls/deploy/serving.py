@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEEP', 'WHAT', 'build_page', 'keep_flag', 'launch_service']
 
-# %% ../../nbs/deploy/19_serving.ipynb #367f6b97
+# %% ../../nbs/deploy/19_serving.ipynb #7622d6f9
 import os
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/19_serving.ipynb #12aa6314
+# %% ../../nbs/deploy/19_serving.ipynb #02feb375
 def build_page(
     predictor: Any,  # a `Predictor`, a `LearnerPredictor`, or either of them batched
     *,
@@ -51,15 +51,15 @@ def build_page(
             _add_flag(page, predictor, flags)
     return page
 
-# %% ../../nbs/deploy/19_serving.ipynb #2b7e960f
+# %% ../../nbs/deploy/19_serving.ipynb #74abf0d3
 def _move(block: Any, place: Any) -> None:  # blocks of Gradio
     "Move a block of a page into another."
     block.parent.children.remove(block)
     place.add(block)
 
-# %% ../../nbs/deploy/19_serving.ipynb #fa70fc53
+# %% ../../nbs/deploy/19_serving.ipynb #c9411c8e
 KEEP = "Keep the photo and this answer"
-WHAT = "Is it wrong? The photo, this answer and your words are then kept on the machine that answered, for whoever runs this page, and sent nowhere else."
+WHAT = "The photo, this answer and your words are then kept on the machine that answered, for whoever runs this page, and sent nowhere else."
 
 
 def _add_flag(page: "gr.Blocks", predictor: Any, flags: Flags) -> None:
@@ -81,7 +81,7 @@ def _add_flag(page: "gr.Blocks", predictor: Any, flags: Flags) -> None:
     kept.failure(None, None, said, js=f"() => {_as_js(_gone())}", **private)
     named["photo"].change(None, None, [said, words], js="() => ['', '']", **private)
 
-# %% ../../nbs/deploy/19_serving.ipynb #e2e9b91e
+# %% ../../nbs/deploy/19_serving.ipynb #f6adcf35
 def keep_flag(
     predictor: Any,
     flags: Flags,
@@ -99,7 +99,7 @@ def keep_flag(
         reason = str(getattr(e, "message", e)) if not isinstance(e, OSError) else "the folder cannot be written"
         return render("app/kept.html", text=f"It was not kept: {reason}")
 
-# %% ../../nbs/deploy/19_serving.ipynb #53437138
+# %% ../../nbs/deploy/19_serving.ipynb #c0ba5942
 def _gone() -> str:  # HTML
     "Say that a photo was removed meanwhile."
     return render("app/kept.html", text="It was not kept: the photo is gone, as photos are removed a minute after their answer. Send it again.")
@@ -110,7 +110,7 @@ def _as_js(text: str) -> str:
 
     return json.dumps([text, ""])
 
-# %% ../../nbs/deploy/19_serving.ipynb #bed767b8
+# %% ../../nbs/deploy/19_serving.ipynb #a6285e0c
 def _most_from_environment() -> int | None:
     "Read how many photos a run may have; raises `UserError` for what is no number."
     given = os.environ.get("SNAKECLS_BATCH", "").strip()
@@ -118,7 +118,7 @@ def _most_from_environment() -> int | None:
         raise UserError(f"SNAKECLS_BATCH is '{given[:40]}'; set it to how many photos may be answered in one run, such as 8, or leave it out.")
     return int(given) if given else None
 
-# %% ../../nbs/deploy/19_serving.ipynb #bc8d647f
+# %% ../../nbs/deploy/19_serving.ipynb #0ebdce7c
 def launch_service(
     predictor: "Predictor | LearnerPredictor | str | Path",  # a model's folder is taken, too
     *,
@@ -146,7 +146,7 @@ def launch_service(
         api.close()
         raise
 
-# %% ../../nbs/deploy/19_serving.ipynb #68a057df
+# %% ../../nbs/deploy/19_serving.ipynb #d8d9b398
 def _watch_script(limits: Limits) -> str:  # JavaScript
     from snakecls.deploy.app import _watch_js
 
