@@ -344,13 +344,13 @@ def hold(port: int, draw: Callable[[np.random.Generator], Kind], clients: int, s
     return outcomes, time.perf_counter() - began
 
 
-def run_sizes(port: int) -> tuple[float, float]:  # photos and runs since the start
-    "Ask /metrics how many photos were run, and in how many runs."
+def run_sizes(port: int) -> np.ndarray:  # photos, runs and seconds of the network since the start
+    "Ask /metrics how many photos were run, in how many runs, and for how long."
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    return tuple(float(re.search(rf"^snakecls_batch_photos_{what} (\S+)", text, re.MULTILINE)[1]) for what in ("sum", "count"))
+    return np.array([float(re.search(rf"^snakecls_{what} (\S+)", text, re.MULTILINE)[1]) for what in ("batch_photos_sum", "batch_photos_count", "run_seconds_sum")])
 
 
 def measure_http(folder: Path, record: Callable, args: argparse.Namespace) -> bool:  # whether all was as it should be
@@ -396,7 +396,7 @@ def measure_batching(folder: Path, record: Callable, args: argparse.Namespace) -
     photos = [Kind("small photo", "answer", data=small_photo(seed), filename="image/jpeg") for seed in range(8)]
     arms = {"one after the other": ("1", 1), "64 clients, one photo a run": ("1", 64), "64 clients, as many as pay": ("", 64), "64 clients, up to 8 photos a run": ("8", 64)}
     apps = {most: App(bundle, folder / f"most{most or 'measured'}", **({"SNAKECLS_BATCH": most} if most else {})).wait() for most in dict.fromkeys(most for most, _ in arms.values())}
-    rates, sizes, wrong = {name: [] for name in arms}, {name: [] for name in arms}, False
+    rates, sizes, busy, wrong = {name: [] for name in arms}, {name: [] for name in arms}, {name: [] for name in arms}, False
     rounds = 2 if args.quick else 6
     try:
         for app in apps.values():
@@ -406,9 +406,10 @@ def measure_batching(folder: Path, record: Callable, args: argparse.Namespace) -
                 app = apps[most]
                 before = run_sizes(app.port)
                 outcomes, took = hold(app.port, lambda generator: photos[generator.integers(8)], clients, args.seconds / 10, seed=number)
-                after = run_sizes(app.port)
+                ran = run_sizes(app.port) - before
                 rates[name].append(sum(not one.wrong for one in outcomes) / took)
-                sizes[name].append((after[0] - before[0]) / max(after[1] - before[1], 1))
+                sizes[name].append(ran[0] / max(ran[1], 1))
+                busy[name].append(ran[2] / took)
                 wrong |= any(one.wrong for one in outcomes)
                 say(outcomes)
     finally:
@@ -416,7 +417,7 @@ def measure_batching(folder: Path, record: Callable, args: argparse.Namespace) -
             app.stop()
     base, alone = np.array(rates["64 clients, one photo a run"]), np.array(rates["one after the other"])
     for name, found in rates.items():
-        note = (f"tf_efficientnet_lite0 at 224 px, photos of 640 x 480; {np.mean(sizes[name]):.2f} photos a run; {np.median(np.array(found) / base):.2f} of one photo a run and "
+        note = (f"tf_efficientnet_lite0 at 224 px, photos of 640 x 480; {np.mean(sizes[name]):.2f} photos a run, the network busy {np.mean(busy[name]):.0%} of the time; {np.median(np.array(found) / base):.2f} of one photo a run and "
                 f"{np.median(np.array(found) / alone):.2f} of one after the other (medians of rounds); clients on the same cores; arms in turn{'; ' + args.note if args.note else ''}")
         record("serve", f"batching, {name}", found, unit="photos a second", note=note)
     return not wrong

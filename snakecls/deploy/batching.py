@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SLACK', 'choose_most', 'measure_runs', 'answer_each', 'Batcher', 'BatchedPredictor']
 
-# %% ../../nbs/deploy/14_batching.ipynb #b2fea353
+# %% ../../nbs/deploy/14_batching.ipynb #64d2fd63
 import copy
 import queue
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/14_batching.ipynb #d4fdc601
+# %% ../../nbs/deploy/14_batching.ipynb #b3279941
 def _already(
     pixels: Any,  # from a predictor's own `prepare`
     spec: Any,
@@ -37,7 +37,7 @@ def _can_batch(predictor: Any) -> bool:
     ours = type(predictor).__module__.startswith("snakecls.")
     return ours and hasattr(predictor, "how") and not hasattr(predictor, "members") and getattr(predictor, "prepares", True)
 
-# %% ../../nbs/deploy/14_batching.ipynb #ff4dac92
+# %% ../../nbs/deploy/14_batching.ipynb #c55f5931
 def _asked_for_pixels(
     predictor: "Predictor | LearnerPredictor",  # one that `_can_batch`
 ) -> Any:  # a predictor that takes what `prepare` gives
@@ -47,7 +47,7 @@ def _asked_for_pixels(
     asked.how = lambda n, bs: predictor.how(n, bs) | {"prepare": _already, "description": None}
     return asked
 
-# %% ../../nbs/deploy/14_batching.ipynb #787206d7
+# %% ../../nbs/deploy/14_batching.ipynb #1ede5973
 MOST = 16  # photos in a run at most, unless told otherwise
 SLACK = 1.1  # a run of fewer photos is as good where it takes at most this much longer for each
 
@@ -59,7 +59,7 @@ def choose_most(
     fastest = min(seconds.values())
     return min(n for n, each in seconds.items() if each <= SLACK * fastest)
 
-# %% ../../nbs/deploy/14_batching.ipynb #cfdf2ac9
+# %% ../../nbs/deploy/14_batching.ipynb #192311f5
 def measure_runs(
     run: Callable[[list], object],  # a list of prepared photos -> their answers
     prepared: Any,  # one prepared photo
@@ -67,7 +67,7 @@ def measure_runs(
     most: int = MOST,
     within_s: float = 2.0,  # after which no longer run is tried
 ) -> dict[int, float]:  # photos in a run -> seconds for each of them, the best of three
-    "Try runs of 1, 2, 4 … photos; it ends where a run of twice as many is clearly slower."
+    "Try runs of 1, 2, 4 … photos, as long as twice as many are clearly faster: what is tried costs memory that stays."
     found: dict[int, float] = {}
     start, n = time.perf_counter(), 1
     while n <= most and time.perf_counter() - start < within_s:
@@ -77,12 +77,12 @@ def measure_runs(
             run([prepared] * n)
             times.append((time.perf_counter() - began) / n)
         found[n] = min(times[1:])
-        if found[n] > 1.25 * min(found.values()):
+        if n > 1 and found[n] * SLACK > found[n // 2]:
             break
         n *= 2
     return found
 
-# %% ../../nbs/deploy/14_batching.ipynb #580edb22
+# %% ../../nbs/deploy/14_batching.ipynb #c5f7eeb2
 class _Line:
     "Questions that wait for their run."
 
@@ -121,7 +121,7 @@ class _Line:
                 if waits is not None and waits[1].set_running_or_notify_cancel():
                     waits[1].set_exception(UserError("the program that answers here is ending; try again when it runs again."))
 
-# %% ../../nbs/deploy/14_batching.ipynb #39285fd1
+# %% ../../nbs/deploy/14_batching.ipynb #3851eae1
 def answer_each(
     run: Callable[[list], Sequence],  # as in `measure_runs`
     batch: Sequence[tuple[Any, Future]],  # prepared photos, and where their answers are due
@@ -147,7 +147,7 @@ def _answer_alone(run: Callable[[list], Sequence], batch: Sequence[tuple[Any, Fu
         except Exception as e:  # noqa: BLE001
             due.set_exception(e)
 
-# %% ../../nbs/deploy/14_batching.ipynb #3bc0adb5
+# %% ../../nbs/deploy/14_batching.ipynb #9748a8f3
 class _Asked(_Line):
     "A predictor that is asked about photos in runs."
 
@@ -181,7 +181,7 @@ class _Asked(_Line):
         except UserError:  # a model that answers nothing sensible to noise
             return 1
 
-# %% ../../nbs/deploy/14_batching.ipynb #9760779f
+# %% ../../nbs/deploy/14_batching.ipynb #3a82a8e4
 class Batcher(_Asked):
     "Answer photos that are asked about at the same time in one run of the network; `close()` ends its thread."
 
@@ -222,7 +222,7 @@ class Batcher(_Asked):
             self.thread.join(timeout=5)
         self.refuse_rest()
 
-# %% ../../nbs/deploy/14_batching.ipynb #d1d7aa43
+# %% ../../nbs/deploy/14_batching.ipynb #ab112876
 class BatchedPredictor:
     "A predictor whose photos are answered by a batcher, whoever asks; all else is the predictor's."
 
