@@ -134,6 +134,36 @@ def test_photos_that_come_together_are_one_run_and_bad_ones_fail_alone(tiny_bund
     batcher.close()
 
 
+def test_two_photos_are_decoded_at_a_time_and_one_of_them_large(tiny_bundle, snake_photos, tmp_path):
+    "Whoever asks, and however many."
+    from snakecls.deploy.batching import BatchedPredictor, Batcher
+    from snakecls.deploy.predict import Predictor
+
+    Image.new("1", (5200, 5100)).save(tmp_path / "large.png")  # 26 megapixels
+    batcher, lock, now, most = Batcher(Predictor(tiny_bundle), most=4), threading.Lock(), {"all": 0, "large": 0}, {"all": 0, "large": 0}
+    prepare, together = batcher._prepare, BatchedPredictor(batcher.predictor, batcher)
+
+    def watched(photo, spec):
+        kinds = ["all", "large"] if "large" in str(photo) else ["all"]
+        with lock:
+            for kind in kinds:
+                now[kind] += 1
+                most[kind] = max(most[kind], now[kind])
+        time.sleep(0.05)
+        try:
+            return prepare(snake_photos[0], spec)
+        finally:
+            with lock:
+                for kind in kinds:
+                    now[kind] -= 1
+
+    batcher._prepare = watched
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(lambda photo: together.probs_known([photo]), [str(tmp_path / "large.png")] * 6 + [str(photo) for photo in snake_photos]))
+    assert most == {"all": 2, "large": 1}
+    batcher.close()
+
+
 def test_what_fails_in_a_run_fails_alone(tiny_bundle, snake_photos):
     from snakecls.core import UserError
     from snakecls.deploy.batching import Batcher
