@@ -749,13 +749,14 @@ def open_app(
     runs: Runs = None,
 ):
     "Serve the app: drop a photo, see the most likely answers."
-    from snakecls.deploy.app import find_bundle, launch_app, load_predictor
+    from snakecls.deploy.app import find_bundle, load_predictor
     from snakecls.deploy.service import end_at_once
+    from snakecls.deploy.serving import launch_service
     from snakecls.workflow.models import find_model
 
     model = _one_model(named, model)
     bundle = find_bundle(".") if model is None and runs is None else find_model(model, root=runs, say=_tell)
-    launch_app(load_predictor(bundle), port=port, browser=browser)
+    launch_service(load_predictor(bundle), port=port, browser=browser)
     end_at_once()
 
 # %% ../nbs/90_cli.ipynb #62e355ad

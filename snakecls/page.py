@@ -63,7 +63,7 @@ def _environment() -> Any:  # a jinja2.Environment
     from markupsafe import Markup
 
     escape = lambda name: not name.endswith(".md")  # noqa: E731
-    environment = Environment(loader=FileSystemLoader(WEB), autoescape=escape, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=FileSystemLoader(WEB), autoescape=escape, trim_blocks=True, lstrip_blocks=True, finalize=_unturned)
     environment.filters |= {"number": _number, "percent": _percent}
     environment.globals["file"] = lambda *names: Markup(read_web_file(*names))
     return environment
@@ -77,6 +77,15 @@ def _number(value: Any, digits: int = 3, *, sign: bool = False) -> str:
 def _percent(value: Any) -> str:
     "Write a share, or a dash where there is none."
     return f"{100 * value:.0f} %" if isinstance(value, Number) and value == value else "–"
+
+
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # letters of Hebrew or Arabic need none of them
+
+
+def _unturned(value: Any) -> Any:
+    "Take from a text the signs that turn round how what follows is read."
+    return _TURNS.sub("", value) if type(value) is str else value
+
 
 # %% ../nbs/05_page.ipynb #33dfe1d3
 class _Shown(str):

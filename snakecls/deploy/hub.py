@@ -60,6 +60,7 @@ APP_REQUIREMENTS = (
     "onnxruntime",
     "platformdirs",
     "pillow-heif",
+    "prometheus-client",
     "safetensors",
     "timm",
     "torch",
@@ -126,7 +127,7 @@ def _say_final(final: Any) -> str:  # what a bundle says; whoever wrote it
     return ""
 
 # %% ../../nbs/deploy/12_hub.ipynb #d40ec240
-APP = '''"""Start the app: drop a photo, see the three most likely answers. Everything else is in `snakecls.deploy.app`.
+APP = '''"""Start the app: drop a photo, see the three most likely answers. Everything else is in `snakecls.deploy.serving`.
 
     python app.py                                  the model beside this file, or of the newest run
     SNAKECLS_BUNDLE=runs/…/best python app.py      a certain bundle
@@ -136,8 +137,9 @@ import sys
 from pathlib import Path
 
 from snakecls.core import UserError
-from snakecls.deploy.app import find_bundle, launch_app, load_predictor
+from snakecls.deploy.app import find_bundle, load_predictor
 from snakecls.deploy.service import end_at_once
+from snakecls.deploy.serving import launch_service
 
 
 def main() -> int:
@@ -145,7 +147,7 @@ def main() -> int:
     try:
         path = find_bundle(beside=Path(__file__).resolve().parent)
         print(f"Serving {path}", flush=True)
-        launch_app(load_predictor(path))
+        launch_service(load_predictor(path))
         end_at_once()
     except UserError as e:
         print(e, file=sys.stderr)

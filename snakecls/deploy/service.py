@@ -95,6 +95,7 @@ def _put_behind_door(
     programs: bool = False,  # programs can ask
     limits: Limits = Limits(),
     examples: list[str] | None = None,  # files that the page shows
+    beside: Any = None,  # what answers beside the page: `opens` (each an `Open`), `kinds` and `on_end` of `Door`, `close()`
     script: str = "",  # JavaScript; it runs before the page shows anything, so that a photo given at once is not missed
     **kwargs: Any,  # for `gr.mount_gradio_app`: css
 ) -> Door:
@@ -102,9 +103,10 @@ def _put_behind_door(
     outer = _mount(page, limits, allowed_paths=examples or [], head=f"<script>{script}</script>", **kwargs)
     uploads = new_uploads()
     uploads.examples |= {*(examples or []), *_own_files()}
-    allowed = PAGE + (FILES if files else ()) + (PROGRAMS if programs else ())
+    allowed = PAGE + (FILES if files else ()) + (PROGRAMS if programs else ()) + (beside.opens if beside else ())
+    more = {"kinds": beside.kinds, "on_end": beside.on_end, "on_close": beside.close} if beside else {}
     frames = ("https://huggingface.co", "https://*.hf.space") if _on_space() else ()
-    return Door(outer, page, uploads, allowed=allowed, listening=listening, told=told_hosts(), limits=limits, frames=frames)
+    return Door(outer, page, uploads, allowed=allowed, listening=listening, told=told_hosts(), limits=limits, frames=frames, **more)
 
 # %% ../../nbs/deploy/09_service.ipynb #76874a61
 def _own_files() -> list[str]:
@@ -208,6 +210,7 @@ class _Server:
         if self.thread is not threading.current_thread():
             self.thread.join(timeout=5)
         self.door.uploads.remove_all()  # what came in meanwhile
+        self.door.on_close()
 
 # %% ../../nbs/deploy/09_service.ipynb #36c7b4cf
 def _sweep(server: _Server) -> None:
