@@ -37,8 +37,13 @@
       if (silent) say(texts.not_sent, "It could not be sent; is it a photo?");
     }, 5000);
   };
-  document.addEventListener("focusin", event => {  // what is typed takes the place of the country that is there
-    if (event.target.closest?.("#country")) setTimeout(() => event.target.select?.());
+  let fresh = null;  // what is typed takes the place of the country that is there
+  document.addEventListener("focusin", event => {
+    if (event.target.closest?.("#country") && event.target.select) (fresh = event.target).select();
+  });
+  document.addEventListener("mouseup", event => {  // which would put the cursor into it
+    if (fresh && event.target === fresh) { event.preventDefault(); fresh.select(); }
+    fresh = null;
   });
   document.addEventListener("change", event => {
     if (event.target.type === "file" && event.target.closest("#photo, #more")) chosen(event.target.files);
