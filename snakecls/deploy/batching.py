@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SLACK', 'AT_ONCE', 'choose_most', 'measure_runs', 'answer_each', 'Batcher', 'BatchedPredictor']
 
-# %% ../../nbs/deploy/15_batching.ipynb #948804f1
+# %% ../../nbs/deploy/15_batching.ipynb #8ef12ca7
 import copy
 import queue
 import threading
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
     from snakecls.deploy.predict import Predictor
 
-# %% ../../nbs/deploy/15_batching.ipynb #24324982
+# %% ../../nbs/deploy/15_batching.ipynb #c6390bb3
 def _already(
     pixels: Any,  # from a predictor's own `prepare`
     spec: Any,
@@ -38,7 +38,7 @@ def _can_batch(predictor: Any) -> bool:
     ours = type(predictor).__module__.startswith("snakecls.")
     return ours and hasattr(predictor, "how") and not hasattr(predictor, "members") and getattr(predictor, "prepares", True)
 
-# %% ../../nbs/deploy/15_batching.ipynb #548020ba
+# %% ../../nbs/deploy/15_batching.ipynb #171e43fc
 def _asked_for_pixels(
     predictor: "Predictor | LearnerPredictor",  # one that `_can_batch`
 ) -> Any:  # a predictor that takes what `prepare` gives
@@ -48,7 +48,7 @@ def _asked_for_pixels(
     asked.how = lambda n, bs: predictor.how(n, bs) | {"prepare": _already, "description": None}
     return asked
 
-# %% ../../nbs/deploy/15_batching.ipynb #6aaa459e
+# %% ../../nbs/deploy/15_batching.ipynb #7951b861
 MOST = 16  # photos in a run at most, unless told otherwise
 SLACK = 1.1  # a run of fewer photos is as good where it takes at most this much longer for each
 
@@ -60,7 +60,7 @@ def choose_most(
     fastest = min(seconds.values())
     return min(n for n, each in seconds.items() if each <= SLACK * fastest)
 
-# %% ../../nbs/deploy/15_batching.ipynb #2109e7d3
+# %% ../../nbs/deploy/15_batching.ipynb #05ccb7ff
 def measure_runs(
     run: Callable[[list], object],  # a list of prepared photos -> their answers
     prepared: Any,  # one prepared photo
@@ -83,7 +83,7 @@ def measure_runs(
         n *= 2
     return found
 
-# %% ../../nbs/deploy/15_batching.ipynb #a6f0287a
+# %% ../../nbs/deploy/15_batching.ipynb #64e3f634
 class _Line:
     "Questions that wait for their run."
 
@@ -122,7 +122,7 @@ class _Line:
                 if waits is not None and waits[1].set_running_or_notify_cancel():
                     waits[1].set_exception(UserError("the program that answers here is ending; try again when it runs again."))
 
-# %% ../../nbs/deploy/15_batching.ipynb #201308c2
+# %% ../../nbs/deploy/15_batching.ipynb #ddcfe039
 def answer_each(
     run: Callable[[list], Sequence],  # as in `measure_runs`
     batch: Sequence[tuple[Any, Future]],  # prepared photos, and where their answers are due
@@ -148,7 +148,7 @@ def _answer_alone(run: Callable[[list], Sequence], batch: Sequence[tuple[Any, Fu
         except Exception as e:  # noqa: BLE001
             due.set_exception(e)
 
-# %% ../../nbs/deploy/15_batching.ipynb #5ef9a48e
+# %% ../../nbs/deploy/15_batching.ipynb #9765d897
 AT_ONCE = 2  # photos that are decoded
 
 
@@ -188,7 +188,7 @@ class _Asked(_Line):
         except UserError:  # a model that answers nothing sensible to noise
             return 1
 
-# %% ../../nbs/deploy/15_batching.ipynb #2f2b5033
+# %% ../../nbs/deploy/15_batching.ipynb #bbe62564
 class Batcher(_Asked):
     "Answer photos that are asked about at the same time in one run of the network; `close()` ends its thread."
 
@@ -226,10 +226,10 @@ class Batcher(_Asked):
         self.ended = True
         self.waiting.put(None)
         if self.thread is not threading.current_thread():
-            self.thread.join(timeout=5)
+            self.thread.join(timeout=1)  # a long run is not waited for
         self.refuse_rest()
 
-# %% ../../nbs/deploy/15_batching.ipynb #ab247d04
+# %% ../../nbs/deploy/15_batching.ipynb #95332390
 class BatchedPredictor:
     "A predictor whose photos are answered by a batcher, whoever asks; all else is the predictor's."
 
