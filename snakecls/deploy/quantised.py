@@ -51,7 +51,7 @@ def quantise(
         how = {"nodes_to_exclude": _classifiers(model), "op_types_to_quantize": _products(model), "reduce_range": True}
         try:
             _quantise_dynamic(model, made, how) if batches is None else _quantise_static(model, made, batches, how)
-        except Exception as e:  # noqa: BLE001 - whatever a network's graph makes of it
+        except Exception as e:  # whatever a network's graph makes of it
             raise UserError(f"this network cannot be written in 8 bits ({type(e).__name__}: {' '.join(str(e).split())[:150]}); "
                             "export it in 32 bits (--to onnx).") from e
         return _plain(onnx.load(made))
