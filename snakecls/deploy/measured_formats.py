@@ -112,7 +112,8 @@ def compare_forms(
                "agreement": float((given == original).all(1).mean()), **_compare_f1(first, true, given, original, seed)}
         for danger in known_dangers(facts, first.info.danger_columns):
             at = (true & np.array([danger_state(facts.get(label, {}), danger) is True for label in first.labels])).any(1)
-            row |= _compare_danger(danger, *(_called_harmless(one[at], first.labels, facts, danger) for one in (given, original)), seed)
+            now, before = (_called_harmless(one[at], first.labels, facts, danger) for one in (given, original))
+            row |= _compare_danger(danger, now, before, seed)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -121,8 +122,9 @@ def _compare_f1(predictor: Predictor, true: np.ndarray, given: np.ndarray, origi
     "Compare macro F1; of one label by class numbers, which is much faster with many classes."
     if bundle_problem(predictor.info).parts[0].many:
         return _difference("f1", _f1, true, given, original, seed)
-    codes = [np.where(one.any(1), one.argmax(1), one.shape[1]) for one in (true, given, original)]  # a label that the model does not know is one of its own
-    return _difference("f1", "f1_macro", *codes, seed)
+    unknown = true.shape[1]  # a label that the model does not know is a class of its own
+    true, given, original = (np.where(one.any(1), one.argmax(1), unknown) for one in (true, given, original))
+    return _difference("f1", "f1_macro", true, given, original, seed)
 
 
 def _difference(name: str, score: str | Callable, truth: np.ndarray, given: np.ndarray, original: np.ndarray, seed: int) -> dict[str, float]:
