@@ -13,7 +13,7 @@ import pytest
 from warm import run_command
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "facts", "app", "runs", "compare", "tag", "note", "rm", "ensemble", "export", "publish", "cache"]
+COMMANDS = ["demo", "check", "review", "train", "evaluate", "predict", "facts", "app", "runs", "compare", "tag", "note", "rm", "ensemble", "export", "bench", "publish", "cache"]
 
 
 snakecls = partial(run_command, NO_COLOR="1", COLUMNS="200")
