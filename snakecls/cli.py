@@ -15,7 +15,10 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -1070,8 +1073,10 @@ def bench(
     _show(json_module.loads(table.to_json(orient="records")), f"{forms_text(table)}\nSaved in {output}.", json)
 
 # %% ../nbs/90_cli.ipynb #e9d37a8d
-_PublishDryRun = Annotated[Optional[Path], typer.Option(
-    "--dry-run", help="Write the Space's files into this folder instead of uploading them.")]
+_PublishDryRun = Annotated[Optional[Path], typer.Option("--dry-run", help="Write the files into this folder instead of uploading them.")]
+_PublishRepo = Annotated[Optional[str], typer.Option(help="Publish the model alone, with a page of what was measured, as this: user/name.")]
+_PublishSpace = Annotated[Optional[str], typer.Option(help="Publish an app that answers with it, as this Space: user/name.")]
+_PublishPublic = Annotated[bool, typer.Option("--public", help="For everybody to see; a new repository is private otherwise.")]
 
 
 @app.command()
@@ -1079,27 +1084,53 @@ _PublishDryRun = Annotated[Optional[Path], typer.Option(
 def publish(
     named: Named = None,
     model: Model = None,
-    space: Annotated[str, typer.Option(help="The Space's name, user/name.")] = ...,
+    repo: _PublishRepo = None,
+    space: _PublishSpace = None,
+    public: _PublishPublic = False,
     dry_run: _PublishDryRun = None,
     runs: Runs = None,
     json: Json = False,
 ):
-    "Write what a Hugging Face Space needs to serve a model."
-    from snakecls.deploy.hub import write_space
+    "Send a model, or a Space that serves it, to the Hugging Face Hub."
+    from snakecls.deploy.hub import write_model, write_space
     from snakecls.workflow.models import find_model
 
-    if dry_run is None:
-        raise UserError("uploading to the Hub is not built yet; give --dry-run FOLDER and push that folder to the Space with git.")
-    check_name(dry_run, "--dry-run")
-    check_writable(dry_run, "--dry-run")
+    if bool(repo) == bool(space):
+        raise UserError("publish takes one of --repo user/name (the model) and --space user/name (an app with it); give one of them.")
+    if dry_run is not None:
+        check_name(dry_run, "--dry-run")
+        check_writable(dry_run, "--dry-run")
     bundle = find_model(_one_model(named, model), root=runs, say=_tell)
+    write = partial(write_model, repo=repo) if repo else partial(write_space, space=space)
+    said = {"model": bundle, **({"repo": repo} if repo else {"space": space})}
+    if dry_run is None:
+        return _send(write, bundle, said, public=public, json=json)
     check_writable(dry_run, "--dry-run", _size_bytes(bundle))
-    folder = write_space(bundle, dry_run, space=space, say=_tell)
-    text = (
-        f"The files of the Space {space} with the model {bundle} are in {folder}; try it with: "
-        f"{shlex.join([_program('python'), str(folder / 'app.py')])}"
-    )
-    _show({"model": bundle, "space": space, "output": folder}, text, json)
+    _tell_written(write(bundle, dry_run, say=_tell), said, json)
+
+# %% ../nbs/90_cli.ipynb #66341f9d
+def _send(write: Callable[..., Path], bundle: Path, said: dict[str, Any], *, public: bool, json: bool) -> None:
+    "Write the files into a folder for the moment, and upload them."
+    from snakecls.deploy.upload import sent_files, upload
+
+    with tempfile.TemporaryDirectory(prefix="snakecls-publish-") as place:
+        folder = write(bundle, Path(place) / "files", say=_tell)
+        files, kind = sent_files(folder), "model" if "repo" in said else "space"
+        url = upload(folder, said.get("repo") or said["space"], kind=kind, public=public, say=_tell)
+    size = sum(files.values())
+    _show(said | {"url": url, "files": len(files), "bytes": size}, f"Sent {len(files)} files, {size / 1e6:.1f} MB: {url}", json)
+
+
+def _tell_written(folder: Path, said: dict[str, Any], json: bool) -> None:
+    "Say what would be uploaded, and how to try it."
+    from snakecls.deploy.upload import sent_files
+
+    files = sent_files(folder)
+    size = sum(files.values())
+    try_it = f"; try it with: {shlex.join([_program('python'), str(folder / 'app.py')])}" if "space" in said else f"; its page: {folder / 'README.md'}"
+    named = f"the Space {said['space']}" if "space" in said else f"the model {said['repo']}"
+    text = f"Nothing was uploaded. {len(files)} files, {size / 1e6:.1f} MB, of {named} with {said['model']} are in {folder}{try_it}"
+    _show(said | {"output": folder, "files": len(files), "bytes": size, "uploaded": False, "would_send": files}, text, json)
 
 # %% ../nbs/90_cli.ipynb #48240db8
 @app.command()
