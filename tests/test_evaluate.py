@@ -203,3 +203,17 @@ def test_what_was_promised_stands_beside_what_is_measured(photos):
     assert "The promise of 80% is rough, as it comes from 20 photos" in page and "1 bins" not in page and "1 bin of all photos" in page
     grouped = {row["key"]: row for row in evaluate(photos, "--data", "table.csv", "--group", "animal")["promises"][0]["rows"]}
     assert grouped["ece"]["low"] != rows["ece"]["low"] and grouped["coverage"]["value"] == rows["coverage"]["value"]
+
+
+def test_answers_never_take_the_place_of_another_table(tmp_path, tiny_bundle, snake_photos):
+    from snakecls.core import UserError
+    from snakecls.workflow.answers import predict_given
+
+    table = tmp_path / "photos.csv"
+    table.write_text("path,binomial\na.jpg,Natrix natrix\n")
+    photo = [("a.jpg", str(snake_photos[0]))]
+    with pytest.raises(UserError, match="is no table of answers"):
+        predict_given(photo, tiny_bundle, csv=table)
+    assert table.read_text() == "path,binomial\na.jpg,Natrix natrix\n"
+    for _ in range(2):  # answers may take the place of answers
+        predict_given(photo, tiny_bundle, csv=tmp_path / "said.csv")

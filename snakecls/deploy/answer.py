@@ -261,8 +261,9 @@ def answer_html(
         left = no_promise(dangers, subject) if decision.risk and dangers else left  # where `warn` asks for no banner
         said = warn(decision, said, dangers, further=bool(others))
     decided = _decided(decision, judged, dangers, predictions, n_photos) if decision is not None else {}
+    notice = str(getattr(judged.of, "notice", "") or "") if judged is not None else ""
     return render(
-        "app/answer.html", heading=heading, sentence=sentence, caution=said, quiet=said is not None and said[0].startswith(QUIET), **decided,
+        "app/answer.html", heading=heading, sentence=sentence, caution=said, quiet=said is not None and said[0].startswith(QUIET), notice=notice, **decided,
         promise=left, rows=[_row(prediction, dangers) for prediction in predictions],
         others=[_other(target, guess, dangers) for target, guess in (others or {}).items()],
     )

@@ -52,7 +52,7 @@ class Told:
         return answer_html(self.shown, judged.dangers, hidden=judged.hidden, others=best, known=judged.known, subject=judged.subject, judged=judged,
                            decision=self.decision, n_photos=self.n_photos)
 
-    def for_programs(self) -> dict[str, Any]:  # top, and caution, dangers, not_known_of, decision, known, set, targets where there are any
+    def for_programs(self) -> dict[str, Any]:  # top, and caution, dangers, not_known_of, decision, known, set, targets, notice where there are any
         "Give it as plain values, with null for a danger that is not known."
         dangers, decision = self.judged.dangers, self.decision
         said = {"top": [_plain(self.info, one, dangers) for one in self.top]} | self.judged.for_programs()
@@ -65,7 +65,7 @@ class Told:
         if self.held is not None:
             said["set"] = {"promised": self.promised, "labels": [_plain(self.info, one, dangers) for one in self.held]}
         targets = {target: [_plain_other(target, one, dangers) for one in ranked[: self.n_top]] for target, ranked in self.others.items()}
-        return said | ({"targets": targets} if targets else {})
+        return said | ({"targets": targets} if targets else {}) | ({"notice": self.info.notice} if getattr(self.info, "notice", "") else {})
 
     def lines(self) -> list[str]:
         "Write it for a terminal, what is read first in the first line."

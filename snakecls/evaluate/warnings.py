@@ -49,9 +49,17 @@ def count_warnings(
 def _count_rows(rows: pd.DataFrame) -> dict[str, Any]:
     "Count levels of warning."
     n, levels = len(rows), {level: int(rows["level"].eq(level).sum()) for level in ALARMS}
-    loud, calm = levels["possible"] + levels["likely"], levels["none"]
-    intervals = {"loud_interval": list(share_interval(loud, n)), "none_interval": list(share_interval(calm, n))} if n else {}
+    loud, calm = rows["level"].isin(["possible", "likely"]), rows["level"].eq("none")
+    intervals = {"loud_interval": _share(loud, rows["group"]), "none_interval": _share(calm, rows["group"])} if n else {}
+    loud = int(loud.sum())
     return {"n": n, **levels, "loud": loud, "first_harmless": int(rows["harmless"].sum()), "none_and_harmless": int((rows["harmless"] & rows["level"].eq("none")).sum())} | intervals
+
+
+def _share(happened: pd.Series, groups: pd.Series) -> list[float]:  # low, high
+    "Give Wilson's interval of a share, or where photos are in groups the bootstrap's over these."
+    if groups.is_unique:
+        return list(share_interval(int(happened.sum()), len(happened)))
+    return list(bootstrap_interval("accuracy", [True] * len(happened), happened.tolist(), groups=groups.tolist())[1:])
 
 # %% ../../nbs/evaluate/19_warnings.ipynb #d325dd54
 def say_warnings(
@@ -65,4 +73,6 @@ def say_warnings(
     where = " with their countries" if found["with_country"] else ""
     said = (f"As it is shown{where}: of {dangerous['n']} {name} {unit} {dangerous['loud']} get a loud warning, {dangerous['open']} a quiet one and {dangerous['none']} none "
             f"({dangerous['none'] / dangerous['n']:.1%}; 95 %: {low:.1%} to {high:.1%}); the first answer is harmless for {dangerous['first_harmless']}.")
-    return said + (f" Of {other['n']} others {other['loud']} get a loud one ({other['loud'] / other['n']:.0%}) and {other['open']} a quiet one." if other["n"] else "")
+    others = f" Of {other['n']} others {other['loud']} get a loud one ({other['loud'] / other['n']:.0%}) and {other['open']} a quiet one." if other["n"] else ""
+    right, right_low, right_high = found["first"]["accuracy"]
+    return f"{said}{others} The first answer that is shown is right in {right:.1%} ({right_low:.1%} to {right_high:.1%})."

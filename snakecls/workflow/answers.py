@@ -39,8 +39,7 @@ def predict_given(
     from snakecls.deploy.answer import no_promise
     from snakecls.deploy.predict import Predictor, answers_table
 
-    if csv is not None and Path(csv).is_dir():
-        raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
+    _check_csv(csv, [path for path, _ in photos])
     predictor = Predictor(bundle)
     _ = predictor.known  # a damaged file is told once, and not of every photo
     dangers, _, subject = model_dangers(predictor.info)
@@ -51,7 +50,7 @@ def predict_given(
         further = [key for row in rows for key in row.get("dangers", ())]  # an answer for a further target may name others
         spoken = tuple(dict.fromkeys([*dangers, *further]))
         write_csv(answers_table(rows, spoken, problem=bundle_problem(predictor.info).parts[0]), csv)
-    for note in [*predictor.notes, *_unknown_notes(predictor.info), *_country_notes(predictor, country, rows)]:
+    for note in [*filter(None, [predictor.info.notice]), *predictor.notes, *_unknown_notes(predictor.info), *_country_notes(predictor, country, rows)]:
         say(f"Note: {note}")
     if dangers and any("top" in row for row in rows):
         say(f"Note: {no_promise(dangers, subject)}")
@@ -73,6 +72,22 @@ def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str], cou
     return {"error": said}, [said]
 
 # %% ../../nbs/workflow/28_answers.ipynb #657a4912
+def _check_csv(csv: str | Path | None, given: Sequence[str | Path]) -> None:
+    "Refuse a file for answers that is a folder, what was asked about, or another table."
+    if csv is None:
+        return
+    if Path(csv).is_dir():
+        raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
+    if not Path(csv).is_file():
+        return
+    if any(Path(one).exists() and Path(one).samefile(csv) for one in given):
+        raise UserError(f"--csv {csv} is what was asked about, and would be lost; give another name.")
+    with open(csv, encoding="utf-8", errors="replace") as stream:
+        heading = stream.readline(100_000)
+    if heading.strip() and not {"rank1", "error"} & {cell.strip().strip('"') for cell in heading.split(",")}:
+        raise UserError(f"--csv {csv} is there already and is no table of answers; give another name, or remove it.")
+
+# %% ../../nbs/workflow/28_answers.ipynb #f6f9f3f0
 def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
     "Say plainly that a model, or one of its targets, does not know what is dangerous, where it should."
     from snakecls.data.label_facts import model_dangers, say_unknown
@@ -154,12 +169,13 @@ def evaluate_given(
     from snakecls.workflow.evaluation import evaluation_table
 
     refuse_address(data or "")
+    _check_csv(csv, [data] if data else [])
     noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened, page = read_bundle(bundle), None
     info = opened.info
     asked = ((observation, "--observation"), (group, "--group"), (country, "--country"))
     joined_by, drawn_by, taken_in = (_named_column(noted.table, name, option) for name, option in asked)
-    notes = [*opened.notes, *noted.notes, *_unknown_notes(info), *_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group)]
+    notes = [*opened.notes, *noted.notes, *_unknown_notes(info), *_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group), *_strange_countries(taken_in, country)]
     for note in notes:
         say(f"Note: {note}")
     tables, scores, lost, unknown = evaluate_targets(bundle, noted.table, tta=tta, apart=True)
@@ -203,6 +219,15 @@ def _named_column(table: Any, name: str, option: str) -> dict[str, Any] | None: 
         others = [column for column in table if column not in ("path", "label", "labels", "split", "size_bytes", "mtime_ns", "hash")]
         raise UserError(f"{option} {name} is no column of the photos' table; it has {', '.join(others) or 'none beside path and label'}.")
     return dict(zip(table["path"], table[name]))
+
+
+def _strange_countries(values: dict[str, Any] | None, column: str) -> list[str]:  # one sentence, or none
+    "Say which cells of a column are no countries."
+    from snakecls.data.countries import find_country
+
+    strange = [str(value) for value in (values or {}).values() if value == value and value is not None and str(value).strip() and find_country(value) is None]
+    said = f"{count(len(strange), 'cell')} of {len(values or {})} in the column '{column}' {'is' if len(strange) == 1 else 'are'} no country that is known ({some(sorted({*strange}), 2)})"
+    return [f"{said}; such photos are counted without one."] if strange else []
 
 
 def _empty_notes(values: dict[str, Any] | None, column: str) -> list[str]:  # one sentence, or none
