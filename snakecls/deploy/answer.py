@@ -309,7 +309,7 @@ def warn(
     if level == "none":
         return others and (others[0], " ".join([*decision.dangers(), others[1]]))
     loud = {"likely": f"Probably {name}. {do}", "possible": f"May be {name}. {do}", "open": others[0] if others else f"{QUIET} {name}. {do}"}
-    return loud[level], " ".join([*decision.dangers(headed=level == decision.risk["level"]), *_say_close(decision), *([others[1]] if others else [])])
+    return loud[level], " ".join([*decision.dangers(headed=level == decision.risk["level"]), *(_say_close(decision) if level != "likely" else []), *([others[1]] if others else [])])
 
 # %% ../../nbs/deploy/03_answer.ipynb #f71357ed
 def _say_close(decision: "Decision") -> list[str]:  # a sentence, or none
