@@ -44,7 +44,10 @@ def test_the_space_has_the_same_app_and_versions(space):
     config = ConfigParser(delimiters=["="])
     config.read(REPO / "settings.ini", encoding="utf-8")
     required = {Requirement(line) for line in config["DEFAULT"]["requirements"].split()}  # a wheel writes the same bounds in another order
-    for line in (space / "requirements.txt").read_text().split():
+    wheels, *lines = (space / "requirements.txt").read_text().splitlines()
+    assert wheels == "--extra-index-url https://download.pytorch.org/whl/cpu"  # without CUDA
+    assert len(lines) > 5
+    for line in lines:
         assert line in _requirement_lines() and Requirement(line) in required
 
 
