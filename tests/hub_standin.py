@@ -67,7 +67,7 @@ class _Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         words, content = unquote(urlsplit(self.path).path).strip("/").split("/"), self.body()
         if not self.known():
-            return
+            return None
         if words == ["api", "repos", "create"]:
             return self.create(json.loads(content))
         if words[-1] == "batch":  # user/name.git/info/lfs/objects/batch
@@ -110,7 +110,7 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         words = unquote(urlsplit(self.path).path).strip("/").split("/")
         if not self.known():
-            return
+            return None
         if words[0] == "api":
             key = "/".join(words[1:4])
             files = self.server.repos.get(key)

@@ -36,7 +36,7 @@ def upload(
     files, api = sent_files(folder), HfApi(token=token, library_name="snakecls")
     say(f"Sending {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {name}.")
     try:
-        made = api.create_repo(name, repo_type=kind, private=not public, exist_ok=True, **({"space_sdk": "gradio"} if kind == "space" else {}))
+        made = api.create_repo(name, repo_type=kind, private=not public, exist_ok=True, space_sdk="gradio" if kind == "space" else None)
         api.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Published by snakecls", allow_patterns=list(files),
             delete_patterns=["bundle/*", "snakecls/*"],

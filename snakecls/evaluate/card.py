@@ -28,8 +28,8 @@ def card_parts(
     "Collect what a model's card says beside what the bundle says itself."
     source = read_bundle(bundle)
     run = _read_own_run(source)
-    split = run and next((name for name in ("test", "valid") if name in run.predictions), None)
-    answers = split and (read_lists if run.several else read_split)(run, split)
+    split = next((name for name in ("test", "valid") if name in run.predictions), None) if run else None
+    answers = (read_lists if run.several else read_split)(run, split) if split else None
     return {
         "measured": answers is not None, "split": {"test": "test photos, which the training never saw", "valid": "validation photos"}.get(split, ""),
         "scores": _score_rows(source.info.metrics, answers, split), "dangers": [say_danger(one) for one in count_run_dangers(run, answers)] if answers else [],
