@@ -310,7 +310,8 @@ def test_a_library_process_that_hangs_dies_or_fails_is_left_behind(tmp_path, lib
             time.sleep(0.1)
         trackers.finish({"valid": {"f1_macro": 0.5}})
     assert time.monotonic() - started < 6 and tracker.process.poll() is not None
-    assert len(caught) == 1 and complaint in str(caught[0].message)
+    said = [str(one.message) for one in caught if type(one.message).__name__ == "TrackerWarning"]  # and not what the collector finds of other tests
+    assert len(said) == 1 and complaint in said[0]
 
 
 def test_a_process_that_reads_nothing_cannot_hold_the_run(tmp_path):
@@ -319,7 +320,7 @@ def test_a_process_that_reads_nothing_cannot_hold_the_run(tmp_path):
         tracker = LibraryTracker("mlflow", command=[sys.executable, "-c", "import time; time.sleep(60)"])
         tracker.limit_s, started = 1, time.monotonic()
         Trackers([tracker]).start({"text": "x" * 1_000_000}, run)  # more than a pipe holds
-    assert time.monotonic() - started < 5 and tracker.process.poll() is not None and "did not answer within 1 s" in str(caught[0].message)
+    assert time.monotonic() - started < 5 and tracker.process.poll() is not None and "did not answer within 1 s" in " ".join(str(one.message) for one in caught)
 
 
 def test_a_library_that_refuses_its_settings_is_told_with_its_own_words(tmp_path):

@@ -176,5 +176,6 @@ def test_a_wandb_process_that_hangs_or_dies_is_left_behind(tmp_path, worker, com
             time.sleep(0.2)
         trackers.finish({"f1_macro": 0.5})
     assert time.monotonic() - started < 5 and tracker.process.poll() is not None
-    assert len(caught) == 1 and complaint in str(caught[0].message)
+    said = [str(one.message) for one in caught if type(one.message).__name__ == "TrackerWarning"]  # and not what the collector finds of other tests
+    assert len(said) == 1 and complaint in said[0]
     assert "warning:" in (run / "run.log").read_text()
