@@ -17,7 +17,7 @@ FILES = {path.relative_to(WEB).as_posix() for path in WEB.rglob("*.*")}
 def named_files() -> dict[str, str]:
     "Every file of `web` that a template or a module names, and one that names it."
     found = {}
-    for path in [*WEB.rglob("*.html"), *PACKAGE.rglob("*.py")]:
+    for path in [*WEB.rglob("*.html"), *WEB.rglob("*.md"), *PACKAGE.rglob("*.py")]:
         code = r"(?:render|read_file|call_script|file)\(([^)]*)\)" if path.suffix == ".py" else r"\{%-? *(?:extends|include|import|from)\b([^%]*)%\}|file\(([^)]*)\)"
         for call in re.findall(code, path.read_text(encoding="utf-8")):
             found |= dict.fromkeys(re.findall(r"[\"']([\w/]+\.(?:html|css|js|md))[\"']", "".join(call)), path.name)
