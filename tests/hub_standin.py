@@ -118,7 +118,9 @@ class _Answers(BaseHTTPRequestHandler):
                 return self.say({"error": "not found"}, 404)
             if "tree" in words:
                 return self.say([{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()} for name, content in files.items()])
-            return self.say({"id": "/".join(words[2:4]), "sha": "1" * 40, "private": True, "tags": [], "siblings": [{"rfilename": name} for name in files]})
+            made = self.server.made[key]
+            hidden = made.get("private") is True or made.get("visibility") == "private"
+            return self.say({"id": "/".join(words[2:4]), "sha": "1" * 40, "private": hidden, "tags": [], "siblings": [{"rfilename": name} for name in files]})
         if "resolve" in words:  # user/name/resolve/revision/file
             content = self.server.repos["models/" + "/".join(words[:2])].get("/".join(words[4:]))
             if content is None:

@@ -86,6 +86,7 @@ def test_the_dockerfile_serves_as_nobody_special_and_says_when_it_is_well():
     assert json.loads([words for name, words in found if name == "CMD"][-1]) == ["python", "/opt/snakecls/app.py"]
     health = json.loads(next(words for name, words in found if name == "HEALTHCHECK").split("CMD", 1)[1])
     compile(health[2], "health check", "exec")
+    assert "'/health'" in health[2]
     environment = dict(pair.split("=", 1) for name, words in found if name == "ENV" for pair in words.split())
     assert environment["SNAKECLS_BUNDLE"] == "/bundle" and environment["GRADIO_SERVER_NAME"] == "0.0.0.0"
     assert "--shm-size" in (REPO / "Dockerfile").read_text(encoding="utf-8")

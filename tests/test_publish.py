@@ -70,6 +70,23 @@ def test_a_space_is_sent(hub, tiny_bundle, tmp_path, version):
     assert not [name for name in files if "__pycache__" in name or name.endswith(".pyc")]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_public_is_never_filled_unasked(hub, tiny_bundle, tmp_path, version):
+    told = {"cwd": tmp_path, "version": version, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    assert publish(tiny_bundle, "--repo", "maria/open", "--public", **told).returncode == 0
+    before = len([request for request in hub.requests if "/commit/" in request])
+    again = publish(tiny_bundle, "--repo", "maria/open", **told)
+    assert again.returncode == 2 and "everybody can read it; give --public" in again.stderr and "Traceback" not in again.stderr, again.stderr
+    assert before == 1 == len([request for request in hub.requests if "/commit/" in request])
+    assert publish(tiny_bundle, "--repo", "maria/open", "--public", **told).returncode == 0  # who asks for it may
+
+
+def test_a_fault_of_this_machine_is_not_called_the_network():
+    from snakecls.deploy.upload import _is_of_the_hub
+
+    assert _is_of_the_hub(ConnectionRefusedError()) and not any(map(_is_of_the_hub, (PermissionError(), TypeError(), KeyError())))
+
+
 def test_the_dry_run_writes_what_would_be_sent_and_sends_nothing(hub, tiny_bundle, tmp_path):
     told = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
     done = publish(tiny_bundle, "--repo", "maria/snakes", "--dry-run", "there", "--json", cwd=tmp_path, **told)

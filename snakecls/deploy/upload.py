@@ -26,10 +26,11 @@ def upload(
     name: str,  # 'user/name'
     *,
     kind: str = "model",  # or 'space'
-    public: bool = False,  # for everybody to see, where it is made anew
+    public: bool = False,  # for everybody to see; what is there already keeps its visibility, and is refused where it is public and this is not
     say: Callable[[str], None] = lambda note: None,  # where it is told what happens
 ) -> str:  # the repository's address
-    "Create a repository where there is none, and fill it in one commit. Raises `UserError` without a token, a network or the right to do so."
+    """Create a repository where there is none, and fill it in one commit; raises `UserError` without a token, a network or the right to do so,
+    and for a repository that everybody can read unless `public` is asked for."""
     token = _read_token()
     from huggingface_hub import HfApi
 
@@ -37,11 +38,15 @@ def upload(
     say(f"Sending {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {name}.")
     try:
         made = api.create_repo(name, repo_type=kind, private=not public, exist_ok=True, space_sdk="gradio" if kind == "space" else None)
+        if not public and not api.repo_info(name, repo_type=kind).private:
+            raise UserError(f"{name} is there already and everybody can read it; give --public if that is meant, or another name.")
         api.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Published by snakecls", allow_patterns=list(files),
             delete_patterns=["bundle/*", "snakecls/*"],
         )
     except Exception as e:  # of the library, of its HTTP library, and of the network: those of its versions have no class in common
+        if isinstance(e, UserError) or not _is_of_the_hub(e):
+            raise
         raise UserError(_say_failed(e, name, kind)) from e
     return str(made)
 
@@ -79,6 +84,12 @@ def _say_failed(error: Exception, name: str, kind: str) -> str:
     message = getattr(error, "server_message", None)
     said = f" (it said: {printable(' '.join(str(message).split()))[:200]})" if message else ""
     return f"{what}: {_REASONS.get(status, f'the Hub answered {status}; try again later')}{said}."
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    "Tell whether an error is the Hub's or the network's, and not one of this machine's files or of this code."
+    libraries = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")  # huggingface_hub 2 comes with httpx2
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(libraries)
 
 
 def _endpoint() -> str:
