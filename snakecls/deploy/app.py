@@ -82,14 +82,13 @@ def ask_photos(
 
 # %% ../../nbs/deploy/11_app.ipynb #d3c117d8
 def _mean_probs(each: Sequence[np.ndarray], *, many: bool) -> np.ndarray:  # (n_labels,)
-    "Join the probabilities of several photos by the mean of their logits."
-    if len(each) == 1:
-        return each[0]
-    probs = np.clip(np.asarray(each, float), 1e-12, 1 - 1e-7 if many else 1)
-    if many:
-        return 1 / (1 + np.exp(-np.log(probs / (1 - probs)).mean(0)))
-    joined = np.exp(np.log(probs).mean(0))
-    return joined / joined.sum()
+    "Join the probabilities of several photos by the mean of their logits; of several labels, each by itself."
+    from snakecls.deploy.predict import join_probs
+
+    if len(each) == 1 or not many:
+        return join_probs(np.asarray(each))
+    probs = np.clip(np.asarray(each, float), 1e-12, 1 - 1e-7)
+    return 1 / (1 + np.exp(-np.log(probs / (1 - probs)).mean(0)))
 
 # %% ../../nbs/deploy/11_app.ipynb #2b47d072
 def _tell(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> Told:

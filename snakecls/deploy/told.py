@@ -15,8 +15,8 @@ import numpy as np
 from ..data.label_facts import danger_name
 from ..data.problem import bundle_problem
 from ..data.target_dangers import first_facts, target_facts
-from .answer import FOREIGN, STRANGE, Judgement, answer_html, judge, percent, warn
-from ..evaluate.decide import STRANGE as STRANGE_LINE
+from .answer import FOREIGN, Judgement, answer_html, judge, percent, warn
+from ..evaluate.decide import STRANGE
 
 if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
@@ -128,7 +128,7 @@ def _write_lines(told: Told) -> list[str]:
     if decision is None or not told.decides:
         return [*first, "; ".join(names), *warning]
     dangerous = " ".join(decision.dangers())
-    said = [line for line in decision.sentences() if line not in {*decision.dangers(), STRANGE_LINE}]  # these stand above
+    said = [line for line in decision.sentences() if line not in {*decision.dangers(), *first}]  # these stand above
     country = [f"With what is known of {decision.country}."] if decision.country else []
     return [*first, "; ".join(names), *warning, *([dangerous] if dangerous and not warning and not apart else []), *said, *country]
 

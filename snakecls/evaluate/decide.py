@@ -23,7 +23,7 @@ from .taxonomy import check_taxonomy, finest_answer, say_answer
 from ..models.known_file import check_known
 
 # %% ../../nbs/evaluate/18_decide.ipynb #4a8f34ec
-STRANGE = "This does not look like anything I know: do not rely on the names below."
+STRANGE = "This does not look like anything I know"
 SURE = 0.9  # probability below which no name is called almost sure, whatever the tree of names promises
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Decision:
     def sentences(self) -> list[str]:
         "Say it to a person: what it is, how dangerous, what cannot be excluded, and which labels it may be."
         several = self.in_set is not None and len(self.in_set) != 1
-        found = [STRANGE if self.strange else "", say_foreign(self), self.name(), say_why_first(self), *self.dangers(),
+        found = [f"{STRANGE}: do not rely on the names below." if self.strange else "", say_foreign(self), self.name(), say_why_first(self), *self.dangers(),
                  _say_set(self.in_set, self.promised, self.country) if several else ""]
         return [*filter(None, found)]
 
