@@ -13,13 +13,15 @@ from conftest import need, need_sources
 
 from snakecls.core import UserError
 from snakecls.deploy.predict import EnsemblePredictor, Predictor, join_probs
-from snakecls.evaluate.decide import STRANGE
+from snakecls.evaluate.decide import STRANGE as WORDS
 from snakecls.evaluate.rejection import draw_others, tell_apart
 from snakecls.models.bundle import copy_bundle, load_model, read_bundle, write_bundle
 from snakecls.models.bundle_files import FEATURES_FILE, KNOWN_FILE
 
 need_sources()
 SIZE, SPECIES = 112, ["Vipera berus", "Natrix natrix", "Bungarus fasciatus", "Opheodrys aestivus"]
+
+STRANGE = f"{WORDS}: do not rely on the names below."
 
 
 @pytest.fixture(scope="module")
