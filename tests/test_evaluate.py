@@ -217,3 +217,19 @@ def test_answers_never_take_the_place_of_another_table(tmp_path, tiny_bundle, sn
     assert table.read_text() == "path,binomial\na.jpg,Natrix natrix\n"
     for _ in range(2):  # answers may take the place of answers
         predict_given(photo, tiny_bundle, csv=tmp_path / "said.csv")
+
+
+def test_probabilities_never_take_the_place_of_another_table(tmp_path):
+    import pandas as pd
+
+    from snakecls.core import UserError
+    from snakecls.workflow.answers import _check_predictions
+
+    table, said = tmp_path / "photos.parquet", tmp_path / "said.parquet"
+    pd.DataFrame({"path": ["a.jpg"], "label": ["b"]}).to_parquet(table)
+    pd.DataFrame({"path": ["a.jpg"], "p_0": [1.0]}).to_parquet(said)
+    with pytest.raises(UserError, match="is no table of probabilities"):
+        _check_predictions(table, [])
+    with pytest.raises(UserError, match="would be lost"):
+        _check_predictions(said, [said])
+    _check_predictions(said, [table])  # probabilities may take the place of probabilities

@@ -80,12 +80,32 @@ def _check_csv(csv: str | Path | None, given: Sequence[str | Path]) -> None:
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it, such as {Path(csv) / 'predictions.csv'}.")
     if not Path(csv).is_file():
         return
-    if any(Path(one).exists() and Path(one).samefile(csv) for one in given):
-        raise UserError(f"--csv {csv} is what was asked about, and would be lost; give another name.")
+    _check_asked("--csv", csv, given)
     with open(csv, encoding="utf-8", errors="replace") as stream:
         heading = stream.readline(100_000)
     if heading.strip() and not {"rank1", "error"} & {cell.strip().strip('"') for cell in heading.split(",")}:
         raise UserError(f"--csv {csv} is there already and is no table of answers; give another name, or remove it.")
+
+
+def _check_predictions(file: str | Path | None, given: Sequence[str | Path]) -> None:
+    "Refuse a Parquet file for probabilities that is what was asked about, or another table."
+    import pyarrow.parquet
+
+    if file is None or not Path(file).is_file():
+        return
+    _check_asked("--predictions", file, given)
+    try:
+        columns = pyarrow.parquet.read_schema(file).names
+    except (OSError, ValueError):
+        columns = []
+    if "p_0" not in columns:
+        raise UserError(f"--predictions {file} is there already and is no table of probabilities; give another name, or remove it.")
+
+
+def _check_asked(option: str, file: str | Path, given: Sequence[str | Path]) -> None:
+    "Refuse a file that would be lost."
+    if any(Path(one).exists() and Path(one).samefile(file) for one in given):
+        raise UserError(f"{option} {file} is what was asked about, and would be lost; give another name.")
 
 # %% ../../nbs/workflow/28_answers.ipynb #f6f9f3f0
 def _unknown_notes(info: Any) -> list[str]:  # one sentence, or none
@@ -170,6 +190,7 @@ def evaluate_given(
 
     refuse_address(data or "")
     _check_csv(csv, [data] if data else [])
+    _check_predictions(predictions, [data] if data else [])
     noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened, page = read_bundle(bundle), None
     info = opened.info
