@@ -103,8 +103,16 @@ def lay_reliability(
     most = max((row[2] for table in tables.values() for row in table), default=1)
     ticks = [(share, f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)]
     return {
-        "width": 280, "height": 272, "left": left, "right": right, "top": top, "bottom": bottom, "x_lines": True, "names": list(tables),
-        "x_ticks": [_tick(place(share, 0)[0], text) for share, text in ticks], "y_ticks": [_tick(place(0, share)[1], text) for share, text in ticks],
+        "width": 280,
+        "height": 272,
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
+        "x_lines": True,
+        "names": list(tables),
+        "x_ticks": [_tick(place(share, 0)[0], text) for share, text in ticks],
+        "y_ticks": [_tick(place(0, share)[1], text) for share, text in ticks],
         "diagonal": [*place(0, 0), *place(1, 1)],
         "lines": [[(*place(says, so), round(2 + 2.5 * math.sqrt(n / most), 1)) for says, so, n in table] for table in tables.values()],
     }
@@ -171,7 +179,15 @@ def lay_forest(
 
     found = []
     for i, (name, value, low, high) in enumerate(rows):
-        colour = "var(--c1)" if not zero else "var(--soft)" if low <= 0 <= high or i in unclear else "rgb(var(--good))" if value > 0 else "rgb(var(--bad))"
+        colour = (
+            "var(--c1)"
+            if not zero
+            else "var(--soft)"
+            if low <= 0 <= high or i in unclear
+            else "rgb(var(--good))"
+            if value > 0
+            else "rgb(var(--bad))"
+        )
         found.append({
             "label": name if len(name) <= most else f"{name[:most - 1]}…", "x": x(value), "low": x(low), "high": x(high), "colour": colour,
             "text": f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})",

@@ -208,7 +208,8 @@ def _explain_unknown_key(schema: type[BaseModel], place: tuple, root: str, whole
     elsewhere = list(_key_places(schema, meant))
     if meant in here or not elsewhere:
         if meant in here or nearest(word, here):
-            return f"key '{prefix}{word}' does not exist; did you mean '{prefix if whole else ''}{meant if meant in here else nearest(word, here)}'?"
+            guess = meant if meant in here else nearest(word, here)
+            return f"key '{prefix}{word}' does not exist; did you mean '{prefix if whole else ''}{guess}'?"
         return str(unknown_name("key", prefix + word, here))
     stage = " (N is a stage, counted from 0)" if any(".N." in key for key in elsewhere) else ""
     return f"key '{prefix}{word}' does not exist here; write it as {' or '.join(elsewhere)}{stage}."

@@ -158,7 +158,7 @@ def bootstrap_interval(
     n: int = 1000,  # number of draws
     level: float = 0.95,  # share of draws inside the interval, in (0, 1)
     seed: int = 0,
-    groups: Iterable | None = None,  # (n_samples,), such as the animal on each photo: samples of one are drawn together; an empty one stands alone
+    groups: Iterable | None = None,  # (n_samples,), such as the animal on each photo: drawn together; an empty one stands alone
 ) -> Interval:  # value, low, high
     """Score predictions with a percentile bootstrap interval over samples, or over groups of them; raises `UserError`.
 
@@ -278,7 +278,8 @@ def rule_of_three(
 ) -> float:  # the largest share that this does not exclude, in (0, 1]
     """Bound the share of what was never seen: -ln(1 - level) / n, which is 3 / n for 95 %.
 
-    From Hanley and Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249 (1983), 1743-1745; theirs is for 95 % alone."""
+    From Hanley and Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249 (1983), 1743-1745;
+    theirs is for 95 % alone."""
     if n < 1 or not 0 < level < 1:
         raise UserError(f"n={n}, level={level} give no bound; give n of at least 1 and a level between 0 and 1.")
     return min(1.0, -math.log(1 - level) / n)

@@ -198,7 +198,9 @@ def _say_known(paths: list[str], known: np.ndarray, answered: np.ndarray) -> lis
         are = "is" if n == 1 < len(paths) else "are"
         said.append(f"{those} the content of photos that the model's run knows, and {are} not asked about ({some(names)}).")
     if n := int(answered.sum()):
-        said.append(f"{count(n, 'photo')} {'has' if n == 1 else 'have'} an answer already, and {'is' if n == 1 else 'are'} not asked about again.")
+        said.append(
+            f"{count(n, 'photo')} {'has' if n == 1 else 'have'} an answer already, and {'is' if n == 1 else 'are'} not asked about again."
+        )
     return said
 
 

@@ -103,5 +103,9 @@ def read_country(
     if text is None or text != text or plain_words(text) in (*NOT_KNOWN, "anywhere", "other"):
         return None
     guess = nearest(_plain(text), [name for name in _names() if len(name) > 3])  # a code is near to any short word
-    meant = f"did you mean '{_names()[guess]}'?" if guess else "give its English name or its code of two letters, such as 'Philippines' or 'PH', or leave it out."
+    meant = (
+        f"did you mean '{_names()[guess]}'?"
+        if guess
+        else "give its English name or its code of two letters, such as 'Philippines' or 'PH', or leave it out."
+    )
     raise UserError(f"country '{str(text)[:60]}' is not known; {meant}")

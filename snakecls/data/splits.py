@@ -80,7 +80,9 @@ def set_aside(
 ) -> Noted:  # the same rows in the same order, some of train in the split calibration
     "Set a share of the training photos aside for calibration; a class of one group stays in training."
     if not 0 <= share < 1:
-        raise UserError(f"{option('calibration')} is {share}; give a number from 0 to below 1, such as 0.15 for 15 % of the training photos.")
+        raise UserError(
+            f"{option('calibration')} is {share}; give a number from 0 to below 1, such as 0.15 for 15 % of the training photos."
+        )
     result, pool = table.copy(), (table["split"] == "train").to_numpy()
     if not share or not pool.any():
         return Noted(result)
@@ -90,7 +92,9 @@ def set_aside(
         result.loc[pool, "split"] = np.array(["train", "calibration"], dtype=object)[part]
     else:
         groups, of_row = _groups(table[pool], seed=seed, group=group, stratify=stratify)
-        result.loc[pool, "split"] = pd.Series(_divide(groups, valid=share, test=0.0, seed=seed)[of_row]).replace("valid", "calibration").to_numpy()
+        result.loc[pool, "split"] = (
+            pd.Series(_divide(groups, valid=share, test=0.0, seed=seed)[of_row]).replace("valid", "calibration").to_numpy()
+        )
     return Noted(result).tell(*_say_small(result, pool, {"calibration": share}, stratify), _say_share(result, pool, share, group))
 
 # %% ../../nbs/data/21_splits.ipynb #96f6f4ec
@@ -100,8 +104,11 @@ def _say_share(table: pd.DataFrame, pool: np.ndarray, share: float, group: str |
     if abs(got - share * n) < max(2, 0.2 * share * n):
         return ""
     groups = f"in {count(table.loc[pool, group].nunique(), 'group')} of {group}, which stay whole" if group else "of small classes"
-    return (f"{option('calibration')} asks for {share:.0%} of {n} training photos, and {got} ({got / n:.0%}) are set aside: the photos are {groups}, "
-            "and each class gives one at least.")
+    return (
+        f"{option('calibration')} asks for {share:.0%} of {n} training photos, and {got} ({got / n:.0%}) are set aside: the "
+        f"photos are {groups}, "
+        "and each class gives one at least."
+    )
 
 # %% ../../nbs/data/21_splits.ipynb #caf173f1
 def _keys(

@@ -104,7 +104,8 @@ def snakeclef_facts(
 ) -> Noted:  # binomial (or genus); where they are known: venomous (true), medically_important (boolean), countries ('a; b'), family
     """Collect what is known about each species, for `data.facts` of an experiment.
 
-    Everything is joined by Latin name, so the lists may be of other years than the photos. What no list knows is not known, and never harmless."""
+    Everything is joined by Latin name, so the lists may be of other years than the photos.
+    What no list knows is not known, and never harmless."""
     if by not in ("binomial", "genus"):
         raise unknown_name("by", by, ("binomial", "genus"))
     names = names if isinstance(names, pd.DataFrame) else read_file(names).table
@@ -138,7 +139,9 @@ def _only(labels: Sequence[str]) -> pd.DataFrame:  # binomial
     "List the species that labels name; raises `UserError` where one names none."
     names = {label: parse_name(label).binomial for label in labels}
     if none := [label for label, binomial in names.items() if binomial is None]:
-        raise UserError(f"{count(len(none), 'label')} ({some(none)}) name no species in Latin; give labels such as 'Naja naja', or leave labels out.")
+        raise UserError(
+            f"{count(len(none), 'label')} ({some(none)}) name no species in Latin; give labels such as 'Naja naja', or leave labels out."
+        )
     return pd.DataFrame({"binomial": list(dict.fromkeys(names.values()))})
 
 
@@ -151,7 +154,14 @@ def _from_genus(species: pd.DataFrame, listed: Mapping[str, bool]) -> list[str]:
     filled = [name for name in unknown if all(of_genus.get(name.split(" ")[0], [False]))]
     species.loc[species["binomial"].isin(filled), "venomous"] = True
     verb = "is" if len(filled) == 1 else "are"
-    return [f"{count(len(filled), 'species', 'species')} ({some(filled)}) {verb} called venomous, as all of the genus are that the list knows."] if filled else []
+    return (
+        [
+            f"{count(len(filled), 'species', 'species')} ({some(filled)}) {verb} called venomous, as all of the genus are that "
+            "the list knows."
+        ]
+        if filled
+        else []
+    )
 
 
 def _add_families(species: pd.DataFrame, families: str | Path | pd.DataFrame) -> pd.DataFrame:
@@ -183,7 +193,10 @@ def label_ranks(
     "Give genus and family of each label, from its Latin name and its facts."
     facts = facts or {}
     known = [facts.get(label) or {} for label in labels]
-    genera = [parse_name(str(each.get("binomial") or label)).genus or parse_name(label).genus or each.get("genus") or None for label, each in zip(labels, known)]
+    genera = [
+        parse_name(str(each.get("binomial") or label)).genus or parse_name(label).genus or each.get("genus") or None
+        for label, each in zip(labels, known)
+    ]
     families = [each.get("family") or None for each in known]
     of_genus = {genus: family for genus, family in zip(genera, families) if genus and family}
     families = [family or of_genus.get(genus) for genus, family in zip(genera, families)]

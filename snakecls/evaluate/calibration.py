@@ -85,7 +85,7 @@ def _each_label(probs: np.ndarray, targets: np.ndarray, one: float) -> list[floa
     return [round(fit_temperature(probs[:, [i]], targets[:, [i]]), 4) if often[i] else one for i in range(probs.shape[1])]
 
 # %% ../../nbs/evaluate/11_calibration.ipynb #7c365224
-def _statements(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # how sure, whether it was so; (n,) or (n * n_labels,)
+def _statements(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # how sure, whether it was so; both flat
     "Give what is claimed: of one label that the first is right, of several each label by itself."
     if array_problem(targets).many:
         return probs.ravel(), targets.astype(float).ravel()
@@ -199,5 +199,8 @@ def check_reliability(
     for name in ("before", "after"):
         found = values.get(name)
         numbers = [found.get(key) for key in ("ece", "low", "high", "brier", "loss")] if isinstance(found, Mapping) else [None]
-        if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x >= 0 for x in numbers) or found["ece"] > 1:
+        if (
+            not all(isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x >= 0 for x in numbers)
+            or found["ece"] > 1
+        ):
             raise UserError(f"the bundle's trust.reliability has no sound '{name}'; copy the bundle again, or train the model again.")

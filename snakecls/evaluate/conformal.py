@@ -61,7 +61,7 @@ def fit_conformal(
     *,
     score: str = "pas",  # of `SCORES`
     coverage: float = 0.9,  # what is promised, in (0, 1)
-    prevalence: Sequence[float] | None = None,  # (n_classes,) how common each class is in training, photos or shares, for PAS; None: counted in `targets`
+    prevalence: Sequence[float] | None = None,  # (n_classes,) photos of each class in training, for PAS; None: counted in `targets`
     interpolate: float = 0.0,  # of LAC and PAS: weight of the classes' own thresholds, in [0, 1]; 0: one for all
     u: float = 0.0, k_reg: int = 1, lam: float = 0.1,  # as in `label_scores`
 ) -> dict[str, Any]:  # plain values, for `prediction_set` and the bundle; threshold is null where the set is all labels
@@ -76,14 +76,27 @@ def fit_conformal(
     own = label_scores(probs, score, **how)[np.arange(len(targets)), targets]
     common = _threshold(own, coverage)
     each = _class_thresholds(own, targets, n_classes, common, coverage, interpolate) if interpolate else None
-    return {"score": score, "coverage": coverage, "n": len(targets), "n_classes": n_classes, "threshold": common if math.isfinite(common) else None} | how | (
-        {"interpolate": interpolate, "thresholds": each} if each else {}) | {"notes": _say_few(targets, n_classes, coverage, bool(interpolate))}
+    return (
+        {
+            "score": score,
+            "coverage": coverage,
+            "n": len(targets),
+            "n_classes": n_classes,
+            "threshold": common if math.isfinite(common) else None,
+        }
+        | how
+        | ({"interpolate": interpolate, "thresholds": each} if each else {})
+        | {"notes": _say_few(targets, n_classes, coverage, bool(interpolate))}
+    )
 
 # %% ../../nbs/evaluate/12_conformal.ipynb #44c53e58
 def _check_promise(probs: np.ndarray, targets: np.ndarray, score: str, coverage: float, interpolate: float) -> None:
     "Refuse what cannot be; raises `UserError`."
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or (len(targets) and not 0 <= targets.min() <= targets.max() < probs.shape[1]):
-        raise UserError(f"probabilities {probs.shape} and truth {targets.shape} do not fit together; give (photos, classes) and a class number for each photo.")
+        raise UserError(
+            f"probabilities {probs.shape} and truth {targets.shape} do not fit together; give (photos, classes) and a class "
+            "number for each photo."
+        )
     if score not in SCORES:
         raise unknown_name("trust.set", score, SCORES)
     if not 0 < coverage < 1:
@@ -100,7 +113,10 @@ def _say_few(targets: np.ndarray, n_classes: int, coverage: float, by_class: boo
         notes.append(f"{len(targets)} photos are too few to promise {coverage:.0%}: that takes {least}, so every label is in every set.")
 
     if (missing := int((counts == 0).sum())):
-        notes.append(f"{missing} of {n_classes} classes have no photo among those that the sets were fitted on, so the promise says nothing about them.")
+        notes.append(
+            f"{missing} of {n_classes} classes have no photo among those that the sets were fitted on, so the promise says "
+            "nothing about them."
+        )
     if by_class and (few := int(((counts < least) & (counts > 0)).sum())):
         notes.append(f"{few} of {n_classes} classes have fewer than {least} photos, too few for a threshold of their own.")
     return notes

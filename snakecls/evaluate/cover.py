@@ -35,7 +35,12 @@ def _covered(photo: Image.Image, place: tuple[int, int], grid: int) -> Image.Ima
     "Cover one square of a photo."
     height, width = photo.height / grid, photo.width / grid
     top, left = ((at - 0.25) * side for at, side in zip(place, (height, width)))
-    box = (max(0, round(left)), max(0, round(top)), min(photo.width, round(left + 1.5 * width)), min(photo.height, round(top + 1.5 * height)))
+    box = (
+        max(0, round(left)),
+        max(0, round(top)),
+        min(photo.width, round(left + 1.5 * width)),
+        min(photo.height, round(top + 1.5 * height)),
+    )
     covered = photo.copy()
     covered.paste(_blurred(photo).crop(box), box[:2])
     return covered
@@ -43,7 +48,11 @@ def _covered(photo: Image.Image, place: tuple[int, int], grid: int) -> Image.Ima
 
 def _blurred(photo: Image.Image) -> Image.Image:
     "Blur a photo so far that no pattern is left."
-    return photo.resize((4, 4), Image.Resampling.BOX).resize(photo.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(max(photo.size) / 40))
+    return (
+        photo.resize((4, 4), Image.Resampling.BOX)
+        .resize(photo.size, Image.Resampling.BICUBIC)
+        .filter(ImageFilter.GaussianBlur(max(photo.size) / 40))
+    )
 
 # %% ../../nbs/evaluate/22_cover.ipynb #bdf2267d
 NOTHING = 0.02  # nats; less than that is noise

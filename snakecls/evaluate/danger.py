@@ -136,8 +136,12 @@ def _count_danger(
     "Count how often photos of something dangerous were called harmless, over all and class by class."
     state, called = (_label_states(answers.all_labels(), label_facts, key, target=target, first=one) for one in (first, False))
     groups = answers.groups or [None] * len(answers.paths)
-    rows = [{"path": path, "labels": names, "given": given, "probs": probs, "group": group, **_judge_photo(names, given, ranked, state, called)}
-            for path, names, given, ranked, probs, group in zip(answers.paths, answers.true, answers.given, answers.ranked, answers.probs, groups)]
+    rows = [
+        {"path": path, "labels": names, "given": given, "probs": probs, "group": group, **_judge_photo(names, given, ranked, state, called)}
+        for path, names, given, ranked, probs, group in zip(
+            answers.paths, answers.true, answers.given, answers.ranked, answers.probs, groups
+        )
+    ]
     dangerous = [row for row in rows if row["danger"]]
     safe = [row for row in rows if not row["danger"] and not row["unknown"]]
     of_label = {label: [row for row in dangerous if label in row["labels"]] for label in answers.labels if state[label] is True}

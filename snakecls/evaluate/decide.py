@@ -18,7 +18,17 @@ from ..data.countries import find_country, read_country
 from ..data.label_facts import danger_name
 from .conformal import check_conformal, prediction_set
 from .prior import apply_prior, check_prior, prior_countries
-from .risk import LEVELS, check_risk, lookalike_warning, rank_by_cost, recalibrate, risk_level, say_chance, say_lookalike, say_risk
+from snakecls.evaluate.risk import (
+    LEVELS,
+    check_risk,
+    lookalike_warning,
+    rank_by_cost,
+    recalibrate,
+    risk_level,
+    say_chance,
+    say_lookalike,
+    say_risk,
+)
 from .taxonomy import check_taxonomy, finest_answer, say_answer
 from ..models.known_file import check_known
 
@@ -31,7 +41,7 @@ class Decision:
     "What is said of one photo."
 
     labels: Sequence[str]
-    probs: np.ndarray  # (n_labels,), with the country where one was given, and calibrated so that those of the dangerous labels add up to the risk
+    probs: np.ndarray  # (n_labels,), with the country where one was given; those of the dangerous labels add up to the risk
     order: list[int]  # label numbers in the order to show: the answer that costs least, where costs are known, then the likeliest
     country: str | None = None  # as it was understood; None: none was given, or it changes nothing
     foreign: str | None = None  # the country, where none of the labels is listed for it
@@ -39,7 +49,7 @@ class Decision:
     in_set: list[str] | None = None  # labels of which one is right as often as `promised`, likeliest first; None: none is promised
     promised: float | None = None
     finest: dict[str, Any] | None = None  # from `finest_answer`
-    risk: dict[str, Any] | None = None  # from `risk_level`: with the country or without it, whichever is worse, so that a country never calms
+    risk: dict[str, Any] | None = None  # from `risk_level`: with or without the country, whichever is worse, so that it never calms
     calmer: bool = False  # the country alone would make the risk smaller
     alarm: dict[str, Any] | None = None  # level (of `ALARMS`), close: dangerous labels that come next; None: the model has no costs
     lookalike: dict[str, Any] | None = None  # from `lookalike_warning`
@@ -51,7 +61,9 @@ class Decision:
         return self.known is not None and not self.known["like"]
 
     def name(self) -> str:  # empty where there is no tree of names
-        """Say the finest sure name. Nothing is called sure below 90 %, or by a model that cannot tell whether the photo is like those that it learned
+        """Say the finest sure name.
+
+        Nothing is called sure below 90 %, or by a model that cannot tell whether the photo is like those that it learned
         from, and nothing harmless while a danger is not excluded; where none of the names can be meant, none is said."""
         if not self.finest or self.foreign:
             return ""
@@ -69,15 +81,31 @@ class Decision:
     def sentences(self) -> list[str]:
         "Say it to a person: what it is, how dangerous, what cannot be excluded, and which labels it may be."
         several = self.in_set is not None and len(self.in_set) != 1
-        found = [f"{STRANGE}: do not rely on the names below." if self.strange else "", say_foreign(self), self.name(), say_why_first(self), *self.dangers(),
-                 _say_set(self.in_set, self.promised, self.country) if several else ""]
+        found = [
+            f"{STRANGE}: do not rely on the names below." if self.strange else "",
+            say_foreign(self),
+            self.name(),
+            say_why_first(self),
+            *self.dangers(),
+            _say_set(self.in_set, self.promised, self.country) if several else "",
+        ]
         return [*filter(None, found)]
 
     def for_programs(self) -> dict[str, Any]:
         "Give it as plain values."
         order = [{"label": self.labels[i], "prob": float(self.probs[i])} for i in self.order]
-        return {"order": order, "country": self.country, "foreign": self.foreign, "set": self.in_set, "promised": self.promised, "finest": self.finest,
-                "risk": self.risk, "alarm": self.alarm, "lookalike": self.lookalike, "known": self.known}
+        return {
+            "order": order,
+            "country": self.country,
+            "foreign": self.foreign,
+            "set": self.in_set,
+            "promised": self.promised,
+            "finest": self.finest,
+            "risk": self.risk,
+            "alarm": self.alarm,
+            "lookalike": self.lookalike,
+            "known": self.known,
+        }
 
 # %% ../../nbs/evaluate/18_decide.ipynb #8cab2b04
 def decide(
@@ -99,7 +127,16 @@ def decide(
     likeliest = np.argsort(-shown, kind="stable").tolist()
     first = rank_by_cost(here, costs)[0] if costs else likeliest[0]
     order = [first, *(i for i in likeliest if i != first)]
-    made = Decision(labels, shown, order, used, _is_foreign(named, ranges), named, finest=_finest(here, shown, labels, tree) if tree else None, known=known)
+    made = Decision(
+        labels,
+        shown,
+        order,
+        used,
+        _is_foreign(named, ranges),
+        named,
+        finest=_finest(here, shown, labels, tree) if tree else None,
+        known=known,
+    )
     made = _promise(made, probs, (trust.get("conformal") or {}).get(target), costs)
     return _judge_risk(made, here, probs, costs) if costs else made
 
@@ -158,7 +195,9 @@ def check_trust(
     "Refuse parts of `trust` that cannot be; raises `UserError`."
     for target, values in (trust.get("conformal") or {}).items():
         if target not in targets:
-            raise UserError(f"The bundle's trust.conformal is of '{target}', and the model has {', '.join(targets)}; copy the bundle again.")
+            raise UserError(
+                f"The bundle's trust.conformal is of '{target}', and the model has {', '.join(targets)}; copy the bundle again."
+            )
         check_conformal(values, len(targets[target]))
     n_labels = len(next(iter(targets.values())))
     for name, check in (("prior", check_prior), ("taxonomy", check_taxonomy), ("risk", check_risk)):
@@ -205,4 +244,8 @@ def say_why_first(
 
 def _say_without(made: "Decision") -> str:  # empty where the country calms nothing
     "Say that a country would make the risk smaller, and is not counted."
-    return f"What is known of {made.country} would make it less likely, and is not counted here: animals travel and escape." if made.calmer else ""
+    return (
+        f"What is known of {made.country} would make it less likely, and is not counted here: animals travel and escape."
+        if made.calmer
+        else ""
+    )

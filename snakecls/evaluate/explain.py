@@ -57,7 +57,7 @@ def _averaged_maps(network: nn.Module, last: torch.Tensor) -> torch.Tensor | Non
     pooled = network.forward_head(last, pre_logits=True)
     return maps if pooled.shape == maps.shape[:2] and torch.allclose(pooled, maps.mean((2, 3)), rtol=1e-3, atol=1e-4) else None
 
-def _joined_maps(network: JoinedNetwork, batch: torch.Tensor) -> list[tuple[str, torch.Tensor]] | None:  # 'average' or 'maximum', (1, c, h, w)
+def _joined_maps(network: JoinedNetwork, batch: torch.Tensor) -> list[tuple[str, torch.Tensor]] | None:  # its pooling, (1, c, h, w)
     "Give the maps behind each part of joined features, in their order."
     parts = []
     for view in network._views(batch):
@@ -143,7 +143,7 @@ class _OneAnswer(nn.Module):
         return read_answers(self.network, batch)[self.target if find_heads(self.network) else 0]
 
 # %% ../../nbs/evaluate/17_explain.ipynb #fbfc4b5c
-def _last_maps(network: nn.Module, batch: torch.Tensor) -> tuple[nn.Module, Callable | None]:  # the layer; what brings its output to (n, c, h, w)
+def _last_maps(network: nn.Module, batch: torch.Tensor) -> tuple[nn.Module, Callable | None]:  # layer; what makes (n, c, h, w) of it
     "Find the last layer that still knows where something is; raises `UserError` where none does."
     if hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens") and hasattr(network, "patch_embed"):
         height, width = network.patch_embed.grid_size

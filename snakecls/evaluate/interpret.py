@@ -253,7 +253,10 @@ def curve_table(
     if kind not in ("roc", "pr"):
         raise UserError(f"kind is '{kind}'; give 'roc' or 'pr'.")
     if targets.all() or not targets.any():
-        raise UserError(f"all {len(targets)} photos {'have' if targets.all() else 'lack'} the label, so there is no curve; give photos with and without it.")
+        raise UserError(
+            f"all {len(targets)} photos {'have' if targets.all() else 'lack'} the label, so there is no curve; give photos with "
+            "and without it."
+        )
     if kind == "roc":
         fpr, tpr, thresholds = roc_curve(targets, scores)
         return pd.DataFrame({"threshold": thresholds, "false_positive_rate": fpr, "true_positive_rate": tpr})

@@ -55,7 +55,9 @@ def _look_at(network: Any, info: Any, file: Path, label: str, target: str, side:
     number = list(parts[place].labels).index(label)
     try:
         found = class_map(network, file, info.photo, number, target=place)
-        fall = deletion_curve(network, file, info.photo, number, found=found, target=place, steps=4, n_random=2, to_probs=parts[place].to_probs)
+        fall = deletion_curve(
+            network, file, info.photo, number, found=found, target=place, steps=4, n_random=2, to_probs=parts[place].to_probs
+        )
         picture = jpeg_uri(overlay(file, found, info.photo), side=side, quality=65)
     except (UserError, OSError) as e:
         return {"problem": str(e)}

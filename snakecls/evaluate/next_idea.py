@@ -85,7 +85,11 @@ def _memorises(rows: pd.DataFrame, experiment: dict) -> tuple[str, str] | None:
     if not experiment["schedule"][stage].get("mixup"):
         return f"{why}; MixUp works against that", f"--set schedule.{stage}.mixup=0.4"
     decay = (experiment.get("train") or {}).get("wd")
-    return (f"{why}; more weight decay works against that", f"--set train.wd={10 * decay:g}") if _is_number(decay) and 0 < decay <= 0.03 else None
+    return (
+        (f"{why}; more weight decay works against that", f"--set train.wd={10 * decay:g}")
+        if _is_number(decay) and 0 < decay <= 0.03
+        else None
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -100,7 +104,8 @@ def _probe_wins(metrics: dict, history: pd.DataFrame, experiment: dict) -> tuple
     rate = experiment["schedule"][stage].get("lr")
     if not _is_number(rate) or best.get("monitor", score) != score:
         return None
-    why = f"no epoch was better than the linear probe ({_name(score)} {best['value']:.3f}, the best epoch {history[score].max():.3f}), so a smaller rate may keep more"
+    scores = f"{_name(score)} {best['value']:.3f}, the best epoch {history[score].max():.3f}"
+    why = f"no epoch was better than the linear probe ({scores}), so a smaller rate may keep more"
     return why, f"--set schedule.{stage}.lr={rate / 10:g}"
 
 # %% ../../nbs/evaluate/09_next_idea.ipynb #199de93a
@@ -113,7 +118,10 @@ def _other_way(verdict: dict) -> tuple[str, str] | None:
     if place == "seed" or not all(isinstance(value, float) and value > 0 for value in (old, new)):
         return None
     key = re.sub(r"\[(\d+)\]", r".\1", place)  # as --set names it
-    return f"{place} {new:g} was worse than {old:g}, and the other way has not been tried", f"--set {key}={float(f'{old * old / new:.2g}'):g}"
+    return (
+        f"{place} {new:g} was worse than {old:g}, and the other way has not been tried",
+        f"--set {key}={float(f'{old * old / new:.2g}'):g}",
+    )
 
 
 _FEW = 100  # validation photos, below which more of them come first
@@ -128,6 +136,9 @@ def _undecided(verdict: dict) -> tuple[str, str] | None:
     half = (found["high"] - found["low"]) / 2 if "high" in found else 0.0
     if half > 3**0.5 * abs(gap) or n < _FEW:
         shows = f", as they show differences from about ±{half:.2f} on" if half else ""
-        return (f"{n} validation photos cannot tell {gap:+.3f} from luck{shows}; more seeds on the same photos would not change that, more photos "
-                "do: add some, or validate both settings on every photo once, by folds"), "--folds 5"
+        return (
+            f"{n} validation photos cannot tell {gap:+.3f} from luck{shows}; more seeds on the same photos would not change "
+            "that, more photos "
+            "do: add some, or validate both settings on every photo once, by folds"
+        ), "--folds 5"
     return f"with one seed each, {n} photos cannot tell {gap:+.3f} from luck; three seeds tell more", "--seeds 0,1,2"

@@ -366,7 +366,7 @@ def evaluate_bundle(
 # %% ../../nbs/evaluate/01_predictions.ipynb #a0e1f8f6
 class Evaluated(NamedTuple):
     "What a bundle said about photos with known labels."
-    tables: dict[str, pd.DataFrame]  # target -> predictions, the first (or only) target first, without those that the table does not speak of
+    tables: dict[str, pd.DataFrame]  # target -> predictions, the first first, without those that the table does not speak of
     scores: dict[str, Any]  # of the first
     lost: dict[str, str]  # path -> why a photo got lost
     unknown: pd.DataFrame  # predictions of photos whose labels the bundle does not know, which are not in `tables`
@@ -399,7 +399,13 @@ def say_strangers(
     "Say which labels were given, which are known, and what to do."
     strange, alike = [label for label in given if label not in set(known)], alike_labels(given, known)
     n, of = len(strange), f"{count(len(given), 'label')} of these photos"
-    which = "the one label of these photos is none" if len(given) == 1 else f"none of the {of} is one" if n == len(given) else f"{n} of the {of} {'is' if n == 1 else 'are'} none"
+    which = (
+        "the one label of these photos is none"
+        if len(given) == 1
+        else f"none of the {of} is one"
+        if n == len(given)
+        else f"{n} of the {of} {'is' if n == 1 else 'are'} none"
+    )
     said = f"{which} that the model knows: given {some(strange, 3)}, known {some(known, 3)}"
     if alike:
         return f"{said}; {say_alike(alike)}: rename them as the model writes them."

@@ -22,10 +22,13 @@ def apply_prior(
     country: str | Sequence[str | None] | None,  # of all photos, or one for each; any name that `find_country` knows
     fitted: dict[str, Any],  # from `fit_prior`
 ) -> np.ndarray:  # the same shape and dtype; rows sum to 1
-    "Weigh the probabilities by what lives in the country; an unknown or missing country changes nothing. Raises `UserError` for another number of classes."
+    "Weigh the probabilities by what lives in the country; an unknown or missing country changes nothing. Raises `UserError` "
+    "for another number of classes."
     probs = np.asarray(probs)
     if probs.shape[-1:] != (fitted["n_labels"],):
-        raise UserError(f"the probabilities have the shape {probs.shape}, and the country prior is of {fitted['n_labels']} labels; give one for each.")
+        raise UserError(
+            f"the probabilities have the shape {probs.shape}, and the country prior is of {fitted['n_labels']} labels; give one for each."
+        )
     if probs.ndim == 1:
         return _weigh(probs, _weights(fitted, country))
     several = list(country) if isinstance(country, (list, tuple, np.ndarray)) else [country] * len(probs)  # a missing cell may be NaN
@@ -89,7 +92,7 @@ def _range_weights(
     ranges: Sequence[Sequence[str] | None],  # (n_labels,) countries of each label; None or empty: not known
 ) -> dict[str, list]:  # as `_photo_weights`
     "Say who lives where."
-    known = [{country for name in names or () if (country := find_country(name))} or None for names in ranges]  # no name that is read: not known
+    known = [{place for name in names or () if (place := find_country(name))} or None for names in ranges]  # no name read: not known
     unlisted = [i for i, names in enumerate(known) if names is None]
     everywhere = sorted({name for names in known if names for name in names})
     found = {}
@@ -108,7 +111,7 @@ def fit_prior(
     targets: np.ndarray,  # (n,) class numbers
     countries: Sequence[str | None],  # (n,), as they stand in a table; None, blank or unknown: such a photo is left out
     *,
-    ranges: Sequence[Sequence[str] | None] | None = None,  # (n_classes,) countries of each label, from a list; None: counted in the photos alone
+    ranges: Sequence[Sequence[str] | None] | None = None,  # (n_classes,) countries of each label, from a list; None: the photos' alone
     groups: Sequence | None = None,  # (n,) photos that belong together; None: each for itself
     folds: int = 5,
     seed: int = 0,
@@ -124,17 +127,36 @@ def fit_prior(
     probs, targets, named = probs[rows], targets[rows], [names[i] for i in rows]
     fold = _group_folds(np.arange(len(rows)) if groups is None else np.asarray(groups)[rows], folds, seed)
     before = _log_loss(probs, targets) if len(rows) else None
-    tables = {("photos", form, pseudo): _by_fold(targets, named, fold, n_labels, pseudo=pseudo, form=form) for form in FORMS for pseudo in PSEUDO}
+    tables = {
+        ("photos", form, pseudo): _by_fold(targets, named, fold, n_labels, pseudo=pseudo, form=form) for form in FORMS for pseudo in PSEUDO
+    }
     if ranges is not None:
         tables["ranges", "", 0] = dict.fromkeys(np.unique(fold).tolist() or [0], _range_weights(ranges))
     if not len(rows):
-        kind, form, pseudo, strength, after = "ranges" if ranges is not None else "photos", "", 0, UNCHOSEN if ranges is not None else 0.0, None
+        kind, form, pseudo, strength, after = (
+            "ranges" if ranges is not None else "photos",
+            "",
+            0,
+            UNCHOSEN if ranges is not None else 0.0,
+            None,
+        )
     else:
         (kind, form, pseudo), strength, after = _choose_strength(probs, targets, named, fold, tables)
-    kept = _range_weights(ranges) if kind == "ranges" and ranges is not None else _photo_weights(targets, named, n_labels, pseudo=pseudo or 1, form=form or "share")
+    kept = (
+        _range_weights(ranges)
+        if kind == "ranges" and ranges is not None
+        else _photo_weights(targets, named, n_labels, pseudo=pseudo or 1, form=form or "share")
+    )
     return {
-        "format": 1, "kind": kind, "form": form, "strength": strength, "n_labels": n_labels, "n": len(rows), "n_countries": len(set(named)),
-        "loss": None if before is None else [_short(before), _short(after)], "chosen": "out of fold" if len(rows) else "not chosen: no photo has a country",
+        "format": 1,
+        "kind": kind,
+        "form": form,
+        "strength": strength,
+        "n_labels": n_labels,
+        "n": len(rows),
+        "n_countries": len(set(named)),
+        "loss": None if before is None else [_short(before), _short(after)],
+        "chosen": "out of fold" if len(rows) else "not chosen: no photo has a country",
         "countries": kept if strength else {},
     }
 
@@ -181,7 +203,11 @@ def _is_row(row: Any, n_labels: int) -> bool:
         return False
     others, classes, weights = row
     whole = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_labels for i in classes)
-    return whole and len(set(classes)) == len(classes) == len(weights) and all(_is_number(weight) and 0 < weight < 1e9 for weight in (others, *weights))
+    return (
+        whole
+        and len(set(classes)) == len(classes) == len(weights)
+        and all(_is_number(weight) and 0 < weight < 1e9 for weight in (others, *weights))
+    )
 
 # %% ../../nbs/evaluate/13_prior.ipynb #8260d600
 def _group_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:  # (n,) fold of each photo
@@ -229,18 +255,34 @@ def _known_countries(countries: Sequence[str | None]) -> list[str | None]:
 
 def _tell_strange(texts: Iterable) -> None:
     "Tell which names of countries are none, and so change nothing."
-    strange = sorted({str(text) for text in texts if find_country(text) is None and text is not None and text == text and plain_words(text) not in NOT_KNOWN})
+    strange = sorted(
+        {
+            str(text)
+            for text in texts
+            if find_country(text) is None and text is not None and text == text and plain_words(text) not in NOT_KNOWN
+        }
+    )
     if strange:
-        tell_idle(f"{len(strange)} names of countries are not known and count as missing, such as '{strange[0][:60]}'; give English names or codes of two letters.")
+        tell_idle(
+            f"{len(strange)} names of countries are not known and count as missing, such as '{strange[0][:60]}'; give English "
+            "names or codes of two letters."
+        )
 
 
 def _check_answers(probs: np.ndarray, targets: np.ndarray, countries: Sequence) -> tuple[np.ndarray, np.ndarray]:
     "Refuse what does not fit together."
     probs, targets = np.asarray(probs, np.float64), np.asarray(targets)
     if probs.ndim != 2 or not len(probs) == len(targets) == len(countries) or not len(probs):
-        raise UserError(f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and {len(countries)} countries; give one row for each photo.")
+        raise UserError(
+            f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and {len(countries)} countries; give "
+            "one row for each photo."
+        )
     if not (np.isfinite(probs).all() and (probs >= 0).all() and np.allclose(probs.sum(1), 1, atol=1e-3)):
-        raise UserError("the probabilities are not shares that sum to 1 for each photo; a country prior needs one label per photo, and no logits.")
+        raise UserError(
+            "the probabilities are not shares that sum to 1 for each photo; a country prior needs one label per photo, and no logits."
+        )
     if not (np.issubdtype(targets.dtype, np.integer) and (targets >= 0).all() and (targets < probs.shape[1]).all()):
-        raise UserError(f"the classes are not whole numbers from 0 to {probs.shape[1] - 1}; encode the labels in the order of the probabilities.")
+        raise UserError(
+            f"the classes are not whole numbers from 0 to {probs.shape[1] - 1}; encode the labels in the order of the probabilities."
+        )
     return probs, targets

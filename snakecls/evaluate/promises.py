@@ -33,7 +33,7 @@ def measure_promises(
     cooled: bool = False,  # the model has a temperature
     unit: str = "photos",  # what is counted
     countries: Sequence[str | None] | None = None,  # (n,) where each photo was taken; None: not given
-) -> dict[str, Any]:  # of, n, unit, source, rows (key, title, kind, promised, trained, value, low, high), cells (the same in words), said, kept, warnings, shown, notes, table (of reliability)
+) -> dict[str, Any]:  # of, n, unit, source, rows, cells (the same in words), said, kept, warnings, shown, notes, table (of reliability)
     "Measure coverage, size of the sets and calibration on photos, beside what training said of them."
     probs, truth = _arrays(table_problem(predictions), predictions, labels)
     groups = None if groups is None else name_groups(groups)
@@ -43,11 +43,27 @@ def measure_promises(
     rows.append(_calibration_row(error, (trust.get("reliability") or {}).get(target), cooled))
     source = say_source(trust["source"]) if (trust.get("source") or {}).get("n") else ""
     said, kept = _say_kept(rows[0], len(predictions), unit) if len(rows) > 1 else ("", None)
-    warnings = count_warnings(predictions, labels, trust, target=target, countries=countries, groups=groups, unit=unit) if truth.ndim == 1 else None
+    warnings = (
+        count_warnings(predictions, labels, trust, target=target, countries=countries, groups=groups, unit=unit)
+        if truth.ndim == 1
+        else None
+    )
     cells = [(row["title"], *(_write_cell(row, key) for key in ("promised", "trained", "value"))) for row in rows]
-    return {"of": target, "target": "", "n": len(predictions), "unit": unit, "source": source, "rows": rows, "cells": cells, "said": said, "kept": kept,
-            "warnings": warnings, "shown": say_warnings(warnings) if warnings else "",
-            "notes": [*_say_where(source, unit), *filter(None, [say_likely(fitted, trust.get("source") or {}) if rows[1:] else ""])], "table": error["table"]}
+    return {
+        "of": target,
+        "target": "",
+        "n": len(predictions),
+        "unit": unit,
+        "source": source,
+        "rows": rows,
+        "cells": cells,
+        "said": said,
+        "kept": kept,
+        "warnings": warnings,
+        "shown": say_warnings(warnings) if warnings else "",
+        "notes": [*_say_where(source, unit), *filter(None, [say_likely(fitted, trust.get("source") or {}) if rows[1:] else ""])],
+        "table": error["table"],
+    }
 
 # %% ../../nbs/evaluate/20_promises.ipynb #e749f434
 @singledispatch
@@ -70,12 +86,29 @@ def _set_rows(probs: np.ndarray, truth: np.ndarray, fitted: Mapping[str, Any], g
     said = np.where(held, truth, -1)  # -1: another than the right one
     whole, classes = (bootstrap_interval(metric, truth, said, groups=groups) for metric in ("accuracy", "balanced_accuracy"))
 
-    row = lambda key, title, kind, **more: {"key": key, "title": title, "kind": kind, "promised": None, "low": None, "high": None} | more  # noqa: E731
+    def row(key: str, title: str, kind: str, **more: Any) -> dict[str, Any]:
+        return {"key": key, "title": title, "kind": kind, "promised": None, "low": None, "high": None} | more
+
     return [
-        row("coverage", "The set holds the right label", "percent", promised=fitted["coverage"], trained=expected.get("coverage"),
-            value=found["coverage"], low=whole.low, high=whole.high),
-        row("macro_coverage", "the same, as the mean over classes", "percent", trained=expected.get("macro_coverage"), value=found["macro_coverage"],
-            low=classes.low, high=classes.high),
+        row(
+            "coverage",
+            "The set holds the right label",
+            "percent",
+            promised=fitted["coverage"],
+            trained=expected.get("coverage"),
+            value=found["coverage"],
+            low=whole.low,
+            high=whole.high,
+        ),
+        row(
+            "macro_coverage",
+            "the same, as the mean over classes",
+            "percent",
+            trained=expected.get("macro_coverage"),
+            value=found["macro_coverage"],
+            low=classes.low,
+            high=classes.high,
+        ),
         row("size", "Labels in a set, on average", "number", trained=expected.get("size"), value=found["size"]),
         row("single", "Sets of a single label", "percent", trained=expected.get("single"), value=found["single"]),
     ]
@@ -88,12 +121,18 @@ def _calibration_row(error: Mapping[str, Any], trained: Mapping[str, Any] | None
             "value": error["ece"], "low": error["low"], "high": error["high"]}
 
 # %% ../../nbs/evaluate/20_promises.ipynb #540d7127
-def _say_kept(row: Mapping[str, Any], n: int, unit: str) -> tuple[str, bool]:  # a sentence; whether the promise is kept, as far as can be told
+def _say_kept(row: Mapping[str, Any], n: int, unit: str) -> tuple[str, bool]:  # a sentence; whether it is kept, as far as can be told
     "Say whether a promise is kept."
     promised, measured = f"{row['promised']:.0%}", f"in {row['value']:.1%} of {n} {unit} (95 %: {row['low']:.1%} to {row['high']:.1%})"
     if row["high"] < row["promised"]:
         return f"The promise is not kept here: the set was to hold the right label in {promised}, and does {measured}.", False
-    more = "" if row["value"] >= row["promised"] else ", which these photos do not contradict" if unit == "photos" else ", which this does not contradict"
+    more = (
+        ""
+        if row["value"] >= row["promised"]
+        else ", which these photos do not contradict"
+        if unit == "photos"
+        else ", which this does not contradict"
+    )
     return f"The set holds the right label {measured}; promised is {promised}{more}.", True
 
 
@@ -112,7 +151,14 @@ def _say_where(source: str, unit: str) -> list[str]:
     "Say where the figures of training come from, and what is not the same here."
     if not source:
         return ["The bundle says nothing of how far it can be believed, so there is nothing to compare with."]
-    more = [] if unit == "photos" else ["The promise is about single photos; several photos of one observation are answered more surely, so here it is only a comparison."]
+    more = (
+        []
+        if unit == "photos"
+        else [
+            "The promise is about single photos; several photos of one observation are answered more surely, so here it is "
+            "only a comparison."
+        ]
+    )
     return [f"In training: {source}.", *more]
 
 

@@ -31,7 +31,8 @@ def fit_statistics(
     "Fit what the scores need of features."
     unit = _as_units(features)
     mean = unit.mean(0)
-    axes = _main_axes(unit - mean, n_axes or max(1, min(128, len(unit) // 2, unit.shape[1] // 2))).astype(kind, order="C")  # as it comes back from a file
+    most = max(1, min(128, len(unit) // 2, unit.shape[1] // 2))
+    axes = _main_axes(unit - mean, n_axes or most).astype(kind, order="C")  # as it comes back from a file
     places = (unit - mean) @ axes.astype(np.float32)
     centres = np.stack([places[targets == label].mean(0) for label in range(int(targets.max()) + 1)])
     kept = _pick_neighbours(targets, most, seed)
@@ -55,7 +56,7 @@ def _main_axes(centred: np.ndarray, k: int) -> np.ndarray:  # (d, k)
     vectors = vectors[:, ::-1]
     return centred.T @ vectors / np.sqrt(np.maximum(values[::-1], 1e-12)) if few else vectors
 
-def _whiten(deviations: np.ndarray, shrink: float) -> np.ndarray:  # (k, k) float32: a deviation times it has a Mahalanobis distance as its length
+def _whiten(deviations: np.ndarray, shrink: float) -> np.ndarray:  # (k, k): a deviation times it is as long as its Mahalanobis distance
     "Invert a covariance, of which a share is made round so that it can be inverted."
     covariance = deviations.T @ deviations / len(deviations)
     covariance = (1 - shrink) * covariance + shrink * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
@@ -86,7 +87,10 @@ def all_scores(
     places = centred @ axes
     left = np.maximum((centred**2).sum(1) - (places**2).sum(1), 0)
     nearest = np.partition(_square_distances(places, kept), min(neighbour, len(kept)) - 1, axis=1)[:, min(neighbour, len(kept)) - 1]
-    within, around = _square_distances(places @ arrays["within"], centres @ arrays["within"]).min(1), ((places @ arrays["around"]) ** 2).sum(1)
+    within, around = (
+        _square_distances(places @ arrays["within"], centres @ arrays["within"]).min(1),
+        ((places @ arrays["around"]) ** 2).sum(1),
+    )
     found = {"residual": -np.sqrt(left), "mahalanobis": around - within, "knn": -np.sqrt(nearest + left)}
     if logits is not None:
         most = logits.max(1)
@@ -115,8 +119,14 @@ def passing_others(known: np.ndarray, others: np.ndarray, *, rate: float = 0.95)
     return float((others >= np.quantile(known, 1 - rate)).mean())
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #00821883
-CANDIDATES = (*((name,) for name in SCORES), ("mahalanobis", "residual"), ("energy", "mahalanobis", "residual"), ("vim", "mahalanobis", "knn"),
-              ("mahalanobis", "residual", "knn"), SCORES)
+CANDIDATES = (
+    *((name,) for name in SCORES),
+    ("mahalanobis", "residual"),
+    ("energy", "mahalanobis", "residual"),
+    ("vim", "mahalanobis", "knn"),
+    ("mahalanobis", "residual", "knn"),
+    SCORES,
+)
 LEFT_OUT = "species left out"  # of training, in the choice
 
 def compare_candidates(
@@ -141,7 +151,9 @@ def compare_candidates(
         scored = _score_fold(features, targets, fit, known, kinds, answer, settings)
         rows.append({_name(names): {kind: tell_apart(_mean(scored[""], names), _mean(scored[kind], names)) for kind in kinds}
                      for names in candidates if set(names) <= set(scored[""])})
-    return {name: {kind: float(np.mean([row[name][kind] for row in rows if kind in row[name]])) for kind in rows[0][name]} for name in rows[0]}
+    return {
+        name: {kind: float(np.mean([row[name][kind] for row in rows if kind in row[name]])) for kind in rows[0][name]} for name in rows[0]
+    }
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #311aa645
 def _divide(targets: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -196,7 +208,7 @@ def _name(names: Sequence[str]) -> str:
 def fit_rejection(
     features: np.ndarray,  # (n, d), of the training photos under the pretrained network
     targets: np.ndarray,  # (n,) class numbers
-    logits: np.ndarray | None = None,  # (n, n_classes), the served network's on photos that it was not fitted on; None: a probe's, fitted in folds
+    logits: np.ndarray | None = None,  # (n, n_classes), the served network's on photos not learned; None: a probe's, fitted in folds
     *,
     groups: np.ndarray | None = None,  # (n,) photos that stand together: of one observation, or copies
     others: Mapping[str, np.ndarray] | None = None,  # kind -> (m, d): drawn things, a folder of your own
@@ -215,9 +227,18 @@ def fit_rejection(
     held, alpha = _score_held_out(features, targets, logits, groups, answer, folds, seed, settings)
     norm = {name: _spread(held[name]) for name in chosen.split(" + ")}
     score = np.mean([(held[name] - mean) / sd for name, (mean, sd) in norm.items()], axis=0)
-    return {"scores": list(norm), "norm": norm, "alpha": alpha, "threshold": float(np.quantile(score, 1 - pass_rate)), "pass_rate": pass_rate,
-            "n": len(score), "folds": folds, "source": "held-out training photos, each scored by statistics of the other folds",
-            "table": table, "arrays": fit_statistics(features, targets, **settings)}
+    return {
+        "scores": list(norm),
+        "norm": norm,
+        "alpha": alpha,
+        "threshold": float(np.quantile(score, 1 - pass_rate)),
+        "pass_rate": pass_rate,
+        "n": len(score),
+        "folds": folds,
+        "source": "held-out training photos, each scored by statistics of the other folds",
+        "table": table,
+        "arrays": fit_statistics(features, targets, **settings),
+    }
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #3421d984
 FEATURES_ALONE = tuple(names for names in CANDIDATES if not {"energy", "max_logit", "vim"} & set(names))
@@ -283,8 +304,10 @@ def rejection_score(
     "Score photos; raises `UserError` for features of another network, and where logits are needed and missing."
     arrays, features = fitted["arrays"], np.asarray(features, np.float32)
     if features.ndim != 2 or features.shape[1] != len(arrays["mean"]):
-        raise UserError(f"features have shape {features.shape}, and the statistics are of {len(arrays['mean'])} numbers a photo; give those "
-                        "of the network that they were fitted with.")
+        raise UserError(
+            f"features have shape {features.shape}, and the statistics are of {len(arrays['mean'])} numbers a photo; give those "
+            "of the network that they were fitted with."
+        )
     needs = sorted({"energy", "max_logit", "vim"} & set(fitted["scores"]))
     if needs and logits is None:
         raise UserError(f"the score {needs[0]} needs the network's logits, too; give them.")
@@ -333,7 +356,11 @@ def _draw_page(rng: np.random.Generator, size: int) -> np.ndarray:  # (size, siz
     page = np.full((size, size), rng.uniform(.8, 1))
     step = int(rng.integers(max(4, size // 24), size // 8))
     for top in range(step // 2, size - step, step):
-        words = np.repeat(rng.random(size // 3 + 1) < .7, 3)[:size] & (np.arange(size) > step / 2) & (np.arange(size) < size * rng.uniform(.6, 1))
+        words = (
+            np.repeat(rng.random(size // 3 + 1) < 0.7, 3)[:size]
+            & (np.arange(size) > step / 2)
+            & (np.arange(size) < size * rng.uniform(0.6, 1))
+        )
         page[top : top + step // 2, words] -= rng.uniform(.4, .8, (step // 2, words.sum())) * (rng.random((step // 2, words.sum())) < .6)
     return page[..., None] * rng.uniform(.9, 1, 3)
 

@@ -30,8 +30,24 @@ from snakecls.evaluate.report_data import (
     ListFacts, RunFacts, SplitFacts, find_part, known_facts, lay_thresholds, measure, read_lists, read_run, read_split, target_part,
 )
 from snakecls.evaluate.verdicts import (
-    MODE_NAMES, is_cooled, is_served, judge_final, judge_lost, judge_missed, judge_missed_labels, judge_refit, judge_targets, judge_thresholds,
-    judge_training, judge_unknown, say_chosen, say_epochs_trained, say_limits, say_served, say_source, say_temperature,
+    MODE_NAMES,
+    is_cooled,
+    is_served,
+    judge_final,
+    judge_lost,
+    judge_missed,
+    judge_missed_labels,
+    judge_refit,
+    judge_targets,
+    judge_thresholds,
+    judge_training,
+    judge_unknown,
+    say_chosen,
+    say_epochs_trained,
+    say_limits,
+    say_served,
+    say_source,
+    say_temperature,
 )
 from ..page import render
 from ..stats import find_top_k, top_names
@@ -154,7 +170,13 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
     one = scores.get("one_class")  # all photos are of it
     n = scores.get("n") or (len(split.y_true) if split else None)
     n_classes = len(metrics.get("labels") or (split.labels if split else []))
-    titles = {"accuracy": f"Recall of '{one}'", "f1_macro": "Macro F1"} if one else _LIST_SCORES if facts.several else _score_titles(scores, n_classes)
+    titles = (
+        {"accuracy": f"Recall of '{one}'", "f1_macro": "Macro F1"}
+        if one
+        else _LIST_SCORES
+        if facts.several
+        else _score_titles(scores, n_classes)
+    )
     for key, title in titles.items():
         interval = measure(split, key)
         value = scores.get(key, interval[0] if interval else None)
@@ -167,7 +189,9 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
             lines.append(f"validation: {valid[key]:.3f}{', chosen there' if valid.get('chosen_on') else ''}")
         if chosen := say_chosen(scores):
             lines.append(chosen if key == "f1_macro" else "chosen on them")
-        tiles.append({"title": title, "value": value, "low": low, "high": high, "lines": lines, "main": key == ("accuracy" if one else "f1_macro")})
+        tiles.append(
+            {"title": title, "value": value, "low": low, "high": high, "lines": lines, "main": key == ("accuracy" if one else "f1_macro")}
+        )
         if key == "f1_macro" and metrics.get("trained") and not is_served(metrics):
             tiles[-1]["title"] = f"{title}, served: {say_served(metrics)}"
             tiles.append(_make_trained_tile(metrics))
@@ -262,8 +286,16 @@ def _make_photos(split: SplitFacts, chosen: np.ndarray, folders: list[Path]) -> 
     "Make the photo tiles of the chosen positions."
     prob, prob_true = split.prob, split.prob_of(split.y_true)
     return [
-        {"label": split.y_true[i], "predicted": split.y_pred[i], "right": split.y_true[i] == split.y_pred[i],
-         "prob": float(prob[i]), "prob_true": float(prob_true[i]), "path": split.paths[i], **find_thumbnail(split.paths[i], folders)} for i in chosen
+        {
+            "label": split.y_true[i],
+            "predicted": split.y_pred[i],
+            "right": split.y_true[i] == split.y_pred[i],
+            "prob": float(prob[i]),
+            "prob_true": float(prob_true[i]),
+            "path": split.paths[i],
+            **find_thumbnail(split.paths[i], folders),
+        }
+        for i in chosen
     ]
 
 # %% ../../nbs/evaluate/08_report.ipynb #2fc6a2a3
@@ -360,7 +392,12 @@ _MOST_LOOKS = 4  # photos of a kind
 def _add_looks(values: dict[str, Any], look: Callable[[list], list[dict]] | None, folders: list[Path], known: set[str]) -> None:
     "Put maps beside the first photos of each kind of mistake, and a line that says how to read them, or why there are none."
     kinds = [*values.get("danger_photos", []), {"photos": values.get("wrong") or values.get("most_wrong") or []}]
-    tiles = [(kind, tile, label) for kind in kinds for tile in kind["photos"][:_MOST_LOOKS] if (label := _answer_of(tile, known)) and tile["image"]]
+    tiles = [
+        (kind, tile, label)
+        for kind in kinds
+        for tile in kind["photos"][:_MOST_LOOKS]
+        if (label := _answer_of(tile, known)) and tile["image"]
+    ]
     if look is None or not tiles:
         return
     wanted = [(_find_file(tile["path"], folders), label, kind.get("target", "")) for kind, tile, label in tiles]
@@ -390,9 +427,13 @@ def _say_looks(problems: set[str]) -> str:
         return ""
     if "" not in problems:
         return f"Where the network looked is not shown: {sorted(problems)[0].rstrip('.')}."
-    return ("Below a photo: where the network looked. Bright is what spoke for the answer. The number is its deletion score, the mean probability of the "
-            "answer while the bright parts are blurred away bit by bit, beside that of parts chosen at random: the lower it is against that, the more "
-            "the answer hung on what is bright.")
+    return (
+        "Below a photo: where the network looked. Bright is what spoke for the answer. The number is its deletion score, the "
+        "mean probability of the "
+        "answer while the bright parts are blurred away bit by bit, beside that of parts chosen at random: the lower it is "
+        "against that, the more "
+        "the answer hung on what is bright."
+    )
 
 # %% ../../nbs/evaluate/08_report.ipynb #a35469cd
 def _make_verdicts(facts: RunFacts, name: str) -> list[dict]:
@@ -457,11 +498,16 @@ def _make_calibration(
     for target in dict.fromkeys([*measured, *sets]):
         each = {name: values for name, values in (measured.get(target) or {}).items() if name in ("before", "after")}
         each = each if cooled else {"as they are": each["before"]} if each else {}
-        parts.append({
-            "target": target if len({*measured, *sets}) > 1 else "", "errors": [{"name": name, **values} for name, values in each.items()],
-            "chart": lay_reliability({name: values["table"] for name, values in each.items()} | _lines_here(here, target)) if each else None,
-            "set": sets.get(target),
-        })
+        parts.append(
+            {
+                "target": target if len({*measured, *sets}) > 1 else "",
+                "errors": [{"name": name, **values} for name, values in each.items()],
+                "chart": lay_reliability({name: values["table"] for name, values in each.items()} | _lines_here(here, target))
+                if each
+                else None,
+                "set": sets.get(target),
+            }
+        )
     where = "" if here is None else "These figures come from training, and not from the photos of this page; what those show stands above."
     notes = say_limits(trust, temperature) + [said for said in [_say_aside(facts, source)] if said]
     return {"calibration": {"source": say_source(source), "where": where, "temperature": say_temperature(temperature) if cooled else "",
@@ -482,7 +528,8 @@ def _say_aside(facts: RunFacts, source: Mapping[str, Any]) -> str:  # empty wher
     n, got = int(counts.get("train", 0) + counts.get("calibration", 0)), int(counts.get("calibration", 0))
     if abs(got - asked * n) < max(2, 0.2 * asked * n):
         return ""
-    return f"data.calibration asked for {asked:.0%} of the training photos; {got} of {n} ({got / n:.0%}) were set aside, as groups stay whole and each class gives one."
+    given = f"{got} of {n} ({got / n:.0%}) were set aside, as groups stay whole and each class gives one"
+    return f"data.calibration asked for {asked:.0%} of the training photos; {given}."
 
 # %% ../../nbs/evaluate/08_report.ipynb #ab899d84
 def _make_details(facts: RunFacts) -> dict[str, Any]:

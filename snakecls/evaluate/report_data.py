@@ -179,8 +179,12 @@ def lay_thresholds(split: SplitFacts | ListFacts) -> dict[str, Any]:  # threshol
         roc[f"{split.labels[i]} {auc(points.iloc[:, 1], points.iloc[:, 2]):.2f}"] = points.iloc[:, 1:].to_numpy().tolist()
         pr[f"{split.labels[i]} {average_precision_score(truth[:, i], split.probs[:, i]):.2f}"] = other.iloc[:, 1:].to_numpy().tolist()
     shown = f" Shown are the {_MOST_CURVES} labels with most photos, of {len(places)}." if len(places) > _MOST_CURVES else ""
-    line = ("Each point of a curve is a threshold above which the label counts. ROC: the share that is found, over the share of the others that is "
-            f"found too; on the line it is guessed. Beside it, how much of what is found is right. The number is the area below the curve.{shown}")
+    line = (
+        "Each point of a curve is a threshold above which the label counts. ROC: the share that is found, over the share of "
+        "the others that is "
+        "found too; on the line it is guessed. Beside it, how much of what is found is right. The number is the area below the "
+        f"curve.{shown}"
+    )
     return {"threshold_curves": {"line": line, "charts": [
         lay_square(roc, x_name="others found too", y_name="found", diagonal=True) | {"title": "ROC"},
         lay_square(pr, x_name="found (recall)", y_name="of those, right (precision)") | {"title": "Precision and recall"}]}}

@@ -30,7 +30,8 @@ def rank_by_cost(
     probs: np.ndarray,  # (n_labels,), of one photo
     fitted: Mapping[str, Any],
 ) -> list[int]:  # label numbers, the cheapest answer first
-    "Rank the answers of one photo by expected cost; of equal ones the likelier first. Among the venomous, and among the harmless, the order stays."
+    "Rank the answers of one photo by expected cost; of equal ones the likelier first. Among the venomous, and among the "
+    "harmless, the order stays."
     probs = np.asarray(probs, np.float64)
     costs = expected_costs(probs, fitted)
     return np.lexsort((np.arange(len(probs)), -probs, costs.round(12))).tolist()
@@ -57,7 +58,9 @@ def venom_prob(
     "Give the calibrated probability that the snake is venomous, or one of which it is not known."
     probs = np.asarray(probs, np.float64)
     if probs.shape[-1:] != (fitted["n_labels"],):
-        raise UserError(f"the probabilities have the shape {probs.shape}, and the costs are of {fitted['n_labels']} labels; give one for each.")
+        raise UserError(
+            f"the probabilities have the shape {probs.shape}, and the costs are of {fitted['n_labels']} labels; give one for each."
+        )
     said = _apply_calibration(_raw_venom(probs, fitted["venomous"]), fitted["calibration"])
     return float(said) if probs.ndim == 1 else said
 
@@ -70,7 +73,8 @@ def recalibrate(
     probs: np.ndarray,  # (n, n_labels) or (n_labels,)
     fitted: Mapping[str, Any],
 ) -> np.ndarray:  # the same shape, rows sum to 1
-    "Scale the venomous labels together, and the others together, to the calibrated probability of venom; within each group nothing changes."
+    "Scale the venomous labels together, and the others together, to the calibrated probability of venom; within each group "
+    "nothing changes."
     probs = np.asarray(probs, np.float64)
     said, venomous = np.asarray(venom_prob(probs, fitted))[..., None], _counts_as_venomous(fitted["venomous"])
     raw = _raw_venom(probs, fitted["venomous"])[..., None]
@@ -87,20 +91,28 @@ LEVELS = ("unlikely", "possible", "likely")
 def risk_level(
     probs: np.ndarray,  # (n_labels,), of one photo
     fitted: Mapping[str, Any],
-) -> dict[str, Any]:  # level (of `LEVELS`), danger, venom_prob, threshold, unknown_prob (the part of it of labels of which it is not known), tested (from `tested_like`)
+) -> dict[str, Any]:  # level (of `LEVELS`), danger, venom_prob, threshold, unknown_prob (its part not known), tested (`tested_like`)
     "Choose the level of risk with the smaller expected cost."
     costs, said = fitted["costs"], float(venom_prob(np.asarray(probs), fitted))
     cut = costs["01"] / (costs["01"] + costs["10"])
     unknown = float(sum(prob for prob, state in zip(probs, fitted["venomous"]) if state is None))
     level = "unlikely" if said < cut else "likely" if said >= max(0.5, cut) else "possible"
-    return {"level": level, "danger": fitted["danger"], "venom_prob": said, "threshold": cut, "unknown_prob": unknown, "tested": tested_like(fitted, said)}
+    return {
+        "level": level,
+        "danger": fitted["danger"],
+        "venom_prob": said,
+        "threshold": cut,
+        "unknown_prob": unknown,
+        "tested": tested_like(fitted, said),
+    }
 
 
 def tested_like(
     fitted: Mapping[str, Any],
     said: float,  # a probability of venom
-) -> dict[str, Any] | None:  # n: photos whose probability was in the same tenth; venomous: how many were; high: the most that their share may be (95 %)
-    "Tell what became of photos that were rated like this one, when they were answered without having been learned; None where there was none."
+) -> dict[str, Any] | None:  # n: photos rated in the same tenth; venomous: how many were; high: the most that their share may be (95 %)
+    "Tell what became of photos that were rated like this one, when they were answered without having been learned; None where "
+    "there was none."
     tenth = min(int(said * 10), 9)
     for row in (fitted.get("reliability") or {}).get("after", ()):
         if min(int(row["said"] * 10), 9) == tenth:
@@ -150,7 +162,11 @@ def say_tested(
     tried = f"of {n} photos of the kinds it learned from that were rated like this"
     if wrong:
         return f"When it was tried, {wrong} {tried} {'was' if wrong == 1 else 'were'} {name} all the same."
-    return f"When it was tried, none {tried} was {name}; with so many, up to {found['high']:.0%} may be." if found["high"] >= risk["venom_prob"] else ""
+    return (
+        f"When it was tried, none {tried} was {name}; with so many, up to {found['high']:.0%} may be."
+        if found["high"] >= risk["venom_prob"]
+        else ""
+    )
 
 # %% ../../nbs/evaluate/15_risk.ipynb #7e32203f
 def label_states(
@@ -175,11 +191,18 @@ def lookalike_warning(
     probs: np.ndarray,  # (n_labels,)
     labels: Sequence[str],
     venomous: Sequence[bool | None],  # (n_labels,), as in `fit_risk`
-) -> dict[str, Any] | None:  # answer, state (False, or None: not known), venomous: labels, unknown: labels, prob; None where there is nothing to warn of
+) -> dict[str, Any] | None:  # answer, state (False, or None: not known), venomous, unknown (labels), prob; None: nothing to warn of
     "Find the venomous look-alikes, and those of which it is not known, of an answer that is not venomous."
     if not len(labels) == len(probs) == len(venomous):
-        raise UserError(f"there are {len(labels)} labels, {len(probs)} probabilities and {len(venomous)} venom states; give one of each for every label.")
-    inside = [*map(str, in_set)] if all(isinstance(one, str) for one in in_set) else [label for label, there in zip(labels, in_set, strict=True) if there]
+        raise UserError(
+            f"there are {len(labels)} labels, {len(probs)} probabilities and {len(venomous)} venom states; give one of each for "
+            "every label."
+        )
+    inside = (
+        [*map(str, in_set)]
+        if all(isinstance(one, str) for one in in_set)
+        else [label for label, there in zip(labels, in_set, strict=True) if there]
+    )
     if strange := sorted(set(inside) - {*labels}):
         raise unknown_name("label of the prediction set", strange[0], labels)
     if venomous[top] is True:
@@ -188,8 +211,13 @@ def lookalike_warning(
     dangerous, unknown = ([i for i in others if venomous[i] is state] for state in (True, None))
     if not dangerous and not (unknown and venomous[top] is False):
         return None
-    return {"answer": labels[top], "state": venomous[top], "venomous": [labels[i] for i in dangerous], "unknown": [labels[i] for i in unknown],
-            "prob": float(sum(probs[i] for i in (*dangerous, *unknown)))}
+    return {
+        "answer": labels[top],
+        "state": venomous[top],
+        "venomous": [labels[i] for i in dangerous],
+        "unknown": [labels[i] for i in unknown],
+        "prob": float(sum(probs[i] for i in (*dangerous, *unknown))),
+    }
 
 
 def say_lookalike(
@@ -224,14 +252,25 @@ def fit_risk(
     probs, targets, states = np.asarray(probs, np.float64), np.asarray(targets), _check_venomous(venomous)
     costs = _check_costs(costs)
     if probs.ndim != 2 or probs.shape[1] != len(states) or len(probs) != len(targets) or not len(probs):
-        raise UserError(f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and {len(states)} venom states; give one row for each photo.")
+        raise UserError(
+            f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and {len(states)} venom states; give "
+            "one row for each photo."
+        )
     known = np.array([state is not None for state in states])[targets]
     said, truth = _raw_venom(probs[known], states), np.array([state is True for state in states])[targets[known]]
     fold = _fold_numbers(np.arange(len(probs)) if groups is None else np.asarray(groups), folds, seed)[known]
     kind, losses, crossed = _choose_calibration(said, truth, fold)
     return {
-        "format": 1, "n_labels": len(states), "costs": costs, "danger": danger, "venomous": states, "calibration": _fit_calibration(kind, said, truth),
-        "n": int(known.sum()), "n_venomous": int(truth.sum()), "n_unknown": int((~known).sum()), "loss": losses,
+        "format": 1,
+        "n_labels": len(states),
+        "costs": costs,
+        "danger": danger,
+        "venomous": states,
+        "calibration": _fit_calibration(kind, said, truth),
+        "n": int(known.sum()),
+        "n_venomous": int(truth.sum()),
+        "n_unknown": int((~known).sum()),
+        "loss": losses,
         "reliability": {"before": reliability_bins(said, truth), "after": reliability_bins(crossed, truth)} if len(said) else {},
     }
 
@@ -248,7 +287,15 @@ def reliability_bins(
     for i in np.unique(number):
         rows = number == i
         low, high = share_interval(int(truth[rows].sum()), int(rows.sum()))
-        found.append({"n": int(rows.sum()), "said": round(float(said[rows].mean()), 4), "share": round(float(truth[rows].mean()), 4), "low": round(low, 4), "high": round(high, 4)})
+        found.append(
+            {
+                "n": int(rows.sum()),
+                "said": round(float(said[rows].mean()), 4),
+                "share": round(float(truth[rows].mean()), 4),
+                "low": round(low, 4),
+                "high": round(high, 4),
+            }
+        )
     return found
 
 # %% ../../nbs/evaluate/15_risk.ipynb #ba0e8872
@@ -299,7 +346,7 @@ ENOUGH = 1000  # photos from which an isotonic curve may be chosen
 
 
 def _choose_calibration(said: np.ndarray, truth: np.ndarray, fold: np.ndarray) -> tuple[str, dict[str, float], np.ndarray]:
-    "Score each kind on folds that it has not seen; gives the best (of equal ones the simplest), all losses, and the best one's probabilities."
+    "Score each kind on folds that it has not seen; gives the best (of equals the simplest), all losses, and the best one's probabilities."
     crossed = {kind: said.copy() for kind in KINDS}
     if len(truth) and 0 < truth.sum() < len(truth):
         for i in np.unique(fold):
@@ -374,7 +421,10 @@ def _check_venomous(venomous: Sequence[bool | None]) -> list[bool | None]:
 def _check_costs(costs: Mapping[str, float]) -> dict[str, float]:
     "Refuse a table of costs that is none."
     if not isinstance(costs, Mapping) or set(costs) != set(PAIRS) or not all(_is_finite(cost) and cost >= 0 for cost in costs.values()):
-        raise UserError(f"costs are {costs!r}; give a number of at least 0 for each of {', '.join(PAIRS)}: true group and the answer's, 0 harmless and 1 venomous.")
+        raise UserError(
+            f"costs are {costs!r}; give a number of at least 0 for each of {', '.join(PAIRS)}: true group and the answer's, 0 "
+            "harmless and 1 venomous."
+        )
     if costs["10"] <= 0 or costs["01"] <= 0:
         raise UserError("costs 01 and 10 have to be above 0: an answer of the wrong group is never free.")
     return {pair: costs[pair] for pair in PAIRS}

@@ -35,7 +35,7 @@ def headline_scores(
     predictions: pd.DataFrame,  # with true labels
     labels: Sequence[str],  # of the model
     *,
-    groups: Sequence | None = None,  # (n,), of each photo, such as its animal: those of one group are drawn together; an empty one stands alone
+    groups: Sequence | None = None,  # (n,), of each photo, such as its animal: drawn together; an empty one stands alone
     top_k: Sequence[int] = (3,),  # for one label per photo
     n: int = 1000,  # draws of the bootstrap; for areas under curves a fifth of them
     seed: int = 0,
@@ -55,8 +55,12 @@ def _measures(part: OneLabel | MultiLabel, predictions: pd.DataFrame, labels: Se
     "List the scores of one label per photo."
     truth, probs = _codes(predictions, labels), table_probs(predictions)
     first = _recall_row(labels[int(truth[0])], truth, probs, n) if len(set(truth)) == 1 else []
-    rows: list[tuple] = [("f1_macro", "macro F1", "f1_macro", truth, probs.argmax(1), n), ("f1_weighted", "weighted F1", "f1_weighted", truth, probs.argmax(1), n),
-            ("accuracy", "accuracy", "accuracy", truth, probs.argmax(1), n), ("balanced_accuracy", "balanced accuracy", "balanced_accuracy", truth, probs.argmax(1), n)]
+    rows: list[tuple] = [
+        ("f1_macro", "macro F1", "f1_macro", truth, probs.argmax(1), n),
+        ("f1_weighted", "weighted F1", "f1_weighted", truth, probs.argmax(1), n),
+        ("accuracy", "accuracy", "accuracy", truth, probs.argmax(1), n),
+        ("balanced_accuracy", "balanced accuracy", "balanced_accuracy", truth, probs.argmax(1), n),
+    ]
     if first:
         rows = first + rows[:2]  # the others are that recall again
     tops = {f"top{k}_accuracy": k for k in top_k if k < len(labels)}
@@ -77,8 +81,10 @@ def _codes(predictions: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:  # (
     codes = predictions["label"].map(number)
     if codes.isna().any():
         unknown = sorted(set(predictions["label"][codes.isna()].astype(str)))
-        raise UserError(f"{int(codes.isna().sum())} of {len(predictions)} photos have labels that the model does not know, such as {some(unknown, 2)}; "
-                        "score those that it knows, and look at the others apart.")
+        raise UserError(
+            f"{int(codes.isna().sum())} of {len(predictions)} photos have labels that the model does not know, such as {some(unknown, 2)}; "
+            "score those that it knows, and look at the others apart."
+        )
     return codes.to_numpy(int)
 
 # %% ../../nbs/evaluate/10_scores.ipynb #217e2506
@@ -125,10 +131,11 @@ def join_observations(
     predictions: pd.DataFrame,  # of photos
     observations: Sequence,  # (n,), of each photo: which animal or event it shows; an empty one stands alone
     labels: Sequence[str],
-) -> pd.DataFrame:  # as `probs_table` makes it, one row an observation; path: that of its first photo, `observation` and how many `photos` it has
+) -> pd.DataFrame:  # as of `probs_table`, a row an observation; path: of its first photo; `observation`, and its number of `photos`
     """Answer observations by the mean of their photos' logits; raises `UserError` for one whose photos have different labels.
 
-    For one label per photo the mean of log-probabilities, normalised; for several the mean of each label's logit, and thresholds are no longer known: 0.5."""
+    For one label per photo the mean of log-probabilities, normalised; for several the mean of each label's logit, and
+    thresholds are no longer known: 0.5."""
     part = table_problem(predictions)
     if len(observations) != len(predictions):
         raise UserError(f"there are {len(observations)} observations for {len(predictions)} photos; give one of each photo.")
@@ -139,7 +146,9 @@ def join_observations(
     means = _mean_logits(part, table_probs(table), codes)
     first = pd.Series(codes).drop_duplicates().index
     joined = probs_table(table["path"].iloc[first], truth, means, labels, problem=part)
-    return joined.assign(observation=[names[i].removeprefix("=") if names[i].startswith("=") else "" for i in first], photos=np.bincount(codes))
+    return joined.assign(
+        observation=[names[i].removeprefix("=") if names[i].startswith("=") else "" for i in first], photos=np.bincount(codes)
+    )
 
 
 def _one_truth(part: OneLabel | MultiLabel, rows: pd.DataFrame) -> Any:
@@ -147,7 +156,10 @@ def _one_truth(part: OneLabel | MultiLabel, rows: pd.DataFrame) -> Any:
     cells = rows[part.answers].tolist()
     if any(part.names(cell) != part.names(cells[0]) for cell in cells[1:]):
         said = some(dict.fromkeys(";".join(part.names(cell)) for cell in cells), 3)
-        raise UserError(f"the observation of {rows['path'].iloc[0]} has photos with different labels ({said}); give each its own observation, or correct the labels.")
+        raise UserError(
+            f"the observation of {rows['path'].iloc[0]} has photos with different labels ({said}); give each its own "
+            "observation, or correct the labels."
+        )
     return cells[0]
 
 
@@ -178,7 +190,8 @@ def plot_curves(
     axes: Any = None,  # two matplotlib axes: ROC and precision-recall; a new figure without
     most: int = 8,  # labels that are drawn: those with most photos
 ) -> Any:  # the axes
-    "Plot the ROC and the precision-recall curve of each label, with the area under it; a label that all photos have, or none, has no curve."
+    "Plot the ROC and the precision-recall curve of each label, with the area under it; a label that all photos have, or none, "
+    "has no curve."
     if axes is None:
         import matplotlib.pyplot as plt
 
@@ -189,10 +202,21 @@ def plot_curves(
     for i in drawn:
         for ax, kind, area in zip(axes, ("roc", "pr"), (_roc_auc, _average_precision)):
             points = curve_table(targets[:, i], probs[:, i], kind)
-            ax.plot(points.iloc[:, 1], points.iloc[:, 2], label=f"{labels[i]} {area(targets[:, i], probs[:, i]):.2f}", linewidth=1.6, drawstyle="steps-post" if kind == "pr" else "default")
+            ax.plot(
+                points.iloc[:, 1],
+                points.iloc[:, 2],
+                label=f"{labels[i]} {area(targets[:, i], probs[:, i]):.2f}",
+                linewidth=1.6,
+                drawstyle="steps-post" if kind == "pr" else "default",
+            )
     axes[0].plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=(0, (4, 4)))
     axes[0].set(xlabel="share of the others that is found, too", ylabel="share that is found (recall)", title="ROC, with the area below")
-    axes[1].set(xlabel="share that is found (recall)", ylabel="share of what is found that is right", title="Precision and recall, with average precision", ylim=(0, 1.02))
+    axes[1].set(
+        xlabel="share that is found (recall)",
+        ylabel="share of what is found that is right",
+        title="Precision and recall, with average precision",
+        ylim=(0, 1.02),
+    )
     for ax, place in zip(axes, ("lower right", "lower left")):
         ax.legend(frameon=False, fontsize=8, loc=place)
         ax.spines[["top", "right"]].set_visible(False)
@@ -213,12 +237,15 @@ def scores_text(
     width = max(len(score.title) for score in scores)
     lines = [f"{score.title:{width}}  {score.value:.3f}  ({score.low:.3f} to {score.high:.3f})" for score in scores]
     how = f", drawn by {drawn_by}" if drawn_by else ""
-    classes = _class_lines(table_problem(predictions), predictions, labels, thresholds, most, unit.split(" ", 1)[0])  # of 'observations of 40 photos'
+    noun = unit.split(" ", 1)[0]  # of 'observations of 40 photos'
+    classes = _class_lines(table_problem(predictions), predictions, labels, thresholds, most, noun)
     return "\n".join([f"{len(predictions)} {unit}, 95 % intervals{how}", *lines, "", *classes])
 
 
 @singledispatch
-def _class_lines(part: OneLabel | MultiLabel, predictions: pd.DataFrame, labels: Sequence[str], thresholds: Any, most: int, unit: str) -> list[str]:
+def _class_lines(
+    part: OneLabel | MultiLabel, predictions: pd.DataFrame, labels: Sequence[str], thresholds: Any, most: int, unit: str
+) -> list[str]:
     matrix = count_confusion(predictions["label"], predictions["predicted"], labels)
     seen = [i for i in range(len(labels)) if matrix[i].any() or matrix[:, i].any()]
     lines = _matrix_lines(matrix[np.ix_(seen, seen)], [labels[i] for i in seen]) if len(seen) <= 12 else _pair_lines(matrix, labels)
@@ -236,12 +263,25 @@ def _matrix_lines(matrix: np.ndarray, labels: Sequence[str]) -> list[str]:
     width, cell = max(map(len, labels)), max(4, len(str(matrix.max())) + 2)
     head = f"{'Truth (row), answer (column)':{width + 4}}" + "".join(f"{i + 1:>{cell}}" for i in range(len(labels)))
     wide = len(head) - cell * len(labels)
-    return [head, *(f"{i + 1:>2}  {label:{wide - 4}}" + "".join(f"{n or '·':>{cell}}" for n in row) for i, (label, row) in enumerate(zip(labels, matrix)))]
+    return [
+        head,
+        *(
+            f"{i + 1:>2}  {label:{wide - 4}}" + "".join(f"{n or '·':>{cell}}" for n in row)
+            for i, (label, row) in enumerate(zip(labels, matrix))
+        ),
+    ]
 
 
 def _pair_lines(matrix: np.ndarray, labels: Sequence[str]) -> list[str]:
     pairs = list_confused(matrix, labels)
-    return ["Taken most often for another:", *(f"  {row.label} for {row.predicted}: {row.count} of {round(row.count / row.share)}" for row in pairs.itertuples(index=False))] if len(pairs) else []
+    return (
+        [
+            "Taken most often for another:",
+            *(f"  {row.label} for {row.predicted}: {row.count} of {round(row.count / row.share)}" for row in pairs.itertuples(index=False)),
+        ]
+        if len(pairs)
+        else []
+    )
 
 
 def _table_lines(table: pd.DataFrame, most: int, unit: str, more: tuple[str, ...] = ()) -> list[str]:
@@ -250,8 +290,14 @@ def _table_lines(table: pd.DataFrame, most: int, unit: str, more: tuple[str, ...
     width = max([5, *map(len, shown["label"])])
     lines = [f"{'class':{width}}  precision  recall     F1  {unit}" + "".join(f"  {name}" for name in more)]
     for row in shown.to_dict("records"):
-        cells = [f"{row[key]:>{space}.2f}" if row[key] == row[key] else f"{'–':>{space}}" for key, space in (("precision", 9), ("recall", 6), ("f1", 5))]
-        lines.append(f"{row['label']:{width}}  {'  '.join(cells)}  {row['n']:>{len(unit)}}" + "".join(f"  {row[name]:>{len(name)}.2f}" for name in more))
+        cells = [
+            f"{row[key]:>{space}.2f}" if row[key] == row[key] else f"{'–':>{space}}"
+            for key, space in (("precision", 9), ("recall", 6), ("f1", 5))
+        ]
+        lines.append(
+            f"{row['label']:{width}}  {'  '.join(cells)}  {row['n']:>{len(unit)}}"
+            + "".join(f"  {row[name]:>{len(name)}.2f}" for name in more)
+        )
     return lines + ([f"… and {left} classes with a higher F1"] if left > 0 else [])
 
 # %% ../../nbs/evaluate/10_scores.ipynb #2c36016a
@@ -262,5 +308,9 @@ def class_rows(
 ) -> list[dict[str, Any]]:  # label, precision, recall, f1, n, …, the weakest first; None where a share is not known
     "Give the table of classes for programs."
     several = isinstance(table_problem(predictions), MultiLabel)
-    table = score_labels(*table_lists(predictions, labels), labels, thresholds=thresholds) if several else score_classes(predictions["label"], predictions["predicted"], labels)
+    table = (
+        score_labels(*table_lists(predictions, labels), labels, thresholds=thresholds)
+        if several
+        else score_classes(predictions["label"], predictions["predicted"], labels)
+    )
     return [{key: None if value != value else value for key, value in row.items()} for row in table.to_dict("records")]

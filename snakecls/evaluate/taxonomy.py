@@ -40,7 +40,10 @@ def finest_answer(
     "Give the finest level that is sure, and the likeliest label within it."
     row = np.asarray(probs, np.float64)
     if row.shape != (fitted["n_labels"],) or len(labels) != fitted["n_labels"]:
-        raise UserError(f"the tree of names is of {fitted['n_labels']} labels, and there are {len(labels)} labels and probabilities of the shape {row.shape}.")
+        raise UserError(
+            f"the tree of names is of {fitted['n_labels']} labels, and there are {len(labels)} labels and probabilities of the "
+            f"shape {row.shape}."
+        )
     for level in fitted["levels"]:
         group, prob, inside = _rank_groups(row, labels, fitted["ranks"], level["rank"])
         if group is not None and level["threshold"] is not None and prob >= level["threshold"]:
@@ -48,7 +51,9 @@ def finest_answer(
     return _describe(None, None, None, list(range(len(labels))), row, labels)
 
 # %% ../../nbs/evaluate/14_taxonomy.ipynb #8cdbc87f
-def _rank_groups(probs: np.ndarray, labels: Sequence[str], ranks: Mapping[str, Sequence[str | None]], rank: str) -> tuple[str | None, float, list[int]]:
+def _rank_groups(
+    probs: np.ndarray, labels: Sequence[str], ranks: Mapping[str, Sequence[str | None]], rank: str
+) -> tuple[str | None, float, list[int]]:
     "Find the likeliest group of a rank, its probability and its labels; None where no group has two labels."
     if rank == "species":
         first = int(probs.argmax())
@@ -77,7 +82,13 @@ def _describe(
     top = max(inside, key=lambda i: probs[i])
     whole = prob or float(probs.sum())
     most = {"label": labels[top], "prob": float(probs[top]), "share": float(probs[top] / whole) if whole else 0.0}
-    return {"rank": rank, "name": name, "prob": prob, "most_likely": most, "others": [labels[i] for i in inside if i != top] if rank else []}
+    return {
+        "rank": rank,
+        "name": name,
+        "prob": prob,
+        "most_likely": most,
+        "others": [labels[i] for i in inside if i != top] if rank else [],
+    }
 
 # %% ../../nbs/evaluate/14_taxonomy.ipynb #23e610fc
 def say_answer(
@@ -122,7 +133,10 @@ def fit_taxonomy(
     probs, targets = np.asarray(probs, np.float64), np.asarray(targets)
     if probs.ndim != 2 or len(probs) != len(targets) or not len(probs) or any(len(names) != probs.shape[1] for names in ranks.values()):
         sizes = {rank: len(names) for rank, names in ranks.items()}
-        raise UserError(f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and names {sizes}; give one row for each photo, one name for each label.")
+        raise UserError(
+            f"there are probabilities of the shape {probs.shape}, {len(targets)} classes and names {sizes}; give one row for "
+            "each photo, one name for each label."
+        )
     if not 0.5 <= promise < 1 or not set(ranks) <= set(RANKS[1:]):
         raise UserError(f"promise is {promise} and ranks are {list(ranks)}; give a share from 0.5 to below 1, and ranks genus and family.")
     levels, left = [], np.ones(len(probs), bool)
@@ -135,7 +149,13 @@ def fit_taxonomy(
         level, answered = _choose_level(right, sure, left, promise)
         levels.append({"rank": rank, **level})
         left &= ~answered
-    return {"format": 1, "promise": promise, "n_labels": probs.shape[1], "ranks": {rank: list(names) for rank, names in ranks.items()}, "levels": levels}
+    return {
+        "format": 1,
+        "promise": promise,
+        "n_labels": probs.shape[1],
+        "ranks": {rank: list(names) for rank, names in ranks.items()},
+        "levels": levels,
+    }
 
 # %% ../../nbs/evaluate/14_taxonomy.ipynb #a76747fd
 def _choose_level(right: np.ndarray, sure: np.ndarray, left: np.ndarray, promise: float) -> tuple[dict[str, Any], np.ndarray]:
@@ -145,12 +165,22 @@ def _choose_level(right: np.ndarray, sure: np.ndarray, left: np.ndarray, promise
     last = sure[order] > np.append(sure[order][1:], -1)  # equal probabilities cannot be cut apart
     fits = np.flatnonzero(kept & last & (sure[order] >= LEAST))
     if not len(fits):
-        return {"threshold": None, "n": int(left.sum()), "answered": 0, "right": 0, "low": None, "high": None, "few": True}, np.zeros(len(sure), bool)
+        return {"threshold": None, "n": int(left.sum()), "answered": 0, "right": 0, "low": None, "high": None, "few": True}, np.zeros(
+            len(sure), bool
+        )
     cut = max(LEAST, float(np.floor(sure[order][fits[-1]] * 1e6) / 1e6))
     answered = left & (sure >= cut)
     n, n_right = int(answered.sum()), int(right[answered].sum())
     low, high = share_interval(n_right, n)
-    return {"threshold": cut, "n": int(left.sum()), "answered": n, "right": n_right, "low": round(low, 4), "high": round(high, 4), "few": n < FEW}, answered
+    return {
+        "threshold": cut,
+        "n": int(left.sum()),
+        "answered": n,
+        "right": n_right,
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "few": n < FEW,
+    }, answered
 
 # %% ../../nbs/evaluate/14_taxonomy.ipynb #b6e70768
 KEYS = {"format", "promise", "n_labels", "ranks", "levels"}
@@ -171,9 +201,15 @@ def check_taxonomy(
     if values["n_labels"] != n_labels or not isinstance(ranks, dict) or not set(ranks) <= set(RANKS[1:]):
         raise refuse(f"is of {values['n_labels']!r} labels, and the bundle has {n_labels}, or has other ranks than genus and family")
     for rank, names in ranks.items():
-        if not isinstance(names, list) or len(names) != n_labels or not all(name is None or (isinstance(name, str) and name.strip()) for name in names):
+        if (
+            not isinstance(names, list)
+            or len(names) != n_labels
+            or not all(name is None or (isinstance(name, str) and name.strip()) for name in names)
+        ):
             raise refuse(f"has no {rank} for each label")
-    if not isinstance(levels, list) or [_check_level(level) for level in levels] != [rank for rank in RANKS if rank == "species" or rank in ranks]:
+    if not isinstance(levels, list) or [_check_level(level) for level in levels] != [
+        rank for rank in RANKS if rank == "species" or rank in ranks
+    ]:
         raise refuse("has a level that is none, or not one for each rank, the finest first")
     return values
 

@@ -93,8 +93,9 @@ def judge_thresholds(
     return {
         "kind": "warn" if clear and compared.difference < 0 else "",
         "title": f"Tuned thresholds: {gain} macro F1" if clear else f"Tuned thresholds: no difference that {n} test photos could show",
-        "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on {metrics['thresholds'].get('on', 'validation photos')}, against 0.5 for all: {gain} (95 % "
-                f"{compared.low:+.3f} to {compared.high:+.3f}); measured on {n} test photos, which had no part in it.",
+        "text": f"{MODE_NAMES.get(mode, mode).capitalize()} on {metrics['thresholds'].get('on', 'validation photos')}, "
+        f"against 0.5 for all: {gain} (95 % "
+        f"{compared.low:+.3f} to {compared.high:+.3f}); measured on {n} test photos, which had no part in it.",
     }
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #4f4f8450
@@ -223,7 +224,8 @@ def say_expected(
         text += (f", from the out-of-fold answers of {found['folds']} folds ({found['spread']}): each photo was answered by a model of "
                  "the same settings that had not seen it")
     else:
-        text += f", which is the score of {winner} on its validation photos; they are trained on now, so nothing can be measured on them any more"
+        text += f", which is the score of {winner} on its validation photos; they are trained on now, so nothing can be "
+        text += "measured on them any more"
     others = ", ".join(f"target '{target}' {_say_score(scores)}" for target, scores in (found.get("targets") or {}).items())
     chosen = [say_chosen(found)] + ([f"the settings were the best of {found['trials']} trials on them"] if found["trials"] else [])
     flatters = " and ".join(filter(None, chosen))
@@ -240,7 +242,9 @@ def say_calibration(
     "Say which calibration stands in the bundle, and from which photos it is."
     found = final["calibration"]
     whose = f"from {found['n']} out-of-fold answers" if found["from"] == "out of fold" else f"that of {final['winner']}"
-    parts = [f"temperature {say_temperature(found['temperature'])}"] + ([f"thresholds ({MODE_NAMES[found['thresholds']]})"] if found["thresholds"] else [])
+    parts = [f"temperature {say_temperature(found['temperature'])}"] + (
+        [f"thresholds ({MODE_NAMES[found['thresholds']]})"] if found["thresholds"] else []
+    )
     return f"calibration in the bundle: {' and '.join(parts)}, {whose}"
 
 
@@ -252,8 +256,10 @@ def judge_final(
     if not final:
         return None
     said, calibrated = say_expected(final), say_calibration(final)
-    text = (f"The settings of {final['winner']}, trained on its {final['photos']['train']} training and {final['photos']['valid']} validation "
-            f"photos together. {said[:1].upper()}{said[1:]}. {calibrated[:1].upper()}{calibrated[1:]}.")
+    text = (
+        f"The settings of {final['winner']}, trained on its {final['photos']['train']} training and {final['photos']['valid']} validation "
+        f"photos together. {said[:1].upper()}{said[1:]}. {calibrated[:1].upper()}{calibrated[1:]}."
+    )
     return {"kind": "", "title": "A final model, without a validation score", "text": text}
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #7ae51ae6
@@ -273,7 +279,13 @@ def is_cooled(temperature: Any) -> bool:
 
 def _each_temperature(temperature: Any) -> list[float]:
     "List the temperatures of a model: one, one for each label, or one for each target."
-    return list(temperature.values()) if isinstance(temperature, Mapping) else list(temperature) if isinstance(temperature, Sequence) else [temperature]
+    return (
+        list(temperature.values())
+        if isinstance(temperature, Mapping)
+        else list(temperature)
+        if isinstance(temperature, Sequence)
+        else [temperature]
+    )
 
 
 SOURCES = {
@@ -302,8 +314,11 @@ def say_cooling(
     if all(better) or after == before:
         return ""
     what = "helped in one way only" if any(better) else "did not help"
-    return (f"On photos that it was not fitted on, the temperature {what} (log loss {before['loss']:.3f}, then {after['loss']:.3f}; probabilities "
-            f"off by {100 * before['ece']:.1f}, then {100 * after['ece']:.1f} points); trust.temperature=none leaves it out.")
+    return (
+        f"On photos that it was not fitted on, the temperature {what} (log loss {before['loss']:.3f}, then {after['loss']:.3f}; "
+        "probabilities "
+        f"off by {100 * before['ece']:.1f}, then {100 * after['ece']:.1f} points); trust.temperature=none leaves it out."
+    )
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #57aac5c1
 def say_limits(

@@ -26,24 +26,40 @@ def count_warnings(
     countries: Sequence[str | None] | None = None,  # (n,) where each photo was taken; None: not given
     groups: Sequence | None = None,  # (n,), of each photo: those of one group are drawn together
     unit: str = "photos",  # what is counted
-) -> dict[str, Any] | None:  # danger, unit, first, dangerous and other: n, and of each level of warning how many; None where the model has no costs
-    """Count what is shown: how loudly it is warned of photos of something dangerous, and of others, and how often the first answer is right.
+) -> dict[str, Any] | None:  # danger, unit, first, dangerous and other (n, and how many of each level of warning); None: no costs
+    """Count what is shown: how loudly it is warned of dangerous photos, and of others, and how often the first answer is right.
 
     Whether a photo is like those that the model knows is not asked here."""
     if not (risk := trust.get("risk")):
         return None
-    told = [decide(row, labels, trust, target=target, country=country)
-            for row, country in zip(table_probs(predictions).astype(float), countries if countries is not None else [None] * len(predictions), strict=True)]
+    told = [
+        decide(row, labels, trust, target=target, country=country)
+        for row, country in zip(
+            table_probs(predictions).astype(float), countries if countries is not None else [None] * len(predictions), strict=True
+        )
+    ]
     state = dict(zip(labels, risk["venomous"]))
     truth = predictions["label"].tolist()
     first = [labels[one.order[0]] for one in told]
-    rows = pd.DataFrame({"state": [state[label] for label in truth], "level": [one.alarm["level"] for one in told],
-                         "harmless": [state[label] is False for label in first], "group": groups if groups is not None else range(len(truth))})
+    rows = pd.DataFrame(
+        {
+            "state": [state[label] for label in truth],
+            "level": [one.alarm["level"] for one in told],
+            "harmless": [state[label] is False for label in first],
+            "group": groups if groups is not None else range(len(truth)),
+        }
+    )
     right = bootstrap_interval("accuracy", truth, first, groups=groups)
     f1 = bootstrap_interval("f1_macro", truth, first, groups=groups)
-    return {"danger": risk["danger"], "unit": unit, "first": {"accuracy": list(right), "f1_macro": list(f1)}, "with_country": countries is not None,
-            "dangerous": _count_rows(rows[rows["state"].eq(True)]), "other": _count_rows(rows[rows["state"].eq(False)]),
-            "unknown": int(rows["state"].isna().sum())}
+    return {
+        "danger": risk["danger"],
+        "unit": unit,
+        "first": {"accuracy": list(right), "f1_macro": list(f1)},
+        "with_country": countries is not None,
+        "dangerous": _count_rows(rows[rows["state"].eq(True)]),
+        "other": _count_rows(rows[rows["state"].eq(False)]),
+        "unknown": int(rows["state"].isna().sum()),
+    }
 
 # %% ../../nbs/evaluate/19_warnings.ipynb #9e4f278c
 def _count_rows(rows: pd.DataFrame) -> dict[str, Any]:
@@ -52,7 +68,13 @@ def _count_rows(rows: pd.DataFrame) -> dict[str, Any]:
     loud, calm = rows["level"].isin(["possible", "likely"]), rows["level"].eq("none")
     intervals = {"loud_interval": _share(loud, rows["group"]), "none_interval": _share(calm, rows["group"])} if n else {}
     loud = int(loud.sum())
-    return {"n": n, **levels, "loud": loud, "first_harmless": int(rows["harmless"].sum()), "none_and_harmless": int((rows["harmless"] & rows["level"].eq("none")).sum())} | intervals
+    return {
+        "n": n,
+        **levels,
+        "loud": loud,
+        "first_harmless": int(rows["harmless"].sum()),
+        "none_and_harmless": int((rows["harmless"] & rows["level"].eq("none")).sum()),
+    } | intervals
 
 
 def _share(happened: pd.Series, groups: pd.Series) -> list[float]:  # low, high
@@ -71,8 +93,16 @@ def say_warnings(
         return f"No {unit[:-1]} is known to be {name}, so it is not known how often a warning is missing."
     low, high = dangerous["none_interval"]
     where = " with their countries" if found["with_country"] else ""
-    said = (f"As it is shown{where}: of {dangerous['n']} {name} {unit} {dangerous['loud']} get a loud warning, {dangerous['open']} a quiet one and {dangerous['none']} none "
-            f"({dangerous['none'] / dangerous['n']:.1%}; 95 %: {low:.1%} to {high:.1%}); the first answer is harmless for {dangerous['first_harmless']}.")
-    others = f" Of {other['n']} others {other['loud']} get a loud one ({other['loud'] / other['n']:.0%}) and {other['open']} a quiet one." if other["n"] else ""
+    said = (
+        f"As it is shown{where}: of {dangerous['n']} {name} {unit} {dangerous['loud']} get a loud warning, {dangerous['open']} "
+        f"a quiet one and {dangerous['none']} none "
+        f"({dangerous['none'] / dangerous['n']:.1%}; 95 %: {low:.1%} to {high:.1%}); the first answer is harmless for "
+        f"{dangerous['first_harmless']}."
+    )
+    others = (
+        f" Of {other['n']} others {other['loud']} get a loud one ({other['loud'] / other['n']:.0%}) and {other['open']} a quiet one."
+        if other["n"]
+        else ""
+    )
     right, right_low, right_high = found["first"]["accuracy"]
     return f"{said}{others} The first answer that is shown is right in {right:.1%} ({right_low:.1%} to {right_high:.1%})."

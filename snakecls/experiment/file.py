@@ -116,7 +116,11 @@ def _read_yaml(
     try:
         return yaml.load(text, Loader=_ExactLoader)
     except yaml.YAMLError as e:
-        raise UserError(one_line(f"{where} is not valid YAML{explain_yaml(e, text)}; mind the indentation, and put text with special characters in quotes.")) from e
+        raise UserError(
+            one_line(
+                f"{where} is not valid YAML{explain_yaml(e, text)}; mind the indentation, and put text with special characters in quotes."
+            )
+        ) from e
     except UserError as e:
         raise UserError(one_line(f"{where}: {e}")) from e
 
@@ -220,7 +224,10 @@ def make_experiment(
     try:
         return Experiment(**values)
     except SettingsError as e:
-        dotted, on_lines = ".".join(map(str, e.errors[0]["loc"])), [re.sub(r"\[(\d+)\]", r".\1", each.partition("=")[0].strip()) for each in overrides]
+        dotted, on_lines = (
+            ".".join(map(str, e.errors[0]["loc"])),
+            [re.sub(r"\[(\d+)\]", r".\1", each.partition("=")[0].strip()) for each in overrides],
+        )
         raise UserError(one_line(f"{where}: {explain_error(e.errors[0], schema=Experiment, whole=dotted in on_lines)}")) from e
 
 

@@ -85,7 +85,8 @@ def _fill_stages(experiment: Experiment) -> list[Stage]:
     for stage in experiment.schedule:
         experiment.augment.presize_for(stage.size)
     return [
-        stage.fill(augment=experiment.augment, lr=lr, bs=min(128, scaled_bs(train.usual_bs, 224, stage.size))) for stage in experiment.schedule
+        stage.fill(augment=experiment.augment, lr=lr, bs=min(128, scaled_bs(train.usual_bs, 224, stage.size)))
+        for stage in experiment.schedule
     ]
 
 # %% ../../nbs/experiment/06_plan.ipynb #1ccb54e7
@@ -409,7 +410,7 @@ def with_learner(
 
 # %% ../../nbs/experiment/06_plan.ipynb #d9ef07c1
 def _with_held(table: pd.DataFrame) -> pd.DataFrame:
-    "Let photos that were held for validation, and are trained on now, stand in the validation loader too, as a Learner needs one; nobody asks it."
+    "Let held photos, which are trained on now, stand in the validation loader too, as a Learner needs one; nobody asks it."
     return pd.concat([table, table[table["held"]].assign(split="valid")], ignore_index=True)
 
 # %% ../../nbs/experiment/06_plan.ipynb #op000001

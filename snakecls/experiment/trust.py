@@ -102,8 +102,15 @@ def find_evidence(
 def _fold_evidence(plan: Plan, result: ScheduleResult, refitted: bool) -> Evidence:
     "Answer the photos of a probe out of fold."
     splits = ["train", "valid"] if refitted else ["train"]
-    found = fold_answers(plan.learn, splits, group=_groups_by_path(plan), seed=plan.experiment.seed, mirrored=result.best.get("mirrored", True),
-                         flip=plan.experiment.predict.flip, strengths=None if refitted else result.strengths.get(result.best["stage"]))
+    found = fold_answers(
+        plan.learn,
+        splits,
+        group=_groups_by_path(plan),
+        seed=plan.experiment.seed,
+        mirrored=result.best.get("mirrored", True),
+        flip=plan.experiment.predict.flip,
+        strengths=None if refitted else result.strengths.get(result.best["stage"]),
+    )
     paths, answers = np.array(found.paths, object), []
     for part, probs, targets, kept in zip(plan.problem.parts, found.probs, found.targets, found.kept):
         answers.append(Answers(part, paths[kept].tolist(), probs, targets, found.groups[kept], _count(plan.table, part, splits)))
@@ -122,8 +129,16 @@ def table_evidence(
     for part in plan.problem.parts if tables else ():
         table = tables[part.target]
         group = np.array([groups.get(path) or f"path:{path}" for path in table["path"].astype(str)], object)
-        answers.append(Answers(part, table["path"].astype(str).tolist(), table_probs(table).astype(np.float32), np.asarray(part.encode(table[part.answers])),
-                               group, _count(plan.table, part, ["train"])))
+        answers.append(
+            Answers(
+                part,
+                table["path"].astype(str).tolist(),
+                table_probs(table).astype(np.float32),
+                np.asarray(part.encode(table[part.answers])),
+                group,
+                _count(plan.table, part, ["train"]),
+            )
+        )
     return _evidence(plan, answers, source)
 
 
@@ -131,7 +146,9 @@ def _evidence(plan: Any, answers: list[Answers], source: dict[str, Any]) -> Evid
     "Count photos and groups."
     answers = answers if all(len(one.paths) for one in answers) else []
     numbers = {"n": len(answers[0].paths), "groups": len(set(answers[0].groups))} if answers else {"n": 0, "groups": 0}
-    return Evidence(plan.experiment, plan.problem, answers, source | numbers, plan.table, plan.facts, plan if isinstance(plan, Plan) else None)
+    return Evidence(
+        plan.experiment, plan.problem, answers, source | numbers, plan.table, plan.facts, plan if isinstance(plan, Plan) else None
+    )
 
 
 def _groups_by_path(plan: Any) -> dict[str, str]:
@@ -153,7 +170,10 @@ def _reliability(evidence: Evidence) -> dict[str, Any] | None:  # target -> as `
     "Measure calibration before the temperature, and after it on other photos."
     mode = evidence.experiment.trust.temperature
     cooled = mode != "none" and evidence.source["n"] >= FEWEST
-    return {one.part.target: fit_reliability(one.probs, one.targets, groups=one.groups, each=mode == "each", cooled=cooled) for one in evidence.answers}
+    return {
+        one.part.target: fit_reliability(one.probs, one.targets, groups=one.groups, each=mode == "each", cooled=cooled)
+        for one in evidence.answers
+    }
 
 
 def _conformal(evidence: Evidence) -> dict[str, Any] | None:  # target -> as `fit_conformal`, with `expected`
@@ -168,7 +188,9 @@ def _conformal(evidence: Evidence) -> dict[str, Any] | None:  # target -> as `fi
         how: dict[str, Any] = {"score": asked.set, "coverage": asked.coverage, "prevalence": one.counts}
         how |= {"interpolate": asked.interpolate} if asked.interpolate and asked.set in ("pas", "lac") else {}
         probs = one.probs.astype(np.float64)
-        fitted[one.part.target] = fit_conformal(probs, one.targets, **how) | {"expected": expect_sets(probs, one.targets, groups=one.groups, **how)}
+        fitted[one.part.target] = fit_conformal(probs, one.targets, **how) | {
+            "expected": expect_sets(probs, one.targets, groups=one.groups, **how)
+        }
     return fitted or None
 
 # %% ../../nbs/experiment/12_trust.ipynb #7ecd1248
@@ -180,7 +202,9 @@ def _prior(evidence: Evidence) -> dict[str, Any] | None:
     if one.part.many or (column is None and not any(ranges)):
         return None
     known = {} if column is None else dict(zip(evidence.table["path"].astype(str), evidence.table[column]))
-    fitted = fit_prior(one.probs, one.targets, [known.get(path) for path in one.paths], ranges=ranges if any(ranges) else None, groups=one.groups.tolist())
+    fitted = fit_prior(
+        one.probs, one.targets, [known.get(path) for path in one.paths], ranges=ranges if any(ranges) else None, groups=one.groups.tolist()
+    )
     return fitted if fitted["strength"] else None
 
 
@@ -197,7 +221,9 @@ def _with_country(evidence: Evidence) -> np.ndarray:  # (n, n_labels)
 def _taxonomy(evidence: Evidence) -> dict[str, Any] | None:
     "Fit from which probability on a species, a genus or a family is sure, where the labels are species."
     one = evidence.answers[0]
-    species = one.part.target in ("binomial", "species") or any("family" in facts or "binomial" in facts for facts in evidence.facts.values())
+    species = one.part.target in ("binomial", "species") or any(
+        "family" in facts or "binomial" in facts for facts in evidence.facts.values()
+    )
     if one.part.many or not species or not (ranks := label_ranks(one.part.labels, evidence.facts)):
         return None
     return fit_taxonomy(_with_country(evidence), one.targets, ranks, promise=evidence.experiment.trust.sure)
@@ -215,7 +241,7 @@ def _risk(evidence: Evidence) -> dict[str, Any] | None:
     return fit_risk(_with_country(evidence), one.targets, states, danger=danger, costs=costs, groups=one.groups.tolist())
 
 # %% ../../nbs/experiment/12_trust.ipynb #fa1f584d
-FITTERS: dict[str, tuple[bool, Callable[[Evidence], dict[str, Any] | None]]] = {  # part of `trust` -> whether it sees cooled answers; what fits it
+FITTERS: dict[str, tuple[bool, Callable[[Evidence], dict[str, Any] | None]]] = {  # part -> whether it sees cooled answers; what fits it
     "reliability": (False, _reliability),
     "conformal": (True, _conformal),
     "prior": (True, _prior),
@@ -229,7 +255,9 @@ def fit_trust(evidence: Evidence) -> Trusted:
     if not evidence.answers:
         return Trusted(trust={"source": evidence.source})
     mode = evidence.experiment.trust.temperature if evidence.source["n"] >= FEWEST else "none"
-    temperature = fit_temperatures([one.probs for one in evidence.answers], [one.targets for one in evidence.answers], evidence.problem, mode=mode)
+    temperature = fit_temperatures(
+        [one.probs for one in evidence.answers], [one.targets for one in evidence.answers], evidence.problem, mode=mode
+    )
     cooled = replace(evidence, answers=[one.cooled(t) for one, t in zip(evidence.answers, temperatures(temperature))])
     fitted: dict[str, Any] = {"source": evidence.source}
     for name, (sees_cooled, fit) in FITTERS.items():
@@ -282,7 +310,9 @@ def _why_untold(plan: Plan, photos: pd.DataFrame, probe: bool) -> str:  # empty 
     return ""
 
 
-def _fit_rejection(plan: Plan, photos: pd.DataFrame, probe: bool, C: float | None) -> tuple[dict[str, Any], Known]:  # values for bundle.json; for files
+def _fit_rejection(
+    plan: Plan, photos: pd.DataFrame, probe: bool, C: float | None
+) -> tuple[dict[str, Any], Known]:  # values for bundle.json; for files
     "Fit it on photos; raises `UserError` where that cannot be."
     part, asked, groups = plan.problem.parts[0], plan.experiment, _groups_by_path(plan)
     paths = photos["path"].astype(str).tolist()
@@ -290,9 +320,18 @@ def _fit_rejection(plan: Plan, photos: pd.DataFrame, probe: bool, C: float | Non
     graph = None if probe else make_features_graph(network, plan.learn.dls.spec)
     network.to(plan.learn.dls.device)
     found = rejection_from_photos(
-        network, paths, np.asarray(part.encode(photos[part.column])), plan.learn.dls.spec, distractors=asked.trust.distractors, C=C, exact=False,
+        network,
+        paths,
+        np.asarray(part.encode(photos[part.column])),
+        plan.learn.dls.spec,
+        distractors=asked.trust.distractors,
+        C=C,
+        exact=False,
         groups=np.unique([groups.get(path) or f"path:{path}" for path in paths], return_inverse=True)[1],
-        most=max(MOST_PHOTOS, 4 * len(part.labels)), candidates=CANDIDATES if probe else FEATURES_ALONE, seed=asked.seed)
+        most=max(MOST_PHOTOS, 4 * len(part.labels)),
+        candidates=CANDIDATES if probe else FEATURES_ALONE,
+        seed=asked.seed,
+    )
     if len(found["arrays"]["centres"]) != len(part.labels) or not np.isfinite(found["arrays"]["centres"]).all():
         raise UserError("of a class no training photo can be read any more")
     return known_values(found | ({} if probe else {"needs": FEATURES_FILE})), Known(found["arrays"], graph)
@@ -310,7 +349,10 @@ def say_trust(trusted: Trusted) -> str:
     if source is None:
         return ""
     if not source["n"]:
-        return "Nothing is calibrated, as no photo is left that was not trained on; set some aside with data.calibration, or give data.valid a share."
+        return (
+            "Nothing is calibrated, as no photo is left that was not trained on; set some aside with data.calibration, "
+            "or give data.valid a share."
+        )
     if trusted.temperature != 1:
         parts.append(f"temperature {say_temperature(trusted.temperature)}")
     elif source["n"] < FEWEST:
@@ -318,4 +360,6 @@ def say_trust(trusted: Trusted) -> str:
     conformal = trusted.trust.get("conformal") or {}
     parts += [f"sets of labels that hold the right one in {next(iter(conformal.values()))['coverage']:.0%} of photos"] if conformal else []
     notes = [note for found in conformal.values() for note in found["notes"]]
-    return f"Calibration: {' and '.join(parts) or 'nothing was asked for'}, from {say_source(source)}." + "".join(f" {note}" for note in dict.fromkeys(notes))
+    return f"Calibration: {' and '.join(parts) or 'nothing was asked for'}, from {say_source(source)}." + "".join(
+        f" {note}" for note in dict.fromkeys(notes)
+    )

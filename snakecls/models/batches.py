@@ -85,7 +85,7 @@ def _engine_probs(
     temperature: Any = 1.0,  # > 0; as a bundle has it, which can be one for each target or label
     flip: bool = False,  # average with the mirrored photos
     problem: Problem | str = "single_label",  # as `as_problem` takes it: 'multi_label' gives each label a probability of its own
-    ask: Callable[[Engine, np.ndarray], Any] = lambda engine, batch: engine.logits(batch),  # how photos as they are get their logits; may look at more
+    ask: Callable[[Engine, np.ndarray], Any] = lambda engine, batch: engine.logits(batch),  # how photos as they are get their logits
 ) -> list[np.ndarray]:  # (n, n_classes) for each target; rows sum to 1 for a single label
     "Turn an engine's logits into probabilities; raises `UserError` for another problem."
     problem, seen = as_problem(problem), []

@@ -20,7 +20,16 @@ from ..core import UserError, printable
 from ..disk import plain, usual_mode, write_json
 from ..data.label_facts import model_dangers, readable_facts
 from ..data.photos import open_photo
-from .bundle_files import FEATURES_FILE, GRAPH_FILE, INFO_FILE, KNOWN_FILE, WEIGHTS_FILE, check_links, copy_known, list_examples
+from snakecls.models.bundle_files import (
+    FEATURES_FILE,
+    GRAPH_FILE,
+    INFO_FILE,
+    KNOWN_FILE,
+    WEIGHTS_FILE,
+    check_links,
+    copy_known,
+    list_examples,
+)
 from .bundle_graph import make_graph, read_graph, seal_graph
 from .known_file import Known, carry_known, write_known_files
 from .bundle_info import FORMAT, READABLE, BundleInfo, check_kinds, info_from_dict, info_to_dict, read_strictly
@@ -190,7 +199,10 @@ def _write_sealed(
     write_json(folder / INFO_FILE, values | {"seal": seal})
 
 # %% ../../nbs/models/24_bundle.ipynb #c38877fb
-NOT_CARRIED = "the model does not tell photos that are unlike its training photos, as the statistics for that were not given with it (known=…)"
+NOT_CARRIED = (
+    "the model does not tell photos that are unlike its training photos, as the statistics for that were not given with it (known=…)"
+)
+
 
 def _without_rejection(info: BundleInfo, say: Callable[[str], object]) -> BundleInfo:
     "Leave out values that nothing can be scored with, and say so."
@@ -282,8 +294,10 @@ class Bundle:
 UNSEALED = ("the model {folder} was written before models had hashes, so that damage to it may go unnoticed; "
             "snakecls export NEW --model {folder} writes a copy that has them.")
 
-COOLED_APART = ("the model {folder} was written when its temperature was that of a photo and of its mirror image; now it is that of their mean, "
-                "so that probabilities can differ a little from those that were measured, and its self-test is passed over.")
+COOLED_APART = (
+    "the model {folder} was written when its temperature was that of a photo and of its mirror image; now it is that of their mean, "
+    "so that probabilities can differ a little from those that were measured, and its self-test is passed over."
+)
 
 def read_bundle(
     folder: str | Path,

@@ -19,7 +19,7 @@ from ..strict import parse_json
 
 # %% ../../nbs/models/06_bundle_files.ipynb #66eefead
 INFO_FILE, WEIGHTS_FILE, GRAPH_FILE, EXAMPLES = "bundle.json", "weights.safetensors", "model.onnx", "examples"
-KNOWN_FILE, FEATURES_FILE = "rejection.safetensors", "features.onnx"  # what tells known photos from others, where a bundle can: `models.known_file`
+KNOWN_FILE, FEATURES_FILE = "rejection.safetensors", "features.onnx"  # what tells known photos from others: `models.known_file`
 FILES = (INFO_FILE, WEIGHTS_FILE, GRAPH_FILE, KNOWN_FILE, FEATURES_FILE)
 
 def is_plain_file(

@@ -100,8 +100,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key -> what it has to
     "model": ("an object with 'library', 'arch' and 'kwargs'", _is_model),
     "labels": ("a list of texts", _are_labels),
     "photo": ("an object with 'size'", _is_object),
-    "temperature": ("a number, a number for each label, or an object of target and number", lambda value: _is_number(value) or _is_list(value, _is_number)
-                    or _is_object(value, _is_number)),
+    "temperature": (
+        "a number, a number for each label, or an object of target and number",
+        lambda value: _is_number(value) or _is_list(value, _is_number) or _is_object(value, _is_number),
+    ),
     "flip": ("true or false", lambda value: isinstance(value, bool)),
     "label_facts": ("an object of label and facts", lambda value: _is_object(value, _is_object)),
     "metrics": ("an object", _is_object),
@@ -113,7 +115,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key -> what it has to
     "format": ("a whole number", _is_whole),
     "seal": ("an object", _is_object),
 } | dict.fromkeys(TEXTS, ("a text", _is_text))
-EMPTY = ("label_facts", "metrics", "danger_columns", "thresholds", "targets", "trust", "extra", "seal")  # null says the same as leaving them out
+EMPTY = ("label_facts", "metrics", "danger_columns", "thresholds", "targets", "trust", "extra", "seal")  # null: as left out
 
 def check_kinds(
     values: dict[str, Any],  # from `read_strictly`
@@ -168,7 +170,7 @@ class BundleInfo:
     problem: str = "single_label"  # the word of a `data.problem`: 'single_label', 'multi_label', 'several_targets'
     thresholds: list[float] | None = None  # (n_labels,), in [0, 1]: above it a label counts as there; multi-label only, None: 0.5
     targets: dict[str, list[str]] | None = None  # several targets: target -> labels, in the answers' order; the first one's are `labels`
-    trust: dict[str, dict[str, Any]] = field(default_factory=dict)  # part of `TRUST` -> what `experiment.trust` fitted on photos that were not trained on
+    trust: dict[str, dict[str, Any]] = field(default_factory=dict)  # part of `TRUST` -> what `experiment.trust` fitted
     extra: dict[str, Any] = field(default_factory=dict)  # decision tables and what later versions add
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     snakecls: str = snakecls.__version__  # the version that wrote it
@@ -236,12 +238,15 @@ def _as_names(columns: Sequence[str] | str | None) -> list[str]:
 
 # %% ../../nbs/models/11_bundle_info.ipynb #181c5f1f
 def _check_temperature(temperature: Any, several: Sequence[str], targets: dict[str, Any]) -> Any:  # by target in the order of the answers
-    "Raise `UserError` for a temperature that makes nonsense of the probabilities, or is not one for each label or target that can have its own."
+    "Raise `UserError` for a temperature that makes nonsense of the probabilities, or is not one for each label or target that "
+    "can have its own."
     low, high = TEMPERATURES
     by_target, by_label = isinstance(temperature, dict), isinstance(temperature, (list, tuple))
     if (by_target and set(temperature) != set(targets)) or (by_label and (not several or len(temperature) != len(several))):
-        raise UserError(f"The bundle's temperature is {_short(temperature)}; give one number, or where a photo can have several labels one for each "
-                        f"of them ({len(several)}), or with several targets one for each ({', '.join(targets) or 'there are none'}).")
+        raise UserError(
+            f"The bundle's temperature is {_short(temperature)}; give one number, or where a photo can have several labels one for each "
+            f"of them ({len(several)}), or with several targets one for each ({', '.join(targets) or 'there are none'})."
+        )
     for one in temperature.values() if by_target else temperature if by_label else [temperature]:
         if isinstance(one, bool) or not (isinstance(one, (int, float)) and low <= one <= high):
             raise UserError(f"The bundle's temperature is {one!r}; give a number above 0, from {low} to {high} (1 changes nothing).")

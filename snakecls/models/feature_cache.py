@@ -309,4 +309,6 @@ def kept_probs(
     if not views.shape[1]:
         return None
     weights = [(head.weight.detach().cpu().numpy(), 0.0 if head.bias is None else head.bias.detach().cpu().numpy()) for head in heads]
-    return [problem.mean_probs([view @ weight.T + bias for view in views], t) for (weight, bias), t in zip(weights, temperatures(temperature))]
+    return [
+        problem.mean_probs([view @ weight.T + bias for view in views], t) for (weight, bias), t in zip(weights, temperatures(temperature))
+    ]

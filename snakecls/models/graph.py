@@ -126,7 +126,7 @@ class Engine:
         "Give the network's answer."
         raise NotImplementedError
 
-    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:  # features, None where there are none; logits
+    def both(self, batch: Any) -> tuple[np.ndarray | None, np.ndarray | tuple[np.ndarray, ...]]:  # features or None; logits
         "Give features and answer, of one run where that can be."
         return self.features(batch), self.logits(batch)
 

@@ -53,7 +53,13 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], name: str, n_labels: int | N
         if array.ndim != n_dims or array.dtype not in (np.float16, np.float32) or not array.size or not np.isfinite(array).all():
             raise UserError(f"{name}: '{key}' is no array of numbers with {n_dims} dimension{'s' * (n_dims > 1)}; {remedy}.")
     d, k = arrays["axes"].shape
-    fits = {"mean": (d,), "within": (k, k), "around": (k, k), "centres": (n_labels or len(arrays["centres"]), k), "neighbours": (len(arrays["neighbours"]), k)}
+    fits = {
+        "mean": (d,),
+        "within": (k, k),
+        "around": (k, k),
+        "centres": (n_labels or len(arrays["centres"]), k),
+        "neighbours": (len(arrays["neighbours"]), k),
+    }
     if wrong := next((key for key, shape in fits.items() if arrays[key].shape != shape), None):
         raise UserError(f"{name}: '{wrong}' has the shape {arrays[wrong].shape} instead of {fits[wrong]}; {remedy}.")
 
@@ -75,17 +81,25 @@ def check_known(
         raise UserError(f"trust.rejection is {_short(values)}, but has to be an object; copy the bundle again.")
     scores, norm = values.get("scores"), values.get("norm")
     if not (isinstance(scores, list) and scores and all(score in SCORES for score in scores) and len(set(scores)) == len(scores)):
-        raise UserError(f"trust.rejection.scores is {_short(scores)}, but has to be a list of some of {', '.join(SCORES)}; copy the bundle again.")
+        raise UserError(
+            f"trust.rejection.scores is {_short(scores)}, but has to be a list of some of {', '.join(SCORES)}; copy the bundle again."
+        )
     if not (isinstance(norm, dict) and sorted(norm) == sorted(scores) and all(_is_spread(pair) for pair in norm.values())):
-        raise UserError(f"trust.rejection.norm is {_short(norm)}, but has to give mean and spread above 0 of each score; copy the bundle again.")
+        raise UserError(
+            f"trust.rejection.norm is {_short(norm)}, but has to give mean and spread above 0 of each score; copy the bundle again."
+        )
     for key in _NUMBERS:
         if not _is_number(values.get(key)):
             raise UserError(f"trust.rejection.{key} is {_short(values.get(key))}, but has to be a number; copy the bundle again.")
     if not (0 < values["pass_rate"] < 1 and type(values.get("n")) is int and values["n"] > 0):
-        raise UserError(f"trust.rejection says that {_short(values.get('pass_rate'))} of {_short(values.get('n'))} known photos pass, but a share "
-                        "between 0 and 1, of a number of photos, has to stand there; copy the bundle again.")
+        raise UserError(
+            f"trust.rejection says that {_short(values.get('pass_rate'))} of {_short(values.get('n'))} known photos pass, but a share "
+            "between 0 and 1, of a number of photos, has to stand there; copy the bundle again."
+        )
     if values.get("needs", "network") not in NEEDS:
-        raise UserError(f"trust.rejection.needs is {_short(values['needs'])}, but has to be one of {', '.join(NEEDS)}; copy the bundle again.")
+        raise UserError(
+            f"trust.rejection.needs is {_short(values['needs'])}, but has to be one of {', '.join(NEEDS)}; copy the bundle again."
+        )
     return values
 
 # %% ../../nbs/models/22_known_file.ipynb #61cdbfaa
@@ -139,7 +153,9 @@ def _read_sealed(folder: str | Path, name: str, seal: dict[str, Any] | None, par
     with open_file(file) as stream:
         content = stream.read(most)
     if seal_known(content) != given:
-        raise UserError(f"{shown} is not what the bundle was written with: it is damaged, or of another bundle; copy the whole bundle again.")
+        raise UserError(
+            f"{shown} is not what the bundle was written with: it is damaged, or of another bundle; copy the whole bundle again."
+        )
     return content
 
 # %% ../../nbs/models/22_known_file.ipynb #9f7b9bbe
@@ -182,7 +198,9 @@ def carry_known(
     values = check_known(values)
     return Known(_read_arrays(folder, values, seal, n_labels), read_features_graph(folder, values, seal))
 
-def read_features_graph(folder: str | Path, values: dict[str, Any], seal: dict[str, Any] | None) -> bytes | None:  # of an ONNX file; None: it needs none
+def read_features_graph(
+    folder: str | Path, values: dict[str, Any], seal: dict[str, Any] | None
+) -> bytes | None:  # of an ONNX file; None: it needs none
     "Read the second graph; raises `UserError` where it is not the one that was written."
     if values.get("needs", "network") != FEATURES_FILE:
         return None
@@ -205,9 +223,13 @@ def make_features_graph(
     with usual_torch():
         content = halve_weights(export_graph(network, size, reads=read_features, photo=photo))
         if len(content) > MOST_GRAPH:
-            raise UserError(f"the pretrained network takes {len(content) / 2**20:.0f} MB as a second graph, and {MOST_GRAPH >> 20} are allowed; "
-                            "rejection is not available for this model.")
-        if not agrees(Graph(content), TorchEngine(network, size, photo=photo, reads=_read_features), draw_batch(size, photo, 3), reads=_read_features):
+            raise UserError(
+                f"the pretrained network takes {len(content) / 2**20:.0f} MB as a second graph, and {MOST_GRAPH >> 20} are allowed; "
+                "rejection is not available for this model."
+            )
+        if not agrees(
+            Graph(content), TorchEngine(network, size, photo=photo, reads=_read_features), draw_batch(size, photo, 3), reads=_read_features
+        ):
             raise UserError("the pretrained network's graph answers otherwise than the network; rejection is not available for this model.")
     return content
 

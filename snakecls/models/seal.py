@@ -33,7 +33,9 @@ def hash_parts(
     values: dict[str, Any],  # of bundle.json
 ) -> dict[str, str]:  # part -> hash
     "Hash what decides the answers, part by part."
-    return {part: _digest([values.get(key) or ({} if key == "trust" else values.get(key)) for key in keys]) for part, keys in SEALED.items()}
+    return {
+        part: _digest([values.get(key) or ({} if key == "trust" else values.get(key)) for key in keys]) for part, keys in SEALED.items()
+    }
 
 # %% ../../nbs/models/20_seal.ipynb #e647b3b8
 def _digest(
@@ -64,7 +66,8 @@ def check_parts(
     for part in (part for part in now if part not in skip and seal.get(part) != now[part]):
         what = {
             "labels": "labels, their order or what they are", "facts": "facts about the labels",
-            "answers": "network, the way photos are prepared, temperature, flip or thresholds", "trust": "prediction sets and what else was fitted (trust)",
+            "answers": "network, the way photos are prepared, temperature, flip or thresholds",
+            "trust": "prediction sets and what else was fitted (trust)",
         }[part]  # fmt: skip
         remedy = "copy the bundle again, or write it again with write_bundle"
         if part == "facts":

@@ -109,7 +109,11 @@ def _numbers(folder: Path) -> list[int]:
 
 def _hash(file: Path) -> str:
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.blake2b(stream.read()).hexdigest()
+        return (
+            hashlib.file_digest(stream, "blake2b").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.blake2b(stream.read()).hexdigest()
+        )
 
 # %% ../../nbs/train/20_checkpoints.ipynb #7b4d1251
 def read_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:  # its folder and the state; None: there is none that is whole
@@ -213,8 +217,14 @@ def _like_parameters(learn: Learner, opt: dict) -> dict:
     "Lay the optimiser's tensors out as the parameters are, on their device."
     laid = []
     for (p, *_), own in zip(learn.opt.all_params(), opt["state"]):
-        laid.append({name: torch.empty_like(p, dtype=value.dtype).copy_(value) if isinstance(value, torch.Tensor) and value.shape == p.shape else value
-                     for name, value in own.items()})
+        laid.append(
+            {
+                name: torch.empty_like(p, dtype=value.dtype).copy_(value)
+                if isinstance(value, torch.Tensor) and value.shape == p.shape
+                else value
+                for name, value in own.items()
+            }
+        )
     return {"state": laid, "hypers": copy.deepcopy(opt["hypers"])}
 
 # %% ../../nbs/train/20_checkpoints.ipynb #391f9ced

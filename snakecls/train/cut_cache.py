@@ -102,8 +102,14 @@ def _remove_old(folder: Path, days: float = 14) -> None:
 # %% ../../nbs/train/16_cut_cache.ipynb #d5fcc066
 def _kept_state(kept: _Kept) -> dict:
     "Give what opens it again."
-    return {"file": kept.file and os.path.basename(kept.file), "shape": list(kept.rows.shape), "dtype": str(kept.rows.dtype).removeprefix("torch."), "last": kept.last,
-            "there": kept.there.copy(), "targets": kept.targets}
+    return {
+        "file": kept.file and os.path.basename(kept.file),
+        "shape": list(kept.rows.shape),
+        "dtype": str(kept.rows.dtype).removeprefix("torch."),
+        "last": kept.last,
+        "there": kept.there.copy(),
+        "targets": kept.targets,
+    }
 
 
 def _open_kept(state: dict) -> _Kept | None:  # None: the file is gone
@@ -114,7 +120,12 @@ def _open_kept(state: dict) -> _Kept | None:  # None: the file is gone
         return None
     kept = _Kept.__new__(_Kept)
     kept.rows = torch.from_file(file, shared=True, size=n, dtype=dtype).view(state["shape"])
-    kept.last, kept.there, kept.targets, kept.file = state["last"], state["there"].copy(), [target.clone() for target in state["targets"]], file
+    kept.last, kept.there, kept.targets, kept.file = (
+        state["last"],
+        state["there"].copy(),
+        [target.clone() for target in state["targets"]],
+        file,
+    )
     return kept
 
 # %% ../../nbs/train/16_cut_cache.ipynb #48bdc714

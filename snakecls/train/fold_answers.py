@@ -92,7 +92,10 @@ def fold_answers(
     loaders = [learn.dls.train if split == "train" else learn.dls.valid for split in splits]
     paths = [str(dl.lost.paths[dl.rows[place]]) for dl, (_, kept) in zip(loaders, seen) for place in kept]
     groups = join_copies(np.array([str((group or {}).get(path) or f"path:{path}") for path in paths], object), views[0])
-    targets = [np.concatenate([known_targets(dl.dataset, at)[kept] for dl, (_, kept) in zip(loaders, seen)]) for at in range(1, len(problem.parts) + 1)]
+    targets = [
+        np.concatenate([known_targets(dl.dataset, at)[kept] for dl, (_, kept) in zip(loaders, seen)])
+        for at in range(1, len(problem.parts) + 1)
+    ]
     strengths = strengths or probe_strengths(learn, splits, views[: 1 + mirrored], targets, seed=seed)
     found = [fold_logits(views, y, groups, C=C, n_classes=len(part.labels), fitted=1 + mirrored, answered=1 + flip, folds=folds, seed=seed)
              for part, y, C in zip(problem.parts, targets, strengths)]

@@ -54,7 +54,9 @@ def _join(outs: list) -> Any:
 @contextmanager
 def _still_averages(model: nn.Module) -> Iterator[None]:
     "Leave the running averages of batch norm as they are."
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.num_batches_tracked is not None]
+    norms = [
+        layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.num_batches_tracked is not None
+    ]
     before = [(layer, layer.momentum, layer.num_batches_tracked.clone()) for layer in norms]
     for layer in norms:
         layer.momentum = 0.0

@@ -87,7 +87,9 @@ def check_outputs(
         remedy = f"give it a batch first, such as model(torch.zeros(2, 3, {size}, {size}))"
         raise UserError(f"the network ({type(model).__name__}) has lazy layers, which are not made yet; {remedy}.")
     if next(model.parameters(), None) is None:
-        raise UserError(f"the network ({type(model).__name__}) has no weights, so there is nothing to train; give one with a layer that learns.")
+        raise UserError(
+            f"the network ({type(model).__name__}) has no weights, so there is nothing to train; give one with a layer that learns."
+        )
     said = _compare_outputs(model, problem, size)
     if not said:
         return []
@@ -211,6 +213,8 @@ def check_optimiser(optimiser: Any) -> None:
         name = made.__name__
         raise UserError(f"optimiser is torch's {name}; give partial(OptimWrapper, opt=torch.optim.{name}) of fastai.optimizer, or a name.")
     if optimiser is OptimWrapper:
-        raise UserError("optimiser is OptimWrapper without an optimiser in it; give partial(OptimWrapper, opt=torch.optim.AdamW), or a name.")
+        raise UserError(
+            "optimiser is OptimWrapper without an optimiser in it; give partial(OptimWrapper, opt=torch.optim.AdamW), or a name."
+        )
     if not (isinstance(optimiser, (str, OptimWrapper)) or callable(optimiser)):
         raise UserError(f"optimiser is {optimiser!r}; give a name (sgd, adam, adamw, adadelta), or an opt_func of fastai, such as Adam.")

@@ -207,7 +207,9 @@ def _go_on(learn: Learner, state: dict) -> list[Callback]:
     return [RecallStates(state["learner"]["callbacks"], but=(SaveBestF1,)), GoOn(state["learner"])]  # the saver is the whole schedule's
 
 # %% ../../nbs/train/21_schedules.ipynb #463c754d
-def _train_stage(schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence, state: dict | None = None) -> tuple[dict[str, float], dict]:
+def _train_stage(
+    schedule: _Schedule, rows: _StageRows, seed: int, cbs: Sequence, state: dict | None = None
+) -> tuple[dict[str, float], dict]:
     "Train a stage's epochs, those that are left after a state; gives the last one's metrics, and what was found of the rate."
     learn, stage, found = schedule.learn, schedule.stages[rows.number - 1], {}
     state = state if state is not None and _has_begun(state) else None
@@ -442,7 +444,9 @@ def _check_until(stages: Sequence[Stage], until: Mapping[int, int] | None) -> No
     for number, epochs in (until or {}).items():
         stage = stages[number - 1] if 1 <= number <= len(stages) else None
         if stage is None or not 0 <= epochs <= stage.epochs or not (epochs or stage.head == "probe"):
-            raise UserError(f"until asks for {epochs} epochs of stage {number}, which the schedule does not have; give stages and epochs of it.")
+            raise UserError(
+                f"until asks for {epochs} epochs of stage {number}, which the schedule does not have; give stages and epochs of it."
+            )
         if stage.lr_schedule == "plateau" and epochs:
             raise UserError(f"the rate of stage {number} follows the validation (lr_schedule: plateau), and until trains without one; "
                             "give the stage another lr_schedule.")
@@ -491,7 +495,9 @@ def progressive_fit(
     learn.model.to(learn.dls.device)
     batch_norm = auto_batch_norm(learn.model) if batch_norm == "auto" else batch_norm
     pictures = None if lr_pictures is None else Path(lr_pictures)
-    schedule = _Schedule(learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, keep_every, resume, until)
+    schedule = _Schedule(
+        learn, stages, saver, loaders, seed, batch_norm, on_row, pictures, keep_answers, begins, keep, keep_every, resume, until
+    )
     _run_stages(schedule, lambda stage, number: [*cbs, *(() if stage_cbs is None else stage_cbs(stage, number))])
     _finish(schedule)
     return schedule.result

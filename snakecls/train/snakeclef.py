@@ -61,12 +61,18 @@ def snakeclef_metrics(
     rates = {pair: _rate(counts[pair], sizes[int(pair[0])]) for pair in PAIRS}
     if not all(sizes):
         tell_idle(f"no observation is {'harmless' if not sizes[0] else 'venomous'}, so Track 1 is not defined; Track 2 is.")
-    from snakecls.train.metrics import f1_macro_score  # here, as `evaluate.risk` takes its costs from this notebook, and answering needs no fastai
+    from snakecls.train.metrics import f1_macro_score  # here: `evaluate.risk` needs these costs, and no fastai
 
     f1 = 100 * f1_macro_score(true, predicted)
     return {
-        "n": len(true), "n_harmless": sizes[0], "n_venomous": sizes[1], "f1": f1, "track1": track1_score(f1, rates), "track2": track2_cost(counts),
-        **{f"p{pair}": rates[pair] for pair in PAIRS}, **{f"n{pair}": counts[pair] for pair in PAIRS},
+        "n": len(true),
+        "n_harmless": sizes[0],
+        "n_venomous": sizes[1],
+        "f1": f1,
+        "track1": track1_score(f1, rates),
+        "track2": track2_cost(counts),
+        **{f"p{pair}": rates[pair] for pair in PAIRS},
+        **{f"n{pair}": counts[pair] for pair in PAIRS},
     }
 
 # %% ../../nbs/train/29_snakeclef.ipynb #b3b72c91
@@ -77,7 +83,9 @@ def join_observations(
     "Join the photos of each observation by the mean of their logits, in the order in which observations first occur."
     probs = np.asarray(probs, np.float64)
     if probs.ndim != 2 or len(probs) != len(observations):
-        raise UserError(f"there are {len(observations)} observations for probabilities of the shape {probs.shape}; give one for each photo.")
+        raise UserError(
+            f"there are {len(observations)} observations for probabilities of the shape {probs.shape}; give one for each photo."
+        )
     _, first, number = np.unique(np.asarray(observations).astype(str), return_index=True, return_inverse=True)
     sums = np.zeros((len(first), probs.shape[1]))
     np.add.at(sums, number.ravel(), np.log(probs.clip(1e-12)))
@@ -95,10 +103,14 @@ def _check_numbers(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> t
     "Refuse arrays that do not fit together, or name a class that is not there; gives them and the classes that occur."
     true, predicted = np.asarray(true), np.asarray(predicted)
     if true.ndim != 1 or true.shape != predicted.shape or not len(true):
-        raise UserError(f"there are {true.size} true and {predicted.size} predicted classes; give one of each for every observation, at least one.")
+        raise UserError(
+            f"there are {true.size} true and {predicted.size} predicted classes; give one of each for every observation, at least one."
+        )
     given = np.unique(np.concatenate([true, predicted]))
     if not np.issubdtype(given.dtype, np.integer) or given[0] < 0 or given[-1] >= n_classes:
-        raise UserError(f"there are {n_classes} classes with a venom status, and the answers name {given[0]} to {given[-1]}; give whole numbers from 0.")
+        raise UserError(
+            f"there are {n_classes} classes with a venom status, and the answers name {given[0]} to {given[-1]}; give whole numbers from 0."
+        )
     return true, predicted, given.tolist()
 
 

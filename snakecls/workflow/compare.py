@@ -45,7 +45,7 @@ def changed_places(
     a: dict,  # the parent's experiment
     b: dict,  # this one
     *,
-    ignore: Iterable[str] = ("name", "question", "parent", "track", "wandb", "mlflow", "tensorboard", "trackio"),  # first words of places that change nothing
+    ignore: Iterable[str] = ("name", "question", "parent", "track", "wandb", "mlflow", "tensorboard", "trackio"),  # these change nothing
 ) -> list[tuple[str, Any, Any]]:  # (place, old, new)
     "Find what changed from one experiment to another, in the order of the second."
     before, after = ({p: v for p, v in _flatten(x).items() if re.split(r"[.\[]", p)[0] not in set(ignore)} for x in (a, b))
@@ -298,12 +298,23 @@ def _judge_run(
 
 # %% ../../nbs/workflow/04_compare.ipynb #a25e939b
 def _judge_final(run: RunFolder, final: dict) -> dict:
-    "Give the verdict of a run that was trained on all photos: there are none to judge it on, so it says what was changed, and what can be expected."
+    "Give the verdict of a run that was trained on all photos: what was changed, and what can be expected, as none are left to judge it on."
     parent = parent_folder(run)
     theirs = RunFolder(parent).experiment() if parent is not None and (parent / "status.json").exists() else None
     changed = [] if theirs is None else changed_places(fill_defaults(theirs), fill_defaults(run.experiment()))
-    return {"verdict": "final", "other": final["winner"], "proposed": False, "changed": [list(each) for each in changed], "reason": "", "about": None,
-            "views": {}, "targets": {}, "last_epochs": None, "best": None, "final": final}
+    return {
+        "verdict": "final",
+        "other": final["winner"],
+        "proposed": False,
+        "changed": [list(each) for each in changed],
+        "reason": "",
+        "about": None,
+        "views": {},
+        "targets": {},
+        "last_epochs": None,
+        "best": None,
+        "final": final,
+    }
 
 # %% ../../nbs/workflow/04_compare.ipynb #225ba546
 def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: what belongs to the other run
@@ -312,7 +323,11 @@ def judge_pair(run: RunFolder, other: RunFolder) -> dict:  # of the verdict: wha
     changed = changed_places(theirs, mine)
     result = {"changed": [[place, old, new] for place, old, new in changed]}
     if not other.metrics().get("valid"):
-        final = "it was trained on its validation photos (train --final)" if other.metrics().get("final") else "it has no scores, as it did not finish"
+        final = (
+            "it was trained on its validation photos (train --final)"
+            if other.metrics().get("final")
+            else "it has no scores, as it did not finish"
+        )
         return result | {"reason": final}
     views, reason = _compare_views(run, other)
     if reason:

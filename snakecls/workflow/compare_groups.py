@@ -28,7 +28,9 @@ def compare_groups(
             raise UserError(f"{folder.name} is named twice, and would be compared with itself; give it once.")
         runs = _seeds_of(folder)
         if within := next((run.id for run in runs for other in before if run.path.resolve() == other.path.resolve()), None):
-            raise UserError(f"run {within} is one of the group's own, and would be compared with itself; name another run, or two of the group's.")
+            raise UserError(
+                f"run {within} is one of the group's own, and would be compared with itself; name another run, or two of the group's."
+            )
         one = compare_seeds(runs, before, comparisons=len(others))
         if "reason" in one:
             raise UserError(f"{folder.name} cannot be compared with {base.name}: {one['reason']}.")
@@ -51,7 +53,10 @@ def _seeds_of(folder: Path) -> list[RunFolder]:  # of a run: itself
         best = max(runs, key=lambda run: run.metrics()["valid"]["f1_macro"])
         what, do = f"runs of different settings ({other})", f"name one of them, such as {best.id}"
         if other in ("data.fold", "data.folds"):
-            what, do = "folds, each validated on photos of its own", f"folds are compared with folds by: snakecls train … --folds N --parent {folder.name}"
+            what, do = (
+                "folds, each validated on photos of its own",
+                f"folds are compared with folds by: snakecls train … --folds N --parent {folder.name}",
+            )
         raise UserError(f"group {folder.name} has {what}, so their mean is no finding; {do}.")
     return runs
 

@@ -69,8 +69,13 @@ def make_part(
     won, lost = ([photo for photo in found["photos"] if photo["won"] is way] for way in (True, False))
     shown = {"won_photos": won[:most_photos], "lost_photos": lost[:most_photos]}
     return {
-        "target": target if several else "", "title": f"{target + ': ' if several else ''}{_TITLES[found['view']]}: {said}", "kind": kind, "text": "\n".join(text),
-        "worse": found["clear"] and found["difference"] < 0, "class_rows": classes[:most_classes], "more_classes": classes[most_classes:],
+        "target": target if several else "",
+        "title": f"{target + ': ' if several else ''}{_TITLES[found['view']]}: {said}",
+        "kind": kind,
+        "text": "\n".join(text),
+        "worse": found["clear"] and found["difference"] < 0,
+        "class_rows": classes[:most_classes],
+        "more_classes": classes[most_classes:],
         **{key: [_make_photo(photo, folders) for photo in photos] for key, photos in shown.items()},
         "photo_line": _say_shown(len(won), len(lost), most_photos),
     }

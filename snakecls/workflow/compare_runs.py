@@ -95,7 +95,9 @@ def _class_scores(table: Any) -> dict[str, dict]:  # label -> n, f1
     "Compute the F1 of every class that is true or answered somewhere."
     part = table_problem(table)
     pairs = [(set(part.names(true)), set(part.names(said))) for true, said in zip(table[part.answers], table["predicted"])]
-    hits, true, said = (Counter(label for pair in pairs for label in pick(*pair)) for pick in (set.intersection, lambda a, b: a, lambda a, b: b))
+    hits, true, said = (
+        Counter(label for pair in pairs for label in pick(*pair)) for pick in (set.intersection, lambda a, b: a, lambda a, b: b)
+    )
     return {label: {"n": true[label], "f1": 2 * hits[label] / (true[label] + said[label])} for label in {*true, *said}}
 
 # %% ../../nbs/workflow/05_compare_runs.ipynb #15ceb6e0
@@ -129,8 +131,15 @@ def _compare_dangers(
             return []
         counts.append(count_dangers(table, labels, _known_facts(bundle), **options))
     return [
-        {"danger": mine["danger"], "name": danger_name(mine["danger"]), "n": mine["n"], "this": mine["as_harmless"], "other": theirs["as_harmless"]}
-        for mine, theirs in zip(*counts) if mine["n"] and mine.get("known", True)
+        {
+            "danger": mine["danger"],
+            "name": danger_name(mine["danger"]),
+            "n": mine["n"],
+            "this": mine["as_harmless"],
+            "other": theirs["as_harmless"],
+        }
+        for mine, theirs in zip(*counts)
+        if mine["n"] and mine.get("known", True)
     ]
 
 # %% ../../nbs/workflow/05_compare_runs.ipynb #2e4161a9
@@ -229,7 +238,7 @@ def why_not_compared(run: RunFolder, base: RunFolder) -> str:  # empty where not
     "Say why two runs cannot be compared, before anything is counted."
     for each in (run, base):
         if each.metrics().get("final"):
-            return f"{each.id} was trained on its validation photos (train --final), and has no score on them; compare the run that it was made of"
+            return f"{each.id} was trained on its validation photos (train --final) and has no score on them; compare the run it was made of"
         if not (each / "predictions-valid.parquet").exists() or not each.metrics().get("valid"):
             return f"{each.id} kept no predictions of its validation photos (it is {read_status(each.path)['status']})"
     kinds = [table_problem(read_answers(each.path)).many for each in (run, base)]
@@ -247,7 +256,12 @@ def why_not_compared(run: RunFolder, base: RunFolder) -> str:  # empty where not
 def _describe_run(run: RunFolder) -> dict[str, Any]:  # run, folder, name, arch, note, tags
     "Give what is said of a run beside its id."
     model = run.experiment().get("model") or {}
-    return {"run": run.id, "folder": str(run.path), "name": read_status(run.path).get("name", run.id), "arch": model.get("arch")} | read_notes(run.path)
+    return {
+        "run": run.id,
+        "folder": str(run.path),
+        "name": read_status(run.path).get("name", run.id),
+        "arch": model.get("arch"),
+    } | read_notes(run.path)
 
 
 def _remarks(run: Mapping[str, Any]) -> str:

@@ -159,7 +159,9 @@ def check_resumable(run: RunFolder) -> None:
     if status == "running":
         raise UserError(f"run {run.id} is still running; wait for its end, or stop it with Ctrl-C first.")
     if status == "finished":
-        raise UserError(f"run {run.id} is finished, so there is nothing to go on with; snakecls train {run / 'experiment.yaml'} trains it again.")
+        raise UserError(
+            f"run {run.id} is finished, so there is nothing to go on with; snakecls train {run / 'experiment.yaml'} trains it again."
+        )
     if not (run / PHOTOS).exists():
         raise UserError(
             f"run {run.id} cannot go on: it keeps no list of its photos (it ended before its training began, was recorded from a Learner, "

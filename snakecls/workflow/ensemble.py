@@ -35,9 +35,13 @@ def _same_infos(bundles: Sequence[str | Path]) -> list[BundleInfo]:
 def bundle_run(bundle: str | Path) -> Path:  # the run's folder
     "Give the run that a bundle is the model of; raises `UserError` for a bundle that lies outside of one."
     run = Path(bundle).absolute().parent
-    if not any(os.path.lexists(run / name) for name in ("status.json", "metrics.json", predictions_name("valid"), predictions_name("test"))):
-        raise UserError(f"the bundle {bundle} lies outside of a run, so there are no answers of it to average; give the run that it was copied from, "
-                        f"or score it alone: snakecls evaluate --model {bundle} --data PHOTOS.")
+    if not any(
+        os.path.lexists(run / name) for name in ("status.json", "metrics.json", predictions_name("valid"), predictions_name("test"))
+    ):
+        raise UserError(
+            f"the bundle {bundle} lies outside of a run, so there are no answers of it to average; give the run that it was copied from, "
+            f"or score it alone: snakecls evaluate --model {bundle} --data PHOTOS."
+        )
     return run
 
 
@@ -54,7 +58,7 @@ def ensemble_runs(
     bundles: Sequence[str | Path],  # bundles of runs: runs/…/best
     *,
     split: str | None = None,  # 'valid' or 'test'; None: test where all have it
-) -> dict:  # as `evaluate_ensemble`, 'split', 'same' (whether all say the same), and of several targets 'targets' {target: as `evaluate_ensemble`}
+) -> dict:  # as `evaluate_ensemble`, 'split', 'same' (whether all say the same), and of several targets 'targets'
     "Compare the mean probability of runs with the best of them; raises `UserError` where they are of other photos or labels."
     runs = [bundle_run(bundle) for bundle in bundles]
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
@@ -104,7 +108,7 @@ def soup_runs(
     places = [Path(bundle).absolute() for bundle in bundles]
     mean_of = [place.parent.name if place.name == "best" else place.name for place in places]
     rejection = first.info.trust.get("rejection") or {}
-    kept = {"rejection": rejection} if rejection.get("needs") == FEATURES_FILE else {}  # it is of the pretrained network, which all began as
+    kept = {"rejection": rejection} if rejection.get("needs") == FEATURES_FILE else {}  # of the network that all began as
     if rejection and not kept:
         say("Note: the mean does not tell photos that are unlike the training photos, as that was tuned on each run's own classifier.")
     info = replace(info, name=f"mean of {len(bundles)} runs", metrics={}, trust=kept, extra={**info.extra, "mean_of": mean_of})

@@ -177,6 +177,8 @@ def evaluation_table(
         n = len(table) + len(unreadable)
         noted = noted.tell(f"{len(unreadable)} of {n} photos cannot be read and are left out, such as: {unreadable['reason'].iloc[0]}")
     if "label" in table and table["label"].nunique() == 1:
-        noted = noted.tell(f"all {len(table)} photos are of '{table['label'].iloc[0]}', so all that can be measured is how many of them are found "
-                           "(recall); whether others are taken for it takes photos of others.")
+        noted = noted.tell(
+            f"all {len(table)} photos are of '{table['label'].iloc[0]}', so all that can be measured is how many of them are found "
+            "(recall); whether others are taken for it takes photos of others."
+        )
     return replace(noted, table=table)

@@ -75,7 +75,9 @@ def find_winner(
     if not found:
         raise mistake
     if len(found) > 1:
-        raise UserError(f"'{name}' could be {' or '.join(f'the {kind} {path.name}' for kind, path in found.items())}; give one of these ids.")
+        raise UserError(
+            f"'{name}' could be {' or '.join(f'the {kind} {path.name}' for kind, path in found.items())}; give one of these ids."
+        )
     (kind, path), = found.items()
     return {"sweep": _sweep_winner, "folds": _folds_winner, "run": _run_winner}[kind](path)
 
@@ -97,7 +99,9 @@ def _run_winner(path: Path) -> Winner:
     if (whole / SWEEP).exists() and read_json(whole / SWEEP)["folds"]:
         winner = _sweep_winner(whole)
         if path.name not in [run.id for run in winner.runs]:
-            raise UserError(f"run {path.name} is one fold of a trial that did not win; give the sweep {whole.name}, or {winner.runs[0].id}.")
+            raise UserError(
+                f"run {path.name} is one fold of a trial that did not win; give the sweep {whole.name}, or {winner.runs[0].id}."
+            )
         return winner
     return Winner([RunFolder(path)])
 
@@ -106,7 +110,10 @@ def check_run(run: RunFolder) -> None:
     "Refuse a run that cannot be trained again on all of its photos; raises `UserError`."
     status, metrics, experiment = read_status(run.path)["status"], run.metrics(), run.experiment()
     if metrics.get("final"):
-        raise UserError(f"run {run.id} is a final model already, trained on all of its photos; give the run that it was made of, {metrics['final']['winner']}.")
+        raise UserError(
+            f"run {run.id} is a final model already, trained on all of its photos; give the run that it was made of, "
+            f"{metrics['final']['winner']}."
+        )
     if "recorded" in experiment:
         raise UserError(f"run {run.id} was recorded from a Learner, so how it was trained is not known well enough to do it again; "
                         "train the Learner on all photos, or describe it in an experiment file.")
@@ -145,7 +152,9 @@ def find_end(
     scores = rows.groupby(["stage", "epoch"])[monitor].agg(["mean", "size"])
     scores = scores["mean"][scores["size"] == len(runs)]  # that all of them have
     if scores.empty:
-        raise UserError(f"the {len(runs)} folds of {runs[0].id} have no epoch that all of them measured; give a run of the same settings instead.")
+        raise UserError(
+            f"the {len(runs)} folds of {runs[0].id} have no epoch that all of them measured; give a run of the same settings instead."
+        )
     stage, epoch = scores.idxmin() if is_lower_better(monitor) else scores.idxmax()
     return int(stage), int(epoch)
 
@@ -163,12 +172,16 @@ def _final_experiment(winner: Winner, question: str) -> Experiment:
     run = winner.runs[0]
     experiment = load_experiment(run / "experiment.yaml")
     entries = [entry for each in winner.runs for entry in each.metrics()["stages"] if "lr_found" in entry]
-    found = {number: [entry["lr_found"] for entry in entries if entry["stage"] == number] for number in {entry["stage"] for entry in entries}}
+    found = {
+        number: [entry["lr_found"] for entry in entries if entry["stage"] == number] for number in {entry["stage"] for entry in entries}
+    }
     schedule = [stage.replace(lr=float(np.median(found[number]))) if number in found else stage
                 for number, stage in enumerate(experiment.schedule, start=1)]
     if plateau := [number for number, stage in enumerate(schedule, start=1) if stage.lr_schedule == "plateau" and stage.epochs]:
-        raise UserError(f"stage {plateau[0]} of run {run.id} lowers its rate by its validation (lr_schedule: plateau), which a final model has not; "
-                        "train a run with another lr_schedule, and make that one final.")
+        raise UserError(
+            f"stage {plateau[0]} of run {run.id} lowers its rate by its validation (lr_schedule: plateau), which a final model has not; "
+            "train a run with another lr_schedule, and make that one final."
+        )
     name = experiment.name.removesuffix("-fold1") if winner.runs[1:] else experiment.name
     return experiment.model_copy(update={
         "name": f"{name[:70]}-final", "parent": str(run.path.resolve()), "schedule": schedule,
@@ -230,8 +243,12 @@ def _expect(winner: Winner, folds: Sequence[RunFolder], answers: Mapping[str, pd
         values, chosen = [], metrics["valid"].get("chosen_on") or []
     first, *others = scores
     return _short_score(scores[first]) | {
-        "folds": len(folds) or None, "spread": mean_sd(values).partition(" (")[0] if folds else "", "trials": winner.trials if own in winner.runs else None,
-        "chosen_on": list(dict.fromkeys(chosen)), "targets": {target: _short_score(scores[target]) for target in others}}
+        "folds": len(folds) or None,
+        "spread": mean_sd(values).partition(" (")[0] if folds else "",
+        "trials": winner.trials if own in winner.runs else None,
+        "chosen_on": list(dict.fromkeys(chosen)),
+        "targets": {target: _short_score(scores[target]) for target in others},
+    }
 
 
 def _short_score(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +256,9 @@ def _short_score(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {"f1_macro": scores["f1_macro"], "low": low, "high": high, "n": scores["n"]}
 
 # %% ../../nbs/workflow/41_final.ipynb #85db83d1
-def _calibrate(winner: Winner, answers: Mapping[str, pd.DataFrame], problem: Problem, experiment: Experiment, photos: pd.DataFrame) -> dict[str, Any]:
+def _calibrate(
+    winner: Winner, answers: Mapping[str, pd.DataFrame], problem: Problem, experiment: Experiment, photos: pd.DataFrame
+) -> dict[str, Any]:
     # from ('out of fold' or 'the winner'), n, temperature, thresholds, trust
     "Fit temperature, thresholds and the rest of `trust` on answers of folds, or take the winner's."
     if not answers:
@@ -284,7 +303,9 @@ def train_final(
     recorder: RunRecorder | None = None,  # where the run is written and told; None: made from what follows
     **kwargs,  # of `make_recorder`
 ) -> RunResult:
-    "Train the winner's settings on training and validation photos together; raises `UserError` before anything is written where that cannot be."
+    """Train the winner's settings on training and validation photos together.
+
+    Raises `UserError` before anything is written where that cannot be."""
     recorder = recorder or make_recorder(**kwargs)
     winner = find_winner(recorder.root, str(name))
     experiment, table, final = plan_final(winner, question)

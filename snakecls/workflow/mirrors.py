@@ -92,7 +92,9 @@ def final_scores(
 
 
 def _plain_scores(scores: dict, prefix: str) -> dict[str, float]:
-    found = {f"{prefix}{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    found = {
+        f"{prefix}{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
     for name, value in scores.items():
         if name.endswith("_interval") and value and None not in value:
             whose = f"{prefix}{name.removesuffix('_interval')}"
@@ -193,8 +195,15 @@ def _open_wandb_run(
     url = wandb.setup().settings.base_url
     mode, why = _choose_mode(requested, _has_wandb_key(urlsplit(url).hostname or ""), lambda: _server_answers(url))
     given, again = start["settings"], {"id": start["id"], "resume": "allow"} if start["id"] else {}
-    wanted: dict[str, Any] = {"project": given["project"], "entity": given.get("entity"), "tags": given.get("tags") or None, "name": start["name"],
-              "dir": start["dir"], "config": start["experiment"], **again}
+    wanted: dict[str, Any] = {
+        "project": given["project"],
+        "entity": given.get("entity"),
+        "tags": given.get("tags") or None,
+        "name": start["name"],
+        "dir": start["dir"],
+        "config": start["experiment"],
+        **again,
+    }
     try:
         run = wandb.init(settings=options, **wanted | {"mode": mode})
     except wandb.errors.Error as e:
@@ -209,7 +218,11 @@ class MlflowMirror(Mirror):
     "A run in MLflow."
 
     def open(self, answer: Callable) -> None:
-        for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_ALLOW_FILE_STORE", "true")):
+        for name, value in (
+            ("MLFLOW_DISABLE_TELEMETRY", "true"),
+            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+            ("MLFLOW_ALLOW_FILE_STORE", "true"),
+        ):
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 

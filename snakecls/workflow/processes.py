@@ -39,7 +39,9 @@ def find_processes() -> "Processes | None":  # None: this process is alone
     try:
         from accelerate import PartialState
     except ImportError as e:
-        raise UserError("several processes for one run need accelerate, which is not installed; do so with: pip install 'snakecls[distributed]'.") from e
+        raise UserError(
+            "several processes for one run need accelerate, which is not installed; do so with: pip install 'snakecls[distributed]'."
+        ) from e
     state = PartialState(cpu=not torch.cuda.is_available())
     for name in _LAUNCHED:
         os.environ.pop(name, None)
@@ -65,7 +67,9 @@ class Processes:
             raise UserError("a budget is watched by the clock of one process; leave it out with several processes, or launch one.")
         for place, stage in enumerate(experiment.schedule):
             if stage.lr == "auto":
-                raise UserError(f"schedule.{place}.lr is auto, which is searched in one process; give a number with several, such as 0.001.")
+                raise UserError(
+                    f"schedule.{place}.lr is auto, which is searched in one process; give a number with several, such as 0.001."
+                )
             if stage.cached_views:
                 raise UserError(f"schedule.{place}.cached_views keeps what one process computes; leave it out with several processes.")
         if experiment.train.device is not None:
@@ -191,7 +195,9 @@ def together() -> Iterator[None]:
     except RuntimeError as e:
         if is_out_of_memory(e):  # of this one, which gives its batch again in parts
             raise
-        raise UserError("another of the processes has ended, so this one cannot go on; what ended it stands above, or in its own output.") from e
+        raise UserError(
+            "another of the processes has ended, so this one cannot go on; what ended it stands above, or in its own output."
+        ) from e
 
 # %% ../../nbs/workflow/43_processes.ipynb #1778e291
 @patch
@@ -203,7 +209,9 @@ def share(self: Processes, plan: Plan, recorder: RunRecorder) -> Plan:
     with together():
         seen = gather_object([hashlib.blake2b(own.encode(), digest_size=8).hexdigest()])
     if len(set(seen)) > 1:
-        raise UserError("the processes do not have the same photos, split and settings; let all of them read the same disk, and the same files.")
+        raise UserError(
+            "the processes do not have the same photos, split and settings; let all of them read the same disk, and the same files."
+        )
     sizes = sorted({-(-stage.bs // self.n) for stage in plan.stages if stage.epochs})
     recorder.tell([f"{self.n} processes train together: each reads {' or '.join(map(str, sizes))} photos of a batch, "
                    f"which has {' or '.join(str(size * self.n) for size in sizes)}; how long it will take is not said, and a run that is "
@@ -220,5 +228,12 @@ def follow(self: Processes, plan: Plan) -> Any:
         for quiet in (learn.no_logging(), learn.no_bar(), told_before()):
             stack.enter_context(quiet)
         progressive_fit(
-            learn, plan.stages, saver=plan.saver, seed=plan.experiment.seed, batch_norm=plan.experiment.train.batch_norm, cbs=plan.cbs, keep_answers=True)
+            learn,
+            plan.stages,
+            saver=plan.saver,
+            seed=plan.experiment.seed,
+            batch_norm=plan.experiment.train.batch_norm,
+            cbs=plan.cbs,
+            keep_answers=True,
+        )
     raise SystemExit(0)

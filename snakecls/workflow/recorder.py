@@ -34,7 +34,7 @@ class RunRecorder:
     say: Callable[[str], None]
     part_of: str = ""  # the id of the folds, grid or comparison that the runs belong to, whose entry says what came of them
     watch: Callable[[dict], object] | None = None  # is handed every row of history.csv, and may raise `ended.StopRun`
-    whole: Callable[[dict], bool] | None = None  # asked with a run's best epoch whether graph, export and report are written; None: they are
+    whole: Callable[[dict], bool] | None = None  # says of a run's best epoch whether graph, export and report are written; None: yes
 
     def tell(self, notes: Iterable[str | None]) -> None:
         "Say notes; an empty one is none."
@@ -109,7 +109,9 @@ def resolve_names(
     experiment: Experiment,
     recorder: RunRecorder,
 ) -> Experiment:
-    "Replace names of runs, and paths, by what they stand for here; raises `UserError` with the nearest name, or for a tracker that is not installed."
+    """Replace names of runs, and paths, by what they stand for here.
+
+    Raises `UserError` with the nearest name, or for a tracker that is not installed."""
     check_libraries(experiment.track)
     experiment = resolve_parent(experiment, recorder.root)
     weights, note = _find_weights(experiment.model.weights, recorder.root)

@@ -93,7 +93,10 @@ class RunStates:
             write_checkpoint(self.run / RESUME, state | {"run": own}, [self.run / CHECKPOINT])
         except OSError as e:
             if not self.told:
-                self.say(f"Note: a checkpoint could not be written ({e.strerror or e}); the run goes on, and could be resumed from an earlier one only.")
+                self.say(
+                    f"Note: a checkpoint could not be written ({e.strerror or e}); the run goes on, and could be resumed from "
+                    "an earlier one only."
+                )
             self.told = True
 
 # %% ../../nbs/workflow/14_resuming.ipynb #805c5d17

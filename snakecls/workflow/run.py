@@ -183,7 +183,8 @@ def _describe_table(plan: Plan) -> str:
 # %% ../../nbs/workflow/15_run.ipynb #cba44c74
 def _foresee(plan: Plan, recorder: RunRecorder) -> Plan:  # perhaps with a callback that keeps what is told
     "Say about how long the run will take, from a few photos' time on this machine, and of the default recipe how long at most."
-    if plan.budget is not None or any(getattr(cb, "in_step", False) for cb in plan.cbs):  # it was told with the plan; or other processes would have to agree
+    # it was told with the plan; or other processes would have to agree
+    if plan.budget is not None or any(getattr(cb, "in_step", False) for cb in plan.cbs):
         return plan
     train, n_more = plan.experiment.train, int(plan.table["split"].isin(["valid", "test"]).sum())
     try:
@@ -211,7 +212,8 @@ def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
     values["data"]["seed"] = plan.experiment.split_seed
     run.write_experiment(values)
     run.write_environment()
-    validating = table["path"][(table["split"] == "valid") if plan.final is None else table["held"]]  # by their content another run knows whether it was validated on the same photos
+    # by their content another run knows whether it was validated on the same photos
+    validating = table["path"][(table["split"] == "valid") if plan.final is None else table["held"]]
     write_manifest(table, run / "manifest.parquet", hashes=hashes or _known_hashes(validating))
     _write_issues(plan, run)
     if plan.corrected is not None and len(plan.corrected):

@@ -39,9 +39,15 @@ def _read_filter(text: str, columns: list[str]) -> Callable[[dict], bool]:
     if not text.strip():
         raise UserError("--filter is empty; give a word, or a limit such as arch=resnet18 or f1_macro>0.8.")
     if begins := re.match(r"\s*(>=|<=|!=|=|>|<)", text):
-        raise UserError(f"--filter '{text}' names no column before {begins[1]}; write for example f1_macro{text.strip()}, or another one of {', '.join(columns[:8])}, ….")
+        raise UserError(
+            f"--filter '{text}' names no column before {begins[1]}; write for example f1_macro{text.strip()}, or another one of "
+            f"{', '.join(columns[:8])}, …."
+        )
     if limit is not None and limit[3][:1] in tuple("=<>!"):
-        raise UserError(f"--filter '{text}' has two signs, and takes one of = != > >= < <=; write for example {limit[1]}={limit[3].lstrip('=<>! ') or 'resnet18'}.")
+        raise UserError(
+            f"--filter '{text}' has two signs, and takes one of = != > >= < <=; write for example "
+            f"{limit[1]}={limit[3].lstrip('=<>! ') or 'resnet18'}."
+        )
     if limit is None:
         return lambda row: any(text.strip().lower() in _as_text(row.get(name)).lower() for name in _WORDS)
     name, sign, value = limit.groups()

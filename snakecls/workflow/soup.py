@@ -48,7 +48,9 @@ def check_members(runs: Sequence[RunFolder]) -> None:
         if theirs != targets[0]:
             raise UserError(f"runs {first.id} and {run.id} have other targets or labels of them; give runs of the same ones.")
         if reason := match_answers(read_answers(first.path), read_answers(run.path))[2]:
-            raise UserError(f"runs {first.id} and {run.id} have {reason}, so nothing says which is better; give runs of one split (data.seed).")
+            raise UserError(
+                f"runs {first.id} and {run.id} have {reason}, so nothing says which is better; give runs of one split (data.seed)."
+            )
     check_photos(first)
 
 
@@ -103,7 +105,7 @@ class Soup:
 
     bundle: Path  # the soup, or the best run's own where nothing was won
     runs: list[str]  # ids of those that stayed, the best first
-    steps: list[dict[str, Any]]  # run, own (its macro F1), score (of the mean with it), kept, same_as (where its weights are those of another)
+    steps: list[dict[str, Any]]  # run, own (its macro F1), score (of the mean with it), kept, same_as (another of these weights)
     n: int  # validation photos
     comparison: dict[str, Any] | None  # with the best run on the validation photos: difference, low, high, p
     test: dict[str, Any] | None  # n, soup, best (macro F1 of both), comparison; None without test photos, or where nothing was won
@@ -123,7 +125,9 @@ class _Kitchen:
         self.infos: list[BundleInfo] = [read_bundle(bundle).info for bundle in self.bundles]
         self.problem: Problem = bundle_problem(self.infos[0])
         self.model = load_model(self.bundles[0])
-        self.photos = {split: evaluation_table(self.bundles[0], split=split).table for split in ("valid", "test") if _has_split(runs[0], split)}
+        self.photos = {
+            split: evaluation_table(self.bundles[0], split=split).table for split in ("valid", "test") if _has_split(runs[0], split)
+        }
         self.train = _training_photos(runs[0])
         self.moved = _moved_layers(self.bundles)
         self.weights = [file_hash(read_bundle(bundle).weights_path) for bundle in self.bundles]
@@ -165,7 +169,9 @@ def greedy_soup(
     members: Sequence[RunFolder | str | Path],  # runs, or their folders; of one pretrained network, on the same photos
     output: str | Path,  # a new folder, for the bundle
 ) -> Soup:
-    "Average the runs that help, and write the mean as a bundle where it is more than the best run; raises `UserError` for runs without a mean."
+    """Average the runs that help, and write the mean as a bundle where it is more than the best run.
+
+    Raises `UserError` for runs without a mean."""
     if Path(output).exists():
         raise UserError(f"{output} exists already; give another name, or remove it.")
     runs = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in members]
@@ -249,15 +255,30 @@ def soup_text(soup: Soup) -> str:
         lines.append(f"{step['run']:{width}}  {step['own']:.3f}  {step['score']:.3f}  {'kept' if step['kept'] else 'left out'}{why}")
     photos = f"{soup.n} validation photos"
     if all("same_as" in step for step in soup.steps[1:]):
-        return "\n".join([*lines, "", f"Nothing was won: all have the same weights, so their mean is {best['run']}; give runs of other seeds, rates or augmentation."])
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"Nothing was won: all have the same weights, so their mean is {best['run']}; give runs of other seeds, rates "
+                "or augmentation.",
+            ]
+        )
     if not soup.won:
-        return "\n".join([*lines, "", f"Nothing was won: with none of the others is the mean as good on the {photos}, so the best run stays, {best['run']}."])
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"Nothing was won: with none of the others is the mean as good on the {photos}, so the best run stays, {best['run']}.",
+            ]
+        )
     gain = say_difference(soup.comparison, soup.n) if soup.comparison else "not compared"
     lines += ["", f"The mean of {len(soup.runs)} runs: macro F1 {_last(soup):.3f} on the {photos}; against {best['run']}: {gain}.",
               "These photos chose epochs, runs and soup, so that score is too good; by how much is not known."]
     if test := soup.test:
         gain = say_difference(test["comparison"], test["n"]) if test["comparison"] else "not compared"
-        lines.append(f"On {test['n']} test photos, which chose nothing: macro F1 {test['soup']:.3f}, of {best['run']} {test['best']:.3f}: {gain}.")
+        lines.append(
+            f"On {test['n']} test photos, which chose nothing: macro F1 {test['soup']:.3f}, of {best['run']} {test['best']:.3f}: {gain}."
+        )
     else:
         lines.append("There are no test photos; photos that no run has seen would say how good it is: snakecls evaluate --data …")
     return "\n".join([*lines, f"Batch norm: {soup.batch_norm}." if soup.batch_norm != "none" else "The network has no batch norm."])

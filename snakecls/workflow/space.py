@@ -36,7 +36,9 @@ class Axis:
     def __str__(self) -> str:
         if self.choices:
             return f"{self.key}: {', '.join(map(str, self.choices))}"
-        kind = f"{', whole' if self.whole else ''}{', logarithmic' if self.log else ''}{f', in steps of {self.step:g}' if self.step else ''}"
+        kind = (
+            f"{', whole' if self.whole else ''}{', logarithmic' if self.log else ''}{f', in steps of {self.step:g}' if self.step else ''}"
+        )
         return f"{self.key}: {self.low:g} to {self.high:g}{kind}"
 
 # %% ../../nbs/workflow/36_space.ipynb #d69c73e8
@@ -172,9 +174,15 @@ def read_space(
         if given is None:
             raise UserError(f"the space file {file} is empty; write keys with values, such as train.wd: [0.01, 0.1].")
     if not isinstance(given, Mapping) or not given:
-        raise UserError(f"{'the space' if file is None else f'the space file {file}'} is {shown(given)}; write keys with values, such as train.wd: [0.01, 0.1].")
+        raise UserError(
+            f"{'the space' if file is None else f'the space file {file}'} is {shown(given)}; write keys with values, such as "
+            "train.wd: [0.01, 0.1]."
+        )
     if parts := [key for key in given if key in _EXPERIMENT and _is_part(given[key])]:
-        raise UserError(f"the space has {' and '.join(parts)} as an experiment has; a space names only what varies, by its whole key, such as train.wd: [0.01, 0.1].")
+        raise UserError(
+            f"the space has {' and '.join(parts)} as an experiment has; a space names only what varies, by its whole key, such "
+            "as train.wd: [0.01, 0.1]."
+        )
     if isinstance(given.get("parameters"), Mapping):
         return _read_wandb(given)
     axes = [_read_axis(key.strip(), value) for key, value in given.items()]
@@ -197,7 +205,11 @@ def _read_wandb(given: Mapping) -> Space:
     fixed = {key: value["value"] for key, value in flat.items() if "value" in value}
     axes = [_read_axis(key, value) for key, value in flat.items() if key not in fixed]
     idle = [word for word in given if word not in _WANDB_WORDS]
-    notes = [f"{', '.join(idle)} of the sweep file say{'s' * (len(idle) == 1)} nothing here, and {'is' if len(idle) == 1 else 'are'} left out."] if idle else []
+    notes = (
+        [f"{', '.join(idle)} of the sweep file say{'s' * (len(idle) == 1)} nothing here, and {'is' if len(idle) == 1 else 'are'} left out."]
+        if idle
+        else []
+    )
     name, goal = (metric.get("name"), metric.get("goal")) if isinstance(metric, Mapping) else (metric, None)
     if name and goal and (goal == "minimize") != (name == "valid_loss"):
         raise UserError(f"the sweep's metric {name} has the goal {goal}; here valid_loss is minimised and every other metric maximised.")
@@ -274,7 +286,9 @@ def grid_points(
     "List all combinations; raises `UserError` for a range without steps, or for too many."
     values = {axis.key: axis_values(axis) for axis in space.axes}
     if endless := [key for key, each in values.items() if each is None]:
-        raise UserError(f"a grid has no end over the range of {', '.join(endless)}; give it a step or a list of values, or take --sampler random.")
+        raise UserError(
+            f"a grid has no end over the range of {', '.join(endless)}; give it a step or a list of values, or take --sampler random."
+        )
     n = math.prod(len(each) for each in values.values())
     if n > MOST_POINTS:
         raise UserError(f"the grid has {n:,} points, and {MOST_POINTS:,} are run at most; give fewer values, or take --sampler tpe.")

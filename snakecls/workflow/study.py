@@ -129,7 +129,12 @@ def open_study(
         _mend(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         study = optuna.create_study(
-            study_name=STUDY, storage=storage, direction="minimize" if minimise else "maximize", load_if_exists=True, pruner=make_pruner(pruner))
+            study_name=STUDY,
+            storage=storage,
+            direction="minimize" if minimise else "maximize",
+            load_if_exists=True,
+            pruner=make_pruner(pruner),
+        )
     study.sampler = make_sampler(sampler, seed, len(study.get_trials(deepcopy=False)), uuid4().hex if _others(folder) else "")
     return study
 
@@ -208,7 +213,9 @@ def repeat(study: "optuna.Study", number: int, params: dict[str, Any]) -> None:
 def put_first(study: "optuna.Study", space: Space, points: list[dict[str, Any]]) -> None:
     "Let settings wait in an empty study, in their order."
     for point in points:
-        params = {axis.key: _plain_choices(axis)[axis.choices.index(point[axis.key])] if axis.choices else point[axis.key] for axis in space.axes}
+        params = {
+            axis.key: _plain_choices(axis)[axis.choices.index(point[axis.key])] if axis.choices else point[axis.key] for axis in space.axes
+        }
         study.enqueue_trial(params)
 
 

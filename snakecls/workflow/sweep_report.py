@@ -78,7 +78,8 @@ def tie_text(trials: pd.DataFrame, *, minimise: bool = False) -> str:  # empty w
         return ""
     if all_level(trials):
         return f"all {n} trials have the same score: what was varied made no difference"
-    return f"trials {', '.join(map(str, tied[:-1]))} and {tied[-1]} of {n} have the same best score: which of their settings is better is not known"
+    named = f"{', '.join(map(str, tied[:-1]))} and {tied[-1]}"
+    return f"trials {named} of {n} have the same best score: which of their settings is better is not known"
 
 # %% ../../nbs/workflow/39_sweep_report.ipynb #f3f31c57
 def about_text(trials: pd.DataFrame) -> str:  # 'trained' or 'served', or which trials have which
@@ -170,7 +171,7 @@ ENOUGH = 10  # trials for each key, below which importances say little
 def sweep_page(
     trials: pd.DataFrame,  # trial, state, value, about, served, serves, a column for each key, epochs, seconds, run, note
     axes: Sequence[Axis],
-    about: dict[str, Any],  # name, question, monitor, n_photos, own, sampler, pruner, low, high, test, folds, command, running, reports (runs that have one)
+    about: dict[str, Any],  # name, question, monitor, n_photos, own, sampler, pruner, low, high, test, folds, command, running, reports
     importances: dict[str, float],  # key -> share; empty where they cannot be had
     *,
     minimise: bool = False,
@@ -182,21 +183,42 @@ def sweep_page(
     leading = [] if level or best is None else tied or [best["trial"]]
     table = pd.concat([ranked, trials[trials["value"].isna()]])
     return render(
-        "sweep.html", title=about["name"], eyebrow="Sweep", subtitle=_subtitle(trials, about), tiles=_tiles(trials, best, about, tied, probe),
-        luck=_luck_text(len(done), about, level=level, probe=best is not None and best["serves"] == "probe" and best["about"] == "trained") if len(done) else "",
-        best=best is not None and _best_text(best, axes), best_run=best is not None and best["run"], tie=tie, probe=probe,
-        of=about_text(trials) if len(done) else "", trained="trained" in set(done["about"]),
+        "sweep.html",
+        title=about["name"],
+        eyebrow="Sweep",
+        subtitle=_subtitle(trials, about),
+        tiles=_tiles(trials, best, about, tied, probe),
+        luck=_luck_text(len(done), about, level=level, probe=best is not None and best["serves"] == "probe" and best["about"] == "trained")
+        if len(done)
+        else "",
+        best=best is not None and _best_text(best, axes),
+        best_run=best is not None and best["run"],
+        tie=tie,
+        probe=probe,
+        of=about_text(trials) if len(done) else "",
+        trained="trained" in set(done["about"]),
         best_link=best is not None and _link(best["run"], about["reports"]),
-        tries=lay_tries(trials, minimise=minimise), threads=lay_threads(trials, axes, monitor=_in_words(about["monitor"]), minimise=minimise),
+        tries=lay_tries(trials, minimise=minimise),
+        threads=lay_threads(trials, axes, monitor=_in_words(about["monitor"]), minimise=minimise),
         importances=[{"key": key, "share": share} for key, share in sorted(importances.items(), key=lambda item: -item[1])],
-        few=len(done) < ENOUGH * len(axes), n=len(done), n_keys=len(axes), enough=ENOUGH * len(axes), monitor=_in_words(about["monitor"]),
-        columns=short_names(axes), rows=[_row(row, axes, leading, about["reports"]) for row in table.to_dict("records")], footer=about["command"],
+        few=len(done) < ENOUGH * len(axes),
+        n=len(done),
+        n_keys=len(axes),
+        enough=ENOUGH * len(axes),
+        monitor=_in_words(about["monitor"]),
+        columns=short_names(axes),
+        rows=[_row(row, axes, leading, about["reports"]) for row in table.to_dict("records")],
+        footer=about["command"],
     )
 
 # %% ../../nbs/workflow/39_sweep_report.ipynb #29f92dd1
 def _subtitle(trials: pd.DataFrame, about: dict[str, Any]) -> str:
     counts = trials["state"].value_counts()
-    words = [f"{counts[state]} {word}" for state, word in (("complete", "to their end"), ("pruned", "ended early"), ("failed", "failed")) if state in counts]
+    words = [
+        f"{counts[state]} {word}"
+        for state, word in (("complete", "to their end"), ("pruned", "ended early"), ("failed", "failed"))
+        if state in counts
+    ]
     running = f"; {about['running']} running" if about["running"] else ""
     search = {"tpe": "Optuna's TPE", "random": "random settings", "grid": "every combination"}[about["sampler"]]
     question = f"{about['question']} " if about["question"] else ""
@@ -210,12 +232,24 @@ def _tiles(trials: pd.DataFrame, best: Any, about: dict[str, Any], tied: list[in
     tiles: list[dict[str, Any]] = [
         {"title": f"Best {_in_words(about['monitor'])}, validation", "value": best["value"], "main": True, "lines": [which, best["about"]]}]
     if probe:
-        tiles.append({"title": "What it serves", "value": best["served"], "lines": ["its probe" if best["serves"] == "probe" else "in some folds the probe"]})
+        tiles.append(
+            {
+                "title": "What it serves",
+                "value": best["served"],
+                "lines": ["its probe" if best["serves"] == "probe" else "in some folds the probe"],
+            }
+        )
     own = trials[(trials["trial"] == about["own"]) & trials["value"].notna()] if about["own"] is not None else trials[:0]
     if len(own):
         tiles.append({"title": "The experiment's own settings", "value": own["value"].iloc[0], "lines": [f"trial {about['own']}"]})
     if about["test"] is not None:
-        tiles.append({"title": f"Test macro F1 of {'what is served' if probe else 'the first' if tied else 'the winner'}", "value": about["test"]["f1_macro"], "lines": [f"{about['test']['n']} photos, which chose nothing"]})
+        tiles.append(
+            {
+                "title": f"Test macro F1 of {'what is served' if probe else 'the first' if tied else 'the winner'}",
+                "value": about["test"]["f1_macro"],
+                "lines": [f"{about['test']['n']} photos, which chose nothing"],
+            }
+        )
     seconds = trials["seconds"].astype(float).sum()
     tiles.append({"title": "Time in trials", "text": f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s", "lines": []})
     return tiles
@@ -232,9 +266,19 @@ def _best_text(best: Any, axes: Sequence[Axis]) -> str:
 def _row(row: dict[str, Any], axes: Sequence[Axis], leading: Collection[int], reports: Collection[str]) -> dict[str, Any]:
     "Give the cells of a trial; numbers keep what they are sorted by."
     return {
-        "trial": row["trial"], "value": row["value"], "about": row["about"], "served": row["served"], "serves": row["serves"], "settings": [{"text": _cell(row[axis.key]), "sort": row[axis.key]} for axis in axes],
-        "epochs": "" if pd.isna(row["epochs"]) else f"{row['epochs']:.0f}", "seconds": "" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}",
-        "run": row["run"], "link": _link(row["run"], reports), "state": row["state"], "note": row["note"], "best": row["trial"] in leading,
+        "trial": row["trial"],
+        "value": row["value"],
+        "about": row["about"],
+        "served": row["served"],
+        "serves": row["serves"],
+        "settings": [{"text": _cell(row[axis.key]), "sort": row[axis.key]} for axis in axes],
+        "epochs": "" if pd.isna(row["epochs"]) else f"{row['epochs']:.0f}",
+        "seconds": "" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}",
+        "run": row["run"],
+        "link": _link(row["run"], reports),
+        "state": row["state"],
+        "note": row["note"],
+        "best": row["trial"] in leading,
     }
 
 

@@ -43,7 +43,19 @@ from .recorder import RunRecorder, check_places, check_room, make_recorder, reso
 from .resuming import RESUME
 from .run_folder import RunFolder, list_statuses, lock_is_held, make_run_path, open_lock, write_status
 from .space import Axis, Space, check_space, grid_points, read_space, short_names
-from .study import SAMPLERS, PRUNERS, lies_within, load_optuna, n_begun, next_trial, open_study, put_first, repeat, trial_settings, working
+from snakecls.workflow.study import (
+    SAMPLERS,
+    PRUNERS,
+    lies_within,
+    load_optuna,
+    n_begun,
+    next_trial,
+    open_study,
+    put_first,
+    repeat,
+    trial_settings,
+    working,
+)
 from .study import AGAIN, is_alone, join_trial, trial_id
 from .sweep_report import all_level, probe_text, rank_trials, sweep_page, tie_text, tied_trials, write_sweep_page
 from .trials import TrialResult, is_lower_better, run_trial, trial_name
@@ -77,7 +89,13 @@ class _Sweep:
 
     def open(self) -> "optuna.Study":
         return open_study(
-            self.folder, self.space, sampler=self.said["sampler"], pruner=self.said["pruner"], seed=self.experiment.seed, minimise=self.minimise)
+            self.folder,
+            self.space,
+            sampler=self.said["sampler"],
+            pruner=self.said["pruner"],
+            seed=self.experiment.seed,
+            minimise=self.minimise,
+        )
 
 
 def _load_sweep(folder: Path, recorder: RunRecorder) -> _Sweep:
@@ -92,7 +110,7 @@ class Swept:
     "What a sweep has given so far."
 
     folder: Path
-    table: pd.DataFrame  # trial, state, value, about, served, serves, a column for each key, epochs, seconds, run, note; in the order of the trials
+    table: pd.DataFrame  # in the order of trials: trial, state, value, about, served, serves, each key, epochs, seconds, run, note
     value: float | None  # of the best trial; `about` says of which weights: 'trained' or 'served'
     settings: dict[str, Any]  # of the best trial; empty where several are level
     run: str  # of the best trial (of level ones the first), or its first fold's
@@ -110,7 +128,7 @@ def run_sweep(
     trials: int | None = None,  # altogether; None: 20, or the whole grid
     timeout: str | float | None = None,  # such as 30m: no trial begins after that time
     sampler: str | None = None,  # tpe, random or grid; None: as the space's file says, else tpe
-    pruner: str | None = None,  # median, hyperband, wilcoxon or none; None: wilcoxon with folds, none where there is nothing to end early, else median
+    pruner: str | None = None,  # median, hyperband, wilcoxon, none; None: wilcoxon with folds, none where none can end early, else median
     folds: int | None = None,  # each trial is so many folds, and scored by their mean
     jobs: int = 1,  # processes on this machine
     engine: "Engine | None" = None,  # what runs the trials, such as `ray_engine()`; None: this process, and those of `jobs`
@@ -141,7 +159,9 @@ def _check_experiment(experiment: Experiment, space: Space, name: str | None, fo
     if folds is not None and folds < 2:
         raise UserError(f"folds is {folds}; give 2 or more.")
     if folds and experiment.train.refit:
-        raise UserError("train.refit fits on the validation photos too, so its folds would say nothing; set train.refit to false for folds.")
+        raise UserError(
+            "train.refit fits on the validation photos too, so its folds would say nothing; set train.refit to false for folds."
+        )
     return experiment if name is None else vary_experiment(experiment, name=name)
 
 
@@ -159,7 +179,13 @@ def _check_running(
 
 # %% ../../nbs/workflow/40_sweeps.ipynb #be331eea
 def _choose(
-    experiment: Experiment, space: Space, trials: int | None, sampler: str | None, pruner: str | None, folds: int | None, recorder: RunRecorder,
+    experiment: Experiment,
+    space: Space,
+    trials: int | None,
+    sampler: str | None,
+    pruner: str | None,
+    folds: int | None,
+    recorder: RunRecorder,
 ) -> dict[str, Any]:
     "Settle what was left open of the search; raises `UserError`."
     sampler = sampler or space.sampler or "tpe"
@@ -207,7 +233,13 @@ def _make_sweep(experiment: Experiment, space: Space, said: dict[str, Any], reco
     axes = [vars(axis) | {"choices": list(axis.choices)} for axis in space.axes]
     axes = [{key: value for key, value in axis.items() if value == value} for axis in axes]  # a list has no ends
     values = experiment.model_dump(mode="json")
-    said = said | {"name": experiment.name, "axes": axes, "experiment": values, "command": recorder.command, "logbook": book and str(book.absolute())}
+    said = said | {
+        "name": experiment.name,
+        "axes": axes,
+        "experiment": values,
+        "command": recorder.command,
+        "logbook": book and str(book.absolute()),
+    }
     write_json(folder / SWEEP, said)
     sweep = _load_sweep(folder, recorder)
     points = grid_points(space) if said["sampler"] == "grid" else [said["own_settings"]] if said["own"] is not None else []
@@ -263,7 +295,9 @@ def _work(sweep: _Sweep, deadline: float, engine: Engine | None = None) -> bool:
         if is_owner:
             _finish(sweep, study)
             if (n := n_begun(study)) < sweep.trials:
-                sweep.recorder.say(f"The time was up after {n} of {sweep.trials} trials; snakecls sweep --resume {sweep.folder.name} goes on.")
+                sweep.recorder.say(
+                    f"The time was up after {n} of {sweep.trials} trials; snakecls sweep --resume {sweep.folder.name} goes on."
+                )
         return is_owner
 
 
@@ -273,7 +307,11 @@ def _ownership(sweep: _Sweep) -> Iterator[Any]:  # a function: try to become the
     from filelock import Timeout
 
     lock, about = open_lock(sweep.folder, 0), {"kind": "sweep", "name": sweep.experiment.name, "of": sweep.said["trials"]}
-    about |= {"command": sweep.recorder.command, "logbook": sweep.said["logbook"], "again": f"snakecls sweep --resume {sweep.folder.name} goes on"}
+    about |= {
+        "command": sweep.recorder.command,
+        "logbook": sweep.said["logbook"],
+        "again": f"snakecls sweep --resume {sweep.folder.name} goes on",
+    }
 
     def owns() -> bool:
         if not lock.is_locked:
@@ -370,7 +408,9 @@ def _known_result(study: "optuna.Study", trial: "optuna.Trial") -> TrialResult |
     for one in study.get_trials(deepcopy=False):
         if one.state.name == "COMPLETE" and one.params == trial.params:
             scores = one.user_attrs["scores"] | {"seconds": 0.0}
-            return TrialResult(one.value, one.user_attrs["runs"], note=f"the same settings as trial {one.number}, not trained again", scores=scores)
+            return TrialResult(
+                one.value, one.user_attrs["runs"], note=f"the same settings as trial {one.number}, not trained again", scores=scores
+            )
     return None
 
 
@@ -391,7 +431,11 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", result: TrialResult) -> 
 
 def _refuse_nothing(study: "optuna.Study", least: int = 3) -> None:
     "End a sweep whose first trials could not run, all of them; raises `UserError`."
-    notes = [trial.user_attrs.get("note", "") for trial in study.get_trials(deepcopy=False) if trial.state.name == "FAIL" and "note" in trial.user_attrs]
+    notes = [
+        trial.user_attrs.get("note", "")
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.name == "FAIL" and "note" in trial.user_attrs
+    ]
     if len(notes) >= least and not any(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.get_trials(deepcopy=False)):
         raise UserError(f"none of the first {len(notes)} trials could run; the first says: {notes[0]}")
 
@@ -456,10 +500,20 @@ def _end_one(sweep: _Sweep, study: "optuna.Study", pool: TrialPool, going: dict[
         _mark_killed(path)
     trial.set_user_attr("died", True)
     if sum("died" in one.user_attrs for one in _repeated(study, trial)) < 2:
-        sweep.recorder.say(f"Trial {trial.number}: its process ended without a word (no memory, or killed); it is tried again, from its checkpoint where it has one.")
+        sweep.recorder.say(
+            f"Trial {trial.number}: its process ended without a word (no memory, or killed); it is tried again, from its "
+            "checkpoint where it has one."
+        )
         repeat(study, trial.number, trial.params)
     else:
-        _record(sweep, study, trial, TrialResult(None, [path.name for path in runs], note="its process ended three times without a word, perhaps for want of memory"))
+        _record(
+            sweep,
+            study,
+            trial,
+            TrialResult(
+                None, [path.name for path in runs], note="its process ended three times without a word, perhaps for want of memory"
+            ),
+        )
 
 
 def _mark_killed(path: Path, seconds: float = 5) -> None:
@@ -469,7 +523,9 @@ def _mark_killed(path: Path, seconds: float = 5) -> None:
         time.sleep(0.1)
     status = read_json(path / "status.json")
     if status.get("status") == "running" and not lock_is_held(path):
-        write_status(path / "status.json", status | {"status": "killed", "message": "its process ended without a word, as the sweep has seen"})
+        write_status(
+            path / "status.json", status | {"status": "killed", "message": "its process ended without a word, as the sweep has seen"}
+        )
 
 # %% ../../nbs/workflow/40_sweeps.ipynb #7de1d2e9
 def run_job(
@@ -479,7 +535,10 @@ def run_job(
 ) -> TrialResult:
     "Run a trial of a sweep that another process has begun; raises `UserError` where the sweep's folder is not there."
     if not (job.folder / SWEEP).exists():
-        raise UserError(f"the machine {platform.node()} has no folder {job.folder}; the runs and the photos have to lie on a disk that all machines share, under one path.")
+        raise UserError(
+            f"the machine {platform.node()} has no folder {job.folder}; the runs and the photos have to lie on a disk that all "
+            "machines share, under one path."
+        )
     sweep = _load_sweep(job.folder, make_recorder(job.folder.parent, None, say=say))
     sweep = replace(sweep, recorder=replace(sweep.recorder, command=sweep.said["command"]))
     return _run_trial(sweep, join_trial(job.folder, job.id, pruner=sweep.said["pruner"]), job)
@@ -540,12 +599,19 @@ def sweep_table(study: "optuna.Study", axes: list[Axis]) -> pd.DataFrame:
             continue
         scores, runs = trial.user_attrs.get("scores") or {}, trial.user_attrs.get("runs") or [""]
         settings = trial_settings(Space(axes), trial.params)
-        rows.append({
-            "trial": trial.number, "state": states[trial.state.name], "value": trial.value if trial.state.name == "COMPLETE" else None,
-            **_weights(trial),
-            **{key: str(value) if isinstance(value, list) else value for key, value in settings.items()},
-            "epochs": scores.get("epochs"), "seconds": scores.get("seconds") or _seconds(trial), "run": runs[0], "note": trial.user_attrs.get("note", ""),
-        })
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": states[trial.state.name],
+                "value": trial.value if trial.state.name == "COMPLETE" else None,
+                **_weights(trial),
+                **{key: str(value) if isinstance(value, list) else value for key, value in settings.items()},
+                "epochs": scores.get("epochs"),
+                "seconds": scores.get("seconds") or _seconds(trial),
+                "run": runs[0],
+                "note": trial.user_attrs.get("note", ""),
+            }
+        )
     columns = ["trial", "state", "value", "about", "served", "serves", *(axis.key for axis in axes), "epochs", "seconds", "run", "note"]
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "served": float, "epochs": float, "seconds": float})
 
@@ -576,9 +642,19 @@ def _page(sweep: _Sweep, study: "optuna.Study") -> str:
     said = sweep.said
     n_running = sum(trial.state.name == "RUNNING" for trial in study.get_trials(deepcopy=False))
     about = {
-        "name": said["name"], "question": sweep.experiment.question, "monitor": sweep.experiment.monitor, "n_photos": scores.get("n"), "own": said["own"],
-        "sampler": said["sampler"], "pruner": said["pruner"], "low": scores.get("low"), "high": scores.get("high"), "test": _test(sweep, best),
-        "folds": said["folds"], "command": said["command"], "running": n_running,
+        "name": said["name"],
+        "question": sweep.experiment.question,
+        "monitor": sweep.experiment.monitor,
+        "n_photos": scores.get("n"),
+        "own": said["own"],
+        "sampler": said["sampler"],
+        "pruner": said["pruner"],
+        "low": scores.get("low"),
+        "high": scores.get("high"),
+        "test": _test(sweep, best),
+        "folds": said["folds"],
+        "command": said["command"],
+        "running": n_running,
         "reports": {run for run in table["run"] if run and (sweep.folder.parent / run / "report.html").exists()},
     }
     return sweep_page(table, sweep.space.axes, about, _importances(study), minimise=sweep.minimise)
@@ -631,12 +707,19 @@ def _verdict(sweep: _Sweep, table: pd.DataFrame) -> str:
     name = sweep.experiment.monitor.replace("f1_macro", "macro F1").replace("_", " ")
     if table["value"].isna().all():
         return "no trial has a score"
-    best, probe = table.loc[table["value"].idxmin() if sweep.minimise else table["value"].idxmax()], probe_text(table, minimise=sweep.minimise)
+    best, probe = (
+        table.loc[table["value"].idxmin() if sweep.minimise else table["value"].idxmax()],
+        probe_text(table, minimise=sweep.minimise),
+    )
     score, served = f"{name} {best['value']:.3f} ({best['about']})", f"; {probe}" if probe else ""
     if all_level(table):
         return f"{tie_text(table)}, {score}{served}"
     own = table[(table["trial"] == sweep.said["own"]) & table["value"].notna()]["value"]
-    against = f", {best['value'] - own.iloc[0]:+.3f} against the experiment's own settings" if len(own) and best["trial"] != sweep.said["own"] else ""
+    against = (
+        f", {best['value'] - own.iloc[0]:+.3f} against the experiment's own settings"
+        if len(own) and best["trial"] != sweep.said["own"]
+        else ""
+    )
     same = ", which are the experiment's own settings" if len(own) and best["trial"] == sweep.said["own"] else ""
     if tie := tie_text(table, minimise=sweep.minimise):
         return f"{score}; {tie}{against}{served}; chosen on these photos, so too good"
@@ -647,21 +730,46 @@ def _write_entry(sweep: _Sweep, study: "optuna.Study", table: pd.DataFrame) -> N
     "Write the one entry of a sweep."
     root, logbook = sweep.folder.parent, Path(str(sweep.recorder.logbook))
     shown, tie = rank_trials(table, minimise=sweep.minimise).head(10), tie_text(table, minimise=sweep.minimise)
-    rows = [{"trial": row["trial"], sweep.experiment.monitor: f"{row['value']:.3f}", **_served_cells(row, table), **{name: _short(row[axis.key]) for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes))},
-             "run": run_link(row["run"], root, logbook)} for row in shown.to_dict("records")]
+    rows = [
+        {
+            "trial": row["trial"],
+            sweep.experiment.monitor: f"{row['value']:.3f}",
+            **_served_cells(row, table),
+            **{name: _short(row[axis.key]) for axis, name in zip(sweep.space.axes, short_names(sweep.space.axes))},
+            "run": run_link(row["run"], root, logbook),
+        }
+        for row in shown.to_dict("records")
+    ]
     best, run = study.best_trial, RunFolder(root / shown.iloc[0]["run"])
     test = _test(sweep, best)
     counts = table["state"].value_counts()
     result = ", ".join(f"{n} {state}" for state, n in counts.items()) + "; "
     result += tie or f"the best: {', '.join(f'{key} {_short(value)}' for key, value in best.params.items())}"
     result += f"; {probe}" if (probe := probe_text(table, minimise=sweep.minimise)) else ""
-    result += f"; {'test of what is served' if probe else 'test of the first' if tie else 'its test'}: macro F1 {test['f1_macro']:.3f} (n={test['n']})" if test else ""
+    result += (
+        f"; {'test of what is served' if probe else 'test of the first' if tie else 'its test'}: macro F1 "
+        f"{test['f1_macro']:.3f} (n={test['n']})"
+        if test
+        else ""
+    )
     result += f"; folds {best.user_attrs['scores']['spread']}" if sweep.said["folds"] else ""
-    add_entry(logbook, LogbookEntry(
-        sweep.experiment.question or sweep.said["name"], _verdict(sweep, table), command=sweep.said["command"], run=sweep.folder.name,
-        link=relative_path(sweep.folder, logbook), anchor=True, result=result, seeds=seeds_text([run.experiment()]), varied=[str(axis) for axis in sweep.space.axes],
-        hardware=ran_on(run.environment(), {"seconds": float(table["seconds"].sum())}), table=markdown_table(rows), tags=("run", "sweep"),
-    ))
+    add_entry(
+        logbook,
+        LogbookEntry(
+            sweep.experiment.question or sweep.said["name"],
+            _verdict(sweep, table),
+            command=sweep.said["command"],
+            run=sweep.folder.name,
+            link=relative_path(sweep.folder, logbook),
+            anchor=True,
+            result=result,
+            seeds=seeds_text([run.experiment()]),
+            varied=[str(axis) for axis in sweep.space.axes],
+            hardware=ran_on(run.environment(), {"seconds": float(table["seconds"].sum())}),
+            table=markdown_table(rows),
+            tags=("run", "sweep"),
+        ),
+    )
 
 
 def _served_cells(row: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
@@ -716,13 +824,15 @@ def resume_sweep(
 
 def sweep_winner(
     folder: Path,  # of a sweep
-) -> tuple[list[str], int, str]:  # ids of its runs, the folds'; among how many trials with a score; what is to be told where several are as good
+) -> tuple[list[str], int, str]:  # ids of its (folds') runs; among how many trials with a score; what is told of equals
     "Name the best trial's runs, of level ones the quickest's; raises `UserError` where none has finished."
     sweep = _load_sweep(folder, make_recorder(folder.parent, None))
     study = sweep.open()
     best, table = _best(sweep, study), sweep_table(study, sweep.space.axes)
     if best is None:
-        raise UserError(f"sweep {folder.name} has no finished trial, so there is no winner; snakecls sweep --resume {folder.name} goes on with it.")
+        raise UserError(
+            f"sweep {folder.name} has no finished trial, so there is no winner; snakecls sweep --resume {folder.name} goes on with it."
+        )
     number, note = best.number, ""
     if tied := tied_trials(table, minimise=sweep.minimise):
         number, why = _quickest(table, tied)
@@ -750,5 +860,9 @@ def find_sweep(
     word = Path(name).name
     fits = [path for path in found if word in (path.name, path.name[16:], path.name[16:].removesuffix("-sweep"))]
     if not fits:
-        raise unknown_name("sweep", str(name), [path.name for path in found]) if found else UserError(f"there is no sweep in {root}; begin one with snakecls sweep EXPERIMENT --space FILE.")
+        raise (
+            unknown_name("sweep", str(name), [path.name for path in found])
+            if found
+            else UserError(f"there is no sweep in {root}; begin one with snakecls sweep EXPERIMENT --space FILE.")
+        )
     return fits[0]

@@ -37,7 +37,7 @@ class TrialResult:
     runs: list[str] = field(default_factory=list)  # ids
     pruned: bool = False  # ended because the reporter said so
     note: str = ""  # why there is no value
-    scores: dict[str, Any] = field(default_factory=dict)  # about, served, serves, valid, low, high and n of the first run, test, epochs, seconds
+    scores: dict[str, Any] = field(default_factory=dict)  # about, served, serves, valid, low, high, n, test, epochs, seconds
 
 # %% ../../nbs/workflow/38_trials.ipynb #d304c152
 class _Watch:
@@ -129,10 +129,17 @@ def _finished(results: list[RunResult]) -> TrialResult:
     judged = metrics[0].get("trained") if (about[0], serves[0]) == ("trained", "probe") else metrics[0]["valid"]
     low, high = (judged or {}).get("f1_macro_interval") or (None, None)
     scores = {
-        "about": "trained" if "trained" in about else "served", "served": float(np.mean(served)), "serves": " and ".join(sorted(set(serves))),
-        "valid": metrics[0]["valid"]["f1_macro"], "low": low, "high": high, "n": sum(one["valid"]["n"] for one in metrics),
-        "test": None if None in tests else float(np.mean(tests)), "seconds": sum(one["seconds"] for one in metrics),
-        "epochs": sum(stage["epochs"] for stage in metrics[0]["stages"]), "folds": list(values) if results[1:] else None,
+        "about": "trained" if "trained" in about else "served",
+        "served": float(np.mean(served)),
+        "serves": " and ".join(sorted(set(serves))),
+        "valid": metrics[0]["valid"]["f1_macro"],
+        "low": low,
+        "high": high,
+        "n": sum(one["valid"]["n"] for one in metrics),
+        "test": None if None in tests else float(np.mean(tests)),
+        "seconds": sum(one["seconds"] for one in metrics),
+        "epochs": sum(stage["epochs"] for stage in metrics[0]["stages"]),
+        "folds": list(values) if results[1:] else None,
         "spread": mean_sd(values) if results[1:] else "",
     }
     return TrialResult(float(np.mean(values)), runs, scores=scores)
@@ -155,7 +162,9 @@ def judge_run(
     return value, about, "probe"
 
 # %% ../../nbs/workflow/38_trials.ipynb #295016b3
-def _run_folds(experiment: Experiment, folds: int, report: Callable[[int, float], Any], recorder: RunRecorder, runs: list[str]) -> TrialResult:
+def _run_folds(
+    experiment: Experiment, folds: int, report: Callable[[int, float], Any], recorder: RunRecorder, runs: list[str]
+) -> TrialResult:
     "Run a trial's folds, one after the other; `runs` is filled as they end."
     results: list[RunResult] = []
     for fold in range(folds):
@@ -167,7 +176,9 @@ def _run_folds(experiment: Experiment, folds: int, report: Callable[[int, float]
             return so_far
         if report(fold, judge_run(results[-1])[0]) and fold + 1 < folds:
             scores = {key: so_far.scores[key] for key in ("seconds", "folds")}
-            return TrialResult(None, runs, True, f"ended by the sweep after {fold + 1} of {folds} folds, as the best trial was better on them", scores)
+            return TrialResult(
+                None, runs, True, f"ended by the sweep after {fold + 1} of {folds} folds, as the best trial was better on them", scores
+            )
     return _finished(results)
 
 # %% ../../nbs/workflow/38_trials.ipynb #880fd23a
