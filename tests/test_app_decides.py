@@ -47,7 +47,7 @@ def shown(page, text, timeout=20_000):
 def test_the_risk_stands_first_and_a_likely_one_is_told(page, photos):
     give(page, str(photos["r"]))
     text = shown(page, "Probably venomous")
-    assert text.index("Keep away") < text.index("Almost surely Micrurus fulvius") < text.index("Eastern coral snake\n")
+    assert text.index("Keep away") < text.index("Almost surely Eastern coral snake (Micrurus fulvius)") < text.index("Eastern coral snake\n")
     assert page.locator(".sc-row").first.get_by_text("⚠ venomous").is_visible()  # a sign and a word, not a colour alone
     assert page.evaluate("document.querySelector('#result').getAttribute('aria-live')") == "polite"
     assert page.evaluate("document.querySelector('#result').getBoundingClientRect().top") < 500  # the answer came to whoever waits for it

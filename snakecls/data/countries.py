@@ -7,6 +7,7 @@ __all__ = ['country_names', 'find_country', 'read_country']
 
 # %% ../../nbs/data/34_countries.ipynb #08f7d79a
 import re
+from difflib import SequenceMatcher
 from functools import cache
 
 from ..core import UserError, nearest
@@ -102,10 +103,11 @@ def read_country(
         return found
     if text is None or text != text or plain_words(text) in (*NOT_KNOWN, "anywhere", "other"):
         return None
-    guess = nearest(_plain(text), [name for name in _names() if len(name) > 3])  # a code is near to any short word
-    meant = (
-        f"did you mean '{_names()[guess]}'?"
-        if guess
-        else "give its English name or its code of two letters, such as 'Philippines' or 'PH', or leave it out."
-    )
+    words = _plain(text)
+    guess = nearest(words, [name for name in _names() if len(name) > 3])  # a code is near to any short word
+    allowed = "give its English name or its code of two letters, such as 'Philippines' or 'PH', or leave it out."
+    meant = f"did you mean '{_names()[guess]}'?" if guess and SequenceMatcher(None, guess, words).ratio() >= _ALIKE else allowed
     raise UserError(f"country '{str(text)[:60]}' is not known; {meant}")
+
+
+_ALIKE = 0.78  # from which on a name is a slip of the hand: Siria is Syria, and Atlantis is not Albania

@@ -73,8 +73,7 @@ class Problem:
             return self.to_probs(self.to_logits(np.asarray(probs, np.float64)) / np.float64(temperature)).astype(probs.dtype)
 
     def mean_probs(self, views: Sequence[np.ndarray], temperature: Any = 1.0) -> np.ndarray:  # (n, n_classes) logits of each view
-        "Average the probabilities of views of the same photos; the temperature is that of the mean, so that it never changes "
-        "what is first."
+        "Average the probabilities of views of the same photos; the temperature is that of the mean, so the first stays first."
         if len(views) == 1:
             return self.to_probs(views[0] / np.float32(temperature))
         probs = sum(self.to_probs(view) for view in views) / np.float32(len(views))

@@ -261,8 +261,12 @@ class PhotoPredictor(_PhotoProbs):
         "Say it of probabilities of the first target."
         if bundle_problem(self.info).parts[0].many:
             raise UserError("a photo can have several labels here, so there is no one answer to decide; use predict.")
-        ranges = [_listed_countries(self.info.label_facts.get(label) or {}) for label in self.labels]
-        return decide(probs, self.labels, self._trust, target=self.info.target, country=country, known=known, ranges=ranges)
+        facts = {label: self.info.label_facts.get(label) or {} for label in self.labels}
+        ranges = [_listed_countries(facts[label]) for label in self.labels]
+        called = {label: str(name) for label in self.labels if (name := facts[label].get("common_name")) and name != label}
+        return decide(
+            probs, self.labels, self._trust, target=self.info.target, country=country, known=known, ranges=ranges, called=called
+        )
 
     def probs_known(
         self,

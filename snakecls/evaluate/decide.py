@@ -7,7 +7,7 @@ __all__ = ['STRANGE', 'SURE', 'ALARMS', 'OPEN', 'CLOSE', 'Decision', 'decide', '
 
 # %% ../../nbs/evaluate/18_decide.ipynb #a6b26f5f
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -54,6 +54,7 @@ class Decision:
     alarm: dict[str, Any] | None = None  # level (of `ALARMS`), close: dangerous labels that come next; None: the model has no costs
     lookalike: dict[str, Any] | None = None  # from `lookalike_warning`
     known: dict[str, Any] | None = None  # score, threshold, like (whether it looks like the training photos); None: the model does not tell
+    called: Mapping[str, str] = field(default_factory=dict)  # label -> its name in English
 
     @property
     def strange(self) -> bool:
@@ -68,7 +69,8 @@ class Decision:
         if not self.finest or self.foreign:
             return ""
         prob = self.finest["prob"] if self.finest["rank"] in ("genus", "family") else self.finest["most_likely"]["prob"]
-        return say_answer(self.finest, modest=prob < SURE or self.known is None or bool(self.alarm and self.alarm["modest"]))
+        modest = prob < SURE or self.known is None or bool(self.alarm and self.alarm["modest"])
+        return say_answer(self.finest, modest=modest, called=self.called)
 
     def dangers(
         self,
@@ -117,6 +119,7 @@ def decide(
     country: str | None = None,  # any name that `data.countries` knows; None or blank changes nothing
     known: dict[str, Any] | None = None,  # score, threshold, like; of a photo that is not like those it was trained on no set is promised
     ranges: Sequence[Sequence[str] | None] | None = None,  # (n_labels,) countries of each label; None: not known
+    called: Mapping[str, str] | None = None,  # label -> its name in English, said before the label
 ) -> Decision:
     "Put together what is said of one photo; raises `UserError` for a country that is none."
     probs, costs, prior, tree = np.asarray(probs), trust.get("risk"), trust.get("prior"), trust.get("taxonomy")
@@ -136,6 +139,7 @@ def decide(
         named,
         finest=_finest(here, shown, labels, tree) if tree else None,
         known=known,
+        called=called or {},
     )
     made = _promise(made, probs, (trust.get("conformal") or {}).get(target), costs)
     return _judge_risk(made, here, probs, costs) if costs else made

@@ -22,8 +22,9 @@ def apply_prior(
     country: str | Sequence[str | None] | None,  # of all photos, or one for each; any name that `find_country` knows
     fitted: dict[str, Any],  # from `fit_prior`
 ) -> np.ndarray:  # the same shape and dtype; rows sum to 1
-    "Weigh the probabilities by what lives in the country; an unknown or missing country changes nothing. Raises `UserError` "
-    "for another number of classes."
+    """Weigh the probabilities by what lives in the country; an unknown or missing country changes nothing.
+
+    Raises `UserError` for another number of classes."""
     probs = np.asarray(probs)
     if probs.shape[-1:] != (fitted["n_labels"],):
         raise UserError(

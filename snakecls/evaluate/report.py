@@ -429,10 +429,9 @@ def _say_looks(problems: set[str]) -> str:
         return f"Where the network looked is not shown: {sorted(problems)[0].rstrip('.')}."
     return (
         "Below a photo: where the network looked. Bright is what spoke for the answer. The number is its deletion score, the "
-        "mean probability of the "
-        "answer while the bright parts are blurred away bit by bit, beside that of parts chosen at random: the lower it is "
-        "against that, the more "
-        "the answer hung on what is bright."
+        "mean probability of the answer while the bright parts are blurred away bit by bit, beside that of parts chosen at "
+        "random: the lower it is "
+        "against that, the more the answer hung on what is bright."
     )
 
 # %% ../../nbs/evaluate/08_report.ipynb #a35469cd

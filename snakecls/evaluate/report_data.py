@@ -181,8 +181,8 @@ def lay_thresholds(split: SplitFacts | ListFacts) -> dict[str, Any]:  # threshol
     shown = f" Shown are the {_MOST_CURVES} labels with most photos, of {len(places)}." if len(places) > _MOST_CURVES else ""
     line = (
         "Each point of a curve is a threshold above which the label counts. ROC: the share that is found, over the share of "
-        "the others that is "
-        "found too; on the line it is guessed. Beside it, how much of what is found is right. The number is the area below the "
+        "the others that is found too; on the line it is guessed. Beside it, how much of what is found is right. The number is "
+        "the area below the "
         f"curve.{shown}"
     )
     return {"threshold_curves": {"line": line, "charts": [

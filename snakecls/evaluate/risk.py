@@ -30,8 +30,9 @@ def rank_by_cost(
     probs: np.ndarray,  # (n_labels,), of one photo
     fitted: Mapping[str, Any],
 ) -> list[int]:  # label numbers, the cheapest answer first
-    "Rank the answers of one photo by expected cost; of equal ones the likelier first. Among the venomous, and among the "
-    "harmless, the order stays."
+    """Rank the answers of one photo by expected cost; of equal ones the likelier first.
+
+    Among the venomous, and among the harmless, the order stays."""
     probs = np.asarray(probs, np.float64)
     costs = expected_costs(probs, fitted)
     return np.lexsort((np.arange(len(probs)), -probs, costs.round(12))).tolist()
@@ -73,8 +74,9 @@ def recalibrate(
     probs: np.ndarray,  # (n, n_labels) or (n_labels,)
     fitted: Mapping[str, Any],
 ) -> np.ndarray:  # the same shape, rows sum to 1
-    "Scale the venomous labels together, and the others together, to the calibrated probability of venom; within each group "
-    "nothing changes."
+    """Scale the venomous labels together, and the others together, to the calibrated probability of venom.
+
+    Within each group nothing changes."""
     probs = np.asarray(probs, np.float64)
     said, venomous = np.asarray(venom_prob(probs, fitted))[..., None], _counts_as_venomous(fitted["venomous"])
     raw = _raw_venom(probs, fitted["venomous"])[..., None]
@@ -111,8 +113,7 @@ def tested_like(
     fitted: Mapping[str, Any],
     said: float,  # a probability of venom
 ) -> dict[str, Any] | None:  # n: photos rated in the same tenth; venomous: how many were; high: the most that their share may be (95 %)
-    "Tell what became of photos that were rated like this one, when they were answered without having been learned; None where "
-    "there was none."
+    "Tell what became of photos rated like this one that were answered without having been learned; None where there was none."
     tenth = min(int(said * 10), 9)
     for row in (fitted.get("reliability") or {}).get("after", ()):
         if min(int(row["said"] * 10), 9) == tenth:

@@ -190,8 +190,9 @@ def plot_curves(
     axes: Any = None,  # two matplotlib axes: ROC and precision-recall; a new figure without
     most: int = 8,  # labels that are drawn: those with most photos
 ) -> Any:  # the axes
-    "Plot the ROC and the precision-recall curve of each label, with the area under it; a label that all photos have, or none, "
-    "has no curve."
+    """Plot the ROC and the precision-recall curve of each label, with the area under it.
+
+    A label that all photos have, or none, has no curve."""
     if axes is None:
         import matplotlib.pyplot as plt
 

@@ -95,17 +95,22 @@ def say_answer(
     answer: Mapping[str, Any],  # from `finest_answer`
     *,
     modest: bool = False,  # call nothing sure
+    called: Mapping[str, str] | None = None,  # label -> its name in English, said before the Latin one
 ) -> str:
     "Say the finest sure name first, and then the likeliest species."
     most, likely = answer["most_likely"], f"{answer['most_likely']['prob']:.0%}"
     sure, then = ("Most likely", ", perhaps") if modest else ("Almost surely", "; most likely")
-    if answer["rank"] is None:
-        return f"Neither the species nor its relatives are sure; most likely {most['label']} ({likely})."
-    if answer["rank"] == "species":
-        return f"{sure} {most['label']}."
+    english, latin = (called or {}).get(most["label"], ""), most["label"]
     if answer["rank"] == "genus":
-        return f"{sure} {_article(answer['name'])} {answer['name']}{then} {_short_name(most['label'], answer['name'])} ({likely})."
-    return f"{sure} of the {answer['rank']} {answer['name']}{then} {most['label']} ({likely})."
+        latin = _short_name(latin, answer["name"])
+    species = f"{english} ({latin}, {likely})" if english else f"{latin} ({likely})"
+    if answer["rank"] is None:
+        return f"Neither the species nor its relatives are sure; most likely {species}."
+    if answer["rank"] == "species":
+        return f"{sure} {english} ({latin})." if english else f"{sure} {latin}."
+    if answer["rank"] == "genus":
+        return f"{sure} {_article(answer['name'])} {answer['name']}{then} {species}."
+    return f"{sure} of the {answer['rank']} {answer['name']}{then} {species}."
 
 
 def _article(name: str) -> str:

@@ -238,8 +238,7 @@ def _as_names(columns: Sequence[str] | str | None) -> list[str]:
 
 # %% ../../nbs/models/11_bundle_info.ipynb #181c5f1f
 def _check_temperature(temperature: Any, several: Sequence[str], targets: dict[str, Any]) -> Any:  # by target in the order of the answers
-    "Raise `UserError` for a temperature that makes nonsense of the probabilities, or is not one for each label or target that "
-    "can have its own."
+    "Raise `UserError` for a temperature that makes nonsense of answers, or is not one for each label or target that can have its own."
     low, high = TEMPERATURES
     by_target, by_label = isinstance(temperature, dict), isinstance(temperature, (list, tuple))
     if (by_target and set(temperature) != set(targets)) or (by_label and (not several or len(temperature) != len(several))):
