@@ -22,7 +22,7 @@ from snakecls.data.taxonomy import label_ranks, snakeclef_facts, species_countri
 from snakecls.evaluate.prior import apply_prior, check_prior, fit_prior
 from snakecls.evaluate.risk import COSTS, _fit_platt, _logit, expected_costs, fit_risk, label_states, lookalike_warning, rank_by_cost, recalibrate, risk_level, venom_prob
 from snakecls.evaluate.taxonomy import check_taxonomy, finest_answer, fit_taxonomy
-from snakecls.train.snakeclef import join_observations, snakeclef_metrics, track1_score, track2_cost
+from snakecls.train.snakeclef import mean_observations, snakeclef_metrics, track1_score, track2_cost
 
 META = Path(os.environ.get("SNAKECLS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "metadata"
 
@@ -77,7 +77,7 @@ def test_an_unknown_venom_status_is_refused_or_told_and_never_harmless():
 
 def test_photos_of_an_observation_are_joined_by_their_logits():
     probs, _ = draw_probs(0, 6, 3)
-    joined, first = join_observations(probs, ["b", "a", "b", "c", "a", "b"])
+    joined, first = mean_observations(probs, ["b", "a", "b", "c", "a", "b"])
     assert first.tolist() == [0, 1, 3]
     mean = np.exp(np.log(probs[[0, 2, 5]]).mean(0))
     assert joined[0] == pytest.approx(mean / mean.sum())

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import draw_snake
 from snakecls.core import UserError
-from snakecls.data.columns import set_aside
+from snakecls.data.columns import rename_own
 from snakecls.data.tables import load_table, read_table
 from snakecls.data.labels import natural_order
 from snakecls.workflow.results import predictions_name
@@ -52,7 +52,7 @@ def test_columns_named_like_those_of_a_check_are_kept_beside_them(table, tmp_pat
 
 def test_what_is_set_aside_never_takes_a_name_that_is_there():
     own = pd.DataFrame({"width": [1], "original_width": [2], "original_original_width": [3]})
-    assert set_aside(own, ["width", "height"]).to_dict("list") == {"original_original_original_width": [1], "original_width": [2], "original_original_width": [3]}
+    assert rename_own(own, ["width", "height"]).to_dict("list") == {"original_original_original_width": [1], "original_width": [2], "original_original_width": [3]}
     assert list(own) == ["width", "original_width", "original_original_width"]
 
 

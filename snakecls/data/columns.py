@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'PATH_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'OUR_COLUMNS', 'clean_label', 'split_name',
            'check_split_names', 'all_columns', 'match_column', 'find_column', 'as_text', 'as_label', 'split_columns',
-           'FoundColumns', 'to_columns', 'set_aside', 'some', 'count', 'option']
+           'FoundColumns', 'to_columns', 'rename_own', 'some', 'count', 'option']
 
 # %% ../../nbs/data/01_columns.ipynb #e8394d29
 import re
@@ -613,7 +613,7 @@ def to_columns(
     )
     used = {path, *names} | ({label} if with_label and _plain(label) in ("label", "labels") else set())
     rest = raw[[column for column in raw.columns if column not in used]]
-    kept, rest = list(rest), set_aside(rest, OUR_COLUMNS)
+    kept, rest = list(rest), rename_own(rest, OUR_COLUMNS)
     named = [as_text(raw[path]).rename("path"), *([as_label(raw[label]).rename("label")] if with_label else [])]
     table = pd.concat([*named, rest], axis=1)
     table = table if split is None else table.assign(split=split)
@@ -622,7 +622,7 @@ def to_columns(
     return FoundColumns(table, called, [*_foreign_bytes(raw, where), *notes, *said])
 
 # %% ../../nbs/data/01_columns.ipynb #df1e686a
-def set_aside(
+def rename_own(
     table: pd.DataFrame,
     names: Iterable[str],  # columns that the program is about to write
 ) -> pd.DataFrame:  # the user's own columns of these names are called `original_…`

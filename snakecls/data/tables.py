@@ -35,7 +35,7 @@ from snakecls.data.columns import (
     to_columns,
 )
 from .folders import IMAGE_SUFFIXES, NOT_PERMITTED, describe_left_out, list_photos
-from .labels import ask_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
+from .labels import settle_unlabelled, check_unlabelled, describe_alike, label_names, natural_order, to_labels
 from .layouts import read_folder
 from .notes import Noted, as_issues, leave_out
 from .problem import MultiLabel, OneLabel, asked_problem, table_problem
@@ -455,7 +455,7 @@ def _take_unlabelled(part: OneLabel, table: pd.DataFrame, unlabelled: str | None
 @_take_unlabelled.register
 def _(part: MultiLabel, table: pd.DataFrame, unlabelled: str | None, where: str) -> Noted:
     "Leave out or keep the photos without labels, as the user says."
-    out, note = ask_unlabelled(table, unlabelled, where=where, why="")
+    out, note = settle_unlabelled(table, unlabelled, where=where, why="")
     return leave_out(table, out, "no label", "there is no label in the table", note)
 
 # %% ../../nbs/data/18_tables.ipynb #069aa94f
@@ -573,7 +573,7 @@ def _(part: MultiLabel, table: pd.DataFrame, kept: pd.DataFrame, gone: pd.DataFr
     shown = some(f"{name} ({n})" for name, n in zip(gone["name"], gone["n"]))
     empty = table["labels"].map(len).eq(0)
     fewer = table.assign(labels=[[label for label in labels if label in names] for labels in table["labels"]])
-    out, note = ask_unlabelled(fewer[~empty], unlabelled, where="the table", why=" left, now that fewer are kept,")
+    out, note = settle_unlabelled(fewer[~empty], unlabelled, where="the table", why=" left, now that fewer are kept,")
     noted = Noted(fewer).tell(f"left out, as asked, {len(gone):,} of {len(gone) + len(kept):,} labels: {shown}.")
     noted = noted.then(leave_out, out.reindex(fewer.index, fill_value=False), "no label", "its labels were all left out", note)
     return replace(noted, table=noted.table.reset_index(drop=True))

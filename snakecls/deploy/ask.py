@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..clean.unlabelled import as_issues, find_questions, write_labelled
+from ..clean.unlabelled import question_issues, find_questions, write_labelled
 from ..core import UserError
 from ..data.columns import count
 from .review import LABELLING, launch_review
@@ -59,7 +59,7 @@ def ask_unlabelled(
     atomic_write(files["questions"], found.table.to_csv(index=False))
     say(f"{count(len(found.table), 'question')} of {count(found.n_waiting, 'photo')}, the most telling first. {describe_next(files)}")
     wording = replace(LABELLING, file=str(files["labelled"]))
-    launch_review(as_issues(found.table), found.labels, files["answers"], wording=wording, on_saved=keep, **page)
+    launch_review(question_issues(found.table), found.labels, files["answers"], wording=wording, on_saved=keep, **page)
     return files
 
 

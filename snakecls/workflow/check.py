@@ -19,7 +19,7 @@ from ..clean.findings import find_issues
 from ..clean.scan import scan_files
 from ..core import UserError
 from ..disk import check_writable
-from ..data.columns import count, set_aside
+from ..data.columns import count, rename_own
 from ..data.notes import Noted
 from ..data.tables import read_unlabelled
 from ..experiment.table import load_source
@@ -92,5 +92,5 @@ def _with_facts(table: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
     "Put what the files are like beside the photos; the size of one that cannot be read is missing."
     known = facts.rename(columns={"issue": "unreadable"})
     known = known.drop(columns=["thumb", "hash", "reason", "label", "labels", "split"], errors="ignore")
-    joined = set_aside(table, set(known) - {"path"}).merge(known, on="path", how="left")
+    joined = rename_own(table, set(known) - {"path"}).merge(known, on="path", how="left")
     return joined.assign(**{side: joined[side].where(joined[side] > 0) for side in ("width", "height")})

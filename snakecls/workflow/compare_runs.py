@@ -17,7 +17,7 @@ from ..data.label_facts import danger_name
 from ..data.problem import table_problem
 from ..disk import read_json, read_parquet
 from ..stats import say_none_differ
-from .compare import compare_pairs, is_clear, judge_pair, match_answers, read_answers, target_end
+from .compare import compare_pairs, is_clear, judge_pair, match_answers, run_answers, target_end
 
 from .run_folder import RunFolder, read_notes, read_status
 
@@ -66,7 +66,7 @@ def _compare_target(
     "Compare a run with the base in one target, as served or as trained."
     name = "predictions-valid" if view == "served" else "predictions-valid-trained"
     files = [name + target_end(each, name, target) for each in (run, base)]
-    mine, theirs, reason = match_answers(*(read_answers(each.path, file) for each, file in zip((run, base), files)))
+    mine, theirs, reason = match_answers(*(run_answers(each.path, file) for each, file in zip((run, base), files)))
     if reason:
         return {"reason": reason}
     found, classes, photos = compare_pairs([(mine, theirs)]), _compare_classes(mine, theirs), _compare_photos(mine, theirs)
@@ -241,7 +241,7 @@ def why_not_compared(run: RunFolder, base: RunFolder) -> str:  # empty where not
             return f"{each.id} was trained on its validation photos (train --final) and has no score on them; compare the run it was made of"
         if not (each / "predictions-valid.parquet").exists() or not each.metrics().get("valid"):
             return f"{each.id} kept no predictions of its validation photos (it is {read_status(each.path)['status']})"
-    kinds = [table_problem(read_answers(each.path)).many for each in (run, base)]
+    kinds = [table_problem(run_answers(each.path)).many for each in (run, base)]
     if kinds[0] != kinds[1]:
         several, single = (run, base) if kinds[0] else (base, run)
         return f"another problem, as {several.id} has several labels on a photo and {single.id} one"

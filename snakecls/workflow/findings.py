@@ -17,7 +17,7 @@ from ..core import UserError
 from ..disk import write_json
 from ..stats import mean_sd
 from .compare import changed_places, compare_pairs, fill_defaults, is_clear, judge_pair
-from .compare import match_answers, only_seed, parent_folder, read_answers
+from .compare import match_answers, only_seed, parent_folder, run_answers
 from .groups import Member, markdown_table, member_scores, relative_path, run_link, score_cells
 from .logbook import LogbookEntry, add_entry, ran_on, seeds_text
 from .run_folder import RunFolder, list_statuses, read_status
@@ -61,9 +61,9 @@ def _compare_settings(
 # %% ../../nbs/workflow/18_findings.ipynb #4cd0c1f9
 def _matched_answers(pairs: Sequence[tuple[RunFolder, RunFolder]], name: str) -> tuple[list[tuple], str]:  # tables; why there are none
     "Read the answers of all pairs in the order of the first run's photos."
-    tables, base = [], read_answers(pairs[0][0].path, name)
+    tables, base = [], run_answers(pairs[0][0].path, name)
     for pair in pairs:
-        matched = [match_answers(base, read_answers(run.path, name)) for run in pair]
+        matched = [match_answers(base, run_answers(run.path, name)) for run in pair]
         if reason := next((why for *_, why in matched if why), ""):
             return [], reason
         tables.append(tuple(table for _, table, _ in matched))
@@ -148,13 +148,13 @@ def _name_parent(parent: Path, found: Sequence[dict | None]) -> str:
 # %% ../../nbs/workflow/18_findings.ipynb #ed22d7d8
 def _runs_of_seeds(parent: Path, but: set[str]) -> list[RunFolder]:  # the parent stands last; `but`: ids of runs that do not count
     "Find the runs beside a run that differ from it in the seed alone, on the same photos."
-    own, answers, found = fill_defaults(RunFolder(parent).experiment()), read_answers(parent), []
+    own, answers, found = fill_defaults(RunFolder(parent).experiment()), run_answers(parent), []
     for path, status in reversed(list_statuses(parent.parent)):
         if status["status"] != "finished" or path.name in but or path.name == parent.name or answers is None:
             continue
         try:
             changed = changed_places(own, fill_defaults(RunFolder(path).experiment()))
-            others = read_answers(path) if only_seed(changed) else None
+            others = run_answers(path) if only_seed(changed) else None
         except UserError:  # a damaged run beside it is no part of this
             continue
         if others is not None and not match_answers(answers, others)[2]:

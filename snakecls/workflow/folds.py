@@ -24,7 +24,7 @@ from ..experiment.table import build_table
 from ..models.bundle import read_bundle
 from ..stats import mean_sd
 from .compare import changed_places, compare_pairs, fill_defaults, is_clear
-from .compare import match_answers, only_seed, only_training, read_answers
+from .compare import match_answers, only_seed, only_training, run_answers
 from .groups import Member, markdown_table, member_scores, relative_path, run_link, score_cells
 from .groups import started_group, vary_experiment
 from .logbook import LogbookEntry, add_entry, gap_text, ran_on, seeds_text
@@ -158,10 +158,10 @@ def _judge_folds(
     parent: Path | None,  # earlier folds; None: the nearest of the same photos
 ) -> dict:  # other, proposed, reason, changed, about, views
     "Compare folds with earlier ones on the same photos."
-    mine, found = read_answers(folder, "predictions"), []
+    mine, found = run_answers(folder, "predictions"), []
     for other in [parent] if parent else _earlier_folds(folder):
         try:
-            theirs = read_answers(other, "predictions")
+            theirs = run_answers(other, "predictions")
             reason = match_answers(mine, theirs)[2] if theirs is not None else "they kept no predictions"
             if not reason:
                 found.append({"other": other.name, "proposed": parent is None, "reason": ""} | _compare_folds(folder, other, experiment))
@@ -184,7 +184,7 @@ def _compare_folds(folder: Path, other: Path, experiment: dict) -> dict:  # chan
     experiment = fill_defaults(experiment)
     changed = [each for each in changed_places(before, experiment) if each[0] not in ("data.fold", "data.folds")] if before else []
     for view, name in (("served", "predictions"), ("trained", "predictions-trained")):
-        one, two = (read_answers(path, name) for path in (folder, other))
+        one, two = (run_answers(path, name) for path in (folder, other))
         if one is not None and two is not None:
             views[view] = compare_pairs([match_answers(one, two)[:2]])
     unseen = only_training(changed, experiment.get("schedule") or [], before.get("schedule") or []) and views["served"]["differ"] == 0

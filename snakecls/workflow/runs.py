@@ -16,7 +16,7 @@ from ..data.problem import table_problem
 from ..deploy.app import RUN_ROOTS
 from ..disk import read_json, say_damage
 from ..stats import mean_sd
-from .compare import from_common_folder, read_answers, read_verdict
+from .compare import from_common_folder, run_answers, read_verdict
 from .run_folder import RunFolder, find_group, find_run, list_runs, read_status, say_elsewhere
 
 # %% ../../nbs/workflow/24_runs.ipynb #5e3bd360
@@ -38,7 +38,7 @@ def _photo_group(path: Path) -> dict:  # photos, validated_on; empty without ans
         if whole and folds.exists():
             values = read_json(folds)["summary"]["f1_macro"]["values"]
             return {"photos": whole, "validated_on": f"folds {whole}, other photos in each: macro F1 {mean_sd(values)}"}
-        answers = read_answers(path)
+        answers = run_answers(path)
         return {} if answers is None else _describe_photos(answers, RunFolder(path))
     except Exception as e:  # noqa: BLE001  (whatever is wrong with one run, the others are still listed)
         return {"fault": say_damage(e, path)}

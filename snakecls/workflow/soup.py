@@ -23,7 +23,7 @@ from ..evaluate.predictions import compare_tables, predict_problem, score_table
 from ..models.batches import PhotoBatches
 from ..models.bundle import BundleInfo, load_model, read_bundle, read_weights
 from ..stats import say_difference
-from .compare import match_answers, read_answers
+from .compare import match_answers, run_answers
 from .ensemble import soup_runs
 from .evaluation import evaluation_table
 from .final import check_photos
@@ -47,7 +47,7 @@ def check_members(runs: Sequence[RunFolder]) -> None:
     for run, theirs in zip(runs[1:], targets[1:]):
         if theirs != targets[0]:
             raise UserError(f"runs {first.id} and {run.id} have other targets or labels of them; give runs of the same ones.")
-        if reason := match_answers(read_answers(first.path), read_answers(run.path))[2]:
+        if reason := match_answers(run_answers(first.path), run_answers(run.path))[2]:
             raise UserError(
                 f"runs {first.id} and {run.id} have {reason}, so nothing says which is better; give runs of one split (data.seed)."
             )
