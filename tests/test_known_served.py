@@ -48,9 +48,10 @@ def probe(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(demo, tmp_path_factory):
-    "A fine-tuned network with the pretrained one beside it; its learning rate is such that it wins over no probe."
+    "A fine-tuned network with the pretrained one beside it, as two of the snakes are venomous."
     schedule = [{"size": SIZE, "epochs": 1, "lr": 1e-3, "bs": 16, "head": "keep"}]
-    return run(demo, tmp_path_factory.mktemp("tuned"), schedule=schedule, trust={"rejection": "always"})
+    data = {"source": str(demo / "photos.csv"), "target": "binomial", "group": "observation_id", "facts": str(demo / "facts.csv")}
+    return run(demo, tmp_path_factory.mktemp("tuned"), schedule=schedule, data=data)
 
 
 @pytest.fixture(scope="module")

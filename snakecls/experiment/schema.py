@@ -310,8 +310,8 @@ class TrustConfig(Settings):
         "{'00': 1, '01': 2, '10': 5, '11': 2}, which are SnakeCLEF's and the default"
     )
     rejection: Literal["auto", "always", "none"] = Field(
-        "auto", description="whether the model tells photos that are unlike its training photos: where a linear probe is served, whose features are "
-        "at hand (auto), for a fine-tuned network too, with a second graph of the pretrained one in the bundle (always), or not"
+        "auto", description="whether the model tells photos that are unlike its training photos: where a linear probe is served, or a label is known "
+        "to be dangerous (auto), always, or not; a fine-tuned network takes a second graph for it, which doubles the time of an answer"
     )
     distractors: str | None = Field(None, min_length=1, description="folder of photos of other things, by which that is tuned beside drawn ones")
 

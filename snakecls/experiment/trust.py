@@ -302,12 +302,17 @@ def _why_untold(plan: Plan, photos: pd.DataFrame, probe: bool) -> str:  # empty 
         return "the network began with random weights, and it takes pretrained ones"
     if linear_heads(plan.learn.model) is None:
         return f"the classifier of {experiment.model.arch} is not one linear layer, so what it sees is not at hand"
-    if not probe and experiment.trust.rejection == "auto":
+    if not probe and experiment.trust.rejection == "auto" and not _is_dangerous(part.labels, plan):
         return "a fine-tuned network needs the pretrained one beside it for that (trust.rejection: always)"
     counts = photos[part.column].value_counts().reindex(list(part.labels), fill_value=0)
     if (counts == 0).any() or counts.sum() < FEWEST:
         return f"that takes {FEWEST} training photos, and one of each class; there are {int(counts.sum())}"
     return ""
+
+
+def _is_dangerous(labels: Sequence[str], plan: Plan) -> bool:
+    "Tell whether one of the labels is known to be dangerous, so that a sure answer over something else can do harm."
+    return True in label_states(labels, plan.facts, plan.experiment.predict.danger_column or ())[1]
 
 
 def _fit_rejection(
