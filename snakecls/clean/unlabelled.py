@@ -21,7 +21,7 @@ from ..data.columns import count, some
 from ..data.corrections import find_rows, read_corrections
 from ..data.manifest import read_manifest
 from ..data.photos import PhotoError
-from ..data.problem import as_problem, temperatures
+from ..data.problem import as_part, as_problem, temperatures
 from ..data.tables import read_unlabelled
 from ..disk import atomic_write, file_hash
 from ..models.backbones import create_backbone
@@ -116,7 +116,7 @@ def write_labelled(
 # %% ../../nbs/clean/15_unlabelled.ipynb #5c06b498
 def _ask_problem(bundle: Bundle) -> None:
     "Refuse a model that does not give a photo one label of one target, as there is no second most likely answer then."
-    if bundle.info.problem == "multi_label":
+    if as_part(bundle.info.problem).many:
         raise UserError(f"the model {bundle.folder} gives a photo several labels, and what to ask is found from the two most likely "
                         "of one; give a model of one label for each photo.")
     if bundle.info.targets is not None:

@@ -18,7 +18,7 @@ from ..data.label_facts import danger_name, danger_noun, danger_state, model_dan
 from snakecls.data.target_dangers import (
     blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger,
 )
-from ..data.problem import as_problem
+from ..data.problem import as_part, as_problem
 from ..evaluate.decide import STRANGE, say_foreign, say_why_first
 from ..evaluate.risk import say_chance, say_risk
 from ..page import render
@@ -419,7 +419,7 @@ def page_title(
     subject = getattr(info, "subject", "")
     if title := getattr(info, "title", "") or TITLES.get(info.target):
         return title
-    if subject and info.problem != "multi_label":
+    if subject and not as_part(info.problem).many:
         return f"Which {subject} {'is this' if _with_article(subject) != subject else 'are these'}?"
     return "What is in this photo?"
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError
+from ..data.problem import array_problem
 from ..models.known_file import SCORES
 
 # %% ../../nbs/evaluate/16_rejection.ipynb #2a6d79b6
@@ -284,7 +285,7 @@ def _answer_all(features: np.ndarray, targets: np.ndarray, fit: np.ndarray, held
 def _check_training(features: np.ndarray, targets: np.ndarray, pass_rate: float, folds: int) -> tuple[np.ndarray, np.ndarray]:
     "Refuse what no threshold can be set with; raises `UserError`."
     features, targets = np.asarray(features, np.float32), np.asarray(targets)
-    if targets.ndim != 1:
+    if array_problem(targets).many:
         raise UserError("rejection is measured for photos with one label, and these have several; leave it out for this problem.")
     if not 0 < pass_rate < 1:
         raise UserError(f"pass_rate is {pass_rate}; give the share of known photos that are to pass, between 0 and 1, such as 0.95.")

@@ -20,6 +20,7 @@ from ..charts import lay_curves, lay_grid, lay_reliability
 from ..core import UserError
 from ..disk import atomic_write, read_json, read_parquet
 from ..data.label_facts import known_dangers
+from ..data.problem import as_part
 from ..data.thumbnails import find_thumbnail
 from .danger import count_dangers, count_target_dangers, joined, say_danger
 from snakecls.evaluate.interpret import (
@@ -578,7 +579,7 @@ def _score_titles(scores: dict, n_classes: int) -> dict[str, str]:  # of a split
 # %% ../../nbs/evaluate/08_report.ipynb #791933c7
 def _second_score(metrics: dict) -> tuple[str, str]:  # its name, its title
     "Choose the score that stands beside macro F1 in the table of stages."
-    if metrics.get("problem") == "multi_label":
+    if as_part(metrics.get("problem") or "single_label").many:
         return "f1_micro", "Micro F1"
     measured = top_names(key for stage in metrics.get("stages") or [] for key in stage.get("own") or {})
     n_classes = len(metrics.get("labels") or []) or 1000

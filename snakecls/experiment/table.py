@@ -15,6 +15,7 @@ import pandas as pd
 from ..core import UserError
 from ..data.corrections import apply_corrections, read_corrections
 from ..data.notes import Noted
+from ..data.problem import table_problem
 from ..data.splits import divide_table, kfold_table, set_aside, take_sample, use_fold
 from ..data.tables import keep_classes, read_table
 from ..data.targets import add_targets, spread_targets, split_targets
@@ -52,8 +53,8 @@ def load_source(
 
 def _reviewed_column(table: pd.DataFrame, corrections: pd.DataFrame) -> str:
     "Find the column that was reviewed: the labels, or where corrections name species and these are genera, the species."
-    if "labels" in table:
-        return "labels"
+    if (part := table_problem(table)).many:
+        return part.column
     wanted = set(corrections.loc[corrections["action"] == "relabel", "label"])
     others = [name for name in table.columns if name not in ("path", "split", "label") and pd.api.types.is_string_dtype(table[name])]
     return next((name for name in ("label", *others) if wanted <= set(table[name])), "label")

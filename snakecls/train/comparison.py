@@ -15,6 +15,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 
+from ..data.problem import array_problem
+
 # %% ../../nbs/train/09_comparison.ipynb #4e7d9f73
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -96,7 +98,8 @@ def together(
 # %% ../../nbs/train/09_comparison.ipynb #e200bf2a
 def _seen_classes(targets: np.ndarray) -> set[int]:
     "Give the classes that occur."
-    return set(np.flatnonzero((targets > 0.5).any(0)).tolist()) if targets.ndim > 1 else set(np.unique(targets).tolist())
+    found = np.flatnonzero((targets > 0.5).any(0)) if array_problem(targets).many else np.unique(targets)
+    return set(found.tolist())
 
 # %% ../../nbs/train/09_comparison.ipynb #9db5806d
 @patch

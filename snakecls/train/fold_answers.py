@@ -29,7 +29,8 @@ def deal_groups(
 ) -> np.ndarray:  # (n,) int, the fold of each photo
     "Deal photos to folds, groups undivided."
     codes, names = pd.factorize(np.asarray(groups).astype(str), sort=True)
-    lists = pd.Series([[str(i) for i in np.flatnonzero(row)] for row in targets] if targets.ndim > 1 else [[str(i)] for i in targets])
+    rows = map(np.flatnonzero, targets) if array_problem(targets).many else np.asarray(targets)[:, None]
+    lists = pd.Series([[str(i) for i in row] for row in rows])
     counts, _ = count_groups(lists, codes)
     draw = np.random.default_rng(seed).random(len(names))
     return assign_groups(counts, np.bincount(codes), [1 / folds] * folds, draw, at_least_one=False)[codes]

@@ -16,7 +16,7 @@ import numpy as np
 from fastai.metrics import AccumMetric, ActivationType
 
 from ..core import UserError, tell_idle
-from ..data.problem import MultiLabel, OneLabel, Problem, as_part
+from ..data.problem import MultiLabel, OneLabel, Problem, array_problem, as_part
 from ..stats import in_top_k
 
 # %% ../../nbs/train/03_metrics.ipynb #4613ad88
@@ -66,7 +66,7 @@ def _log_loss(
     targets, probs = np.asarray(targets), np.asarray(probs, np.float64)
     if not np.isfinite(probs).all():
         return float("nan")
-    if targets.ndim == 2:
+    if array_problem(targets).many:
         said = np.where(targets.astype(bool), probs, 1 - probs).ravel()
     else:
         said = (probs / probs.sum(1, keepdims=True))[np.arange(len(probs)), targets.astype(int)]

@@ -21,7 +21,7 @@ from ..disk import write_table
 from ..data.columns import some
 from ..data.lost import PhotosGone
 from ..data.photos import PhotoError, open_photo
-from ..data.problem import MultiLabel, Problem, temperatures
+from ..data.problem import MultiLabel, Problem, table_problem, temperatures
 from ..deploy.export import export_learner
 from ..evaluate.predictions import compare_tables, cool_table, decide_labels, predict_problem, probs_table, score_table, table_probs
 
@@ -46,7 +46,7 @@ def _pick_examples(
     "Pick photos for the app to offer: the first of each label that training has not seen."
     split = "test" if (table["split"] == "test").any() else "valid"
     photos = table[table["split"] == split]
-    if "labels" in table:
+    if table_problem(table).many:
         photos = photos.assign(label=photos["labels"].map(", ".join), each=photos["labels"])
         photos = photos.sort_values("labels", key=lambda lists: lists.map(len), kind="stable").explode("each").dropna(subset="each")
         photos = photos.drop_duplicates("each").drop_duplicates("path")
