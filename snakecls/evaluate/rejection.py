@@ -32,8 +32,8 @@ def fit_statistics(
     "Fit what the scores need of features."
     unit = _as_units(features)
     mean = unit.mean(0)
-    most = max(1, min(128, len(unit) // 2, unit.shape[1] // 2))
-    axes = _main_axes(unit - mean, n_axes or most).astype(kind, order="C")  # as it comes back from a file
+    width = max(1, min(128, len(unit) // 2, unit.shape[1] // 2))
+    axes = _main_axes(unit - mean, n_axes or width).astype(kind, order="C")  # as it comes back from a file
     places = (unit - mean) @ axes.astype(np.float32)
     centres = np.stack([places[targets == label].mean(0) for label in range(int(targets.max()) + 1)])
     kept = _pick_neighbours(targets, most, seed)
