@@ -16,10 +16,12 @@ ENV PYTHONUNBUFFERED=1 \
     PORT=7860 \
     SNAKECLS_BUNDLE=/bundle
 
+# where PyTorch comes from; with a GPU: --build-arg PYTORCH=https://download.pytorch.org/whl/cu130
+ARG PYTORCH=https://download.pytorch.org/whl/cpu
 WORKDIR /opt/snakecls
 COPY settings.ini setup.py pyproject.toml README.md LICENSE app.py ./
 COPY snakecls snakecls
-RUN pip install "torch>=2.6" "torchvision>=0.21" --index-url https://download.pytorch.org/whl/cpu \
+RUN pip install "torch>=2.6" "torchvision>=0.21" --index-url "$PYTORCH" \
     && pip install . \
     && rm -rf build snakecls snakecls.egg-info \
     && useradd --uid 1000 --no-create-home snakecls \
