@@ -1,6 +1,6 @@
 """A model and a Space are sent to the Hub: here to a stand-in on this machine, with whichever huggingface_hub is installed.
 
-SNAKECLS_HUBS names folders of further versions (`pip install --target FOLDER 'huggingface_hub<2'`), separated as in PATH.
+SNAKECLS_HUBS names folders of further versions (`pip install --target FOLDER 'huggingface_hub==1.*'`), separated as in PATH; in CI there are 1.x and 2.x.
 """
 import json
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, do_without
 from hub_standin import TOKEN, Hub
 
-VERSIONS = ["", *filter(None, os.environ.get("SNAKECLS_HUBS", "").split(os.pathsep))]
+VERSIONS = list(filter(None, os.environ.get("SNAKECLS_HUBS", "").split(os.pathsep))) or [""]  # "": the installed one
 
 
 @pytest.fixture
@@ -34,6 +34,14 @@ def in_new_process(code: str, *words: object, cwd: Path, version: str = "", **en
 
 def publish(*words: object, cwd: Path, **options: str) -> subprocess.CompletedProcess:
     return in_new_process("import sys; sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()", "publish", *words, cwd=cwd, **options)
+
+
+def test_both_generations_of_the_library_are_tried(tmp_path):
+    said = {version: in_new_process("import huggingface_hub as h; print(h.__version__, h.__file__)", cwd=tmp_path, version=version).stdout.split() for version in VERSIONS}
+    assert all(file.startswith(version) for version, (_, file) in said.items()), said
+    majors = {number.split(".")[0] for number, _ in said.values()}
+    if not {"1", "2"} <= majors:
+        do_without(f"of huggingface_hub only {sorted(majors)} is tried; SNAKECLS_HUBS names folders of 1.x and 2.x")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
