@@ -164,6 +164,36 @@ def test_a_card_says_what_was_measured_what_is_missed_and_what_to_do(tmp_path):
     assert "| macro F1 | 0.900 | not kept |" in alone and "was not counted here" in alone and "0.75 (" not in alone
 
 
+def test_a_card_says_where_the_photos_come_from_and_names_no_folder(tmp_path):
+    import pandas as pd
+    import timm
+
+    from snakecls.data.manifest import write_manifest
+    from snakecls.deploy.hub import write_model, write_space
+    from snakecls.disk import atomic_write, write_json
+    from snakecls.models.bundle import write_bundle
+
+    run, labels = tmp_path / "run", ["Naja naja", "Natrix natrix"]
+    info = {"model": {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}}, "labels": labels, "photo": {"size": 64}}
+    bundle = write_bundle(run / "best", timm.create_model("test_resnet", num_classes=2), info)
+    write_json(run / "metrics.json", {"labels": labels, "valid": {"n": 8}})
+    table = pd.DataFrame({"path": [f"/home/maria/secret/{i}.jpg" for i in range(48)], "label": [labels[i % 4 == 0] for i in range(48)],
+                          "split": ["valid" if i < 8 else "train" for i in range(48)], "sighting": [f"s{i // 2}" for i in range(48)],
+                          "License": ["CC BY 4.0"] * 40 + ["a|<b>"] * 4 + [None] * 4})
+    write_manifest(table, run / "manifest.parquet", group="sighting")
+    pd.DataFrame({"path": ["/home/maria/secret/x.jpg"] * 3, "issue": ["missing", "missing", "unreadable"], "reason": "-"}).to_parquet(run / "issues.parquet")
+    atomic_write(run / "corrections.csv", "path,action,label,previous,outcome\n/home/maria/secret/y.jpg,drop,,Naja naja,left out\n")
+    atomic_write(run / "experiment.yaml", "data: {source: /home/maria/secret/photos.csv, target: binomial, group: sighting}\n")
+    for folder in (write_model(bundle, tmp_path / "model", repo="m/s"), write_space(bundle, tmp_path / "space", space="m/s")):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "They come from photos.csv, column binomial." in card and "Photos with the same sighting are in one split." in card
+        assert "| training | 40 | 2 | 10 to 30 (median 20) | 20 |" in card and "| validation | 8 | 2 | 2 to 6 (median 4) | 4 |" in card
+        assert "1 of 2 labels were learned from fewer than 20 photos." in card
+        assert "2 missing, 1 unreadable" in card and "1 left out (copies, photos of something else)" in card
+        assert "CC BY 4.0 (40)" in card and "not stated (4)" in card and "a\\|&lt;b&gt; (4)" in card
+        assert "maria/" not in card and "secret" not in card and "<b>" not in card
+
+
 def test_a_card_of_things_without_venom_says_nothing_of_bites(tmp_path):
     import timm
 

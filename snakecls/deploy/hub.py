@@ -123,7 +123,7 @@ def _card_rows(bundle: Bundle) -> dict[str, str]:
         "photos measured on": score.get("n"), "how far to trust that": say_chosen(score),
         "fitted again since, on these photos too": "yes" if refitted else "",
         "what to expect": "" if score else _say_final(info.extra.get("final")),
-        "licence of weights and photos": info.licence, "written": f"{info.created} by snakecls {info.snakecls}",
+        "licence of weights and photos": info.licence, "written": f"{info.created[:10]} by snakecls {info.snakecls}",
     }
     return {key: plain_text(value) for key, value in rows.items() if value}
 

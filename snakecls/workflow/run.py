@@ -212,7 +212,7 @@ def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
     run.write_experiment(values)
     run.write_environment()
     validating = table["path"][(table["split"] == "valid") if plan.final is None else table["held"]]  # by their content another run knows whether it was validated on the same photos
-    write_manifest(table, run / "manifest.parquet", hashes=hashes or _known_hashes(validating))
+    write_manifest(table, run / "manifest.parquet", hashes=hashes or _known_hashes(validating), group=plan.experiment.data.group)
     _write_issues(plan, run)
     if plan.corrected is not None and len(plan.corrected):
         atomic_write(run / "corrections.csv", csv_text(plan.corrected))
