@@ -1,5 +1,5 @@
 # The app, or any other command of snakecls, on a CPU. Build: docker build -t snakecls .
-# Serve:  docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/latest/best:/bundle:ro" snakecls
+# Serve:  docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/NAME/best:/bundle:ro" snakecls
 # Train:  docker run --rm --user "$(id -u)" --shm-size 2g -v "$PWD:/work" snakecls snakecls train --data photos/
 # Workers hand photos over through /dev/shm, of which Docker gives 64 MB: --shm-size 2g (or --ipc=host) gives more.
 # Where it is too small, fewer of them read, and the run says: "2 of 4 processes read photos, as a batch takes 10 MB and the shared memory (/dev/shm) has …".
