@@ -149,20 +149,27 @@ open(os.environ["WATCH_NETWORK"], "a").write("watching\\n")
 """
 
 
+def free_port() -> int:
+    "Find a port that nobody listens at."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class RunningApp:
     "An app in a process of its own: its address, and what it asked of the network."
 
-    def __init__(self, script: Path, folder: Path, scratch: Path, **environment: str):
+    def __init__(self, script: Path, folder: Path, scratch: Path, *, python: str | Path = sys.executable, whole: dict[str, str] | None = None, **environment: str):
         (scratch / "sitecustomize.py").write_text(WATCH_NETWORK)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url, self.network, self.log = f"http://127.0.0.1:{port}/", scratch / "network.txt", scratch / "app.log"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKECLS_", "GRADIO_", "PYTHON"))}
         kept |= {"PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, [str(scratch), os.environ.get("SNAKECLS_TEST_PATH")])),
                  "WATCH_NETWORK": str(self.network), "GRADIO_TEMP_DIR": str(scratch / "uploads"), "NO_PROXY": "*"}
+        if whole is not None:  # this and nothing of the developer's
+            kept = whole | {"PORT": str(port), "WATCH_NETWORK": str(self.network)}
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([sys.executable, str(script)], cwd=folder, env=kept | environment, stdout=log,
+            self.process = subprocess.Popen([str(python), str(script)], cwd=folder, env=kept | environment, stdout=log,
                                             stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self, seconds: float = 90) -> "RunningApp":

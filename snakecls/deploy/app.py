@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_PHOTOS', 'MAX_APP_PIXELS', 'SLOW_S', 'RUN_ROOTS', 'show_answer', 'Asked', 'ask_photos', 'decide_anew',
-           'answer_json', 'show_look', 'build_app', 'newest_bundle', 'find_bundle', 'load_predictor', 'launch_app']
+           'answer_json', 'watch_script', 'show_look', 'build_app', 'newest_bundle', 'find_bundle', 'load_predictor',
+           'launch_app']
 
 # %% ../../nbs/deploy/11_app.ipynb #2af4e9b8
 import json
@@ -239,7 +240,7 @@ def _raise_for_programs(error: UserError | None, danger: str) -> None:
     raise gr.Error(text, print_exception=False) from error
 
 # %% ../../nbs/deploy/11_app.ipynb #eec4996a
-def _watch_js(
+def watch_script(
     *,
     wait_s: float = 60,  # for an answer
     upload_bytes: int = Limits.upload_bytes,  # of a photo, at most
@@ -324,28 +325,47 @@ def _upload_box(**kwargs) -> "gr.Image":  # `kwargs` go to gr.Image
 # %% ../../nbs/deploy/11_app.ipynb #6d872dda
 def build_app(
     predictor: "Predictor | LearnerPredictor",
+    *,
+    card: str = "",  # HTML of a second tab, which says what the model is worth; empty: there are no tabs
+    below: Callable[..., None] | None = None,  # adds what stands below the answer; called with the boxes `photo`, `more` and `country`
 ) -> "gr.Blocks":  # not yet started; `launch_app` does, with theme and CSS
     "Build the app. Its API has one endpoint, `/predict`: a photo (and a country, and more photos) in, a list of {label, prob, facts} out."
     prepare_gradio()
     import gradio as gr
 
     with gr.Blocks(title=page_title(predictor.info), analytics_enabled=False) as app:
-        gr.HTML(header_html(predictor.info))
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=300):
-                photo = _upload_box(label="Photo", sources=["upload", "webcam", "clipboard"], height=320, elem_id="photo", buttons=[],
-                                    placeholder="# Add a photo\nTap here, or drop a file")
-                country = _country_box(predictor)
-                more = _more_box(predictor)
-            with gr.Column(min_width=300):
-                result = gr.HTML(show_answer(predictor, None), elem_id="result")
-                button = gr.Button("Show where it looked", elem_id="look", variant="secondary")
-                looked = gr.HTML("", elem_id="looked")
-        if predictor.examples:
-            gr.Examples([[str(file)] for file, _ in predictor.examples], photo, label="Or try an example", api_visibility="private")
-        gr.HTML(notice_html(predictor.info, len(predictor.labels)))
-        _connect(app, predictor, photo, more, country, result, button, looked)
+        gr.HTML(header_html(predictor.info))  # what cannot wait stands above the tabs
+        if not card:
+            _ask_and_answer(app, predictor, below)
+            return app
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Answer", elem_id="tab-answer"):
+                _ask_and_answer(app, predictor, below)
+            with gr.Tab("About this model", elem_id="tab-about"):
+                gr.HTML(card, elem_id="about")
     return app
+
+# %% ../../nbs/deploy/11_app.ipynb #371dd794
+def _ask_and_answer(app: "gr.Blocks", predictor: "Predictor | LearnerPredictor", below: Callable[..., None] | None) -> None:
+    "Make what a photo is given to, and the place of its answer."
+    import gradio as gr
+
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
+            photo = _upload_box(label="Photo", sources=["upload", "webcam", "clipboard"], height=320, elem_id="photo", buttons=[],
+                                placeholder="# Add a photo\nTap here, or drop a file")
+            country = _country_box(predictor)
+            more = _more_box(predictor)
+        with gr.Column(min_width=300):
+            result = gr.HTML(show_answer(predictor, None), elem_id="result")
+            button = gr.Button("Show where it looked", elem_id="look", variant="secondary")
+            looked = gr.HTML("", elem_id="looked")
+            if below is not None:
+                below(photo=photo, more=more, country=country)
+    if predictor.examples:
+        gr.Examples([[str(file)] for file, _ in predictor.examples], photo, label="Or try an example", api_visibility="private")
+    gr.HTML(notice_html(predictor.info, len(predictor.labels)))
+    _connect(app, predictor, photo, more, country, result, button, looked)
 
 # %% ../../nbs/deploy/11_app.ipynb #10c73534
 def _country_box(predictor: "Predictor | LearnerPredictor") -> "gr.Dropdown | gr.Textbox":
@@ -428,7 +448,7 @@ def launch_app(
         print(f"Note: {note}", file=sys.stderr, flush=True)
     return serve(
         build_app(predictor), "The app", port=port, block=block, inbrowser=browser, css=read_web_file("app.css"),
-        script=f"{call_script('upload.js')}\n{_watch_js()}", files=True, programs=True,
+        script=f"{call_script('upload.js')}\n{watch_script()}", files=True, programs=True,
         examples=[str(file) for file, _ in predictor.examples],
     )
 

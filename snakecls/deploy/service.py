@@ -119,6 +119,7 @@ def _mount(page: "gr.Blocks", limits: Limits, **kwargs: Any) -> Any:  # kwargs f
     import fastapi
     import gradio as gr
 
+    page.space_id = None  # else, on a Space, Gradio's header asks huggingface.co and fonts.googleapis.com from the browser of whoever looks
     page.queue(max_size=limits.waiting, api_open=False)
     bound_page(page)
     outer = gr.mount_gradio_app(

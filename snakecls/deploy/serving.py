@@ -6,13 +6,15 @@
 __all__ = ['KEEP', 'WHAT', 'build_page', 'keep_flag', 'launch_service']
 
 # %% ../../nbs/deploy/20_serving.ipynb #7622d6f9
+import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import UserError
-from .app import answer_json, build_app, load_predictor
+from .app import answer_json, build_app, load_predictor, watch_script
 from .batching import BatchedPredictor
 from .card import card_html
 from .door import Limits
@@ -34,52 +36,29 @@ def build_page(
     flags: Flags | None = None,  # where answers are kept that somebody flags; None: nothing is kept
 ) -> "gr.Blocks":  # not yet started
     "Build the app with a second tab: the model's card."
-    page = build_app(predictor)
-    import gradio as gr
-
-    rest = page.children[1:]  # behind the title
     card = card_html(predictor.info, tells_strangers=predictor.known is not None, flags=flags is not None)
-    with page:
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Answer", elem_id="tab-answer") as first:
-                pass
-            with gr.Tab("About this model", elem_id="tab-about"):
-                gr.HTML(card, elem_id="about")
-        for block in rest:
-            _move(block, first)
-        if flags is not None:
-            _add_flag(page, predictor, flags)
-    return page
-
-# %% ../../nbs/deploy/20_serving.ipynb #74abf0d3
-def _move(block: Any, place: Any) -> None:  # blocks of Gradio
-    "Move a block of a page into another."
-    block.parent.children.remove(block)
-    place.add(block)
+    return build_app(predictor, card=card, below=None if flags is None else partial(_add_flag, predictor, flags))
 
 # %% ../../nbs/deploy/20_serving.ipynb #c9411c8e
 KEEP = "Keep the photo and this answer"
 WHAT = "The photo, this answer and your words are then kept on the machine that answered, for whoever runs this page, and sent nowhere else."
 
 
-def _add_flag(page: "gr.Blocks", predictor: Any, flags: Flags) -> None:
-    "Put the box for flags below the answer."
+def _add_flag(predictor: Any, flags: Flags, *, photo: "gr.Image", more: "gr.File", country: Any) -> None:
+    "Make the box for flags, which stands below the answer."
     import gradio as gr
 
-    named = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    with gr.Accordion("Is this answer wrong?", open=False, elem_id="flag") as box:
+    with gr.Accordion("Is this answer wrong?", open=False, elem_id="flag"):
         words = gr.Textbox(label="What is it, or what is wrong?", info=WHAT, max_length=MOST_WORDS, lines=1, elem_id="flag-words")
         button, said = gr.Button(KEEP, elem_id="flag-keep", variant="secondary"), gr.HTML("", elem_id="flag-said")
-    _move(box, named["looked"].parent)
-    country = named.get("country") or gr.Textbox("", visible=False)
 
     def keep(photo: str | None, more: list[str] | None, where: str | None, words: str | None) -> tuple[str, str]:
         return keep_flag(predictor, flags, [one for one in [photo, *(more or [])] if one], where or "", words or ""), ""
 
-    kept = button.click(keep, [named["photo"], named["more"], country, words], [said, words], **private)
+    kept = button.click(keep, [photo, more, country, words], [said, words], **private)
     kept.failure(None, None, said, js=f"() => {_as_js(_gone())}", **private)
-    named["photo"].change(None, None, [said, words], js="() => ['', '']", **private)
+    photo.change(None, None, [said, words], js="() => ['', '']", **private)
 
 # %% ../../nbs/deploy/20_serving.ipynb #f6adcf35
 def keep_flag(
@@ -106,8 +85,6 @@ def _gone() -> str:  # HTML
 
 
 def _as_js(text: str) -> str:
-    import json
-
     return json.dumps([text, ""])
 
 # %% ../../nbs/deploy/20_serving.ipynb #a6285e0c
@@ -140,14 +117,8 @@ def launch_service(
         page = build_page(BatchedPredictor(predictor, api.batcher), flags=kept)
         return serve(
             page, "The app", port=port, block=block, inbrowser=browser, css=read_web_file("app.css"), limits=limits,
-            script=f"{call_script('upload.js')}\n{_watch_script(limits)}", files=True, programs=True, beside=api,
+            script=f"{call_script('upload.js')}\n{watch_script(upload_bytes=limits.upload_bytes)}", files=True, programs=True, beside=api,
             examples=[str(file) for file, _ in predictor.examples])
     except BaseException:
         api.close()
         raise
-
-# %% ../../nbs/deploy/20_serving.ipynb #d8d9b398
-def _watch_script(limits: Limits) -> str:  # JavaScript
-    from snakecls.deploy.app import _watch_js
-
-    return _watch_js(upload_bytes=limits.upload_bytes)

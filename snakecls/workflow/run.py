@@ -214,7 +214,8 @@ def _start_records(plan: Plan, run: RunFolder, hashes: bool) -> None:
     run.write_environment()
     # by their content another run knows whether it was validated on the same photos
     validating = table["path"][(table["split"] == "valid") if plan.final is None else table["held"]]
-    write_manifest(table, run / "manifest.parquet", hashes=hashes or _known_hashes(validating))
+    hashed = hashes or _known_hashes(validating)
+    write_manifest(table, run / "manifest.parquet", hashes=hashed, group=plan.experiment.data.group)
     _write_issues(plan, run)
     if plan.corrected is not None and len(plan.corrected):
         atomic_write(run / "corrections.csv", csv_text(plan.corrected))
