@@ -1093,7 +1093,6 @@ def publish(
 ):
     "Send a model, or a Space that serves it, to the Hugging Face Hub."
     from snakecls.deploy.hub import write_model, write_space
-    from snakecls.deploy.timm_folder import write_timm
     from snakecls.workflow.models import find_model
 
     if bool(repo) == bool(space):
@@ -1102,7 +1101,7 @@ def publish(
         check_name(dry_run, "--dry-run")
         check_writable(dry_run, "--dry-run")
     bundle = find_model(_one_model(named, model), root=runs, say=_tell)
-    write = partial(write_model, repo=repo, timm=write_timm) if repo else partial(write_space, space=space)
+    write = partial(write_model, repo=repo) if repo else partial(write_space, space=space)
     said = {"model": bundle, **({"repo": repo} if repo else {"space": space})}
     if dry_run is None:
         return _send(write, bundle, said, public=public, json=json)

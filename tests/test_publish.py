@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FACTS, REPO, do_without
+from conftest import REPO, do_without
 from hub_standin import TOKEN, Hub
 
 VERSIONS = list(filter(None, os.environ.get("SNAKECLS_HUBS", "").split(os.pathsep))) or [""]  # "": the installed one
@@ -63,9 +63,6 @@ def test_a_model_is_sent_and_the_lines_of_its_card_load_it(hub, tiny_bundle, sna
     assert "bundle/old.jpg" not in hub.repos["models/maria/snakes"]
     code = re.search(r"```python\n(.+?)```", files["README.md"].decode(), re.DOTALL)[1].replace("photo.jpg", str(snake_photos[1]))
     assert len(code.strip().splitlines()) == 3
-    code_of_timm = re.search(r"```python\n(import timm.+?)```", files["README.md"].decode(), re.DOTALL)[1] + "print(model.num_classes, model.pretrained_cfg['label_names'])"
-    of_timm = in_new_process(code_of_timm, cwd=tmp_path, **told)
-    assert of_timm.returncode == 0 and of_timm.stdout.startswith(f"{len(FACTS)} ['Micrurus fulvius'"), of_timm.stderr
     loaded = in_new_process(code, cwd=tmp_path, **told)
     assert loaded.returncode == 0, loaded.stderr
     assert Predictor(tiny_bundle).predict(snake_photos[1])[0].label in loaded.stdout
@@ -195,21 +192,6 @@ def test_a_card_says_where_the_photos_come_from_and_names_no_folder(tmp_path):
         assert "2 missing, 1 unreadable" in card and "1 left out (copies, photos of something else)" in card
         assert "CC BY 4.0 (40)" in card and "not stated (4)" in card and "a\\|&lt;b&gt; (4)" in card
         assert "maria/" not in card and "secret" not in card and "<b>" not in card
-
-
-def test_what_timm_does_not_have_is_told_and_nothing_old_stays(tiny_bundle, tmp_path):
-    from snakecls.deploy.hub import write_model
-    from snakecls.deploy.timm_folder import write_timm
-    from snakecls.models.bundle import write_bundle
-    from snakecls.models.networks import build_network
-
-    folder = write_model(tiny_bundle, tmp_path / "model", repo="m/s", timm=write_timm)
-    assert (folder / "config.json").exists() and "hf-hub:m/s" in (folder / "README.md").read_text(encoding="utf-8")
-    info = {"model": {"library": "torchvision", "arch": "shufflenet_v2_x0_5", "kwargs": {"num_classes": 2}}, "labels": ["a", "b"], "photo": {"size": 64}}
-    other, said = write_bundle(tmp_path / "best", build_network("torchvision", "shufflenet_v2_x0_5", {"num_classes": 2}), info, graph=False), []
-    write_model(other, folder, repo="m/s", timm=write_timm, say=said.append)
-    assert not (folder / "config.json").exists() and not (folder / "model.safetensors").exists() and "hf-hub" not in (folder / "README.md").read_text(encoding="utf-8")
-    assert [text for text in said if "timm's own layout is left out" in text and "which timm does not have" in text], said
 
 
 def test_a_card_of_things_without_venom_says_nothing_of_bites(tmp_path):

@@ -42,7 +42,7 @@ def upload(
             raise UserError(f"{name} is there already and everybody can read it; give --public if that is meant, or another name.")
         api.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Published by snakecls", allow_patterns=list(files),
-            delete_patterns=["bundle/*", "snakecls/*", "config.json", "model.safetensors"],
+            delete_patterns=["bundle/*", "snakecls/*"],
         )
     except Exception as e:  # of the library, of its HTTP library, and of the network: those of its versions have no class in common
         if isinstance(e, UserError) or not _is_of_the_hub(e):
@@ -66,7 +66,6 @@ def _read_token() -> str:
 # %% ../../nbs/deploy/24_upload.ipynb #c5503b1f
 _REASONS = {  # what the Hub answered -> what that means, and what to do
     401: "the Hub does not know the token; run 'hf auth login' again",
-    402: "the Hub asks for a paid plan for that",
     403: "the token may not write there; take a name of your own, or a token that may write",
     404: "the Hub knows no such user or organisation; give user/name with your own user name",
     409: "somebody else changed it meanwhile; run the command again",
