@@ -668,7 +668,7 @@ def evaluate(
 
 # %% ../nbs/90_cli.ipynb #09cbd505
 _PredictPhotos = Annotated[list[str], typer.Argument(
-    help="Photos, folders, quoted patterns such as '**/*.jpg', or tables with a column of paths.")]
+    help="Photos, folders, quoted patterns such as '**/*.jpg', tables with a column of paths, or addresses such as https://….")]
 _PredictTop = Annotated[int, typer.Option(
     min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")]
 _PredictCsv = Annotated[Optional[Path], typer.Option(
