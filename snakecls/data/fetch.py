@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from .. import __version__
+import snakecls
 from ..core import UserError
 from .folders import one_line
 from .given import is_address
@@ -317,7 +317,7 @@ def _ask(
 ) -> http.client.HTTPResponse:  # its headers are read
     "Ask a server for a photo."
     lines = [f"GET {place.path} HTTP/1.1", f"Host: {place.host_header}", "Accept: image/*", "Accept-Encoding: identity",
-             f"User-Agent: snakecls/{__version__}", "Connection: close", "", ""]
+             f"User-Agent: snakecls/{snakecls.__version__}", "Connection: close", "", ""]
     sock.settimeout(_left(end))
     sock.sendall("\r\n".join(lines).encode("ascii"))
     wire: Any = _Wire(sock, end, max_bytes)
