@@ -27,7 +27,7 @@ import typer
 from .core import UserError, unknown_name
 from .disk import CACHES, cache_folder, cached_files, check_name, check_writable, empty_cache, plain
 from .progress import read_duration
-from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode
+from .workflow.terminal import Commands, run_commands, stop_on_signals, takes_unicode, tame
 
 # %% ../nbs/90_cli.ipynb #14829175
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -57,12 +57,12 @@ Named = Annotated[Optional[str], typer.Argument(metavar="MODEL", help="The same 
 # %% ../nbs/90_cli.ipynb #572eab89
 def _tell(text: str) -> None:
     "Say what is going on, on standard error."
-    print(text.replace("\0", "\\x00"), file=sys.stderr, flush=True)
+    print(tame(text), file=sys.stderr, flush=True)
 
 
 def _show(value: Any, text: str, as_json: bool) -> None:
     "Print a result: JSON for machines, text for people."
-    print(json_module.dumps(_finite(value), ensure_ascii=not takes_unicode(), allow_nan=False) if as_json else text, flush=True)
+    print(json_module.dumps(_finite(value), ensure_ascii=not takes_unicode(), allow_nan=False) if as_json else tame(text), flush=True)
 
 
 def _finite(value: Any) -> Any:
@@ -668,7 +668,7 @@ def evaluate(
 
 # %% ../nbs/90_cli.ipynb #09cbd505
 _PredictPhotos = Annotated[list[str], typer.Argument(
-    help="Photos, folders, quoted patterns such as '**/*.jpg', or tables with a column of paths.")]
+    help="Photos, folders, quoted patterns such as '**/*.jpg', tables with a column of paths, or addresses such as https://….")]
 _PredictTop = Annotated[int, typer.Option(
     min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")]
 _PredictCsv = Annotated[Optional[Path], typer.Option(

@@ -183,7 +183,7 @@ def test_patterns_tables_folders_and_addresses(photos):
     assert {"path", "rank1", "prob1", "venomous_among_them"} <= set(pd.read_csv(photos / "a.csv"))
     first = [json.loads(run("evaluate", "best", "--data", data, "--json", cwd=photos).stdout)["scores"] for data in ("photos", "photos/*/*.jpg", "photos.csv")]
     assert first[0]["n"] == 12 and first[0] == first[1] == first[2]
-    for words, sentence in ((["predict", "https://example.org/a.jpg"], "https://example.org/a.jpg is an address"), (["evaluate", "best", "--data", "https://example.org/photos"], "https://example.org/photos is an address"),
+    for words, sentence in ((["predict", "ftp://example.org/a.jpg"], "ftp://example.org/a.jpg is an address"), (["evaluate", "best", "--data", "https://example.org/photos"], "https://example.org/photos is an address"),
                             (["predict", "none/*.jpg"], "no photo fits the pattern 'none/*.jpg'"), (["evaluate", "best", "--data", "none/**/*.jpg"], "no photo fits the pattern")):
         done = run(*words, *(["--model", "best"] if words[0] == "predict" else []), cwd=photos)
         assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

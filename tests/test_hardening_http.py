@@ -133,7 +133,7 @@ def test_no_name_leads_elsewhere(app, name):
         assert Path(json.loads(answer)[0]).is_relative_to(app.log.parent / "uploads")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/a.jpg", "~/.bashrc", "app.py", "/proc/self/environ"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/a.jpg", "https://photos.example/a.jpg", "~/.bashrc", "app.py", "/proc/self/environ"])
 def test_no_file_of_the_server_is_an_input(app, path):
     tries = [ask(app.url, "POST", "/predict", {"path": path}), ask(app.url, "POST", "/predict", {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}), ask(app.url, "POST", "/predict", path.encode(), **{"content-type": "text/plain"}),
              ask(app.url, "POST", "/predict", path.encode()), ask(app.url, "POST", "/predict", form(("photo", path)), **EDGE), ask(app.url, "POST", f"/predict?photo={path}", jpeg()), ask(app.url, "GET", f"/predict?photo={path}")]

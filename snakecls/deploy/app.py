@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -190,6 +191,7 @@ def _preview_html(
     photo: str | None,  # the uploaded file
     *,
     longest_px: int = 1000,
+    turn: Callable[[Any], Any] = nullcontext,  # as in `_its_turn`
 ) -> str:  # HTML; empty for what a browser shows itself, and for what cannot be read
     "Show a photo that browsers cannot show, as it was read."
     try:
@@ -197,10 +199,16 @@ def _preview_html(
             head = stream.read(16)
         if not is_heif(head) and not head.startswith(_UNSHOWN):
             return ""
-        shown = open_photo(photo, max_pixels=MAX_APP_PIXELS)
+        with turn(photo):
+            image = jpeg_uri(open_photo(photo, max_pixels=MAX_APP_PIXELS), side=longest_px)
     except (OSError, PhotoError):  # `show_answer` says why
         return ""
-    return render("app/preview.html", image=jpeg_uri(shown, side=longest_px))
+    return render("app/preview.html", image=image)
+
+
+def _its_turn(predictor: "Predictor | LearnerPredictor") -> Callable[[Any], Any]:  # a photo -> for `with`
+    "Give what holds a place at which a photo is decoded: the batcher's, which others share; without one the page's own turns are enough."
+    return getattr(predictor, "turn", nullcontext)
 
 # %% ../../nbs/deploy/11_app.ipynb #bc23ea90
 def answer_json(
@@ -258,7 +266,7 @@ def _answer_or_say(
     "Answer photos, or say in the answer's place that something failed; what it was goes to standard error."
     try:
         html, kept = _answer_now(predictor, photos, country)
-        return _preview_html(photos[0] if photos else None) + html, kept
+        return _preview_html(photos[0] if photos else None, turn=_its_turn(predictor)) + html, kept
     except Exception as e:  # noqa: BLE001 - whatever a model's code raises: the old answer would be taken for this photo's
         traceback.print_exc()
         text = f"The program failed ({type(e).__name__}); nothing is known about this photo. Try another one."
@@ -284,7 +292,8 @@ def show_look(
         asked, _ = _read_kept(predictor, kept)
         _check_pixels(photos[0])
         label = list(predictor.labels).index(_tell(predictor, asked, country).shown[0].label)
-        image, text = _look(predictor, photos[0], label)
+        with _its_turn(predictor)(photos[0]):
+            image, text = _look(predictor, photos[0], label)
     except UserError as e:
         return message_html("It cannot be shown", str(e)[:1].upper() + str(e)[1:], kind="error")
     name = (predictor.info.label_facts.get(predictor.labels[label]) or {}).get("common_name") or predictor.labels[label]

@@ -10,9 +10,9 @@ import copy
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,13 +166,18 @@ class _Asked(_Line):
         if most is None and batches:
             self.most = self._measured()
 
+    @contextmanager
+    def turn(self, photo: Any) -> Iterator[None]:
+        "Hold one of the places at which photos are decoded; there is one for large ones."
+        with self.large_place if count_pixels(photo) > LARGE_PIXELS else nullcontext(), self.places:
+            yield
+
     def prepare(self, photo: Any) -> Any:  # what `ask` takes
         "Decode a photo when there is a place; raises `PhotoError` for one that cannot be read."
-        large = count_pixels(photo) > LARGE_PIXELS
         with self.lock:
             self.coming += 1
         try:
-            with self.large_place if large else nullcontext(), self.places:
+            with self.turn(photo):
                 return self._prepare(photo, self.predictor.info.photo)
         finally:
             with self.lock:
@@ -240,6 +245,10 @@ class BatchedPredictor:
         if name in ("predictor", "batcher"):  # a copy that is not filled yet
             raise AttributeError(name)
         return getattr(self.predictor, name)
+
+    def turn(self, photo: Any) -> Any:  # for `with`
+        "Hold a place at which a photo may be decoded in another way, such as for a preview."
+        return self.batcher.turn(photo)
 
     def probs_known(
         self,

@@ -6,6 +6,7 @@
 __all__ = ['predict_given', 'evaluate_given', 'give_facts']
 
 # %% ../../nbs/workflow/28_answers.ipynb #0e58252e
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from ..data.columns import count, some
 # %% ../../nbs/workflow/28_answers.ipynb #16179421
 def _answer(predictor: Any, file: str, top: int, country: str = "") -> Any:  # a `Told`
     "Answer one photo, as the page does it, however few labels are asked for."
+    from snakecls.data.fetch import photo_file
     from snakecls.deploy.told import tell
 
-    answers, (known,) = predictor.probs_known([file])
+    with photo_file(file) as photo:
+        answers, (known,) = predictor.probs_known([photo])
     return tell(predictor, {target: probs[0] for target, probs in answers.items()}, known=known, country=country, top=top)
 
 # %% ../../nbs/workflow/28_answers.ipynb #b15686c1
@@ -104,7 +107,7 @@ def _check_predictions(file: str | Path | None, given: Sequence[str | Path]) -> 
 
 def _check_asked(option: str, file: str | Path, given: Sequence[str | Path]) -> None:
     "Refuse a file that would be lost."
-    if any(Path(one).exists() and Path(one).samefile(file) for one in given):
+    if any(os.path.exists(one) and Path(one).samefile(file) for one in given):  # an address can be longer than any path
         raise UserError(f"{option} {file} is what was asked about, and would be lost; give another name.")
 
 # %% ../../nbs/workflow/28_answers.ipynb #f6f9f3f0
