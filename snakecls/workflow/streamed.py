@@ -6,7 +6,7 @@
 __all__ = ['PHOTOS', 'Answered', 'MANY', 'Listing', 'list_given', 'answer_columns', 'stream_answers', 'Tally', 'show_answers',
            'say_failed', 'predict_given']
 
-# %% ../../nbs/workflow/48_streamed.ipynb #5f2f1404
+# %% ../../nbs/workflow/48_streamed.ipynb #4c6aacb7
 import hashlib
 import json
 import tempfile
@@ -26,7 +26,7 @@ from .answers import answer_batch, check_answers_file, country_notes, model_note
 from .submission import Submission, check_submission, read_layout, submission_photos, write_submission
 from .unfinished import Unfinished, unfinished
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2449367b
+# %% ../../nbs/workflow/48_streamed.ipynb #6aee03ea
 class Listing:
     "Photos in the order in which they are answered, kept on the disk; gone through by one at a time."
 
@@ -67,7 +67,7 @@ class Listing:
         if waiting:
             yield waiting
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2ad55136
+# %% ../../nbs/workflow/48_streamed.ipynb #2ff045e4
 def list_given(
     sources: Sequence[str | Path],  # files, folders, patterns, tables
     *,
@@ -84,7 +84,7 @@ def list_given(
     chosen = photos if submission is None else submission_photos(photos, submission, say=say)
     return Listing(chosen, sources=sources, folder=folder if folder is not None and folder.is_dir() else None), submission
 
-# %% ../../nbs/workflow/48_streamed.ipynb #e7140a45
+# %% ../../nbs/workflow/48_streamed.ipynb #06575f5a
 def answer_columns(
     predictor: Any,
     top: int,  # labels to name
@@ -109,7 +109,7 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
     write = partial(answer_row, dangers=dangers, problem=part, top=top)
     return write, [*write({"path": ""} | row), "error"]
 
-# %% ../../nbs/workflow/48_streamed.ipynb #73aaa564
+# %% ../../nbs/workflow/48_streamed.ipynb #f99b5172
 PHOTOS = 16  # answered together
 Answered = Iterator[tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]]  # photos of a batch; their answers, as `answer_batch` gives them
 
@@ -162,13 +162,13 @@ def stream_answers(
     _tell_end(predictor, country, tally, say)
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #757d1ed1
+# %% ../../nbs/workflow/48_streamed.ipynb #55f2ef35
 def _answer_here(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, top: int, country: str) -> Answered:
     "Answer batches on this machine."
     for photos in batches:
         yield photos, answer_batch(predictor, [file for _, file in photos], top=top, country=country)
 
-# %% ../../nbs/workflow/48_streamed.ipynb #161b0c4f
+# %% ../../nbs/workflow/48_streamed.ipynb #8eda618c
 def _begin(
     predictor: Any, listing: Listing, csv: str | Path | None, top: int, country: str
 ) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[["Tally"], Any]]:  # writes a row; gives the table, or none, as a context
@@ -193,7 +193,7 @@ def _model_hash(bundle: Any) -> str:
     known = json.dumps(seal, sort_keys=True) if seal else file_hash(bundle.folder / "bundle.json") + file_hash(bundle.weights_path)
     return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
 
-# %% ../../nbs/workflow/48_streamed.ipynb #dfe8f071
+# %% ../../nbs/workflow/48_streamed.ipynb #ebf4fa80
 class Tally:
     "What is counted of answers."
 
@@ -247,7 +247,7 @@ def _unnamed(error: str, *names: str) -> str:
         error = error.replace(name, "…")
     return error.removeprefix("…: ").removeprefix("… ")
 
-# %% ../../nbs/workflow/48_streamed.ipynb #00a53693
+# %% ../../nbs/workflow/48_streamed.ipynb #15e92123
 MANY = 100  # photos, from which a table has a summary in place of a line for each
 
 
@@ -284,7 +284,7 @@ def show_answers(
             say(line) if dumps is not None else write(line + "\n")
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #c544d5ee
+# %% ../../nbs/workflow/48_streamed.ipynb #2c4c156f
 def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | None) -> str:
     "Say that some photos got no answer, and where the reasons are."
     said = f"{tally.failed:,} of {tally.n:,} photos got no answer; "
@@ -294,7 +294,7 @@ def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | No
     where = f"each one's reason stands in the column error of {csv}" if csv is not None and tally.n > MANY else "each one's reason stands in its place"
     return said + f"{where}, replace or leave them out."
 
-# %% ../../nbs/workflow/48_streamed.ipynb #b266aa72
+# %% ../../nbs/workflow/48_streamed.ipynb #dd7d2a60
 def predict_given(
     photos: Iterable[tuple[str, str]],  # (path as it was given, file), from `given_photos`
     bundle: str | Path,
@@ -311,7 +311,7 @@ def predict_given(
     stream_answers(Listing(photos), bundle, each=keep, **how)
     return rows, lines
 
-# %% ../../nbs/workflow/48_streamed.ipynb #e2c126f6
+# %% ../../nbs/workflow/48_streamed.ipynb #ae546121
 def _check_place(csv: str | Path | None, listing: Listing, submission: Submission | None) -> None:
     "Refuse to write over something else; raises `UserError`."
     if submission is None:
@@ -326,7 +326,7 @@ def _checked(submission: Submission | None, predictor: Any, say: Callable[[str],
 
     return None if submission is None else check_submission(submission, bundle_problem(predictor.info), say=say)
 
-# %% ../../nbs/workflow/48_streamed.ipynb #ef068a6e
+# %% ../../nbs/workflow/48_streamed.ipynb #e0742296
 def _tell_start(table: Unfinished | None, start: int, n: int, say: Callable[[str], None]) -> None:
     if table is not None and start:
         say(f"Note: {start:,} of {count(n, 'photo')} {'were' if start > 1 else 'was'} answered before, and it goes on after them ({table.part.name}).")
