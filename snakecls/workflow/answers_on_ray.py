@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ray_answers']
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6d48a02b
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #b95ed3f7
 import json
 import logging
 import os
@@ -22,7 +22,7 @@ from .answers import answer_batch
 from .on_ray import load_ray, ray_cluster
 from .streamed import Answered
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6cdb5f31
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6a7326c4
 def ray_answers(
     jobs: int | None = None,  # processes that answer; None: one for every two processors of the cluster
 ) -> Callable[..., Answered]:
@@ -30,7 +30,7 @@ def ray_answers(
     load_ray()
     return partial(_answer_on_ray, jobs=jobs)
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #d2686eb7
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6de56c5f
 class _Answerer:
     "A network in a process of Ray's."
 
@@ -56,7 +56,7 @@ def _as_given(text: str) -> tuple[list[tuple[str, str]], list[tuple[dict[str, An
     photos, answers = json.loads(text)
     return [(shown, file) for shown, file in photos], [(row, lines) for row, lines in answers]
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #2ef03936
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #5bf5c04c
 def _answer_on_ray(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, top: int, country: str, jobs: int | None) -> Answered:
     "Answer batches by Ray Data, in order."
     bundle = os.path.abspath(predictor.bundle.folder)
@@ -98,7 +98,7 @@ def _write_batches(batches: Iterable[list[tuple[str, str]]], folder: Path, each:
         stream.close()
     return n
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #452a031c
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #eefcebe7
 @contextmanager
 def _quiet(ray: Any) -> Iterator[Any]:  # ray.data
     "Let Ray Data keep the order, and say nothing of its own."

@@ -6,11 +6,11 @@
 __all__ = ['PHOTOS', 'Answered', 'MANY', 'Listing', 'list_given', 'answer_columns', 'stream_answers', 'Tally', 'show_answers',
            'say_failed', 'predict_given']
 
-# %% ../../nbs/workflow/48_streamed.ipynb #4c6aacb7
+# %% ../../nbs/workflow/48_streamed.ipynb #4d30d190
 import hashlib
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -24,9 +24,10 @@ from ..data.given import iter_photos
 from ..progress import track
 from .answers import answer_batch, check_answers_file, country_notes, model_notes
 from .submission import Submission, check_submission, read_layout, submission_photos, write_submission
+from ..workers import worker_threads
 from .unfinished import Unfinished, unfinished
 
-# %% ../../nbs/workflow/48_streamed.ipynb #6aee03ea
+# %% ../../nbs/workflow/48_streamed.ipynb #a5ec660a
 class Listing:
     "Photos in the order in which they are answered, kept on the disk; gone through by one at a time."
 
@@ -67,7 +68,7 @@ class Listing:
         if waiting:
             yield waiting
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2ff045e4
+# %% ../../nbs/workflow/48_streamed.ipynb #977fa9ba
 def list_given(
     sources: Sequence[str | Path],  # files, folders, patterns, tables
     *,
@@ -84,7 +85,7 @@ def list_given(
     chosen = photos if submission is None else submission_photos(photos, submission, say=say)
     return Listing(chosen, sources=sources, folder=folder if folder is not None and folder.is_dir() else None), submission
 
-# %% ../../nbs/workflow/48_streamed.ipynb #06575f5a
+# %% ../../nbs/workflow/48_streamed.ipynb #00934b12
 def answer_columns(
     predictor: Any,
     top: int,  # labels to name
@@ -109,7 +110,7 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
     write = partial(answer_row, dangers=dangers, problem=part, top=top)
     return write, [*write({"path": ""} | row), "error"]
 
-# %% ../../nbs/workflow/48_streamed.ipynb #f99b5172
+# %% ../../nbs/workflow/48_streamed.ipynb #f78384e8
 PHOTOS = 16  # answered together
 Answered = Iterator[tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]]  # photos of a batch; their answers, as `answer_batch` gives them
 
@@ -162,13 +163,20 @@ def stream_answers(
     _tell_end(predictor, country, tally, say)
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #55f2ef35
+# %% ../../nbs/workflow/48_streamed.ipynb #79abcd71
 def _answer_here(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, top: int, country: str) -> Answered:
-    "Answer batches on this machine."
-    for photos in batches:
-        yield photos, answer_batch(predictor, [file for _, file in photos], top=top, country=country)
+    "Answer batches on this machine, in order."
+    with worker_threads(2) as pool:
+        ahead: deque = deque()
+        for photos in batches:
+            ahead.append((photos, pool.submit(answer_batch, predictor, [file for _, file in photos], top=top, country=country)))
+            if len(ahead) > 2:
+                first, answers = ahead.popleft()
+                yield first, answers.result()
+        for first, answers in ahead:
+            yield first, answers.result()
 
-# %% ../../nbs/workflow/48_streamed.ipynb #8eda618c
+# %% ../../nbs/workflow/48_streamed.ipynb #e68119cb
 def _begin(
     predictor: Any, listing: Listing, csv: str | Path | None, top: int, country: str
 ) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[["Tally"], Any]]:  # writes a row; gives the table, or none, as a context
@@ -193,7 +201,7 @@ def _model_hash(bundle: Any) -> str:
     known = json.dumps(seal, sort_keys=True) if seal else file_hash(bundle.folder / "bundle.json") + file_hash(bundle.weights_path)
     return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
 
-# %% ../../nbs/workflow/48_streamed.ipynb #ebf4fa80
+# %% ../../nbs/workflow/48_streamed.ipynb #5ee8a282
 class Tally:
     "What is counted of answers."
 
@@ -247,7 +255,7 @@ def _unnamed(error: str, *names: str) -> str:
         error = error.replace(name, "…")
     return error.removeprefix("…: ").removeprefix("… ")
 
-# %% ../../nbs/workflow/48_streamed.ipynb #15e92123
+# %% ../../nbs/workflow/48_streamed.ipynb #b3bb5242
 MANY = 100  # photos, from which a table has a summary in place of a line for each
 
 
@@ -284,7 +292,7 @@ def show_answers(
             say(line) if dumps is not None else write(line + "\n")
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2c4c156f
+# %% ../../nbs/workflow/48_streamed.ipynb #f52d2a2a
 def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | None) -> str:
     "Say that some photos got no answer, and where the reasons are."
     said = f"{tally.failed:,} of {tally.n:,} photos got no answer; "
@@ -294,7 +302,7 @@ def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | No
     where = f"each one's reason stands in the column error of {csv}" if csv is not None and tally.n > MANY else "each one's reason stands in its place"
     return said + f"{where}, replace or leave them out."
 
-# %% ../../nbs/workflow/48_streamed.ipynb #dd7d2a60
+# %% ../../nbs/workflow/48_streamed.ipynb #afc8c1b5
 def predict_given(
     photos: Iterable[tuple[str, str]],  # (path as it was given, file), from `given_photos`
     bundle: str | Path,
@@ -311,7 +319,7 @@ def predict_given(
     stream_answers(Listing(photos), bundle, each=keep, **how)
     return rows, lines
 
-# %% ../../nbs/workflow/48_streamed.ipynb #ae546121
+# %% ../../nbs/workflow/48_streamed.ipynb #b0dd5876
 def _check_place(csv: str | Path | None, listing: Listing, submission: Submission | None) -> None:
     "Refuse to write over something else; raises `UserError`."
     if submission is None:
@@ -326,7 +334,7 @@ def _checked(submission: Submission | None, predictor: Any, say: Callable[[str],
 
     return None if submission is None else check_submission(submission, bundle_problem(predictor.info), say=say)
 
-# %% ../../nbs/workflow/48_streamed.ipynb #e0742296
+# %% ../../nbs/workflow/48_streamed.ipynb #b5b4e63e
 def _tell_start(table: Unfinished | None, start: int, n: int, say: Callable[[str], None]) -> None:
     if table is not None and start:
         say(f"Note: {start:,} of {count(n, 'photo')} {'were' if start > 1 else 'was'} answered before, and it goes on after them ({table.part.name}).")
