@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ray_answers']
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #b95ed3f7
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #a6a70d18
 import json
 import logging
 import os
@@ -18,11 +18,10 @@ from typing import Any
 
 from ..core import UserError
 from ..disk import plain
-from .answers import answer_batch
 from .on_ray import load_ray, ray_cluster
-from .streamed import Answered
+from .streamed import Answered, answer_here
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6a7326c4
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #783f3480
 def ray_answers(
     jobs: int | None = None,  # processes that answer; None: one for every two processors of the cluster
 ) -> Callable[..., Answered]:
@@ -30,7 +29,7 @@ def ray_answers(
     load_ray()
     return partial(_answer_on_ray, jobs=jobs)
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #6de56c5f
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #2d8842c6
 class _Answerer:
     "A network in a process of Ray's."
 
@@ -47,8 +46,7 @@ class _Answerer:
 
 def _answers_of(predictor: Any, text: str, top: int, country: str) -> str:
     "Answer a batch, with what it was of."
-    photos = json.loads(text)
-    return json.dumps([photos, answer_batch(predictor, [file for _, file in photos], top=top, country=country)], default=plain)
+    return json.dumps(next(answer_here(predictor, [json.loads(text)], top=top, country=country)), default=plain)
 
 
 def _as_given(text: str) -> tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]:
@@ -56,7 +54,7 @@ def _as_given(text: str) -> tuple[list[tuple[str, str]], list[tuple[dict[str, An
     photos, answers = json.loads(text)
     return [(shown, file) for shown, file in photos], [(row, lines) for row, lines in answers]
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #5bf5c04c
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #28116a2c
 def _answer_on_ray(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, top: int, country: str, jobs: int | None) -> Answered:
     "Answer batches by Ray Data, in order."
     bundle = os.path.abspath(predictor.bundle.folder)
@@ -98,7 +96,7 @@ def _write_batches(batches: Iterable[list[tuple[str, str]]], folder: Path, each:
         stream.close()
     return n
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #eefcebe7
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #7a3c21ce
 @contextmanager
 def _quiet(ray: Any) -> Iterator[Any]:  # ray.data
     "Let Ray Data keep the order, and say nothing of its own."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Submission', 'read_layout', 'submission_photos', 'check_submission', 'write_submission']
 
-# %% ../../nbs/workflow/47_submission.ipynb #47c67b63
+# %% ../../nbs/workflow/47_submission.ipynb #a7f48348
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, unknown_name
+from ..core import UserError, nearest
 from ..data.cells import unguard_cell
 from ..data.columns import as_text, count, some
 from ..data.sources import read_file
 from .unfinished import whole_rows
 
-# %% ../../nbs/workflow/47_submission.ipynb #230cd75a
+# %% ../../nbs/workflow/47_submission.ipynb #73737fee
 @dataclass(frozen=True)
 class Submission:
     "How a file for a competition looks."
@@ -39,10 +39,11 @@ def read_layout(
     if name == "kaggle-multi":
         return Submission(name, ("ImageID", "Labels"), True)
     if not name.lower().endswith((".csv", ".csv.gz")):
-        raise unknown_name("--layout", name, ["kaggle-single", "kaggle-multi", "sample_submission.csv"])
+        meant = nearest(name, ["kaggle-single", "kaggle-multi"])
+        raise UserError(f"--layout '{name}' is none; " + (f"did you mean '{meant}'?" if meant else "give kaggle-single, kaggle-multi, or a sample submission, which is a .csv."))
     return _read_sample(name)
 
-# %% ../../nbs/workflow/47_submission.ipynb #b020b972
+# %% ../../nbs/workflow/47_submission.ipynb #1518d670
 def _read_sample(name: str) -> Submission:
     "Read a sample submission."
     table = read_file(name).table
@@ -54,7 +55,7 @@ def _read_sample(name: str) -> Submission:
         raise UserError(f"--layout {name} has {what} in its column '{ids.name}'; take another copy of it.")
     return Submission(name, tuple(map(str, table.columns)), None, ids.tolist())
 
-# %% ../../nbs/workflow/47_submission.ipynb #35987ff6
+# %% ../../nbs/workflow/47_submission.ipynb #d4b5caf9
 def submission_photos(
     photos: Iterable[tuple[str, str]],  # (as it was given, file)
     submission: Submission,
@@ -68,8 +69,8 @@ def submission_photos(
     seen: dict[str, str] = {}
     for shown, file in photos:
         if (name := _photo_name(shown)) in seen:
-            raise UserError(f"{seen[name]} and {shown} have one file name, by which --layout {submission.name} tells photos apart; "
-                            "leave one out, or give a sample submission whose names have the folders.")
+            what = f"{shown} is given twice" if seen[name] == shown else f"{seen[name]} and {shown} have one file name"
+            raise UserError(f"{what}, and --layout {submission.name} tells photos apart by their file names; leave one out, or give a sample submission whose names have the folders.")
         seen[name] = shown
         yield shown, file
 
@@ -77,7 +78,7 @@ def submission_photos(
 def _photo_name(shown: str) -> str:
     return re.split(r"[/\\]", shown)[-1]
 
-# %% ../../nbs/workflow/47_submission.ipynb #45123808
+# %% ../../nbs/workflow/47_submission.ipynb #c88c87c5
 def _in_order(photos: Iterable[tuple[str, str]], ids: Sequence[str], name: str, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     "Find the photo of each id of a sample."
     wanted, found, others = set(ids), {}, 0
@@ -101,7 +102,7 @@ def _spellings(shown: str) -> Iterator[str]:
         rest = "/".join(parts[start:])
         yield from (rest, re.sub(r"\.[^./]+$", "", rest))
 
-# %% ../../nbs/workflow/47_submission.ipynb #51ca9e1d
+# %% ../../nbs/workflow/47_submission.ipynb #e5439827
 def check_submission(
     submission: Submission,
     problem: Any,  # from `data.problem.bundle_problem`
@@ -122,7 +123,7 @@ def check_submission(
         say(f"Note: --layout {submission.name} takes one answer, that for '{part.target}'; leave it out for those of all targets.")
     return Submission(submission.name, submission.columns, several, submission.ids)
 
-# %% ../../nbs/workflow/47_submission.ipynb #61e78fb9
+# %% ../../nbs/workflow/47_submission.ipynb #86d25f6a
 def write_submission(
     answers: Path,  # a table from `workflow.streamed`
     file: Path,

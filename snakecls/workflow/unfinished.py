@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unfinished', 'whole_rows', 'Unfinished']
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #ded65338
+# %% ../../nbs/workflow/46_unfinished.ipynb #409885e8
 import csv
 import io
 import os
@@ -22,7 +22,7 @@ from ..data.cells import guard_cell
 from ..data.columns import count
 from ..disk import atomic_path, read_json, usual_mode, write_json
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #196c09dd
+# %% ../../nbs/workflow/46_unfinished.ipynb #2e2a094d
 @contextmanager
 def unfinished(
     file: str | Path,  # whose place it takes at the end
@@ -51,7 +51,7 @@ def unfinished(
                 stream.write(_csv_line(columns))
             yield Unfinished(file, part, about, list(columns), stream, done)
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #f4c65322
+# %% ../../nbs/workflow/46_unfinished.ipynb #b233d08a
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     "Hold a lock, and leave no file of it; raises `UserError` where somebody else does."
@@ -66,13 +66,16 @@ def _alone(part: Path) -> Iterator[None]:
         Path(lock.lock_file).unlink(missing_ok=True) if os.name != "nt" else None
         lock.release()
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #247fe2ff
+# %% ../../nbs/workflow/46_unfinished.ipynb #c59b2701
 def _check_record(part: Path, about: Path, record: Mapping[str, Any]) -> None:
     "Refuse to go on with a table that is of something else; raises `UserError`."
     remedy = f"give another file, or remove {part} to begin anew"
     if not about.exists():
         raise UserError(f"{part} is there without {about.name}, which says what it is of; {remedy}.")
-    then = read_json(about)
+    try:
+        then = read_json(about)
+    except UserError as e:
+        raise UserError(f"{str(e).partition(';')[0]}, so that nobody can say what {part.name} is of; {remedy}.") from e
     then = then if isinstance(then, dict) else {}
     for name in dict.fromkeys([*record, *then]):
         if (was := then.get(name)) != (now := record.get(name)) and _hash(was) != _hash(now):
@@ -92,7 +95,7 @@ def _say_difference(name: str, was: Any, now: Any) -> str:
     return f"{name} {said(was)} {'are' if name.endswith('s') else 'is'} no longer what {'they were' if name.endswith('s') else 'it was'}" if was == now else (
         f"{name} {'were' if name.endswith('s') else 'was'} {said(was)} and {'are' if name.endswith('s') else 'is'} {said(now)}")
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #7337decb
+# %% ../../nbs/workflow/46_unfinished.ipynb #30c6419c
 _LONGEST = 1 << 20  # bytes of a row
 
 
@@ -115,7 +118,7 @@ def whole_rows(
             yield cells, end
             raw = b""
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #2cf2bad0
+# %% ../../nbs/workflow/46_unfinished.ipynb #8e4c2cc3
 def _take_up(part: Path, columns: Sequence[str], firsts: Iterable[str], step: int, kept: Callable[[dict[str, str]], None]) -> tuple[int, int]:  # rows; bytes
     "Find where an unfinished table can be gone on with."
     rows, firsts = whole_rows(part), iter(firsts)
@@ -145,7 +148,7 @@ def _keep(waiting: list[dict[str, str]], kept: Callable[[dict[str, str]], None],
     waiting.clear()
     return done
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #2885ef7f
+# %% ../../nbs/workflow/46_unfinished.ipynb #72a91715
 class Unfinished:
     "A table that grows, from `unfinished`."
 
@@ -183,7 +186,7 @@ class Unfinished:
             self.part.unlink()
         self.about.unlink(missing_ok=True)
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #61be2ebd
+# %% ../../nbs/workflow/46_unfinished.ipynb #c1211b7d
 def _csv_line(cells: Iterable[Any]) -> bytes:
     "Write a row as one that a spreadsheet may open; what holds a line break is quoted."
     text = io.StringIO()
