@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ray_answers']
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #a6a70d18
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #1f8b1531
 import json
 import logging
 import os
@@ -21,7 +21,7 @@ from ..disk import plain
 from .on_ray import load_ray, ray_cluster
 from .streamed import Answered, answer_here
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #783f3480
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #e417ecf7
 def ray_answers(
     jobs: int | None = None,  # processes that answer; None: one for every two processors of the cluster
 ) -> Callable[..., Answered]:
@@ -29,7 +29,7 @@ def ray_answers(
     load_ray()
     return partial(_answer_on_ray, jobs=jobs)
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #2d8842c6
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #b2fa5135
 class _Answerer:
     "A network in a process of Ray's."
 
@@ -54,7 +54,7 @@ def _as_given(text: str) -> tuple[list[tuple[str, str]], list[tuple[dict[str, An
     photos, answers = json.loads(text)
     return [(shown, file) for shown, file in photos], [(row, lines) for row, lines in answers]
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #28116a2c
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #b9e47650
 def _answer_on_ray(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, top: int, country: str, jobs: int | None) -> Answered:
     "Answer batches by Ray Data, in order."
     bundle = os.path.abspath(predictor.bundle.folder)
@@ -96,7 +96,7 @@ def _write_batches(batches: Iterable[list[tuple[str, str]]], folder: Path, each:
         stream.close()
     return n
 
-# %% ../../nbs/workflow/49_answers_on_ray.ipynb #7a3c21ce
+# %% ../../nbs/workflow/49_answers_on_ray.ipynb #8592a56c
 @contextmanager
 def _quiet(ray: Any) -> Iterator[Any]:  # ray.data
     "Let Ray Data keep the order, and say nothing of its own."

@@ -6,7 +6,7 @@
 __all__ = ['PHOTOS', 'Answered', 'MANY', 'Listing', 'list_given', 'answer_columns', 'stream_answers', 'answer_here', 'Tally',
            'show_answers', 'say_failed', 'predict_given']
 
-# %% ../../nbs/workflow/48_streamed.ipynb #135557d2
+# %% ../../nbs/workflow/48_streamed.ipynb #80bc15d3
 import hashlib
 import json
 import tempfile
@@ -27,7 +27,7 @@ from .submission import Submission, check_submission, read_layout, submission_ph
 from ..workers import worker_threads
 from .unfinished import Unfinished, unfinished
 
-# %% ../../nbs/workflow/48_streamed.ipynb #c675d730
+# %% ../../nbs/workflow/48_streamed.ipynb #7710730a
 class Listing:
     "Photos in the order in which they are answered, kept on the disk; gone through by one at a time."
 
@@ -68,7 +68,7 @@ class Listing:
         if waiting:
             yield waiting
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2bb7443f
+# %% ../../nbs/workflow/48_streamed.ipynb #e6ea15d8
 def list_given(
     sources: Sequence[str | Path],  # files, folders, patterns, tables
     *,
@@ -85,7 +85,7 @@ def list_given(
     chosen = photos if submission is None else submission_photos(photos, submission, say=say)
     return Listing(chosen, sources=sources, folder=folder if folder is not None and folder.is_dir() else None), submission
 
-# %% ../../nbs/workflow/48_streamed.ipynb #bc39f5b4
+# %% ../../nbs/workflow/48_streamed.ipynb #e7d6c500
 def answer_columns(
     predictor: Any,
     top: int,  # labels to name
@@ -110,7 +110,7 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
     write = partial(answer_row, dangers=dangers, problem=part, top=top)
     return write, [*write({"path": ""} | row), "error"]
 
-# %% ../../nbs/workflow/48_streamed.ipynb #dd3993fc
+# %% ../../nbs/workflow/48_streamed.ipynb #d6265a66
 PHOTOS = 16  # whose rows are written together
 Answered = Iterator[tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]]  # photos of a batch; their answers, as `answer_batch` gives them
 
@@ -163,7 +163,7 @@ def stream_answers(
     _tell_end(predictor, country, tally, say)
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #fae33fce
+# %% ../../nbs/workflow/48_streamed.ipynb #64e409af
 def answer_here(
     predictor: Any,
     batches: Iterable[list[tuple[str, str]]],
@@ -187,7 +187,7 @@ def answer_here(
 def _finished(photos: list[tuple[str, str]], asked: list[Any]) -> tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]:
     return photos, [answer for one in asked for answer in one.result()]
 
-# %% ../../nbs/workflow/48_streamed.ipynb #c9a9f8fe
+# %% ../../nbs/workflow/48_streamed.ipynb #91a5dc3e
 def _begin(
     predictor: Any, listing: Listing, csv: str | Path | None, top: int, country: str
 ) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[["Tally"], Any]]:  # writes a row; gives the table, or none, as a context
@@ -212,7 +212,7 @@ def _model_hash(bundle: Any) -> str:
     known = json.dumps(seal, sort_keys=True) if seal else file_hash(bundle.folder / "bundle.json") + file_hash(bundle.weights_path)
     return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
 
-# %% ../../nbs/workflow/48_streamed.ipynb #89b1a9e1
+# %% ../../nbs/workflow/48_streamed.ipynb #1a977617
 class Tally:
     "What is counted of answers."
 
@@ -266,7 +266,7 @@ def _unnamed(error: str, *names: str) -> str:
         error = error.replace(name, "…")
     return error.removeprefix("…: ").removeprefix("… ")
 
-# %% ../../nbs/workflow/48_streamed.ipynb #2d12a0f8
+# %% ../../nbs/workflow/48_streamed.ipynb #5e5a6214
 MANY = 100  # photos, from which a table has a summary in place of a line for each
 
 
@@ -303,7 +303,7 @@ def show_answers(
             say(line) if dumps is not None else write(line + "\n")
     return tally
 
-# %% ../../nbs/workflow/48_streamed.ipynb #4d5dcf08
+# %% ../../nbs/workflow/48_streamed.ipynb #48afa5bc
 def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | None) -> str:
     "Say that some photos got no answer, and where the reasons are."
     said = f"{tally.failed:,} of {tally.n:,} photos got no answer; "
@@ -313,7 +313,7 @@ def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | No
     where = f"each one's reason stands in the column error of {csv}" if csv is not None and tally.n > MANY else "each one's reason stands in its place"
     return said + f"{where}, replace or leave them out."
 
-# %% ../../nbs/workflow/48_streamed.ipynb #c1229483
+# %% ../../nbs/workflow/48_streamed.ipynb #c1dbea94
 def predict_given(
     photos: Iterable[tuple[str, str]],  # (path as it was given, file), from `given_photos`
     bundle: str | Path,
@@ -330,7 +330,7 @@ def predict_given(
     stream_answers(Listing(photos), bundle, each=keep, **how)
     return rows, lines
 
-# %% ../../nbs/workflow/48_streamed.ipynb #c8168867
+# %% ../../nbs/workflow/48_streamed.ipynb #ec886f14
 def _check_place(csv: str | Path | None, listing: Listing, submission: Submission | None) -> None:
     "Refuse to write over something else; raises `UserError`."
     if submission is None:
@@ -345,7 +345,7 @@ def _checked(submission: Submission | None, predictor: Any, say: Callable[[str],
 
     return None if submission is None else check_submission(submission, bundle_problem(predictor.info), say=say)
 
-# %% ../../nbs/workflow/48_streamed.ipynb #4f0ede7e
+# %% ../../nbs/workflow/48_streamed.ipynb #c002ba12
 def _tell_start(table: Unfinished | None, start: int, n: int, say: Callable[[str], None]) -> None:
     if table is not None and start:
         say(f"Note: {start:,} of {count(n, 'photo')} {'were' if start > 1 else 'was'} answered before, and it goes on after them ({table.part.name}).")

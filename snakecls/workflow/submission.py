@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Submission', 'read_layout', 'submission_photos', 'check_submission', 'write_submission']
 
-# %% ../../nbs/workflow/47_submission.ipynb #a7f48348
+# %% ../../nbs/workflow/47_submission.ipynb #38b625e9
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from ..data.columns import as_text, count, some
 from ..data.sources import read_file
 from .unfinished import whole_rows
 
-# %% ../../nbs/workflow/47_submission.ipynb #73737fee
+# %% ../../nbs/workflow/47_submission.ipynb #d0f69523
 @dataclass(frozen=True)
 class Submission:
     "How a file for a competition looks."
@@ -43,7 +43,7 @@ def read_layout(
         raise UserError(f"--layout '{name}' is none; " + (f"did you mean '{meant}'?" if meant else "give kaggle-single, kaggle-multi, or a sample submission, which is a .csv."))
     return _read_sample(name)
 
-# %% ../../nbs/workflow/47_submission.ipynb #1518d670
+# %% ../../nbs/workflow/47_submission.ipynb #3a881df4
 def _read_sample(name: str) -> Submission:
     "Read a sample submission."
     table = read_file(name).table
@@ -55,7 +55,7 @@ def _read_sample(name: str) -> Submission:
         raise UserError(f"--layout {name} has {what} in its column '{ids.name}'; take another copy of it.")
     return Submission(name, tuple(map(str, table.columns)), None, ids.tolist())
 
-# %% ../../nbs/workflow/47_submission.ipynb #d4b5caf9
+# %% ../../nbs/workflow/47_submission.ipynb #3d39baeb
 def submission_photos(
     photos: Iterable[tuple[str, str]],  # (as it was given, file)
     submission: Submission,
@@ -78,7 +78,7 @@ def submission_photos(
 def _photo_name(shown: str) -> str:
     return re.split(r"[/\\]", shown)[-1]
 
-# %% ../../nbs/workflow/47_submission.ipynb #c88c87c5
+# %% ../../nbs/workflow/47_submission.ipynb #ea25331a
 def _in_order(photos: Iterable[tuple[str, str]], ids: Sequence[str], name: str, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     "Find the photo of each id of a sample."
     wanted, found, others = set(ids), {}, 0
@@ -102,7 +102,7 @@ def _spellings(shown: str) -> Iterator[str]:
         rest = "/".join(parts[start:])
         yield from (rest, re.sub(r"\.[^./]+$", "", rest))
 
-# %% ../../nbs/workflow/47_submission.ipynb #e5439827
+# %% ../../nbs/workflow/47_submission.ipynb #adf22f71
 def check_submission(
     submission: Submission,
     problem: Any,  # from `data.problem.bundle_problem`
@@ -123,7 +123,7 @@ def check_submission(
         say(f"Note: --layout {submission.name} takes one answer, that for '{part.target}'; leave it out for those of all targets.")
     return Submission(submission.name, submission.columns, several, submission.ids)
 
-# %% ../../nbs/workflow/47_submission.ipynb #86d25f6a
+# %% ../../nbs/workflow/47_submission.ipynb #ffaacf2e
 def write_submission(
     answers: Path,  # a table from `workflow.streamed`
     file: Path,

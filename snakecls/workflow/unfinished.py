@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unfinished', 'whole_rows', 'Unfinished']
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #409885e8
+# %% ../../nbs/workflow/46_unfinished.ipynb #7c7af250
 import csv
 import io
 import os
@@ -22,7 +22,7 @@ from ..data.cells import guard_cell
 from ..data.columns import count
 from ..disk import atomic_path, read_json, usual_mode, write_json
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #2e2a094d
+# %% ../../nbs/workflow/46_unfinished.ipynb #38220719
 @contextmanager
 def unfinished(
     file: str | Path,  # whose place it takes at the end
@@ -51,7 +51,7 @@ def unfinished(
                 stream.write(_csv_line(columns))
             yield Unfinished(file, part, about, list(columns), stream, done)
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #b233d08a
+# %% ../../nbs/workflow/46_unfinished.ipynb #ec823934
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     "Hold a lock, and leave no file of it; raises `UserError` where somebody else does."
@@ -66,7 +66,7 @@ def _alone(part: Path) -> Iterator[None]:
         Path(lock.lock_file).unlink(missing_ok=True) if os.name != "nt" else None
         lock.release()
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #c59b2701
+# %% ../../nbs/workflow/46_unfinished.ipynb #cd0d9b85
 def _check_record(part: Path, about: Path, record: Mapping[str, Any]) -> None:
     "Refuse to go on with a table that is of something else; raises `UserError`."
     remedy = f"give another file, or remove {part} to begin anew"
@@ -95,7 +95,7 @@ def _say_difference(name: str, was: Any, now: Any) -> str:
     return f"{name} {said(was)} {'are' if name.endswith('s') else 'is'} no longer what {'they were' if name.endswith('s') else 'it was'}" if was == now else (
         f"{name} {'were' if name.endswith('s') else 'was'} {said(was)} and {'are' if name.endswith('s') else 'is'} {said(now)}")
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #30c6419c
+# %% ../../nbs/workflow/46_unfinished.ipynb #47778f2b
 _LONGEST = 1 << 20  # bytes of a row
 
 
@@ -118,7 +118,7 @@ def whole_rows(
             yield cells, end
             raw = b""
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #8e4c2cc3
+# %% ../../nbs/workflow/46_unfinished.ipynb #702cb9ff
 def _take_up(part: Path, columns: Sequence[str], firsts: Iterable[str], step: int, kept: Callable[[dict[str, str]], None]) -> tuple[int, int]:  # rows; bytes
     "Find where an unfinished table can be gone on with."
     rows, firsts = whole_rows(part), iter(firsts)
@@ -148,7 +148,7 @@ def _keep(waiting: list[dict[str, str]], kept: Callable[[dict[str, str]], None],
     waiting.clear()
     return done
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #72a91715
+# %% ../../nbs/workflow/46_unfinished.ipynb #a4b18ace
 class Unfinished:
     "A table that grows, from `unfinished`."
 
@@ -186,7 +186,7 @@ class Unfinished:
             self.part.unlink()
         self.about.unlink(missing_ok=True)
 
-# %% ../../nbs/workflow/46_unfinished.ipynb #c1211b7d
+# %% ../../nbs/workflow/46_unfinished.ipynb #831d0950
 def _csv_line(cells: Iterable[Any]) -> bytes:
     "Write a row as one that a spreadsheet may open; what holds a line break is quoted."
     text = io.StringIO()
