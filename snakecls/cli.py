@@ -726,7 +726,7 @@ def predict(
     if tally.failed:
         raise UserError(say_failed(tally, csv, submission))
 
-# %% ../nbs/90_cli.ipynb #a01a3669
+# %% ../nbs/90_cli.ipynb #69290e87
 def _predict_engine(engine: str | None, jobs: int | None) -> dict[str, Any]:  # engine of `stream_answers`
     "Choose what answers photos; raises `UserError` for what is none."
     if engine is None:

@@ -39,7 +39,7 @@ class Listing:
         folder: str | Path | None = None,  # on whose disk they are kept; None: that of other temporary files
     ):
         self.sources, self.n, digest = [*map(str, sources)], 0, hashlib.blake2b(digest_size=16)
-        self._lines = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)
+        self._lines = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115  for as long as the listing lives
         for shown, file in photos:
             line = json.dumps([shown] if shown == file else [shown, file]) + "\n"
             self._lines.write(line)
