@@ -229,8 +229,8 @@ def _table_photos(
     source: str | Path,  # CSV or Parquet with a column of paths
     *,
     say: Callable[[str], None] = lambda note: None,
-) -> list[tuple[str, str]]:  # (as it stands in the table, file)
-    "List the photos of a table, as it names them; those that are not there are listed too, and told when they are opened."
+) -> Iterator[tuple[str, str]]:  # (as it stands in the table, file)
+    "Go through the photos of a table, as it names them; those that are not there are listed too, and told when they are opened."
     if (plain := _read_plainly(Path(source), say)) is not None:
         yield from plain
         return
@@ -273,7 +273,7 @@ LARGE_BYTES, LARGE_ROWS = 250_000, 10_000  # of a CSV, and of a Parquet file, wh
 
 def _read_plainly(source: Path, say: Callable[[str], None]) -> Iterator[tuple[str, str]] | None:
     "Read a large table in pieces; None where it has to be seen whole."
-    if str(source).lower().endswith(".gz") or not is_parquet(source) and source.stat().st_size < LARGE_BYTES:
+    if str(source).lower().endswith(".gz") or (not is_parquet(source) and source.stat().st_size < LARGE_BYTES):
         return None
     read = _parquet_pieces(source) if is_parquet(source) else _csv_pieces(source)
     if read is None:

@@ -53,7 +53,8 @@ def _read_sample(name: str) -> Submission:
     if (empty := int(ids.isna().sum())) or ids.duplicated().any():
         what = f"{count(empty, 'row')} without a name" if empty else f"'{ids[ids.duplicated()].iloc[0]}' twice"
         raise UserError(f"--layout {name} has {what} in its column '{ids.name}'; take another copy of it.")
-    return Submission(name, tuple(map(str, table.columns)), None, ids.tolist())
+    photo, label = map(str, table.columns)
+    return Submission(name, (photo, label), None, ids.tolist())
 
 # %% ../../nbs/workflow/47_submission.ipynb #3d39baeb
 def submission_photos(
