@@ -62,7 +62,12 @@ def _tell(text: str) -> None:
 
 def _show(value: Any, text: str, as_json: bool) -> None:
     "Print a result: JSON for machines, text for people."
-    print(json_module.dumps(_finite(value), ensure_ascii=not takes_unicode(), allow_nan=False) if as_json else tame(text), flush=True)
+    print(_json_text(value) if as_json else tame(text), flush=True)
+
+
+def _json_text(value: Any) -> str:
+    "Write plain values of a result as JSON."
+    return json_module.dumps(_finite(value), ensure_ascii=not takes_unicode(), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -672,7 +677,13 @@ _PredictPhotos = Annotated[list[str], typer.Argument(
 _PredictTop = Annotated[int, typer.Option(
     min=1, help="How many labels to name; where a photo can have several, all that are above their threshold are named.")]
 _PredictCsv = Annotated[Optional[Path], typer.Option(
-    help="Write the answers to this CSV file too: path, then the labels by rank, each with its probability.")]
+    help="Write the answers to this CSV file too: path, then the labels by rank, each with its probability. Above 100 photos a summary "
+         "takes the place of the lines; a command that was stopped goes on when it is given again.")]
+_PredictLayout = Annotated[Optional[str], typer.Option(
+    metavar="LAYOUT", help="How the file of --csv looks: kaggle-single (id,label), kaggle-multi (ImageID,Labels), or like the sample submission of that name.")]
+_PredictEngine = Annotated[Optional[str], typer.Option(
+    metavar="ENGINE", help="ray: answer on the machines of a Ray cluster (RAY_ADDRESS), or in several processes here; needs snakecls[ray].")]
+_PredictJobs = Annotated[Optional[int], typer.Option(min=1, help="With --engine ray, how many processes answer; one for each two processors if not given.")]
 
 # %% ../nbs/90_cli.ipynb #f5f06b6a
 @app.command()
@@ -684,23 +695,49 @@ def predict(
     top: _PredictTop = 3,
     csv: _PredictCsv = None,
     country: Annotated[str, typer.Option(help="Where the photos were taken: a name or a code; species of other places become less likely.")] = "",
+    layout: _PredictLayout = None,
+    engine: _PredictEngine = None,
+    jobs: _PredictJobs = None,
     runs: Runs = None,
     json: Json = False,
 ):
-    "Name the most likely labels of photos."
-    from snakecls.data.given import given_photos
-    from snakecls.workflow.answers import predict_given
+    "Name the most likely labels of photos, of one as of a million."
     from snakecls.workflow.models import find_model
+    from snakecls.workflow.streamed import list_given, say_failed, show_answers
 
     if csv is not None:
         if not csv.is_dir():
             check_name(csv, "--csv", ".csv")
         check_writable(csv.parent, "the folder of --csv")
-    found = given_photos(photos, say=_tell)  # before a model is looked for: a mistyped path is told at once
-    rows, lines = predict_given(found, find_model(_one_model(model, bundle), root=runs, say=_tell), top=top, csv=csv, country=country, say=_tell)
-    _show(rows, "\n".join(lines), json)
-    if failed := sum("error" in row for row in rows):
-        raise UserError(f"{failed} of {len(rows)} photos got no answer; each one's reason stands in its place, replace or leave them out.")
+    how = _predict_engine(engine, jobs)
+    listing, submission = list_given(photos, csv=csv, layout=layout, say=_tell)  # before a model is looked for: a mistyped path is told at once
+    tally = show_answers(
+        listing,
+        find_model(_one_model(model, bundle), root=runs, say=_tell),
+        write=lambda text: print(text if json else tame(text), end="", flush=True),
+        dumps=(lambda row: _json_text(row)) if json else None,
+        top=top,
+        csv=csv,
+        country=country,
+        submission=submission,
+        say=_tell,
+        **how,
+    )
+    if tally.failed:
+        raise UserError(say_failed(tally, csv, submission))
+
+# %% ../nbs/90_cli.ipynb #69290e87
+def _predict_engine(engine: str | None, jobs: int | None) -> dict[str, Any]:  # engine of `stream_answers`
+    "Choose what answers photos; raises `UserError` for what is none."
+    if engine is None:
+        if jobs is not None:
+            raise UserError("--jobs is for --engine ray; on this machine alone the network takes all processors by itself.")
+        return {}
+    if engine != "ray":
+        raise unknown_name("--engine", engine, ["ray"])
+    from snakecls.workflow.answers_on_ray import ray_answers
+
+    return {"engine": ray_answers(jobs)}
 
 # %% ../nbs/90_cli.ipynb #ea821a81
 _FactsTable = Annotated[Optional[Path], typer.Argument(

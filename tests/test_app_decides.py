@@ -196,7 +196,7 @@ def test_programs_give_a_country_and_get_the_decision(app, photos):
 def test_the_api_says_what_the_command_line_says(tmp_path, photos):
     from snakecls.deploy.app import answer_json
     from snakecls.deploy.predict import Predictor
-    from snakecls.workflow.answers import predict_given
+    from snakecls.workflow.streamed import predict_given
 
     bundle = write_trusting(tmp_path / "best")
     rows, _ = predict_given([("b.png", str(photos["b"]))], bundle, country="Mexico")

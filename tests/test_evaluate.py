@@ -207,7 +207,7 @@ def test_what_was_promised_stands_beside_what_is_measured(photos):
 
 def test_answers_never_take_the_place_of_another_table(tmp_path, tiny_bundle, snake_photos):
     from snakecls.core import UserError
-    from snakecls.workflow.answers import predict_given
+    from snakecls.workflow.streamed import predict_given
 
     table = tmp_path / "photos.csv"
     table.write_text("path,binomial\na.jpg,Natrix natrix\n")

@@ -498,7 +498,7 @@ def test_what_a_further_target_says_of_danger_is_not_passed_over(target, labels,
     from snakecls.deploy.predict import Predictor
     from snakecls.models.bundle import rebuild_network, write_bundle
     from snakecls.models.heads import find_heads
-    from snakecls.workflow.answers import predict_given
+    from snakecls.workflow.streamed import predict_given
 
     targets = {"kind": ["brown", "green"], target: labels}
     described = {"library": "timm", "arch": "test_resnet", "kwargs": {"num_classes": 2}, "heads": {"kind": 2, target: 2}}
