@@ -298,7 +298,7 @@ def write_model(
         atomic_write(folder / name, text)
     return folder
 
-# %% ../../nbs/deploy/21_hub.ipynb #de3550fc
+# %% ../../nbs/deploy/21_hub.ipynb #bcfa4f16
 def _add_timm(
     bundle: Bundle,
     folder: Path,  # of the model
