@@ -180,7 +180,7 @@ def judge_lost(
         return None
     return {"kind": "warn", "title": "Photos got lost while this run went on", "text": f"{text} issues.parquet lists them."}
 
-# %% ../../nbs/evaluate/07_verdicts.ipynb #d4744447
+# %% ../../nbs/evaluate/07_verdicts.ipynb #ea640e88
 def say_max_mb(
     metrics: dict,
 ) -> str:  # such as '27.5 MB, within max_mb 100'; empty where no bar was set
