@@ -304,7 +304,20 @@ def judge(cache: Path, case: Case, paths: list[str], truth: np.ndarray, words: s
                note=f"{missed[0].sum()} and {missed[1].sum()} of {harmed.sum()}; paired 95 % {gap.low:+.4f} to {gap.high:+.4f}")
 
 
-def speed(case: Case, rounds: int, more: dict[str, Callable] | None = None, size: int | None = None) -> None:
+def at_size(cache: Path, case: Case, size: int) -> Case:
+    "Give the same weights a larger photo, to be timed as such a network is usually run."
+    from dataclasses import replace
+
+    from snakecls.models.bundle import load_model
+
+    opened, folder = read_bundle(case.bundle), cache / "bundles" / f"{case.name}_{size}"
+    if not folder.exists():
+        write_bundle(folder, load_model(opened), replace(opened.info, photo=replace(opened.info.photo, size=size)))
+    opened = read_bundle(folder)
+    return replace(case, graph=bundle_graph(opened), spec=opened.info.photo, bundle=folder)
+
+
+def speed(case: Case, rounds: int, more: dict[str, Callable] | None = None) -> None:
     "Time 16 photos a batch, every arm in turn; the ratios are of the same round."
     from snakecls.models.bundle import load_model
     from snakecls.models.engine import TorchEngine
@@ -327,13 +340,81 @@ def speed(case: Case, rounds: int, more: dict[str, Callable] | None = None, size
                     f"{torch.get_num_threads()} threads; other work on the machine")
 
 
+def prune(cache: Path, *, share: float = 0.5, epochs: int = 2, rounds: int = 8, seeds: Iterable[int] = TESTED_ON) -> None:
+    "Take a share of the channels out of ResNet-50, train it on, and compare size, speed and macro F1; in 8 bits as well."
+    import torch_pruning
+
+    from snakecls.models.bundle import load_model
+    from snakecls.models.graph_export import export_graph, read_both
+
+    case = resnet_case(cache)
+    model, labels = load_model(read_bundle(case.bundle)), read_bundle(case.bundle).info.labels
+    kept = cache / f"pruned-{share}-{epochs}.onnx"
+    if not kept.exists():
+        parameters = sum(p.numel() for p in model.parameters())
+        torch_pruning.pruner.BasePruner(model, torch.zeros(1, 3, SIZE, SIZE), importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+                                        pruning_ratio=share, ignored_layers=[model.get_classifier()], round_to=8).step()
+        print(f"{sum(p.numel() for p in model.parameters()) / parameters:.3f} of the parameters are left", flush=True)
+        table = pd.concat([drawn(cache, seed, n) for seed, n in OF_RESNET])
+        table = table[table["split"] != "test"]
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        start = time.perf_counter()
+        fit_network(model, table["path"], table["binomial"].map(labels.index), epochs=epochs, lr=1e-3)
+        print(f"{time.perf_counter() - start:.0f} s of training", flush=True)
+        model = model.to(memory_format=torch.contiguous_format).eval()
+        kept.write_bytes(export_graph(model, (SIZE, SIZE), reads=read_both, photo=case.spec))
+    pruned = Case(f"resnet50 without {share:.0%} of its channels", kept.read_bytes(), case.weights, case.spec, case.calibrating, [], np.zeros(0, int), case.bundle)
+    small = quantise(pruned.graph, calibration(pruned, 96))
+    speed(case, rounds, {"pruned, ONNX Runtime in 32 bits": Graph(pruned.graph).logits, "pruned, int8": Graph(small).logits})
+    paths, truth = test_photos(cache, case, seeds)
+    graphs, found = {"whole": Graph(case.graph), "pruned": Graph(pruned.graph), "pruned, int8": Graph(small)}, {}
+    pixels = [read_pixels(paths[start : start + 48], case.spec) for start in range(0, len(paths), 48)]
+    for name, graph in graphs.items():
+        found[name] = np.concatenate([answer(graph, some).argmax(1) for some in pixels])
+    for name, content in (("pruned", pruned.graph), ("pruned, int8", small)):
+        gap = paired_bootstrap("f1_macro", truth, found[name], found["whole"], seed=0)
+        record("quantise", f"{name}, {share:.0%} of the channels of resnet50, macro F1 less that of the whole in 32 bits", [gap.difference], unit="f1_macro",
+               note=f"{len(truth)} photos of drawn seeds {list(seeds)}; paired 95 % {gap.low:+.4f} to {gap.high:+.4f}; {epochs} more epochs of training for the pruned one alone; "
+                    f"{len(content) / case.weights:.3f} of the weights' bytes; whole {f1_score(truth, found['whole'], average='macro'):.4f}")
+
+
+def openvino_beside(case: Case, cache: Path, rounds: int, seeds: Iterable[int]) -> None:
+    "Compare NNCF's 8 bits, run by OpenVINO, with the library's, on the same photos."
+    import nncf
+    import openvino
+
+    core, batches = openvino.Core(), calibration(case, 96)
+    whole = core.read_model(case.graph)
+    made = nncf.quantize(whole, nncf.Dataset(batches), subset_size=len(batches), preset=nncf.QuantizationPreset.MIXED)
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    at = next(i for i, one in enumerate(made.outputs) if any(name.startswith("logits") for name in one.get_names()))
+    compiled = {"OpenVINO in 32 bits": core.compile_model(core.read_model(case.graph), "CPU", hints), "OpenVINO, NNCF int8": core.compile_model(made, "CPU", hints)}
+    speed(case, rounds, {name: (lambda batch, one=one: one([batch])[at]) for name, one in compiled.items()})
+    paths, truth = test_photos(cache, case, seeds)
+    graphs = {"32 bits": Graph(case.graph).logits, "int8": Graph(quantise(case.graph, batches)).logits, "nncf": lambda batch: compiled["OpenVINO, NNCF int8"]([batch])[at]}
+    found: dict[str, list] = {name: [] for name in graphs}
+    for start in range(0, len(paths), 16):
+        pixels = read_pixels(paths[start : start + 16], case.spec)
+        for name, run in graphs.items():
+            found[name].append(np.asarray(run(pixels)).argmax(1))
+    answers = {name: np.concatenate(rows) for name, rows in found.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(made, Path(folder) / "made.xml")
+        n_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
+    gap = paired_bootstrap("f1_macro", truth, answers["nncf"], answers["int8"], seed=0)
+    record("quantise", f"{case.name}, macro F1 of NNCF's int8 less that of ONNX Runtime's", [gap.difference], unit="f1_macro",
+           note=f"{len(truth)} photos of drawn seeds {list(seeds)}; paired 95 % {gap.low:+.4f} to {gap.high:+.4f}; agreement with 32 bits "
+                f"{(answers['nncf'] == answers['32 bits']).mean():.4f} and {(answers['int8'] == answers['32 bits']).mean():.4f}; {n_bytes / case.weights:.3f} of the weights' bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--parts", nargs="+", default=["choose", "speed", "judge"])
     parser.add_argument("--cases", nargs="+", default=[*(f"drawn_{seed}" for seed in CHOSEN_ON), "snakes_ph", "resnet50"])
     parser.add_argument("--arms", nargs="+", help="of `choose`; all if not given")
-    parser.add_argument("--judge", nargs="+", default=["demonstration", "resnet50"])
+    parser.add_argument("--judge", nargs="*", default=["demonstration", "resnet50"])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(TESTED_ON))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--demo", type=Path, help="the folder of a run of `snakecls demo`")
@@ -345,8 +426,14 @@ def main() -> None:
     for case in (make() for name, make in judged.items() if name in args.judge):
         if "speed" in args.parts:
             speed(case, args.rounds)
+            if case.name == "resnet50":
+                speed(at_size(args.cache, case, 224), args.rounds)
+        if "openvino" in args.parts:
+            openvino_beside(case, args.cache, args.rounds, args.seeds)
         if "judge" in args.parts:
             judge(args.cache, case, *test_photos(args.cache, case, args.seeds), f"every one of drawn seeds {args.seeds}, looked at once")
+    if "prune" in args.parts:
+        prune(args.cache, rounds=args.rounds, seeds=args.seeds)
 
 
 if __name__ == "__main__":
