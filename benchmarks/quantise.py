@@ -10,7 +10,6 @@ which was read before. ResNet-50 begins with random weights, as there are no oth
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -254,7 +253,7 @@ def choose(cache: Path, real: Path, cases: list[str], arms: list[str] | None) ->
             start = time.perf_counter()
             try:
                 content = make(case.graph, batches[: n // 4])
-            except Exception as e:  # a setting that ONNX Runtime cannot do for this network
+            except Exception as e:  # noqa: BLE001  (whatever ONNX Runtime makes of a setting that it cannot do for this network)
                 print(f"{case.name}, {name}: {type(e).__name__}: {str(e)[:200]}", flush=True)
                 continue
             found = answer(Graph(content), pixels)

@@ -426,7 +426,7 @@ def finish_records(
     write_run_report(run)
     return metrics
 
-# %% ../../nbs/workflow/13_results.ipynb #90a5cc00
+# %% ../../nbs/workflow/13_results.ipynb #922e8b37
 def _measure_files(
     bundle: Path,
     max_mb: float | None,  # the bar, where one is set
