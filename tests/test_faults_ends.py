@@ -180,7 +180,7 @@ def test_a_disk_without_room_is_told_before_training(shop, monkeypatch):
     (["evaluate", "--csv", "run.txt/predictions.csv"], "run.txt is a file"),
     (["evaluate", "--csv", "predictions.xlsx"], "such as predictions.csv"),
     (["export", "run.txt/model"], "run.txt is a file"),
-    (["export", "model.onnx"], "the formats are bundle (a folder without a pickle) and fastai"),
+    (["export", "model.onnx"], "give --to onnx (32 bits), --to int8 or --to int8-dynamic, or a folder's name for a bundle"),
     (["export", "model.safetensors"], "has the name of a .safetensors file"),
     (["export", "model.pkl", "--format", "bundle"], "has the name of a pickle"),
     (["export", "model.zip", "--format", "fastai"], "such as model.pkl"),

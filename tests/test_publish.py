@@ -89,6 +89,49 @@ def test_what_is_public_is_never_filled_unasked(hub, tiny_bundle, tmp_path, vers
     assert publish(tiny_bundle, "--repo", "maria/open", "--public", **told).returncode == 0  # who asks for it may
 
 
+def test_timm_alone_reads_what_was_published(hub, tiny_bundle, tmp_path):
+    "Once from the folder of the dry run and once from the Hub, by the lines of the card; and an earlier model's layout does not stay."
+    import timm
+    import torch
+
+    from snakecls.models.bundle import load_model, read_bundle
+
+    told, repo = {"cwd": tmp_path, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}, ["--repo", "maria/snakes"]
+    assert publish(tiny_bundle, *repo, "--dry-run", "there", **told).returncode == 0
+    assert publish(tiny_bundle, *repo, **told).returncode == 0
+    opened = read_bundle(tiny_bundle)
+    batch = torch.randn(2, 3, opened.info.photo.height, opened.info.photo.width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = load_model(opened)(batch)
+        found = timm.create_model(f"local-dir:{tmp_path / 'there'}", pretrained=True).eval()(batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    card = hub.repos["models/maria/snakes"]["README.md"].decode()
+    code = re.findall(r"```python\n(.+?)```", card, re.DOTALL)[1]
+    assert "tags: [image-classification, snakecls, timm]" in card and code.startswith("import timm")
+    code += "\nimport torch\nshape = torch.Size(map(int, __import__('sys').argv[1:]))\n"
+    code += "print(model(torch.randn(shape, generator=torch.Generator().manual_seed(0))).tolist())"
+    loaded = in_new_process(code, *batch.shape, **told)
+    assert loaded.returncode == 0, loaded.stderr
+    names, logits = loaded.stdout.strip().splitlines()[-2:]
+    assert names == str(opened.info.labels)
+    torch.testing.assert_close(torch.tensor(json.loads(logits)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_timms_layout_the_reason_is_told_and_the_earlier_one_goes(hub, tiny_bundle, tmp_path):
+    from snakecls.models.bundle import write_bundle
+    from snakecls.models.networks import build_network
+
+    told, kwargs = {"cwd": tmp_path, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}, {"num_classes": 2, "depths": [2], "maximum": True}
+    info = {"model": {"library": "joined", "arch": "test_resnet", "kwargs": kwargs}, "labels": ["Boa", "Naja naja"], "photo": {"size": 64}}
+    joined = write_bundle(tmp_path / "joined", build_network("joined", "test_resnet", kwargs), info)
+    assert publish(tiny_bundle, "--repo", "maria/snakes", **told).returncode == 0
+    assert {"config.json", "model.safetensors"} < set(hub.repos["models/maria/snakes"])
+    done = publish(joined, "--repo", "maria/snakes", **told)
+    assert done.returncode == 0 and "Without timm's layout: its classifier sees more" in done.stderr, done.stderr
+    files = hub.repos["models/maria/snakes"]
+    assert not {"config.json", "model.safetensors"} & set(files) and "bundle/bundle.json" in files and "timm" not in files["README.md"].decode().split("---")[1]
+
+
 def test_a_fault_of_this_machine_is_not_called_the_network():
     from snakecls.deploy.upload import _is_of_the_hub
 

@@ -100,7 +100,7 @@ def run(server, *args) -> int:
 def without_time(value):
     "Leave out what time and place do to a run's records."
     if isinstance(value, dict):
-        names = ("seconds", "budget", "bundle_mb", "created", "run", "run_id")
+        names = ("seconds", "training_seconds", "budget", "bundle_mb", "model_mb", "created", "run", "run_id")
         return {key: without_time(part) for key, part in value.items() if key not in names}
     return [without_time(part) for part in value] if isinstance(value, list) else value
 

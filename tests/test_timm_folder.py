@@ -8,7 +8,7 @@ import timm
 import torch
 
 from snakecls.core import UserError
-from snakecls.deploy.timm_folder import write_timm
+from snakecls.deploy.timm_folder import why_not_timm, write_timm
 from snakecls.models.bundle import load_model, read_bundle, write_bundle
 from snakecls.models.networks import build_network
 from snakecls.models.probe import Probe, set_head
@@ -68,7 +68,7 @@ def test_ways_to_fill_a_square(tmp_path: Path, resize: str, mode: str) -> None:
 
 def test_refused(tmp_path: Path) -> None:
     own = make(tmp_path / "own", "lenet5", "snakecls", photo={"size": 32})
-    with pytest.raises(UserError, match="'lenet5' of snakecls, which timm does not have"):
+    with pytest.raises(UserError, match="lenet5 of snakecls, is none of timm's; a run with a model.arch of timm"):
         write_timm(own, tmp_path / "timm")
     heads = {"species": 3, "sex": 2}
     several = write_bundle(tmp_path / "several", build_network("timm", "test_resnet", {"num_classes": 3}, heads=heads), {
@@ -77,6 +77,22 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="several targets"):
         write_timm(several, tmp_path / "timm")
     assert not (tmp_path / "timm").exists()
+
+
+def test_what_is_joined_names_the_run_that_would_do(tmp_path: Path) -> None:
+    said = {}
+    for name, arch, kwargs in (("depths", "test_resnet", {"depths": [2], "maximum": True}), ("scales", "test_resnet", {"scales": [0.75]}),
+                               ("several", "test_resnet+test_efficientnet", {})):
+        kwargs = {"num_classes": 3, **kwargs}
+        info = {"model": {"library": "joined", "arch": arch, "kwargs": kwargs}, "labels": LABELS, "photo": {"size": 96}}
+        bundle = write_bundle(tmp_path / name, build_network("joined", arch, kwargs), info, graph=False)
+        with pytest.raises(UserError) as e:
+            write_timm(bundle, tmp_path / "timm")
+        said[name] = str(e.value)
+        assert why_not_timm(read_bundle(bundle)) in said[name] and not (tmp_path / "timm").exists()
+    assert "(model.depths, model.maximum)" in said["depths"] and "--set model.depths=[] --set model.maximum=false gives" in said["depths"]
+    assert "--set model.scales=[] gives" in said["scales"]
+    assert "(several networks)" in said["several"] and "--set model.arch=test_resnet --set" in said["several"]
 
 
 def test_another_answer_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

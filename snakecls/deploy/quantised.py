@@ -89,10 +89,14 @@ def _classifiers(model: Any) -> list[str]:  # names of nodes
     return [node.name for node in model.graph.node if any(name.startswith("logits") for name in node.output)]
 
 
-def _products(model: Any) -> list[str] | None:  # None: whatever can be
-    "Name the operations that are quantised, where not all of them are."
+_PRODUCTS = ["Conv", "MatMul", "Gemm"]
+_BETWEEN = ["Add", "Relu", "Clip", "MaxPool"]  # what stands between products and would turn their bytes back into numbers
+
+
+def _products(model: Any) -> list[str]:
+    "Name the operations that are quantised."
     kinds = {node.op_type for node in model.graph.node}
-    return ["Conv", "MatMul", "Gemm"] if kinds & {"LayerNormalization", "Softmax"} else None
+    return _PRODUCTS if kinds & {"LayerNormalization", "Softmax"} else [*_PRODUCTS, *_BETWEEN]
 
 # %% ../../nbs/deploy/22_quantised.ipynb #36e08498
 @contextmanager
@@ -112,6 +116,7 @@ def _plain(model: Any) -> bytes:
     kept = [one for one in model.opset_import if (one.domain or "") in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    del model.graph.value_info[:]  # shapes of intermediate results, found anew when it is read
     return model.SerializeToString()
 
 # %% ../../nbs/deploy/22_quantised.ipynb #a5308d7b

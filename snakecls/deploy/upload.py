@@ -42,7 +42,7 @@ def upload(
             raise UserError(f"{name} is there already and everybody can read it; give --public if that is meant, or another name.")
         api.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Published by snakecls", allow_patterns=list(files),
-            delete_patterns=["bundle/*", "snakecls/*"],
+            delete_patterns=["bundle/*", "snakecls/*", "config.json", "model.safetensors"],  # of an earlier model, where this one has none
         )
     except Exception as e:  # of the library, of its HTTP library, and of the network: those of its versions have no class in common
         if isinstance(e, UserError) or not _is_of_the_hub(e):

@@ -46,6 +46,7 @@ from snakecls.evaluate.verdicts import (
     say_chosen,
     say_epochs_trained,
     say_limits,
+    say_max_mb,
     say_served,
     say_source,
     say_temperature,
@@ -198,7 +199,10 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
             tiles.append(_make_trained_tile(metrics))
     if metrics.get("seconds"):
         machine = f"{facts.environment.get('cores', '?')} cores, {', '.join(facts.environment.get('gpus') or []) or 'no GPU'}"
-        tiles.append({"title": "Training", "text": _say_duration(metrics["seconds"]), "lines": [*_say_epochs(facts.history), machine]})
+        trained = [f"training alone {_say_duration(metrics['training_seconds'])}"] if metrics.get("training_seconds") else []
+        tiles.append({"title": "Training", "text": _say_duration(metrics["seconds"]), "lines": [*trained, *_say_epochs(facts.history), machine]})
+    if size := say_max_mb(metrics):
+        tiles.append({"title": "Size of the model", "text": size.partition(", ")[0], "lines": [size.partition(", ")[2]]})
     return tiles
 
 # %% ../../nbs/evaluate/08_report.ipynb #5528c8b9

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODE_NAMES', 'SOURCES', 'say_chosen', 'say_served', 'say_epochs_trained', 'is_served', 'judge_training',
            'judge_thresholds', 'judge_missed', 'judge_missed_labels', 'judge_unknown', 'say_lost', 'judge_lost',
-           'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final', 'say_temperature',
-           'is_cooled', 'say_source', 'say_cooling', 'say_limits', 'say_likely']
+           'say_max_mb', 'judge_targets', 'judge_refit', 'say_expected', 'say_calibration', 'judge_final',
+           'say_temperature', 'is_cooled', 'say_source', 'say_cooling', 'say_limits', 'say_likely']
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #32c185a6
 from collections.abc import Iterable, Mapping, Sequence
@@ -180,6 +180,15 @@ def judge_lost(
     if not text:
         return None
     return {"kind": "warn", "title": "Photos got lost while this run went on", "text": f"{text} issues.parquet lists them."}
+
+# %% ../../nbs/evaluate/07_verdicts.ipynb #ea640e88
+def say_max_mb(
+    metrics: dict,
+) -> str:  # such as '27.5 MB, within max_mb 100'; empty where no bar was set
+    "Say whether a model's files are within the bar that was set for them."
+    if metrics.get("max_mb") is None or metrics.get("model_mb") is None:
+        return ""
+    return f"{metrics['model_mb']:.1f} MB, {'within' if metrics.get('within_max_mb') else 'MORE THAN'} max_mb {metrics['max_mb']:g}"
 
 # %% ../../nbs/evaluate/07_verdicts.ipynb #1dce1be7
 def judge_targets(

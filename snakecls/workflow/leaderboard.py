@@ -48,6 +48,7 @@ def _row_cells(
         "arch": value["arch"] or "",
         "px": "" if value["size"] is None else f"{value['size']:.0f}",
         "min": "" if seconds is None else f"{seconds / 60:.{0 if seconds >= 600 else 1}f}",
+        "size": value.get("model_size") or "",
         "part of": value.get("part_of") or "",
         "status": _line_text(": ".join(filter(None, [value["status"], value["message"]]))),
     }

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from ..disk import atomic_write, open_file
 from ..evaluate.next_idea import next_idea
-from ..evaluate.verdicts import say_calibration, say_expected, say_lost
+from ..evaluate.verdicts import say_calibration, say_expected, say_lost, say_max_mb
 from ..stats import say_none_differ, top_names
 from .compare import diff_experiments, fill_defaults, parent_folder, read_verdict
 from .environment import describe_hardware
@@ -303,7 +303,8 @@ def _describe_result(metrics: dict) -> str:
     final = metrics.get("final")
     texts += [f"trained on {sum(final['photos'].values())} training and validation photos together, validated on none", say_calibration(final)] if final else []
     last = "" if same else _describe_scores(f"trained to the end ({_epoch_text(trained)}), not served, valid", trained)
-    return "; ".join(filter(None, [served, *texts, _chosen_text(metrics), say_lost(metrics).rstrip("."), refit, last]))
+    size = f"the model's files have {said}" if (said := say_max_mb(metrics)) else ""
+    return "; ".join(filter(None, [served, *texts, _chosen_text(metrics), say_lost(metrics).rstrip("."), refit, last, size]))
 
 # %% ../../nbs/workflow/08_logbook.ipynb #1761db63
 def _epoch_text(row: dict) -> str:  # stage, epoch, size where known
@@ -333,6 +334,7 @@ def ran_on(environment: dict, metrics: dict) -> str:
     git = environment.get("git") or {}
     commit = f"commit {git['commit'][:9]}{' with changes' if git.get('dirty') else ''}" if git else ""
     took = f"{metrics['seconds']:.0f} s" if metrics.get("seconds") else ""
+    took += f" (training {metrics['training_seconds']:.0f} s)" if metrics.get("training_seconds") else ""
     return ", ".join(filter(None, (describe_hardware(environment) if environment else "", took, commit)))
 
 # %% ../../nbs/workflow/08_logbook.ipynb #5b8aad86

@@ -106,6 +106,9 @@ def export_format(
     if format == "fastai":
         raise UserError(f"{output} is not the name of a pickle, which the format fastai writes; "
                         f"give one that ends in .pkl, such as {output.with_suffix('.pkl')}.")
+    if output.suffix.lower() == ".onnx":
+        raise UserError(f"{output} is the name of an ONNX file, which is written where its form is named: "
+                        "give --to onnx (32 bits), --to int8 or --to int8-dynamic, or a folder's name for a bundle.")
     try:
         check_name(output, "OUTPUT")
     except UserError as e:

@@ -27,7 +27,7 @@ from ..evaluate.predictions import compare_tables, cool_table, decide_labels, pr
 
 from ..evaluate.report_data import find_part, target_part
 from ..evaluate.thresholds import compare_thresholds, tune_thresholds
-from ..evaluate.verdicts import say_limits
+from ..evaluate.verdicts import say_limits, say_max_mb
 from ..experiment.plan import Plan
 from ..experiment.trust import Trusted, add_rejection, find_evidence, fit_trust, say_trust
 from ..models.bundle import BundleInfo, info_to_dict, write_bundle
@@ -361,7 +361,7 @@ def _make_metrics(plan: Plan, result: ScheduleResult, by_target: dict, known: Ma
         "refit": known["refit"], "flip": experiment.predict.flip, "seconds": known["seconds"],
         "parent": experiment.parent, "thresholds": known["thresholds"], "temperature": known["trusted"].temperature, "trust": known["trusted"].trust,
         "parameters": count_parameters(plan.learn.model), "mode": experiment.train.precision,
-        "bundle_mb": known["bundle_mb"], **more,
+        "bundle_mb": known["bundle_mb"], "training_seconds": round(sum(stage["seconds"] for stage in result.stages), 1), **more,
     }
     metrics |= {"target": problem.target, "targets": by_target} if len(by_target) > 1 else {}
     metrics |= {"final": said_final(plan.final)} if plan.final else {}
@@ -417,7 +417,20 @@ def finish_records(
         if refitted:  # the model that is left is the one before
             run.write_metrics(metrics | {"refit": False, "test": None, "message": result.message + NOT_WRITTEN})
         raise
+    metrics |= _measure_files(run / "best", plan.experiment.predict.max_mb)
+    run.write_metrics(metrics)
+    if metrics.get("within_max_mb") is False:
+        say(f"The model's files have {say_max_mb(metrics)}; choose a smaller model.arch, or give one file of 8 bits (snakecls export FILE.onnx --to int8).")
     learn.snakecls_info = info_to_dict(info)
     export_learner(learn, run / "export.pkl")
     write_run_report(run)
     return metrics
+
+# %% ../../nbs/workflow/13_results.ipynb #922e8b37
+def _measure_files(
+    bundle: Path,
+    max_mb: float | None,  # the bar, where one is set
+) -> dict[str, Any]:  # for metrics.json
+    "Add up a model's files, and compare them with the bar."
+    mb = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e6
+    return {"model_mb": round(mb, 2)} | ({} if max_mb is None else {"max_mb": max_mb, "within_max_mb": mb <= max_mb})

@@ -123,7 +123,7 @@ def _check_metrics(values: dict, path: Path) -> dict:  # `values`
 _KINDS = {
     **dict.fromkeys(("valid", "test", "trained", "best", "probe", "targets", "fine_tuning", "thresholds"), "part with names"),
     **dict.fromkeys(("name", "message", "parent", "problem", "monitor"), "text"),
-    "seconds": "number", "labels": "list of names", "stages": "list of stages",
+    **dict.fromkeys(("seconds", "training_seconds", "model_mb", "max_mb"), "number"), "labels": "list of names", "stages": "list of stages",
 }
 
 # %% ../../nbs/workflow/02_run_files.ipynb #15783abd

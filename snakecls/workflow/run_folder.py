@@ -30,6 +30,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, nearest
 from ..disk import atomic_write, is_disk_full, plain, read_json, say_damage, write_json
+from ..evaluate.verdicts import say_max_mb
 from ..stats import top_names
 from .environment import describe_environment
 from .run_files import is_number, is_time, read_experiment, read_history, read_mapping, read_metrics
@@ -416,7 +417,7 @@ def metrics(self: RunFolder) -> dict:
 # %% ../../nbs/workflow/03_run_folder.ipynb #a8f5861b
 LEADERBOARD = [
     "run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "chosen_on", "trained_f1_macro", "served", "accuracy",
-    "top3_accuracy", "test_f1_macro", "targets", "arch", "size", "epochs", "seconds", "date", "seed", "split_seed", "question",
+    "top3_accuracy", "test_f1_macro", "targets", "arch", "size", "epochs", "seconds", "model_size", "date", "seed", "split_seed", "question",
     "parent", "part_of", "message", "tags", "note",
 ]
 
@@ -475,7 +476,7 @@ def _summarise_files(run: RunFolder) -> dict:
     final = metrics.get("final")
     said = {"message": f"final of {final['winner']}, expected macro F1 {final['expected']['f1_macro']:.3f}"} if final else {}
     return _summarise_scores(metrics) | said | {
-        "trained_f1_macro": trained_score(run), "arch": model.get("arch"), "epochs": epochs, "seconds": metrics.get("seconds"),
+        "trained_f1_macro": trained_score(run), "arch": model.get("arch"), "epochs": epochs, "seconds": metrics.get("seconds"), "model_size": say_max_mb(metrics),
         "seed": experiment.get("seed"), "split_seed": data.get("seed"), "question": experiment.get("question") or "",
         "parent": metrics.get("parent") or experiment.get("parent"),
     }
