@@ -4,8 +4,7 @@
 
 `choose`: a probe on `tf_efficientnet_lite0` as the demonstration joins it, fitted on two thirds of the *training* photos of drawn seeds 11 and 12 and of the folder `train`
 of `snakes_ph`, and a ResNet-50; the other third (of ResNet-50: photos held out of its training) says how far the answers of each setting are from those of 32 bits.
-`judge`: the bundle of a run of `snakecls demo` (RUN) and the ResNet-50 on every photo of seeds 201 to 203, which were drawn for this alone; and `snakes_ph`, folder `val`,
-which was read before. ResNet-50 begins with random weights, as there are no others to be had offline, and learns 9 epochs at 96 px. `openvino` needs openvino and nncf,
+`judge`: the bundle of a run of `snakecls demo` (RUN) and the ResNet-50 on every photo of seeds 201 to 203, which were drawn for this alone. ResNet-50 begins with random weights, as there are no others to be had offline, and learns 9 epochs at 96 px. `openvino` needs openvino and nncf,
 `prune` torch-pruning; none of them is required by the package. What is drawn, trained and answered stays in CACHE."""
 import argparse
 import json
