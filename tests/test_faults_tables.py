@@ -513,7 +513,7 @@ def test_names_of_image_files_come_before_an_id(tmp_path, column):
     for noted in (read_table(frame, root=tmp_path), read_table(tmp_path / "t.csv"), read_unlabelled(tmp_path / "t.csv")):
         assert names(noted.table)[0] == "23.jpg" and f"'{column}'" in notes(noted) and "'id' could be meant as well" in notes(noted)
     said = []
-    assert _table_photos(tmp_path / "t.csv", say=said.append)[0][1].endswith("/23.jpg") and f"'{column}'" in said[0]
+    assert next(_table_photos(tmp_path / "t.csv", say=said.append))[1].endswith("/23.jpg") and f"'{column}'" in said[0]
     assert names(load_table(frame, root=tmp_path, path_column="id"))[0] == "0.jpg"
     lost_noted = read_table(frame.assign(**{column: "before/" + frame[column].str.replace(".jpg", "x.jpg")}), root=tmp_path)
     lost = lost_noted.table

@@ -369,7 +369,8 @@ def _finish(table: pd.DataFrame, where: str, target: str | None, min_classes: in
     "Set the target, check the table, and say which labels look alike."
     noted = set_target(table, target) if target is not None and "label" in table else Noted(table)
     table = check_table(noted.table, where=where, min_classes=min_classes).reset_index(drop=True)
-    return replace(noted, table=table).tell(describe_alike(table_problem(table).list_labels(table), where))
+    labels = label_names(table) if table_problem(table).many else table["label"].unique()
+    return replace(noted, table=table).tell(describe_alike(labels, where))
 
 # %% ../../nbs/data/18_tables.ipynb #b2bd4ae4
 def _read_classes(

@@ -286,7 +286,7 @@ class PredictConfig(Settings):
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
     max_mb: float | None = Field(
-        None, gt=0, description="MB that the model's files may have together, such as 100; beyond it the run ends as usual, and metrics.json, "
+        None, gt=0, le=1e6, description="MB that the model's files may have together, such as 100; beyond it the run ends as usual, and metrics.json, "
         "report and logbook say so"
     )
 

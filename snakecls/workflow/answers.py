@@ -9,6 +9,7 @@ __all__ = ['answer_batch', 'check_answers_file', 'model_notes', 'country_notes',
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,7 @@ def evaluate_given(
 
     Photos whose labels the model does not know are answered apart, and are not in the scores; in the tables that are written they are marked."""
     from snakecls.data.given import is_pattern, pattern_table, refuse_address
-    from snakecls.evaluate.danger import danger_lines, joined
-    from snakecls.evaluate.predictions import evaluate_targets, lost_note
-    from snakecls.evaluate.promises import promise_lines
-    from snakecls.evaluate.scores import class_rows, headline_scores, scores_text
     from snakecls.models.bundle import read_bundle
-    from snakecls.stats import find_top_k, name_groups
     from snakecls.workflow.evaluation import evaluation_table
 
     refuse_address(data or "")
@@ -193,43 +189,106 @@ def evaluate_given(
     _check_predictions(predictions, [data] if data else [])
     noted = evaluation_table(bundle, data=pattern_table(data, say=say) if data and is_pattern(data) else data, split=split)
     opened, page = read_bundle(bundle), None
-    info = opened.info
-    asked = ((observation, "--observation"), (group, "--group"), (country, "--country"))
-    joined_by, drawn_by, taken_in = (_named_column(noted.table, name, option) for name, option in asked)
-    notes = [*opened.notes, *noted.notes, *_unknown_notes(info), *_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group), *_strange_countries(taken_in, country)]
+    columns = _named_columns(noted.table, observation=observation, group=group, country=country)
+    notes = [*opened.notes, *noted.notes, *_unknown_notes(opened.info), *columns.notes, *columns.strange]
     for note in notes:
         say(f"Note: {note}")
-    tables, scores, lost, unknown = evaluate_targets(bundle, noted.table, tta=tta, apart=True)
-    if joined_by:
-        tables, unknown = _join(tables, unknown, joined_by, info)
-    first, unit = next(iter(tables.values())), "observations" if joined_by else "photos"
-    groups = None if drawn_by is None else first["path"].map(drawn_by).tolist()
-    headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
-    scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=group, groups=groups)
-    promises = _measure_promises(tables, info, unit, drawn_by, taken_in)
-    silent = [*lost_note(lost, len(first)), *_silent_notes(tables), *_absent_notes(class_rows(first, info.labels, info.thresholds), first, headline)]
-    for note in [*silent, *_stranger_notes(unknown, info.labels, unit)]:
+    found = _evaluate(bundle, opened.info, noted.table, columns, tta=tta)
+    for note in [*found.silent, *_stranger_notes(found.unknown, opened.info.labels, found.unit)]:
         notes.append(note)
         say(f"Note: {note}")
-    if drawn_by is not None:
-        tables = {target: table.assign(group=name_groups(table["path"].map(drawn_by))) for target, table in tables.items()}
-    dangers = [danger | {"unit": unit} for danger in _count_dangers(tables, info)]
-    kept = _kept_table(first, unknown, drawn_by)
+    kept = _kept_table(found.first, found.unknown, columns.drawn_by)
     if csv is not None:
-        _write_ranks(kept, info.labels, data, csv, top)
+        _write_ranks(kept, opened.info.labels, data, csv, top)
     if predictions is not None:
-        _write_predictions(kept, info, predictions)
+        _write_predictions(kept, opened.info, predictions)
     if report is not None:
-        page = _write_page(report, bundle, tables, scores, photos=str(data or split or ""), notes=[*noted.notes, *_empty_notes(joined_by, observation),
-                           *_empty_notes(drawn_by, group), *silent], strangers=_show_strangers(unknown, info.labels, unit), promises=promises)
-    counted = f"observations of {scores['photos']} photos" if joined_by else "photos"
-    drawn = f"{scores['groups']} groups of '{group}'" if group else ""
-    lines = ["", scores_text(headline, first, info.labels, thresholds=info.thresholds, unit=counted, drawn_by=drawn), *_stranger_lines(unknown, unit)]
-    lines += [line for found in promises for line in ["", *([f"Target '{found['target']}':"] if found["target"] else []), *promise_lines(found)]] + [""]
-    lines += [line for danger in joined(dangers) for line in danger_lines(danger)] + ([f"Report:  {page}"] if page else [])
-    said = {"headline": {score.key: {"value": score.value, "low": score.low, "high": score.high} for score in headline},
-            "classes": class_rows(first, info.labels, info.thresholds), "unknown": _strangers(unknown), "promises": promises}
-    return {"bundle": bundle, "scores": scores, **said, "dangers": dangers, "notes": notes, "report": page}, lines
+        told = [*noted.notes, *columns.notes, *found.silent]
+        page = _write_page(report, bundle, found, photos=str(data or split or ""), notes=told)
+    return {"bundle": bundle, **found.values(), "notes": notes, "report": page}, [*found.lines(), *([f"Report:  {page}"] if page else [])]
+
+# %% ../../nbs/workflow/28_answers.ipynb #cea98f01
+@dataclass(frozen=True)
+class _Columns:
+    "What a table says of its photos beside their labels: path -> value, or None where no column was named."
+
+    joined_by: dict[str, Any] | None  # photos of one animal
+    drawn_by: dict[str, Any] | None  # photos that are drawn together
+    taken_in: dict[str, Any] | None  # countries
+    group: str  # the name of the second
+    notes: list[str]  # about empty cells
+    strange: list[str]  # about cells that are no countries
+
+
+def _named_columns(table: Any, *, observation: str, group: str, country: str) -> _Columns:
+    "Read the columns; raises `UserError` for one that is not there."
+    asked = ((observation, "--observation"), (group, "--group"), (country, "--country"))
+    joined_by, drawn_by, taken_in = (_named_column(table, name, option) for name, option in asked)
+    empty = [*_empty_notes(joined_by, observation), *_empty_notes(drawn_by, group)]
+    return _Columns(joined_by, drawn_by, taken_in, group, empty, _strange_countries(taken_in, country))
+
+# %% ../../nbs/workflow/28_answers.ipynb #4895a1c8
+@dataclass(frozen=True)
+class _Evaluated:
+    "What came of an evaluation."
+
+    info: Any  # a `BundleInfo`
+    tables: dict[str, Any]  # target -> predictions, the first first
+    unknown: Any  # predictions of labels that the model does not know
+    unit: str  # photos or observations
+    scores: dict[str, Any]
+    headline: Any  # from `headline_scores`
+    classes: list[dict[str, Any]]
+    promises: list[dict[str, Any]]
+    dangers: list[dict[str, Any]]
+    silent: list[str]  # what was not counted
+
+    @property
+    def first(self) -> Any:
+        "Predictions of the first target."
+        return next(iter(self.tables.values()))
+
+    def values(self) -> dict[str, Any]:
+        "Give it for programs."
+        headline = {score.key: {"value": score.value, "low": score.low, "high": score.high} for score in self.headline}
+        said = {"scores": self.scores, "headline": headline, "classes": self.classes, "unknown": _strangers(self.unknown)}
+        return said | {"promises": self.promises, "dangers": self.dangers}
+
+    def lines(self) -> list[str]:
+        "Write it for a terminal."
+        from snakecls.evaluate.danger import danger_lines, joined
+        from snakecls.evaluate.promises import promise_lines
+        from snakecls.evaluate.scores import scores_text
+
+        counted = f"observations of {self.scores['photos']} photos" if self.unit == "observations" else "photos"
+        drawn = f"{self.scores['groups']} groups of '{self.scores['group']}'" if self.scores.get("group") else ""
+        how = {"thresholds": self.info.thresholds, "unit": counted, "drawn_by": drawn}
+        lines = ["", scores_text(self.headline, self.first, self.info.labels, **how), *_stranger_lines(self.unknown, self.unit)]
+        for found in self.promises:
+            lines += ["", *([f"Target '{found['target']}':"] if found["target"] else []), *promise_lines(found)]
+        return [*lines, "", *(line for danger in joined(self.dangers) for line in danger_lines(danger))]
+
+# %% ../../nbs/workflow/28_answers.ipynb #ff4fadf9
+def _evaluate(bundle: str | Path, info: Any, table: Any, columns: _Columns, *, tta: str) -> _Evaluated:
+    "Answer the photos of a table, and measure what there is to measure."
+    from snakecls.evaluate.predictions import evaluate_targets, lost_note
+    from snakecls.evaluate.scores import class_rows, headline_scores
+    from snakecls.stats import find_top_k, name_groups
+
+    tables, scores, lost, unknown = evaluate_targets(bundle, table, tta=tta, apart=True)
+    unit, drawn_by = "observations" if columns.joined_by else "photos", columns.drawn_by
+    if columns.joined_by:
+        tables, unknown = _join(tables, unknown, columns.joined_by, info)
+    first = next(iter(tables.values()))
+    groups = None if drawn_by is None else first["path"].map(drawn_by).tolist()
+    headline = headline_scores(first, info.labels, groups=groups, top_k=find_top_k(scores) or (3,))
+    scores = _with_intervals(scores, headline, first, info.labels, unit=unit, group=columns.group, groups=groups)
+    promises, classes = _measure_promises(tables, info, unit, drawn_by, columns.taken_in), class_rows(first, info.labels, info.thresholds)
+    silent = [*lost_note(lost, len(first)), *_silent_notes(tables), *_absent_notes(classes, first, headline)]
+    if drawn_by is not None:
+        tables = {target: each.assign(group=name_groups(each["path"].map(drawn_by))) for target, each in tables.items()}
+    dangers = [danger | {"unit": unit} for danger in _count_dangers(tables, info)]
+    return _Evaluated(info, tables, unknown, unit, scores, headline, classes, promises, dangers, silent)
 
 # %% ../../nbs/workflow/28_answers.ipynb #65532391
 def _named_column(table: Any, name: str, option: str) -> dict[str, Any] | None:  # path -> value; None where no name is given
@@ -376,13 +435,16 @@ def _write_predictions(predictions: Any, info: Any, file: str | Path) -> None:
     kept.to_parquet(file, index=False)
 
 # %% ../../nbs/workflow/28_answers.ipynb #2e5aa691
-def _write_page(report: str | Path, bundle: str | Path, tables: Any, scores: Any, *, photos: str, **more: Any) -> Path:
+def _write_page(report: str | Path, bundle: str | Path, found: _Evaluated, *, photos: str, notes: list[str]) -> Path:
     "Write the page of an evaluation."
     from snakecls.evaluate.looks import make_looker
     from snakecls.evaluate.report import write_evaluation
 
-    (_, predictions), *others = tables.items()
-    return write_evaluation(report, bundle, predictions, scores, photos=photos, others=dict(others), look=make_looker(bundle), **more)
+    (_, predictions), *others = found.tables.items()
+    more: dict[str, Any] = {"strangers": _show_strangers(found.unknown, found.info.labels, found.unit), "promises": found.promises, "notes": notes}
+    return write_evaluation(
+        report, bundle, predictions, found.scores, photos=photos, others=dict(others), look=make_looker(bundle), **more
+    )
 
 # %% ../../nbs/workflow/28_answers.ipynb #a4441167
 def _add_facts(bundle: Path, table: str | Path | None, more: dict[str, Any]) -> tuple[Any, list[str]]:  # what the bundle knows now; notes
