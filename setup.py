@@ -15,9 +15,10 @@ def lines(key: str) -> list[str]:
     return [line.strip() for line in cfg.get(key, "").splitlines() if line.strip()]
 
 
-# the search of a sweep, its many machines, several processes for one run, maps of where a transformer looked, and libraries that a run can be told to
+# the search of a sweep, its machines, processes for one run, maps of where a transformer looked, libraries that a run is told to
 EXTRAS = ("sweep", "ray", "distributed", "explain", "mlflow", "tensorboard", "trackio")
-tests = lines("test_requirements") + [line for name in EXTRAS if name != "ray" for line in lines(f"{name}_requirements")]  # each is tested against the real library
+# each is tested against the real library
+tests = lines("test_requirements") + [line for name in EXTRAS if name != "ray" for line in lines(f"{name}_requirements")]
 
 setup(
     name=cfg["lib_name"],

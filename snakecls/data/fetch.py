@@ -55,7 +55,9 @@ def fetch_photo(
     max_pixels: int = MAX_PIXELS,  # as in `open_photo`
     _net: "_Net | None" = None,  # what stands for the network in tests
 ) -> Iterator[Path]:  # a file that can be opened as a photo, until the `with` ends
-    "Fetch a photo from a public address. Raises `FetchError`, which says why not; within the `with`, errors about the file name the address."
+    """Fetch a photo from a public address.
+
+    Raises `FetchError`, which says why not; within the `with`, errors about the file name the address."""
     shown = _shown(url)
     with tempfile.TemporaryDirectory(prefix="snakecls-") as folder:
         file = Path(folder) / "photo"
@@ -123,13 +125,17 @@ def _read_address(
     except ValueError:
         raise _Refused("it is no address such as https://NAME/photo.jpg; copy it anew") from None
     if parts.scheme not in PORTS:
-        raise _Refused(f"photos are fetched by https:// and http://, and not by {parts.scheme or 'nothing'}:; download it and give the file")
+        raise _Refused(
+            f"photos are fetched by https:// and http://, and not by {parts.scheme or 'nothing'}:; download it and give the file"
+        )
     if "@" in parts.netloc:
         raise _Refused("an address with a name or password before '@' is not used; leave that out, or download it and give the file")
     host, port = _read_host(parts.hostname or ""), PORTS[parts.scheme] if port is None else port
     if port not in PORTS.values():
         raise _Refused(f"it names port {port}, and websites are at 443 and 80; download it and give the file")
-    return _Place(parts.scheme, host, port, quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE + '?')}" if parts.query else ""))
+    return _Place(
+        parts.scheme, host, port, quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE + '?')}" if parts.query else "")
+    )
 
 # %% ../../nbs/data/35_fetch.ipynb #4446518b
 _LABEL = "[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
@@ -158,7 +164,7 @@ _PUBLIC = "photos are fetched from public addresses alone; download it and give 
 
 # %% ../../nbs/data/35_fetch.ipynb #e900ce31
 _CLOSED = [ipaddress.ip_network(text) for text in (
-    "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]  # what versions of Python disagree on
+    "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]  # Pythons disagree on them
 _OPEN_6, _NAT64 = ipaddress.ip_network("2000::/3"), ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -188,7 +194,9 @@ def _find(
     except (OSError, UnicodeError) as e:
         if isinstance(e, TimeoutError):
             raise
-        raise _Refused(f"its server '{place.host}' was not found; is there a network, and is the name right? Without a network give files") from e
+        raise _Refused(
+            f"its server '{place.host}' was not found; is there a network, and is the name right? Without a network give files"
+        ) from e
     if closed := next((one for one in found if not is_public(one)), None):
         raise _Refused(f"it is at {closed}, which is this machine, a private network or nowhere, and {_PUBLIC}")
     return found
@@ -332,10 +340,16 @@ _ANY_KIND = ("", "application/octet-stream", "binary/octet-stream")
 def _check_kind(response: http.client.HTTPResponse, max_bytes: int) -> None:
     "Refuse what is no photo, or too large, by what is said of it."
     if response.status != 200:
-        raise _Refused(f"the server answered {response.status} {one_line(response.reason or '')[:60]}".rstrip() + "; try the address in a browser")
+        raise _Refused(
+            f"the server answered {response.status} {one_line(response.reason or '')[:60]}".rstrip() + "; try the address in a browser"
+        )
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if "svg" in kind or not (kind.startswith("image/") or kind in _ANY_KIND):
-        what = "a page and not a photo; give the address of the photo itself" if "html" in kind else f"'{one_line(kind)[:60]}' and no photo; give the address of one"
+        what = (
+            "a page and not a photo; give the address of the photo itself"
+            if "html" in kind
+            else f"'{one_line(kind)[:60]}' and no photo; give the address of one"
+        )
         raise _Refused(f"it is {what}")
     if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise _Refused("the server packs it for the way, though it was asked not to; download it and give the file")
@@ -376,7 +390,9 @@ def _next_place(
     except ValueError as e:  # `_Refused` too
         raise _Refused(f"it leads on to {_shown(given)}, and {e if isinstance(e, _Refused) else 'that is no address'}") from e
     if place.scheme == "https" and onward.scheme == "http":
-        raise _Refused(f"it leads on from https to {_shown(str(onward))}, where anybody on the way could answer; download it and give the file")
+        raise _Refused(
+            f"it leads on from https to {_shown(str(onward))}, where anybody on the way could answer; download it and give the file"
+        )
     return onward
 
 # %% ../../nbs/data/35_fetch.ipynb #aa5303c1
@@ -405,7 +421,7 @@ def _fetch(
         raise _Refused(f"it leads on more than {MOST_REDIRECTS} times; open it in a browser, and copy the address of the photo")
 
 # %% ../../nbs/data/35_fetch.ipynb #d7f0281e
-def _visit(place: _Place, file: Path, *, max_bytes: int, end: float, net: _Net) -> _Place | None:  # where it leads on; None: the photo is written
+def _visit(place: _Place, file: Path, *, max_bytes: int, end: float, net: _Net) -> _Place | None:  # where it leads on; None: it is written
     "Ask one server."
     with closing(_reach(place, _find(place, end, net), end, net)) as sock:
         response = _ask(sock, place, end, max_bytes)
@@ -427,10 +443,14 @@ def _told(url: str, max_s: float) -> Iterator[None]:
         raise FetchError(_shown(url), f"it takes longer than {max_s:g} s; try again later, or download it and give the file") from e
     except ssl.SSLError as e:
         why = str(getattr(e, "verify_message", "") or e.reason or "it cannot be spoken with").rstrip(".")
-        raise FetchError(_shown(url), f"the server cannot prove that it is the one that was asked for ({why}); copy the address anew") from e
+        raise FetchError(
+            _shown(url), f"the server cannot prove that it is the one that was asked for ({why}); copy the address anew"
+        ) from e
     except http.client.HTTPException as e:
         raise FetchError(_shown(url), "what the server answered is no HTTP; try the address in a browser") from e
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FetchError(_shown(url), f"there is no room for it in {tempfile.gettempdir()}; make some") from e
-        raise FetchError(_shown(url), f"the server cannot be reached ({e.strerror or type(e).__name__}); is there a network? Without one give files") from e
+        raise FetchError(
+            _shown(url), f"the server cannot be reached ({e.strerror or type(e).__name__}); is there a network? Without one give files"
+        ) from e

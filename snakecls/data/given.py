@@ -124,8 +124,10 @@ def refuse_address(
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", str(text))
     if found and not Path(text).exists():
         address = f"{found[1]}://{str(text)[found.end():]}"
-        raise UserError(f"{address} is an address, and photos are read from this machine alone (snakecls predict fetches https:// and http://); "
-                        "download it and give the file.")
+        raise UserError(
+            f"{address} is an address, and photos are read from this machine alone (snakecls predict fetches https:// and http://); "
+            "download it and give the file."
+        )
 
 # %% ../../nbs/data/26_given.ipynb #82025507
 def is_address(
@@ -213,7 +215,12 @@ def _look_once(folder: str, is_top: bool) -> tuple[list[str], list[str]] | None:
         with os.scandir(folder) as entries:
             for entry in entries:
                 is_folder, is_photo = entry.is_dir(), is_photo_name(entry.name)
-                if entry.is_symlink() or bad_name(entry.name) or not (is_folder or entry.is_file()) or (is_folder and foreign_folder(entry.path)):
+                if (
+                    entry.is_symlink()
+                    or bad_name(entry.name)
+                    or not (is_folder or entry.is_file())
+                    or (is_folder and foreign_folder(entry.path))
+                ):
                     return None
                 some_photos += is_photo
                 if not is_photo or is_folder or some_photos < 1000:
@@ -332,7 +339,12 @@ def _csv_pieces(source: Path) -> tuple[pd.DataFrame, list[str], _Pieces] | None:
     with tempfile.TemporaryDirectory() as folder:  # so that the first rows are read as the whole would be
         (Path(folder) / source.name).write_bytes(b"\n".join(first.split(b"\n")[: skip + 200]) + b"\n")
         head = read_file(Path(folder) / source.name)
-    if list(head.table.columns) != names or len(set(names)) != len(names) or head.issues or not _is_even(source, separator.encode(), len(names), skip):
+    if (
+        list(head.table.columns) != names
+        or len(set(names)) != len(names)
+        or head.issues
+        or not _is_even(source, separator.encode(), len(names), skip)
+    ):
         return None
 
     def pieces(column: str) -> Iterator[pd.Series]:
@@ -348,7 +360,9 @@ def _is_even(source: Path, separator: bytes, columns: int, skip: int) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     for lines in _line_blocks(source, skip):
         block = b"\n".join(lines)
-        if any(mark in block for mark in (b'"', b"\r", b"\0", separator + b" ")) or any(line.count(separator) != columns - 1 for line in lines):
+        if any(mark in block for mark in (b'"', b"\r", b"\0", separator + b" ")) or any(
+            line.count(separator) != columns - 1 for line in lines
+        ):
             return False
         try:
             decoder.decode(block)

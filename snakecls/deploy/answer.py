@@ -263,8 +263,15 @@ def answer_html(
     decided = _decided(decision, judged, dangers, predictions, n_photos) if decision is not None else {}
     notice = str(getattr(judged.of, "notice", "") or "") if judged is not None else ""
     return render(
-        "app/answer.html", heading=heading, sentence=sentence, caution=said, quiet=said is not None and said[0].startswith(QUIET), notice=notice, **decided,
-        promise=left, rows=[_row(prediction, dangers) for prediction in predictions],
+        "app/answer.html",
+        heading=heading,
+        sentence=sentence,
+        caution=said,
+        quiet=said is not None and said[0].startswith(QUIET),
+        notice=notice,
+        **decided,
+        promise=left,
+        rows=[_row(prediction, dangers) for prediction in predictions],
         others=[_other(target, guess, dangers) for target, guess in (others or {}).items()],
     )
 
@@ -307,15 +314,32 @@ def warn(
     others = said if further or len(dangers) > 1 else None  # what may be about another danger
     if level == "none":
         return others and (others[0], " ".join([*decision.dangers(), others[1]]))
-    loud = {"likely": f"Probably {name}. {do}", "possible": f"May be {name}. {do}", "open": others[0] if others else f"{QUIET} {name}. {do}"}
-    return loud[level], " ".join([*decision.dangers(headed=level == decision.risk["level"]), *(_say_close(decision) if level != "likely" else []), *([others[1]] if others else [])])
+    loud = {
+        "likely": f"Probably {name}. {do}",
+        "possible": f"May be {name}. {do}",
+        "open": others[0] if others else f"{QUIET} {name}. {do}",
+    }
+    return loud[level], " ".join(
+        [
+            *decision.dangers(headed=level == decision.risk["level"]),
+            *(_say_close(decision) if level != "likely" else []),
+            *([others[1]] if others else []),
+        ]
+    )
 
 # %% ../../nbs/deploy/03_answer.ipynb #f71357ed
 def _say_close(decision: "Decision") -> list[str]:  # a sentence, or none
     "Name what is, or may be, dangerous among the next answers, where no look-alike was named."
     close = [] if decision.lookalike else decision.alarm["close"]
     name = danger_name(decision.risk["danger"])
-    return [f"{listed(close)}, which come{'s' if len(close) == 1 else ''} next, {'is' if len(close) == 1 else 'are'} {name} or not known to be harmless."] if close else []
+    return (
+        [
+            f"{listed(close)}, which come{'s' if len(close) == 1 else ''} next, {'is' if len(close) == 1 else 'are'} {name} or "
+            "not known to be harmless."
+        ]
+        if close
+        else []
+    )
 
 
 def _warn_strange(decision: "Decision", dangers: Sequence[str]) -> tuple[str, str] | None:
@@ -338,9 +362,15 @@ def _decided(
 ) -> dict[str, Any]:
     "Give what the page shows of a decision beside the first line and the caution."
     strange, names = decision.strange or bool(decision.foreign), {one.label: _shown_name(one) for one in shown}
-    notes = [f"The answer is that of {n_photos} photos together." if n_photos > 1 else "",
-             f"With what is known of {decision.country}." if decision.country else
-             f"Nothing is known here of {decision.asked}, so it changes nothing." if decision.asked and not decision.foreign else "", say_why_first(decision, names)]
+    notes = [
+        f"The answer is that of {n_photos} photos together." if n_photos > 1 else "",
+        f"With what is known of {decision.country}."
+        if decision.country
+        else f"Nothing is known here of {decision.asked}, so it changes nothing."
+        if decision.asked and not decision.foreign
+        else "",
+        say_why_first(decision, names),
+    ]
     part = None if strange or decision.in_set is None or len(decision.in_set) == 1 else _set_part(decision, judged, dangers, n_photos)
     return {"strange": strange, "risk": " ".join(decision.dangers()) if not strange else "", "notes": [*filter(None, notes)], "set": part}
 
@@ -353,7 +383,13 @@ def _set_part(decision: "Decision", judged: Judgement | None, dangers: Sequence[
     for label in decision.in_set:
         known = first_facts(judged.of, label, facts.get(label, {}), dangers) if judged and judged.of else facts.get(label, {})
         name = str(known.get("common_name") or label)
-        found.append({"name": name, "second": label if label != name else "", "marks": [mark for mark in marks(known, dangers) if mark[1] != "plain"]})
+        found.append(
+            {
+                "name": name,
+                "second": label if label != name else "",
+                "marks": [mark for mark in marks(known, dangers) if mark[1] != "plain"],
+            }
+        )
     rest, whatever = found[SET_SHOWN:], ", whatever the country" if decision.country else ""
     n_marked = sum(any(kind == "danger" for _, kind in one["marks"]) for one in rest)
     more = f"{len(rest)} more" + (f", {n_marked} of them {' or '.join(map(danger_name, dangers))}" if n_marked else "")
@@ -406,7 +442,9 @@ def notice_html(
     wrong = f"It guesses from a photo and can be wrong{'; do not stake your safety on it' if model_dangers(info)[0] else ''}."
     bite = can_bite(info)
     medical = " It gives no medical advice." if bite else ""
-    return render("app/notice.html", bite=bite, lines=[info.notice, f"{knows} {wrong}{medical}", info.licence and f"Licence: {info.licence}"])
+    return render(
+        "app/notice.html", bite=bite, lines=[info.notice, f"{knows} {wrong}{medical}", info.licence and f"Licence: {info.licence}"]
+    )
 
 # %% ../../nbs/deploy/03_answer.ipynb #81b5e7ac
 TITLES = {"binomial": "Which species is this?", "species": "Which species is this?", "genus": "Which genus is this?"}  # by target

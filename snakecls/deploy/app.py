@@ -142,8 +142,15 @@ def _read_kept(predictor: "Predictor | LearnerPredictor", text: str) -> tuple[As
     try:
         given = json.loads(text)
         probs = {target: np.array(given["probs"][target], np.float64) for target in targets}
-        right = all(probs[target].shape == (len(labels),) and ((probs[target] >= 0) & (probs[target] <= 1)).all() for target, labels in targets.items())
-        known = given["known"] and {"score": float(given["known"]["score"]), "threshold": float(given["known"]["threshold"]), "like": bool(given["known"]["like"])}
+        right = all(
+            probs[target].shape == (len(labels),) and ((probs[target] >= 0) & (probs[target] <= 1)).all()
+            for target, labels in targets.items()
+        )
+        known = given["known"] and {
+            "score": float(given["known"]["score"]),
+            "threshold": float(given["known"]["threshold"]),
+            "like": bool(given["known"]["like"]),
+        }
         kept, country = Asked(probs, known or None, int(given["n_photos"])), str(given["country"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         right = False
@@ -215,7 +222,7 @@ def answer_json(
     predictor: "Predictor | LearnerPredictor",
     photo: str | Sequence[str] | None,  # the uploaded file, or several of one animal
     country: str = "",  # any name
-) -> list[dict[str, Any]]:  # label, prob, facts; threshold and above with several labels; caution, dangers, decision, set, targets where there are
+) -> list[dict[str, Any]]:  # label, prob, facts; threshold, above; caution, dangers, decision, set, targets where they are
     "Answer a photo for programs."
     photos = _listed(photo)
     try:
@@ -384,8 +391,12 @@ def _country_box(predictor: "Predictor | LearnerPredictor") -> "gr.Dropdown | gr
     if not predictor.countries:
         return gr.Textbox("", visible=False)
     known = predictor.countries
-    info = f"It changes how likely each answer is; {len(known)} countries are known. Choose or type one; leave it empty if you are not sure."
-    return gr.Dropdown([("No country", ""), *known], value="", allow_custom_value=True, label="Where was it taken?", info=info, elem_id="country")
+    info = (
+        f"It changes how likely each answer is; {len(known)} countries are known. Choose or type one; leave it empty if you are not sure."
+    )
+    return gr.Dropdown(
+        [("No country", ""), *known], value="", allow_custom_value=True, label="Where was it taken?", info=info, elem_id="country"
+    )
 
 
 def _more_box(predictor: "Predictor | LearnerPredictor") -> "gr.File":
@@ -394,7 +405,13 @@ def _more_box(predictor: "Predictor | LearnerPredictor") -> "gr.File":
 
     what = model_dangers(predictor.info)[2] or getattr(predictor.info, "subject", "") or "thing"
     with gr.Accordion(f"More photos of the same {what}? Up to {MOST_PHOTOS - 1}", open=False, elem_id="more-photos"):
-        more = gr.File(file_count="multiple", file_types=["image"], label=f"Answered together, at most {MOST_PHOTOS} in all", elem_id="more", height=130)
+        more = gr.File(
+            file_count="multiple",
+            file_types=["image"],
+            label=f"Answered together, at most {MOST_PHOTOS} in all",
+            elem_id="more",
+            height=130,
+        )
     more.preprocess = lambda payload: [str(one.path) for one in payload or []]  # untouched, as in `_upload_box`
     return more
 
@@ -541,7 +558,8 @@ def _connect(
     waiting = json.dumps(_message("waiting"))
     started = asked.change(None, asked, [result, kept, looked], js=f"asked => [asked ? {waiting} : {json.dumps(first)}, '', '']", **private)
     answered = started.then(show, [photo, more, country], [result, kept], concurrency_limit=None, **private)
-    to_answer = "() => { const place = document.querySelector('#result'); if (place?.getBoundingClientRect().top > innerHeight / 3) place.scrollIntoView(); }"
+    found = "const place = document.querySelector('#result');"
+    to_answer = f"() => {{ {found} if (place?.getBoundingClientRect().top > innerHeight / 3) place.scrollIntoView(); }}"
     answered.then(None, None, None, js=to_answer, **private)  # on a telephone it stands below
     no_answer = f"() => {json.dumps(_message('no_answer'))}"
     answered.failure(None, None, result, js=no_answer, **private)
@@ -555,7 +573,12 @@ def _connect(
 
 # %% ../../nbs/deploy/11_app.ipynb #a434bb8d
 def _connect_country(
-    predictor: "Predictor | LearnerPredictor", country: "gr.Dropdown", kept: "gr.Textbox", result: "gr.HTML", looked: "gr.HTML", answered: Any,
+    predictor: "Predictor | LearnerPredictor",
+    country: "gr.Dropdown",
+    kept: "gr.Textbox",
+    result: "gr.HTML",
+    looked: "gr.HTML",
+    answered: Any,
 ) -> None:
     "Answer anew when another country is chosen, and when it was chosen while the answer was on its way."
     import gradio as gr
@@ -574,5 +597,8 @@ def _connect_country(
 
     waiting, no_answer = json.dumps(_message("waiting")), f"() => {json.dumps(_message('no_answer'))}"
     started = country.change(None, [kept, result], [result, looked], js=f"(kept, shown) => [kept ? {waiting} : shown, '']", **private)
-    for event in (started.then(anew, [kept, country], [result, kept], **private), answered.success(late, [kept, country], [result, kept], **private)):
+    for event in (
+        started.then(anew, [kept, country], [result, kept], **private),
+        answered.success(late, [kept, country], [result, kept], **private),
+    ):
         event.failure(None, None, result, js=no_answer, **private)

@@ -28,7 +28,9 @@ def question_files(
         raise UserError(f"{file} is a folder; give the name of a file in it, such as {file / 'answers.csv'}.")
     files = {"answers": file, "questions": file.with_name("questions.csv"), "labelled": file.with_name("labelled.csv")}
     if file.name in ("questions.csv", "labelled.csv"):
-        raise UserError(f"{file} is the name of a file that is written beside the answers; give another, such as {file.with_name('answers.csv')}.")
+        raise UserError(
+            f"{file} is the name of a file that is written beside the answers; give another, such as {file.with_name('answers.csv')}."
+        )
     return files
 
 # %% ../../nbs/deploy/14_ask.ipynb #0f8699ee

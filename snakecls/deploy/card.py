@@ -58,10 +58,17 @@ def say_limits(
     what = "Several of its labels can fit a photo, or none." if several else (
         "It says of many photos of something else that it does not know them, and not of all." if tells_strangers else
         "It gives one of its labels even for a photo of something else.")
-    lines = [what, "Photos of another kind than those it was trained on (other places, cameras, young animals, parts) may be answered worse than the numbers say."]
+    lines = [
+        what,
+        "Photos of another kind than those it was trained on (other places, cameras, young animals, parts) may be answered "
+        "worse than the numbers say.",
+    ]
     fitted = (info.trust or {}).get("conformal") or {}
     if sets := [one.get("coverage") for one in fitted.values() if isinstance(one, dict) and one.get("coverage")]:
-        lines.append(f"Its set of labels holds the right one in {min(sets):.0%} of photos like those it was tried on: on average, and of no single photo.")
+        lines.append(
+            f"Its set of labels holds the right one in {min(sets):.0%} of photos like those it was tried on: on average, and of "
+            "no single photo."
+        )
     if dangers:
         lines += [say_unknown(dangers, subject)] if not known else [line for line in [say_blind(blind_targets(info, dangers))] if line]
         lines.append(f"{no_promise(dangers, subject)} It gives no medical advice.")
@@ -94,13 +101,26 @@ def card_html(
     flags: bool = False,  # whoever asks can keep a photo and its answer here
 ) -> str:  # HTML
     "Show what a model knows, what was measured, what it cannot do, and what becomes of a photo."
-    rows = {"Model": info.name, "Network": info.model["arch"], "First weights": info.weights_source, "Written": f"{info.created[:10]} by snakecls {info.snakecls}",
-            "Licence of weights and photos": info.licence or "not stated", "Notice": info.notice}
-    photos = [KEPT] + (["Only where you say so below an answer, it is kept here together with the answer, for whoever runs this page."] if flags else [])
+    rows = {
+        "Model": info.name,
+        "Network": info.model["arch"],
+        "First weights": info.weights_source,
+        "Written": f"{info.created[:10]} by snakecls {info.snakecls}",
+        "Licence of weights and photos": info.licence or "not stated",
+        "Notice": info.notice,
+    }
+    photos = [KEPT] + (
+        ["Only where you say so below an answer, it is kept here together with the answer, for whoever runs this page."] if flags else []
+    )
     return render(
-        "app/card.html", title="About this model", rows=[(name, printable(" ".join(str(value).split()))) for name, value in rows.items() if value],
-        measured=measured_tables(info), unmeasured=_say_unmeasured(info), limits=say_limits(info, tells_strangers=tells_strangers),
-        labels=list(label_rows(info).items()), photos=photos,
+        "app/card.html",
+        title="About this model",
+        rows=[(name, printable(" ".join(str(value).split()))) for name, value in rows.items() if value],
+        measured=measured_tables(info),
+        unmeasured=_say_unmeasured(info),
+        limits=say_limits(info, tells_strangers=tells_strangers),
+        labels=list(label_rows(info).items()),
+        photos=photos,
     )
 
 # %% ../../nbs/deploy/18_card.ipynb #a2acd5ee

@@ -101,8 +101,17 @@ class Flags(_Kept):
         first = answer[0] if answer else {}
         with self.lock:
             names = [self.keep_photo(Path(photo)) for photo in photos]
-            self.append({
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "photos": ";".join(names), "label": first.get("label", ""),
-                "prob": first.get("prob", ""), "words": " ".join(words.split())[:MOST_WORDS], "country": country[:100],
-                "answer": json.dumps(answer), "model": model, "snakecls": snakecls.__version__})
+            self.append(
+                {
+                    "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    "photos": ";".join(names),
+                    "label": first.get("label", ""),
+                    "prob": first.get("prob", ""),
+                    "words": " ".join(words.split())[:MOST_WORDS],
+                    "country": country[:100],
+                    "answer": json.dumps(answer),
+                    "model": model,
+                    "snakecls": snakecls.__version__,
+                }
+            )
         return self.file

@@ -82,7 +82,10 @@ def refused_answer(
     return Refused(400, text), "no photo"
 
 # %% ../../nbs/deploy/17_http_api.ipynb #6f7f7fbd
-HOW = "POST a photo here: curl -F photo=@snake.jpg http://ADDRESS/predict (a form, with a country if you like), or its bytes with Content-Type: image/jpeg."
+HOW = (
+    "POST a photo here: curl -F photo=@snake.jpg http://ADDRESS/predict (a form, with a country if you like), or its bytes "
+    "with Content-Type: image/jpeg."
+)
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")  # the last is what curl says of bytes
 
 
@@ -143,12 +146,19 @@ def read_country(
 ) -> str:  # empty where none is given
     "Read the country of a request; refuse other words."
     try:
-        given = {key: values[-1] for key, values in parse_qs(query.decode("latin-1"), keep_blank_values=True, errors="strict", max_num_fields=10).items()}
+        given = {
+            key: values[-1]
+            for key, values in parse_qs(query.decode("latin-1"), keep_blank_values=True, errors="strict", max_num_fields=10).items()
+        }
         given |= {key: value.decode() for key, value in texts.items()}
     except ValueError as e:  # UnicodeDecodeError too
         raise Refused(400, "The country is not written in UTF-8, or the address has too many words.") from e
     if wrong := next((key for key in given if key != "country"), None):
-        what = "photos are sent as files, with a file name" if wrong in ("photo", "photos", "file", "files", "image") else "give 'country', or nothing"
+        what = (
+            "photos are sent as files, with a file name"
+            if wrong in ("photo", "photos", "file", "files", "image")
+            else "give 'country', or nothing"
+        )
         raise Refused(400, f"The request has a text '{wrong[:40]}', which is not known here; {what}.")
     if len(given.get("country", "")) > 100:
         raise Refused(400, "The country is longer than 100 letters; give its name.")
@@ -206,7 +216,12 @@ class HttpApi(_Answers):
         most: int | None = None,  # photos in a run of the network, as in `Batcher`
     ):
         super().__init__(predictor, most)
-        self.kinds: dict[str, Callable] = {"photo": self.predict, "how": self.tell_how, "health": self.tell_health, "metrics": self.tell_metrics}
+        self.kinds: dict[str, Callable] = {
+            "photo": self.predict,
+            "how": self.tell_how,
+            "health": self.tell_health,
+            "metrics": self.tell_metrics,
+        }
         self.on_end = self.monitor.ended
 
     async def predict(self, door: Any, talk: Any) -> None:

@@ -104,8 +104,13 @@ def _card_values(bundle: Bundle) -> dict[str, Any]:
     cautions = [say_unknown(dangers, subject) if dangers and not known else "", say_blind(blind) if blind else ""]
     parts = card_parts(bundle.folder)
     return parts | {
-        "notice": plain_text(info.notice), "few": len(info.labels) <= 3, "rows": _card_rows(bundle), "dangerous": bool(dangers),
-        "cautions": [plain_text(one) for one in cautions if one], "bite": can_bite(info), "named": any(row["name"] for row in parts["classes"]),
+        "notice": plain_text(info.notice),
+        "few": len(info.labels) <= 3,
+        "rows": _card_rows(bundle),
+        "dangerous": bool(dangers),
+        "cautions": [plain_text(one) for one in cautions if one],
+        "bite": can_bite(info),
+        "named": any(row["name"] for row in parts["classes"]),
     }
 
 
@@ -141,7 +146,8 @@ def _say_final(final: Any) -> str:  # what a bundle says; whoever wrote it
     return ""
 
 # %% ../../nbs/deploy/21_hub.ipynb #b4100023
-LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # as the Hub spells them
+# as the Hub spells them
+LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
 def _licence_id(
@@ -288,7 +294,9 @@ def write_model(
     repo: str,  # 'user/name'
     say: Callable[[str], None] = lambda note: None,  # where it is told what was left out
 ) -> Path:  # `folder`
-    "Write what a model on the Hub consists of. Raises `UserError` for a wrong name or bundle, links, or a `folder` that holds something else."
+    """Write what a model on the Hub consists of.
+
+    Raises `UserError` for a wrong name or bundle, links, or a `folder` that holds something else."""
     _check_name(repo, "model")
     source, folder = read_bundle(bundle), Path(folder)
     _clear_folder(folder, source, MODEL_CONTENT, "the model")

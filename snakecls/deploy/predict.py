@@ -197,7 +197,10 @@ class PhotoPredictor(_PhotoProbs):
             raise unknown_name("target", target, list(probs))
         found = self.rank_set(probs[target][0], target)
         if found is None:
-            raise UserError(f"the model promises no set of labels for '{target}'; train it with trust.coverage (0.9 by default), on photos with one label each.")
+            raise UserError(
+                f"the model promises no set of labels for '{target}'; train it with trust.coverage (0.9 by default), on photos "
+                "with one label each."
+            )
         return found
 
     def promised(self, target: str | None = None) -> float | None:  # such as 0.9; None where nothing is
@@ -236,7 +239,7 @@ class PhotoPredictor(_PhotoProbs):
 
     @property
     def decides(self) -> bool:
-        "Whether the bundle knows of countries, of the tree of names, of risk or of photos that it does not know, so that there is something to decide."
+        "Whether there is something to decide: the bundle knows of countries, the tree of names, risk, or photos it does not know."
         return any(self._trust.get(name) for name in ("prior", "taxonomy", "risk")) or self.known is not None
 
     def decide(
@@ -273,7 +276,7 @@ class PhotoPredictor(_PhotoProbs):
         photos: Iterable,  # anything that `open_photo` takes
         *,
         bs: int = 16,
-    ) -> tuple[dict[str, np.ndarray], list[dict[str, Any] | None]]:  # as `probs_all`; of each photo score, threshold, like, None where the model does not tell
+    ) -> tuple[dict[str, np.ndarray], list[dict[str, Any] | None]]:  # as `probs_all`; score, threshold, like, or None
         "Give the probabilities, and how far each photo is like those that the model was trained on."
         photos = _as_photo_list(photos, bs)
         return self.probs_all(photos, bs=bs), [None] * len(photos)
@@ -367,7 +370,9 @@ class Predictor(PhotoPredictor):
 
     @cached_property
     def known(self) -> Mapping[str, Any] | None:
-        "What tells known photos from others, read when it is asked for; raises `UserError` where its file is damaged. None: the bundle has none."
+        """What tells known photos from others, read when it is asked for; None where the bundle has none.
+
+        Raises `UserError` where its file is damaged."""
         if not self.info.trust.get("rejection") or _untold(self.bundle):
             return None
         return read_known(self.bundle.folder, self.info.trust["rejection"], self.bundle.seal, n_labels=len(self.labels))
@@ -466,7 +471,7 @@ def answer_row(
     *,
     problem: Problem | str = "single_label",  # what the first target asks; of several labels, `predicted` are those above their threshold
     top: int | None = None,  # ranks, at most; None: as many as there are labels in `top`
-) -> dict[str, Any]:  # column -> value: path, predicted (labels joined by ';') and their probabilities, ranks, two columns a danger, caution, targets, error
+) -> dict[str, Any]:  # column -> value: path, predicted (joined by ';') and probabilities, ranks, dangers, caution, targets, error
     "Write the answer to one photo as a row of a table."
     part, guesses = as_part(problem), row.get("top", [])
     above = [guess for guess in guesses if guess.get("above", True)]

@@ -30,7 +30,9 @@ def bundle_graph(
     if content is None:
         content, why = make_graph(load_model(bundle), bundle.info)
     if content is None:
-        raise UserError(f"the model {bundle.folder} cannot be written as a graph: {why.rstrip('.')}; export it as a bundle (leave --to out).")
+        raise UserError(
+            f"the model {bundle.folder} cannot be written as a graph: {why.rstrip('.')}; export it as a bundle (leave --to out)."
+        )
     return content
 
 # %% ../../nbs/deploy/22_quantised.ipynb #528fac26
@@ -129,7 +131,14 @@ def with_description(
     import onnx
 
     model = onnx.load_from_string(content)
-    said = {"labels": list(info.labels), "photo": info.photo.to_dict(), "problem": info.problem, "temperature": info.temperature, "flip": info.flip, **more}
+    said = {
+        "labels": list(info.labels),
+        "photo": info.photo.to_dict(),
+        "problem": info.problem,
+        "temperature": info.temperature,
+        "flip": info.flip,
+        **more,
+    }
     if info.targets:
         said["targets"] = {target: list(labels) for target, labels in info.targets.items()}
     onnx.helper.set_model_props(model, {"snakecls": json.dumps(said, ensure_ascii=False)})

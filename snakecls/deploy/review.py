@@ -185,7 +185,9 @@ def build_review(
                 photo = gr.HTML(elem_id="photo-shown")
             with gr.Column(min_width=300, scale=2):
                 case = gr.HTML(elem_id="case")
-                label = gr.Dropdown(_choices(cases, labels, part), label=wording.pick.format(part.answers), multiselect=part.many, elem_id="label")
+                label = gr.Dropdown(
+                    _choices(cases, labels, part), label=wording.pick.format(part.answers), multiselect=part.many, elem_id="label"
+                )
                 with gr.Row(elem_id="actions") as actions:
                     buttons = {action: gr.Button(action.capitalize(), elem_id=action) for action in ("relabel", "keep", "drop")}
                 with gr.Row(elem_id="moves"):
@@ -235,7 +237,8 @@ def _view(review: Review, i: int, *, maker: str = "", wording: Wording = CHECKIN
     relabel = _relabel_button(review, case.path, value, wording)
     buttons = {"relabel": relabel, "keep": gr.update(value=keep), "drop": gr.update(value=wording.drop)}
     first = [
-        {**update, "visible": wording.keep or action != "keep", "elem_classes": ["suggested"] if case.suggested == action else []} for action, update in buttons.items()
+        {**update, "visible": wording.keep or action != "keep", "elem_classes": ["suggested"] if case.suggested == action else []}
+        for action, update in buttons.items()
     ]
     label = gr.update(visible=True, value=review.part.chosen(value))
     about = _case_html(case, decision, own=review.is_own(i, maker), wording=wording)

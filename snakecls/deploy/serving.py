@@ -41,7 +41,9 @@ def build_page(
 
 # %% ../../nbs/deploy/20_serving.ipynb #c9411c8e
 KEEP = "Keep the photo and this answer"
-WHAT = "The photo, this answer and your words are then kept on the machine that answered, for whoever runs this page, and sent nowhere else."
+WHAT = (
+    "The photo, this answer and your words are then kept on the machine that answered, for whoever runs this page, and sent nowhere else."
+)
 
 
 def _add_flag(predictor: Any, flags: Flags, *, photo: "gr.Image", more: "gr.File", country: Any) -> None:
@@ -81,7 +83,9 @@ def keep_flag(
 # %% ../../nbs/deploy/20_serving.ipynb #c0ba5942
 def _gone() -> str:  # HTML
     "Say that a photo was removed meanwhile."
-    return render("app/kept.html", text="It was not kept: the photo is gone, as photos are removed a minute after their answer. Send it again.")
+    return render(
+        "app/kept.html", text="It was not kept: the photo is gone, as photos are removed a minute after their answer. Send it again."
+    )
 
 
 def _as_js(text: str) -> str:
@@ -92,7 +96,9 @@ def _most_from_environment() -> int | None:
     "Read how many photos a run may have; raises `UserError` for what is no number."
     given = os.environ.get("SNAKECLS_BATCH", "").strip()
     if given and not (given.isdecimal() and len(given) < 5 and int(given) > 0):
-        raise UserError(f"SNAKECLS_BATCH is '{given[:40]}'; set it to how many photos may be answered in one run, such as 8, or leave it out.")
+        raise UserError(
+            f"SNAKECLS_BATCH is '{given[:40]}'; set it to how many photos may be answered in one run, such as 8, or leave it out."
+        )
     return int(given) if given else None
 
 # %% ../../nbs/deploy/20_serving.ipynb #0ebdce7c

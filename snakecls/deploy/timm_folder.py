@@ -30,7 +30,10 @@ def _timm_config(
 ) -> dict[str, Any]:  # ready for JSON
     "Describe a bundle as timm's `config.json` does."
     info, own = bundle.info, getattr(model, "pretrained_cfg", None) or {}
-    photo, network = info.photo, {key: own[key] for key in ("pool_size", "fixed_input_size", "first_conv", "classifier") if own.get(key) is not None}
+    photo, network = (
+        info.photo,
+        {key: own[key] for key in ("pool_size", "fixed_input_size", "first_conv", "classifier") if own.get(key) is not None},
+    )
     prepared = {"input_size": [3, photo.height, photo.width], "crop_pct": photo.crop_pct, "crop_mode": CROP_MODES[photo.resize],
                 "interpolation": photo.interpolation, "mean": list(photo.mean), "std": list(photo.std)}
     named = {"num_classes": len(info.labels), "label_names": list(info.labels)}
@@ -64,7 +67,12 @@ def _why_joined(model: dict[str, Any]) -> str:
     arch, *others = model["arch"].split("+")
     seen = [name for name in _LAYER_ALONE if model["kwargs"].get(name)]
     what = [*["several networks"] * bool(others), *(f"model.{name}" for name in seen)]
-    asked = [*[f"model.arch={arch}"] * bool(others), "model.depths=[]", "model.maximum=false", *[_LAYER_ALONE["scales"]] * ("scales" in seen)]
+    asked = [
+        *[f"model.arch={arch}"] * bool(others),
+        "model.depths=[]",
+        "model.maximum=false",
+        *[_LAYER_ALONE["scales"]] * ("scales" in seen),
+    ]
     return (f"its classifier sees more than one network's last features ({', '.join(what)}), which timm's networks do not; "
             f"a run with --set {' --set '.join(asked)} gives one that can be written")
 
@@ -76,10 +84,14 @@ def write_timm(
     bundle: str | Path,
     folder: str | Path,  # a new one
 ) -> Path:  # `folder`; timm from 1.0.17 reads it as `local-dir:FOLDER`
-    "Write timm's layout of a bundle, all or nothing; raises `UserError` for a network that timm does not have, and where timm answers otherwise."
+    """Write timm's layout of a bundle, all or nothing.
+
+    Raises `UserError` for a network that timm does not have, and where timm answers otherwise."""
     opened, folder = read_bundle(bundle), Path(folder).absolute()
     if why := why_not_timm(opened):
-        raise UserError(f"{opened.folder} has no form of timm's: {why}. As it is, it can be a bundle (leave --to out) or a graph (--to onnx).")
+        raise UserError(
+            f"{opened.folder} has no form of timm's: {why}. As it is, it can be a bundle (leave --to out) or a graph (--to onnx)."
+        )
     if folder.exists():
         raise UserError(f"{folder} exists already; give another name, or remove it.")
     model, new = load_model(opened), folder.parent / f".{folder.name}.new"
@@ -124,4 +136,5 @@ def _check_same(
 def describe_timm(folder: str | Path) -> str:
     "Say how a folder in timm's layout is opened."
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return f"{config['architecture']} with {config['num_classes']} labels; open it with timm.create_model('local-dir:{folder}', pretrained=True)."
+    opens = f"timm.create_model('local-dir:{folder}', pretrained=True)"
+    return f"{config['architecture']} with {config['num_classes']} labels; open it with {opens}."

@@ -49,10 +49,19 @@ class Told:
     def page(self) -> str:  # HTML
         "Show it as the app does."
         best, judged = {target: ranked[0] for target, ranked in self.others.items()}, self.judged
-        return answer_html(self.shown, judged.dangers, hidden=judged.hidden, others=best, known=judged.known, subject=judged.subject, judged=judged,
-                           decision=self.decision, n_photos=self.n_photos)
+        return answer_html(
+            self.shown,
+            judged.dangers,
+            hidden=judged.hidden,
+            others=best,
+            known=judged.known,
+            subject=judged.subject,
+            judged=judged,
+            decision=self.decision,
+            n_photos=self.n_photos,
+        )
 
-    def for_programs(self) -> dict[str, Any]:  # top, and caution, dangers, not_known_of, decision, known, set, targets, notice where there are any
+    def for_programs(self) -> dict[str, Any]:  # top; caution, dangers, not_known_of, decision, known, set, targets, notice where they are
         "Give it as plain values, with null for a danger that is not known."
         dangers, decision = self.judged.dangers, self.decision
         said = {"top": [_plain(self.info, one, dangers) for one in self.top]} | self.judged.for_programs()
@@ -86,7 +95,15 @@ def tell(
     others = predictor.rank_others(dict(rest), top=10**6)
     if bundle_problem(info).parts[0].many:
         shown = predictor.rank(first[1], top=max(3, top), fill=True)
-        return Told(info, predictor.rank(first[1], top=top), shown, judge(info, first[1].tolist(), shown, others), others, n_photos=n_photos, n_top=top)
+        return Told(
+            info,
+            predictor.rank(first[1], top=top),
+            shown,
+            judge(info, first[1].tolist(), shown, others),
+            others,
+            n_photos=n_photos,
+            n_top=top,
+        )
     decision = predictor.decide_probs(first[1], country or None, dict(known) if known else None)
     ranked, n = _order(predictor, decision.probs, decision.order), max(3, top)
     judged = judge(info, decision.probs.tolist(), ranked[:n], others)
@@ -112,7 +129,9 @@ def _most_careful(one: Judgement, other: Judgement) -> Judgement:
     "Join two judgements of the same photos: the caution is the first's, of probabilities the higher counts."
     careful = {key: True if True in (state, other.among_them[key]) else None if None in (state, other.among_them[key]) else False
                for key, state in one.among_them.items()}
-    highest = ({key: max(mine[key], theirs[key]) for key in mine} for mine, theirs in ((one.at_most, other.at_most), (one.hidden, other.hidden)))
+    highest = (
+        {key: max(mine[key], theirs[key]) for key in mine} for mine, theirs in ((one.at_most, other.at_most), (one.hidden, other.hidden))
+    )
     at_most, hidden = highest
     return replace(one, among_them=careful, at_most=at_most, hidden=hidden, caution=one.caution or other.caution)
 
@@ -142,7 +161,9 @@ def _say_guess(one: "Prediction", info: Any, dangers: Sequence[str], *, percents
 
 def _say_target(target: str, ranked: "Sequence[Prediction]", dangers: Sequence[str]) -> str:
     "Write the labels of a further target."
-    said = [one.label + _say_dangers(target_facts(target, one.label, one.facts, dangers), dangers) + f" {percent(one.prob)}" for one in ranked]
+    said = [
+        one.label + _say_dangers(target_facts(target, one.label, one.facts, dangers), dangers) + f" {percent(one.prob)}" for one in ranked
+    ]
     return f"{target}: {', '.join(said)}"
 
 

@@ -26,10 +26,12 @@ def upload(
     name: str,  # 'user/name'
     *,
     kind: str = "model",  # or 'space'
-    public: bool = False,  # for everybody to see; what is there already keeps its visibility, and is refused where it is public and this is not
+    public: bool = False,  # for everybody to see; where a public repository is there already, it is refused unless this is set
     say: Callable[[str], None] = lambda note: None,  # where it is told what happens
 ) -> str:  # the repository's address
-    """Create a repository where there is none, and fill it in one commit; raises `UserError` without a token, a network or the right to do so,
+    """Create a repository where there is none, and fill it in one commit.
+
+    Raises `UserError` without a token, a network or the right to do so,
     and for a repository that everybody can read unless `public` is asked for."""
     token = _read_token()
     from huggingface_hub import HfApi

@@ -138,7 +138,6 @@ def _undecided(verdict: dict) -> tuple[str, str] | None:
         shows = f", as they show differences from about ±{half:.2f} on" if half else ""
         return (
             f"{n} validation photos cannot tell {gap:+.3f} from luck{shows}; more seeds on the same photos would not change "
-            "that, more photos "
-            "do: add some, or validate both settings on every photo once, by folds"
+            "that, more photos do: add some, or validate both settings on every photo once, by folds"
         ), "--folds 5"
     return f"with one seed each, {n} photos cannot tell {gap:+.3f} from luck; three seeds tell more", "--seeds 0,1,2"

@@ -200,7 +200,9 @@ def _make_tiles(facts: RunFacts, split: SplitFacts | ListFacts | None, name: str
     if metrics.get("seconds"):
         machine = f"{facts.environment.get('cores', '?')} cores, {', '.join(facts.environment.get('gpus') or []) or 'no GPU'}"
         trained = [f"training alone {_say_duration(metrics['training_seconds'])}"] if metrics.get("training_seconds") else []
-        tiles.append({"title": "Training", "text": _say_duration(metrics["seconds"]), "lines": [*trained, *_say_epochs(facts.history), machine]})
+        tiles.append(
+            {"title": "Training", "text": _say_duration(metrics["seconds"]), "lines": [*trained, *_say_epochs(facts.history), machine]}
+        )
     if size := say_max_mb(metrics):
         tiles.append({"title": "Size of the model", "text": size.partition(", ")[0], "lines": [size.partition(", ")[2]]})
     return tiles
@@ -435,8 +437,7 @@ def _say_looks(problems: set[str]) -> str:
     return (
         "Below a photo: where the network looked. Bright is what spoke for the answer. The number is its deletion score, the "
         "mean probability of the answer while the bright parts are blurred away bit by bit, beside that of parts chosen at "
-        "random: the lower it is "
-        "against that, the more the answer hung on what is bright."
+        "random: the lower it is against that, the more the answer hung on what is bright."
     )
 
 # %% ../../nbs/evaluate/08_report.ipynb #a35469cd

@@ -253,14 +253,21 @@ class WandbConfig(Settings):
 # %% ../../nbs/experiment/01_schema.ipynb #3e714b23
 class MlflowConfig(Settings):
     "Where MLflow records the run, with track: [mlflow]."
-    uri: str | None = Field(None, min_length=1, description="a folder, sqlite:///FILE or a server's address; MLFLOW_TRACKING_URI, or mlflow.db "
-                                                            "in the folder of runs, if not given")
+
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder, sqlite:///FILE or a server's address; MLFLOW_TRACKING_URI, or mlflow.db in the folder of runs, if not given",
+    )
     experiment: str = Field("snakecls", min_length=1, description="the experiment; made where there is none")
 
 
 class TensorboardConfig(Settings):
     "Where the curves for TensorBoard are written, with track: [tensorboard]."
-    folder: str | None = Field(None, min_length=1, description="every run has a folder of its own in it; tensorboard in the run's folder if not given")
+
+    folder: str | None = Field(
+        None, min_length=1, description="every run has a folder of its own in it; tensorboard in the run's folder if not given"
+    )
 
 
 class TrackioConfig(Settings):
@@ -286,8 +293,11 @@ class PredictConfig(Settings):
     notice: str = Field("", description="a sentence that the app always shows")
     licence: str = Field("", description="of the photos, for the bundle")
     max_mb: float | None = Field(
-        None, gt=0, le=1e6, description="MB that the model's files may have together, such as 100; beyond it the run ends as usual, and metrics.json, "
-        "report and logbook say so"
+        None,
+        gt=0,
+        le=1e6,
+        description="MB that the model's files may have together, such as 100; beyond it the run ends as usual, and metrics.json, "
+        "report and logbook say so",
     )
 
 # %% ../../nbs/experiment/01_schema.ipynb #506a1426
@@ -300,7 +310,9 @@ class TrustConfig(Settings):
         0.9, gt=0, lt=1, description="how often the set of labels shown for a photo is to hold the right one; null: no sets"
     )
     set: Literal["pas", "lac", "aps", "raps"] = Field(
-        "pas", description="score of the sets: lac for the smallest, pas the same with rare classes covered too, aps and raps larger where in doubt"
+        "pas",
+        description="score of the sets: lac for the smallest, pas the same with rare classes covered too, aps and raps larger "
+        "where in doubt",
     )
     interpolate: float = Field(
         0.0, ge=0, le=1, description="with pas and lac: weight of each class's own threshold, for classes that are covered too seldom; "
@@ -314,10 +326,14 @@ class TrustConfig(Settings):
         "{'00': 1, '01': 2, '10': 5, '11': 2}, which are SnakeCLEF's and the default"
     )
     rejection: Literal["auto", "always", "none"] = Field(
-        "auto", description="whether the model tells photos that are unlike its training photos: where a linear probe is served, or a label is known "
-        "to be dangerous (auto), always, or not; a fine-tuned network takes a second graph for it, which doubles the time of an answer"
+        "auto",
+        description="whether the model tells photos that are unlike its training photos: where a linear probe is served, or a label is "
+        "known to be dangerous (auto), always, or not; a fine-tuned network takes a second graph for it, which doubles the "
+        "time of an answer",
     )
-    distractors: str | None = Field(None, min_length=1, description="folder of photos of other things, by which that is tuned beside drawn ones")
+    distractors: str | None = Field(
+        None, min_length=1, description="folder of photos of other things, by which that is tuned beside drawn ones"
+    )
 
 # %% ../../nbs/experiment/01_schema.ipynb #cebc9cf5
 DEFAULT_SCHEDULE = [{"size": 224, "epochs": 0, "head": "probe"}]  # of pretrained weights
@@ -371,7 +387,9 @@ class Experiment(Settings):
         description="what the best epoch is chosen by: f1_macro, f1_micro, accuracy, topK_accuracy, valid_loss, with "
         "several targets TARGET_f1_macro; or composite (loss lower and accuracy not lower)",
     )
-    track: Annotated[list[Literal["logbook", "wandb", "mlflow", "tensorboard", "trackio"]], _OneOrMore] = Field(["logbook"], description="beside the run folder")
+    track: Annotated[list[Literal["logbook", "wandb", "mlflow", "tensorboard", "trackio"]], _OneOrMore] = Field(
+        ["logbook"], description="beside the run folder"
+    )
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig = MlflowConfig()
     tensorboard: TensorboardConfig = TensorboardConfig()

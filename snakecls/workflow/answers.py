@@ -49,7 +49,9 @@ def _answer(predictor: Any, files: Sequence[str], top: int, country: str = "") -
 
 
 # %% ../../nbs/workflow/28_answers.ipynb #670314c0
-def _try_answer(predictor: Any, file: str, top: int, dangers: Sequence[str], country: str = "") -> tuple[dict[str, Any], list[str]]:  # for programs; lines
+def _try_answer(
+    predictor: Any, file: str, top: int, dangers: Sequence[str], country: str = ""
+) -> tuple[dict[str, Any], list[str]]:  # for programs; lines
     "Answer one photo, or give the reason why there is no answer."
     from snakecls.data.photos import PlainPhotoError
     from snakecls.deploy.answer import no_all_clear
@@ -125,7 +127,10 @@ def country_notes(
     if not country or country in predictor.countries or foreign:
         return []
     if not predictor.countries:
-        return [f"the model knows nothing of countries, so '{country}' changes nothing; train it on photos with a column country, or give facts with countries."]
+        return [
+            f"the model knows nothing of countries, so '{country}' changes nothing; train it on photos with a column country, "
+            "or give facts with countries."
+        ]
     return [f"the model has met no photo from '{country}', so it changes nothing."]
 
 # %% ../../nbs/workflow/28_answers.ipynb #7eda4eb9
@@ -149,8 +154,11 @@ def _absent_notes(rows: Sequence[dict[str, Any]], first: Any, headline: Any) -> 
     if not absent or not there:
         return []
     f1 = sum(row["f1"] or 0.0 for row in there) / len(there)
-    return [f"classes that were answered without being here ({some([row['label'] for row in absent], 3)}) count as 0 in the macro F1 of {headline[0].value:.3f}, as scikit-learn "
-            f"has it; over the {len(there)} that are here it is {f1:.3f}."]
+    return [
+        f"classes that were answered without being here ({some([row['label'] for row in absent], 3)}) count as 0 in the macro "
+        f"F1 of {headline[0].value:.3f}, as scikit-learn "
+        f"has it; over the {len(there)} that are here it is {f1:.3f}."
+    ]
 
 # %% ../../nbs/workflow/28_answers.ipynb #7150ecff
 def _count_dangers(tables: Any, info: Any) -> list[Any]:  # target -> predictions
@@ -179,7 +187,7 @@ def evaluate_given(
 ) -> tuple[dict[str, Any], list[str]]:  # bundle, scores, headline, classes, unknown, promises, dangers, notes, report; lines for a terminal
     """Score a model, count what is dangerous and was called harmless, and write what was asked for; raises `UserError`.
 
-    Photos whose labels the model does not know are answered apart, and are not in the scores; in the tables that are written they are marked."""
+    Photos whose labels the model does not know are answered apart, and are not in the scores; in tables they are marked."""
     from snakecls.data.given import is_pattern, pattern_table, refuse_address
     from snakecls.models.bundle import read_bundle
     from snakecls.workflow.evaluation import evaluation_table
@@ -305,8 +313,13 @@ def _strange_countries(values: dict[str, Any] | None, column: str) -> list[str]:
     "Say which cells of a column are no countries."
     from snakecls.data.countries import find_country
 
-    strange = [str(value) for value in (values or {}).values() if value == value and value is not None and str(value).strip() and find_country(value) is None]
-    said = f"{count(len(strange), 'cell')} of {len(values or {})} in the column '{column}' {'is' if len(strange) == 1 else 'are'} no country that is known ({some(sorted({*strange}), 2)})"
+    strange = [
+        str(value)
+        for value in (values or {}).values()
+        if value == value and value is not None and str(value).strip() and find_country(value) is None
+    ]
+    cells, be = f"{count(len(strange), 'cell')} of {len(values or {})}", "is" if len(strange) == 1 else "are"
+    said = f"{cells} in the column '{column}' {be} no country that is known ({some(sorted({*strange}), 2)})"
     return [f"{said}; such photos are counted without one."] if strange else []
 
 
@@ -315,7 +328,14 @@ def _empty_notes(values: dict[str, Any] | None, column: str) -> list[str]:  # on
     from snakecls.stats import name_groups
 
     alone = sum(name.startswith("\0") for name in name_groups(list(values.values()))) if values else 0
-    return [f"{count(alone, 'photo')} of {len(values)} {'has' if alone == 1 else 'have'} nothing in the column '{column}'; each of them stands alone."] if alone else []
+    return (
+        [
+            f"{count(alone, 'photo')} of {len(values)} {'has' if alone == 1 else 'have'} nothing in the column '{column}'; each "
+            "of them stands alone."
+        ]
+        if alone
+        else []
+    )
 
 
 def _join(tables: Any, unknown: Any, observations: dict[str, Any], info: Any) -> tuple[dict[str, Any], Any]:
@@ -332,12 +352,15 @@ def _join(tables: Any, unknown: Any, observations: dict[str, Any], info: Any) ->
     if not len(unknown):
         return found, unknown
     target, part = next(iter(tables)), table_problem(unknown)
-    every = join(pd.concat([tables[target], unknown], ignore_index=True), info.labels)  # so that one with known and unknown labels is refused
+    # so that one with known and unknown labels is refused
+    every = join(pd.concat([tables[target], unknown], ignore_index=True), info.labels)
     strange = [not set(part.names(cell)) <= set(info.labels) for cell in every[part.answers]]
     return found | {target: every[[not one for one in strange]].reset_index(drop=True)}, every[strange].reset_index(drop=True)
 
 # %% ../../nbs/workflow/28_answers.ipynb #4d64be9d
-def _with_intervals(scores: dict[str, Any], headline: Any, first: Any, labels: Sequence[str], *, unit: str, group: str, groups: list | None) -> dict[str, Any]:
+def _with_intervals(
+    scores: dict[str, Any], headline: Any, first: Any, labels: Sequence[str], *, unit: str, group: str, groups: list | None
+) -> dict[str, Any]:
     "Give scores with the intervals of the headline, and with what they count."
     from snakecls.data.problem import table_problem
     from snakecls.evaluate.predictions import score_table
@@ -353,7 +376,9 @@ def _with_intervals(scores: dict[str, Any], headline: Any, first: Any, labels: S
     return scores | {f"{score.key}_interval": [score.low, score.high] for score in headline if score.key in scores}
 
 
-def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any] | None, taken_in: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _measure_promises(
+    tables: Any, info: Any, unit: str, drawn_by: dict[str, Any] | None, taken_in: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     "Measure for every target what was promised of it."
     from snakecls.data.countries import find_country
     from snakecls.evaluate.promises import measure_promises
@@ -364,7 +389,16 @@ def _measure_promises(tables: Any, info: Any, unit: str, drawn_by: dict[str, Any
         labels = (info.targets or {}).get(target, info.labels)
         groups = None if drawn_by is None else table["path"].map(drawn_by).tolist()
         countries = None if taken_in is None else [find_country(name) for name in table["path"].map(taken_in)]
-        one = measure_promises(table, labels, info.trust or {}, target=target, groups=groups, cooled=is_cooled(info.temperature), unit=unit, countries=countries)
+        one = measure_promises(
+            table,
+            labels,
+            info.trust or {},
+            target=target,
+            groups=groups,
+            cooled=is_cooled(info.temperature),
+            unit=unit,
+            countries=countries,
+        )
         found.append(one | {"target": target if len(tables) > 1 else ""})
     return found
 
@@ -377,8 +411,11 @@ def _strangers(unknown: Any) -> list[dict[str, Any]]:  # label, n, answers (labe
     if not len(unknown):
         return []
     part = table_problem(unknown)
-    shown = unknown.assign(_true=[" + ".join(part.names(cell)) for cell in unknown[part.answers]],
-                           _said=[" + ".join(part.names(cell)) or "none" for cell in unknown["predicted"]], _top=table_probs(unknown).max(1))
+    shown = unknown.assign(
+        _true=[" + ".join(part.names(cell)) for cell in unknown[part.answers]],
+        _said=[" + ".join(part.names(cell)) or "none" for cell in unknown["predicted"]],
+        _top=table_probs(unknown).max(1),
+    )
     return [{"label": label, "n": len(rows), "answers": rows["_said"].value_counts().to_dict(), "median_prob": float(rows["_top"].median())}
             for label, rows in shown.groupby("_true", sort=True)]
 
@@ -389,16 +426,37 @@ def _stranger_notes(unknown: Any, labels: Sequence[str], unit: str = "photos") -
     found = _strangers(unknown)
     names = [row["label"] for row in found]
     alike = say_alike(alike_labels(names, labels))
-    return [f"{count(len(unknown), unit[:-1])} {'is' if len(unknown) == 1 else 'are'} of {count(len(found), 'label')} that the model does not know ({some(names, 2)}); "
-            "the scores are without them, and what they were taken for stands below." + (f" {alike}: rename them, and they count." if alike else "")] if found else []
+    return (
+        [
+            f"{count(len(unknown), unit[:-1])} {'is' if len(unknown) == 1 else 'are'} of {count(len(found), 'label')} that the "
+            f"model does not know ({some(names, 2)}); "
+            "the scores are without them, and what they were taken for stands below."
+            + (f" {alike}: rename them, and they count." if alike else "")
+        ]
+        if found
+        else []
+    )
 
 
 def _stranger_lines(unknown: Any, unit: str = "photos") -> list[str]:
     "Write what photos of unknown labels were taken for."
     found = _strangers(unknown)
-    lines = [f"  {row['label']}: {count(row['n'], unit[:-1])}, called {', '.join(f'{label} ({n})' for label, n in list(row['answers'].items())[:3])}; "
-             f"the highest probability is {row['median_prob']:.2f} in the median" for row in found[:20]]
-    return ["", "Labels that the model does not know, not in the scores:", *lines, *([f"  … and {len(found) - 20} more"] if len(found) > 20 else [])] if found else []
+    lines = [
+        f"  {row['label']}: {count(row['n'], unit[:-1])}, called "
+        f"{', '.join(f'{label} ({n})' for label, n in list(row['answers'].items())[:3])}; "
+        f"the highest probability is {row['median_prob']:.2f} in the median"
+        for row in found[:20]
+    ]
+    return (
+        [
+            "",
+            "Labels that the model does not know, not in the scores:",
+            *lines,
+            *([f"  … and {len(found) - 20} more"] if len(found) > 20 else []),
+        ]
+        if found
+        else []
+    )
 
 
 def _show_strangers(unknown: Any, labels: Sequence[str], unit: str) -> dict[str, Any] | None:  # for the page: title, text, rows
@@ -407,14 +465,20 @@ def _show_strangers(unknown: Any, labels: Sequence[str], unit: str) -> dict[str,
         return None
     rows = [row | {"took": ", ".join(f"{label} ({n})" for label, n in list(row["answers"].items())[:4])} for row in found[:40]]
     text = _stranger_notes(unknown, labels, unit)[0] + (f" The first 40 of {len(found)} labels:" if len(found) > 40 else "")
-    return {"title": f"{count(len(unknown), unit[:-1])} of labels that the model does not know", "text": text[:1].upper() + text[1:], "rows": rows}
+    return {
+        "title": f"{count(len(unknown), unit[:-1])} of labels that the model does not know",
+        "text": text[:1].upper() + text[1:],
+        "rows": rows,
+    }
 
 # %% ../../nbs/workflow/28_answers.ipynb #14aa241a
-def _kept_table(first: Any, unknown: Any, drawn_by: dict[str, Any] | None) -> Any:  # with `known`, and `group` where photos are drawn together
+def _kept_table(first: Any, unknown: Any, drawn_by: dict[str, Any] | None) -> Any:  # with `known`, and perhaps `group`
     "Put all answers to the first target into one table, those of unknown labels last and marked."
     import pandas as pd
 
-    kept = pd.concat([first.assign(known=True), unknown.assign(known=False)], ignore_index=True) if len(unknown) else first.assign(known=True)
+    kept = (
+        pd.concat([first.assign(known=True), unknown.assign(known=False)], ignore_index=True) if len(unknown) else first.assign(known=True)
+    )
     return kept if drawn_by is None else kept.assign(group=kept["path"].map(drawn_by))
 
 
@@ -431,7 +495,11 @@ def _write_ranks(predictions: Any, labels: Sequence[str], data: str | None, csv:
 def _write_predictions(predictions: Any, info: Any, file: str | Path) -> None:
     "Write the probability of every label; `pandas.read_parquet(file).attrs` names the labels of p_0, p_1 and so on."
     kept = predictions.copy()
-    kept.attrs = {"labels": list(info.labels), "target": info.target, "thresholds": None if info.thresholds is None else list(info.thresholds)}
+    kept.attrs = {
+        "labels": list(info.labels),
+        "target": info.target,
+        "thresholds": None if info.thresholds is None else list(info.thresholds),
+    }
     kept.to_parquet(file, index=False)
 
 # %% ../../nbs/workflow/28_answers.ipynb #2e5aa691
@@ -441,7 +509,11 @@ def _write_page(report: str | Path, bundle: str | Path, found: _Evaluated, *, ph
     from snakecls.evaluate.report import write_evaluation
 
     (_, predictions), *others = found.tables.items()
-    more: dict[str, Any] = {"strangers": _show_strangers(found.unknown, found.info.labels, found.unit), "promises": found.promises, "notes": notes}
+    more: dict[str, Any] = {
+        "strangers": _show_strangers(found.unknown, found.info.labels, found.unit),
+        "promises": found.promises,
+        "notes": notes,
+    }
     return write_evaluation(
         report, bundle, predictions, found.scores, photos=photos, others=dict(others), look=make_looker(bundle), **more
     )

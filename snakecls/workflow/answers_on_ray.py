@@ -70,7 +70,9 @@ def _answer_on_ray(predictor: Any, batches: Iterable[list[tuple[str, str]]], *, 
                     yield _as_given(row["text"])
             except ray.exceptions.RayError as e:
                 cause = getattr(e, "cause", None)
-                raise (cause if isinstance(cause, UserError) else UserError(f"Ray cannot answer the photos: {_first_line(cause or e)}")) from None
+                raise (
+                    cause if isinstance(cause, UserError) else UserError(f"Ray cannot answer the photos: {_first_line(cause or e)}")
+                ) from None
 
 
 def _share(processors: float, jobs: int | None) -> tuple[int, float]:  # processes; processors of each

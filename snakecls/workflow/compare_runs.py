@@ -238,7 +238,9 @@ def why_not_compared(run: RunFolder, base: RunFolder) -> str:  # empty where not
     "Say why two runs cannot be compared, before anything is counted."
     for each in (run, base):
         if each.metrics().get("final"):
-            return f"{each.id} was trained on its validation photos (train --final) and has no score on them; compare the run it was made of"
+            return (
+                f"{each.id} was trained on its validation photos (train --final) and has no score on them; compare the run it was made of"
+            )
         if not (each / "predictions-valid.parquet").exists() or not each.metrics().get("valid"):
             return f"{each.id} kept no predictions of its validation photos (it is {read_status(each.path)['status']})"
     kinds = [table_problem(run_answers(each.path)).many for each in (run, base)]

@@ -132,11 +132,20 @@ def _insert_entry(
     place = _find_place(lines, entry.date)
     before, after = b"".join(lines[:place]), b"".join(lines[place:])
     gap = b"" if not before or before.endswith(end * 2) else end if before.endswith(end) else end * 2
-    return before + gap + (str(entry) + "".join(f"\n{text}\n" for text in own)).encode("utf-8", "surrogateescape").replace(b"\n", end) + (end if after else b"") + after
+    return (
+        before
+        + gap
+        + (str(entry) + "".join(f"\n{text}\n" for text in own)).encode("utf-8", "surrogateescape").replace(b"\n", end)
+        + (end if after else b"")
+        + after
+    )
 
 # %% ../../nbs/workflow/08_logbook.ipynb #b11c8791
 _EARLY = rb"## \d{4}-\d\d-\d\d: .*\((stopped|failed|killed)\)\s*$"
-_OURS = rb"(- (Part of|Varied|Changed[^:]*|Command|Runs?|Result|Compared[^:]*|Best so far|Seeds|Ran on|Ended early|Next): |\|.*\||(#[\w-]+ ?)+\s*$)"
+_OURS = (
+    rb"(- (Part of|Varied|Changed[^:]*|Command|Runs?|Result|Compared[^:]*|Best so far|Seeds|Ran on|Ended early|Next): "
+    rb"|\|.*\||(#[\w-]+ ?)+\s*$)"
+)
 
 
 def _take_early_end(
@@ -246,7 +255,9 @@ def _say_parts(changed: Sequence[Sequence]) -> str:  # a sentence; empty where o
     "Say that several parts were changed together, and what that leaves open."
     parts = dict.fromkeys(re.split(r"[.\[]", place)[0] for place, *_ in changed if place not in ("data.facts", "data.seed"))
     parts = [part for part in parts if part != "seed"]
-    return f" Changed together: {', '.join(parts[:-1])} and {parts[-1]}; which of them did it, this does not tell." if len(parts) > 1 else ""
+    return (
+        f" Changed together: {', '.join(parts[:-1])} and {parts[-1]}; which of them did it, this does not tell." if len(parts) > 1 else ""
+    )
 
 # %% ../../nbs/workflow/08_logbook.ipynb #694db0c6
 def _tuned_text(tuned: Sequence[str]) -> str:  # a sentence; empty where there is nothing to say
@@ -301,7 +312,11 @@ def _describe_result(metrics: dict) -> str:
     same = trained and (trained.get("stage"), trained.get("epoch")) == (best.get("stage"), best.get("epoch"))
     refit = "the probe was fitted again on train and valid between the two" if metrics.get("refit") else ""
     final = metrics.get("final")
-    texts += [f"trained on {sum(final['photos'].values())} training and validation photos together, validated on none", say_calibration(final)] if final else []
+    texts += (
+        [f"trained on {sum(final['photos'].values())} training and validation photos together, validated on none", say_calibration(final)]
+        if final
+        else []
+    )
     last = "" if same else _describe_scores(f"trained to the end ({_epoch_text(trained)}), not served, valid", trained)
     size = f"the model's files have {said}" if (said := say_max_mb(metrics)) else ""
     return "; ".join(filter(None, [served, *texts, _chosen_text(metrics), say_lost(metrics).rstrip("."), refit, last, size]))

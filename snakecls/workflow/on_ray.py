@@ -68,11 +68,14 @@ def _connect(ray: Any, address: str | None, jobs: int | None) -> None:
             raise UserError(f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {why}") from e
         load = f" and a load of {os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else ""
         raise UserError(
-            f"Ray did not start ({why.rstrip('.')}); its processes have 15 s to begin, and this machine has {os.cpu_count()} processors{load}. "
+            f"Ray did not start ({why.rstrip('.')}); its processes have 15 s to begin, and this machine has {os.cpu_count()} "
+            f"processors{load}. "
             "Try again when it is less busy, or start it by ray start --head and give RAY_ADDRESS."
         ) from e
     if not address and (there := ray.util.get_node_ip_address()) != "127.0.0.1":
-        raise UserError(f"Ray was imported before, and would listen on {there}; start again without importing it, or call ray.init yourself.")
+        raise UserError(
+            f"Ray was imported before, and would listen on {there}; start again without importing it, or call ray.init yourself."
+        )
 
 
 @contextmanager
@@ -127,7 +130,9 @@ class _RayPool:
         try:
             return job, self.ray.get(done)
         except self.ray.exceptions.RayTaskError as e:
-            raise (e.cause if isinstance(e.cause, UserError) else UserError(f"trial {job.number} failed: {type(e.cause).__name__}: {e.cause}")) from None
+            raise (
+                e.cause if isinstance(e.cause, UserError) else UserError(f"trial {job.number} failed: {type(e.cause).__name__}: {e.cause}")
+            ) from None
         except self.ray.exceptions.RayError:
             return job, None
         finally:

@@ -77,10 +77,12 @@ def said_final(final: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trusted(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], refitted: bool) -> Trusted:
-    "Fit the temperature and the rest of `trust`; a final model has them from its folds, or from the winner, but for what is of training photos."
+    "Fit the temperature and the rest of `trust`; a final model has them from its folds or the winner, but for what is of training photos."
     strengths = None if refitted else result.strengths.get(result.best.get("stage"))
     splits = ["train", "valid"] if refitted else ["train"]
-    return add_rejection(_calibrated(plan, result, served, refitted), plan, result.best, splits=splits, C=strengths[0] if strengths else None)
+    return add_rejection(
+        _calibrated(plan, result, served, refitted), plan, result.best, splits=splits, C=strengths[0] if strengths else None
+    )
 
 
 def _calibrated(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFrame], refitted: bool) -> Trusted:
@@ -98,7 +100,11 @@ def _calibrated(plan: Plan, result: ScheduleResult, served: dict[str, pd.DataFra
 
 def _cool_tables(tables: dict[str, pd.DataFrame], problem: Problem, temperature: Any) -> dict[str, pd.DataFrame]:
     "Give predictions that were made with temperature 1 as they are served."
-    return {part.target: cool_table(tables[part.target], part, t) for part, t in zip(problem.parts, temperatures(temperature))} if tables else tables
+    return (
+        {part.target: cool_table(tables[part.target], part, t) for part, t in zip(problem.parts, temperatures(temperature))}
+        if tables
+        else tables
+    )
 
 # %% ../../nbs/workflow/13_results.ipynb #4d021911
 def make_info(
@@ -209,7 +215,7 @@ def _photos(plan: Plan, split: str) -> pd.DataFrame:
     return plan.table[plan.table["split"] == split]
 
 # %% ../../nbs/workflow/13_results.ipynb #4fd8799d
-def _predict_split(plan: Plan, split: str, temperature: Any = 1.0) -> dict[str, pd.DataFrame]:  # target -> predictions; empty where the split has no photos
+def _predict_split(plan: Plan, split: str, temperature: Any = 1.0) -> dict[str, pd.DataFrame]:  # target -> predictions, if there are photos
     "Predict a split as the app will do it; raises `PhotosGone` where no photo can be read any more."
     photos, dls, flip = _photos(plan, split), plan.learn.dls, plan.experiment.predict.flip
     if photos.empty:
@@ -355,13 +361,28 @@ def _make_metrics(plan: Plan, result: ScheduleResult, by_target: dict, known: Ma
     "Put metrics.json together."
     problem, experiment, lost = plan.problem, plan.experiment, plan.learn.dls.lost
     metrics = {
-        "name": experiment.name, "problem": problem.word, "labels": list(problem.labels),
-        "monitor": experiment.monitor, "stages": result.stages, "best": result.best, "probe": result.probe,
-        "message": known["message"], **by_target[problem.target], "fine_tuning": known["fine_tuning"],
-        "refit": known["refit"], "flip": experiment.predict.flip, "seconds": known["seconds"],
-        "parent": experiment.parent, "thresholds": known["thresholds"], "temperature": known["trusted"].temperature, "trust": known["trusted"].trust,
-        "parameters": count_parameters(plan.learn.model), "mode": experiment.train.precision,
-        "bundle_mb": known["bundle_mb"], "training_seconds": round(sum(stage["seconds"] for stage in result.stages), 1), **more,
+        "name": experiment.name,
+        "problem": problem.word,
+        "labels": list(problem.labels),
+        "monitor": experiment.monitor,
+        "stages": result.stages,
+        "best": result.best,
+        "probe": result.probe,
+        "message": known["message"],
+        **by_target[problem.target],
+        "fine_tuning": known["fine_tuning"],
+        "refit": known["refit"],
+        "flip": experiment.predict.flip,
+        "seconds": known["seconds"],
+        "parent": experiment.parent,
+        "thresholds": known["thresholds"],
+        "temperature": known["trusted"].temperature,
+        "trust": known["trusted"].trust,
+        "parameters": count_parameters(plan.learn.model),
+        "mode": experiment.train.precision,
+        "bundle_mb": known["bundle_mb"],
+        "training_seconds": round(sum(stage["seconds"] for stage in result.stages), 1),
+        **more,
     }
     metrics |= {"target": problem.target, "targets": by_target} if len(by_target) > 1 else {}
     metrics |= {"final": said_final(plan.final)} if plan.final else {}
@@ -420,7 +441,10 @@ def finish_records(
     metrics |= _measure_files(run / "best", plan.experiment.predict.max_mb)
     run.write_metrics(metrics)
     if metrics.get("within_max_mb") is False:
-        say(f"The model's files have {say_max_mb(metrics)}; choose a smaller model.arch, or give one file of 8 bits (snakecls export FILE.onnx --to int8).")
+        say(
+            f"The model's files have {say_max_mb(metrics)}; choose a smaller model.arch, or give one file of 8 bits (snakecls "
+            "export FILE.onnx --to int8)."
+        )
     learn.snakecls_info = info_to_dict(info)
     export_learner(learn, run / "export.pkl")
     write_run_report(run)

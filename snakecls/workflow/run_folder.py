@@ -416,9 +416,34 @@ def metrics(self: RunFolder) -> dict:
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #a8f5861b
 LEADERBOARD = [
-    "run", "name", "status", "f1_macro", "f1_low", "f1_high", "n_valid", "chosen_on", "trained_f1_macro", "served", "accuracy",
-    "top3_accuracy", "test_f1_macro", "targets", "arch", "size", "epochs", "seconds", "model_size", "date", "seed", "split_seed", "question",
-    "parent", "part_of", "message", "tags", "note",
+    "run",
+    "name",
+    "status",
+    "f1_macro",
+    "f1_low",
+    "f1_high",
+    "n_valid",
+    "chosen_on",
+    "trained_f1_macro",
+    "served",
+    "accuracy",
+    "top3_accuracy",
+    "test_f1_macro",
+    "targets",
+    "arch",
+    "size",
+    "epochs",
+    "seconds",
+    "model_size",
+    "date",
+    "seed",
+    "split_seed",
+    "question",
+    "parent",
+    "part_of",
+    "message",
+    "tags",
+    "note",
 ]
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #b2d5208f
@@ -475,11 +500,21 @@ def _summarise_files(run: RunFolder) -> dict:
     model, data = experiment.get("model") or {}, experiment.get("data") or {}
     final = metrics.get("final")
     said = {"message": f"final of {final['winner']}, expected macro F1 {final['expected']['f1_macro']:.3f}"} if final else {}
-    return _summarise_scores(metrics) | said | {
-        "trained_f1_macro": trained_score(run), "arch": model.get("arch"), "epochs": epochs, "seconds": metrics.get("seconds"), "model_size": say_max_mb(metrics),
-        "seed": experiment.get("seed"), "split_seed": data.get("seed"), "question": experiment.get("question") or "",
-        "parent": metrics.get("parent") or experiment.get("parent"),
-    }
+    return (
+        _summarise_scores(metrics)
+        | said
+        | {
+            "trained_f1_macro": trained_score(run),
+            "arch": model.get("arch"),
+            "epochs": epochs,
+            "seconds": metrics.get("seconds"),
+            "model_size": say_max_mb(metrics),
+            "seed": experiment.get("seed"),
+            "split_seed": data.get("seed"),
+            "question": experiment.get("question") or "",
+            "parent": metrics.get("parent") or experiment.get("parent"),
+        }
+    )
 
 # %% ../../nbs/workflow/03_run_folder.ipynb #084d1aa2
 def _summarise_scores(metrics: dict) -> dict:
@@ -579,7 +614,8 @@ def say_elsewhere(root: str | Path, name: str) -> str:  # a sentence; empty wher
     "Say where a name is found that no run has: it is that of a group, or of what lies in the bin."
     if (group := find_group(root, name)) is not None:
         runs = ", ".join(run.id for run in group_runs(group))
-        return f"'{name}' is a group of runs, {group.name}; {f'give one of its runs: {runs}' if runs else 'none of its runs is there any more'}."
+        advice = f"give one of its runs: {runs}" if runs else "none of its runs is there any more"
+        return f"'{name}' is a group of runs, {group.name}; {advice}."
     binned = Path(root) / BIN
     try:
         path = find_run(binned, name).path if binned.is_dir() and name != "latest" and not _is_run(name) else None

@@ -79,8 +79,12 @@ def _show_comparison(compared: Mapping[str, Any]) -> dict[str, Any]:  # as `agai
         rows = [row for row in part["class_rows"] if row["difference"]]
         parts.append(part | {"lines": lines, "class_rows": rows, "more_classes": [], "more_photos": "shown" in part["photo_line"]})
     return {
-        "name": base["name"], "reason": "", "changed": f"Changed: {say_changed(run)}.", "parts": parts,
-        "forest": lay_differences([run]), "command": shlex.join(["snakecls", "compare", base["run"] if beside else base["folder"], run["run"]]),
+        "name": base["name"],
+        "reason": "",
+        "changed": f"Changed: {say_changed(run)}.",
+        "parts": parts,
+        "forest": lay_differences([run]),
+        "command": shlex.join(["snakecls", "compare", base["run"] if beside else base["folder"], run["run"]]),
     }
 
 # %% ../../nbs/workflow/07_run_report.ipynb #bcb820d5

@@ -24,8 +24,12 @@ from ..models.bundle import Bundle, read_bundle
 from .evaluation import evaluation_table
 
 # %% ../../nbs/workflow/45_shipped.ipynb #5bfe313c
-FORMS = {"timm": "a folder that timm opens", "onnx": "a graph of 32-bit numbers", "int8": "a graph of 8-bit integers, calibrated on training photos",
-         "int8-dynamic": "the same without photos"}
+FORMS = {
+    "timm": "a folder that timm opens",
+    "onnx": "a graph of 32-bit numbers",
+    "int8": "a graph of 8-bit integers, calibrated on training photos",
+    "int8-dynamic": "the same without photos",
+}
 
 
 def form_name(

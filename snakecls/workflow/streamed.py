@@ -94,7 +94,7 @@ def answer_columns(
     return list(_row_writer(predictor, top)[1])
 
 
-def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], list[str]]:  # an answer -> its row; the columns
+def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], list[str]]:  # answer -> row; the columns
     import numpy as np
 
     from snakecls.data.label_facts import model_dangers
@@ -104,7 +104,10 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
 
     info = predictor.info
     part, targets = bundle_problem(info).parts[0], info.targets or {info.target: info.labels}
-    probs = {target: np.full(len(labels), 1 / len(labels) if not place and not part.many else 1.0, np.float32) for place, (target, labels) in enumerate(targets.items())}
+    probs = {
+        target: np.full(len(labels), 1 / len(labels) if not place and not part.many else 1.0, np.float32)
+        for place, (target, labels) in enumerate(targets.items())
+    }
     row = tell(predictor, probs, top=top).for_programs()
     dangers = tuple(dict.fromkeys([*model_dangers(info)[0], *row.get("dangers", ())]))  # an answer for a further target may name others
     write = partial(answer_row, dangers=dangers, problem=part, top=top)
@@ -112,7 +115,8 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
 
 # %% ../../nbs/workflow/48_streamed.ipynb #d6265a66
 PHOTOS = 16  # whose rows are written together
-Answered = Iterator[tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]]  # photos of a batch; their answers, as `answer_batch` gives them
+# photos of a batch; their answers, as `answer_batch` gives them
+Answered = Iterator[tuple[list[tuple[str, str]], list[tuple[dict[str, Any], list[str]]]]]
 
 
 def stream_answers(
@@ -249,7 +253,9 @@ class Tally:
 
     def lines(self) -> list[str]:
         "Say it."
-        said = [f"Answered {self.n - self.failed:,} of {count(self.n, 'photo')}" + (f", {self.kept:,} of them before." if self.kept else ".")]
+        said = [
+            f"Answered {self.n - self.failed:,} of {count(self.n, 'photo')}" + (f", {self.kept:,} of them before." if self.kept else ".")
+        ]
         if self.failed:
             said += [f"{self.failed:,} got no answer:", *(f"  {n:,}  {reason}" for reason, n in self.reasons.most_common(5))]
             said += [f"  … and {len(self.reasons) - 5:,} more reasons"] if len(self.reasons) > 5 else []
@@ -297,7 +303,10 @@ def show_answers(
     if dumps is not None:
         write(("[]" if between[0] == "[" else "]") + "\n")
         if tally.kept:
-            say(f"Note: {count(tally.kept, 'answer')} from before {'stands' if tally.kept == 1 else 'stand'} in {csv} alone, and not in this list.")
+            say(
+                f"Note: {count(tally.kept, 'answer')} from before {'stands' if tally.kept == 1 else 'stand'} in {csv} alone, "
+                "and not in this list."
+            )
     if many and csv is not None:
         for line in [*tally.lines(), f"Wrote {csv}."]:
             say(line) if dumps is not None else write(line + "\n")
@@ -309,8 +318,16 @@ def say_failed(tally: Tally, csv: str | Path | None, submission: Submission | No
     said = f"{tally.failed:,} of {tally.n:,} photos got no answer; "
     if submission is not None:
         named = "; ".join(f"{path}: {reason}" for path, reason in tally.examples[:3])
-        return said + f"their labels are empty in {csv}, which Kaggle may refuse: replace the photos, or write a label yourself ({named}{'; …' if tally.failed > 3 else ''})."
-    where = f"each one's reason stands in the column error of {csv}" if csv is not None and tally.n > MANY else "each one's reason stands in its place"
+        return (
+            said
+            + f"their labels are empty in {csv}, which Kaggle may refuse: replace the photos, or write a label yourself "
+            f"({named}{'; …' if tally.failed > 3 else ''})."
+        )
+    where = (
+        f"each one's reason stands in the column error of {csv}"
+        if csv is not None and tally.n > MANY
+        else "each one's reason stands in its place"
+    )
     return said + f"{where}, replace or leave them out."
 
 # %% ../../nbs/workflow/48_streamed.ipynb #c1dbea94
@@ -337,7 +354,10 @@ def _check_place(csv: str | Path | None, listing: Listing, submission: Submissio
         given = listing.sources or ([shown for shown, _ in listing] if csv is not None and Path(csv).is_file() else [])
         check_answers_file(csv, given)
     elif csv is not None and Path(csv).exists():
-        raise UserError(f"--csv {csv} is there already, and what --layout {submission.name} writes looks like training labels; give another name, or remove it.")
+        raise UserError(
+            f"--csv {csv} is there already, and what --layout {submission.name} writes looks like training labels; give another "
+            "name, or remove it."
+        )
 
 
 def _checked(submission: Submission | None, predictor: Any, say: Callable[[str], None]) -> Submission | None:
@@ -348,12 +368,18 @@ def _checked(submission: Submission | None, predictor: Any, say: Callable[[str],
 # %% ../../nbs/workflow/48_streamed.ipynb #c002ba12
 def _tell_start(table: Unfinished | None, start: int, n: int, say: Callable[[str], None]) -> None:
     if table is not None and start:
-        say(f"Note: {start:,} of {count(n, 'photo')} {'were' if start > 1 else 'was'} answered before, and it goes on after them ({table.part.name}).")
+        say(
+            f"Note: {start:,} of {count(n, 'photo')} {'were' if start > 1 else 'was'} answered before, and it goes on after "
+            f"them ({table.part.name})."
+        )
 
 
 def _tell_stopped(error: KeyboardInterrupt, table: Unfinished | None, n: int, say: Callable[[str], None]) -> None:
     if table is not None:
-        say(f"snakecls: stopped by {str(error) or 'Ctrl-C'}; {table.done:,} of {count(n, 'photo')} are answered, in {table.part}, and the same command goes on after them.")
+        say(
+            f"snakecls: stopped by {str(error) or 'Ctrl-C'}; {table.done:,} of {count(n, 'photo')} are answered, in "
+            f"{table.part}, and the same command goes on after them."
+        )
         error.told = True  # type: ignore[attr-defined]  # see `workflow.terminal`
 
 

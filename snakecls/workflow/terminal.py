@@ -47,7 +47,7 @@ def takes_unicode() -> bool:
 
 # %% ../../nbs/workflow/29_terminal.ipynb #30f831d3
 _OBEYED = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
-_OBEYED |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}  # these turn round how what follows is read
+_OBEYED |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}  # these turn round what follows
 
 
 def tame(

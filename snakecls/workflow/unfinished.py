@@ -80,7 +80,10 @@ def _check_record(part: Path, about: Path, record: Mapping[str, Any]) -> None:
     for name in dict.fromkeys([*record, *then]):
         if (was := then.get(name)) != (now := record.get(name)) and _hash(was) != _hash(now):
             n = max(sum(1 for _ in whole_rows(part)) - 1, 0)
-            raise UserError(f"{part} holds {count(n, 'row')} of a command that differs: {_say_difference(name, was, now)}; repeat that command, {remedy}.")
+            raise UserError(
+                f"{part} holds {count(n, 'row')} of a command that differs: {_say_difference(name, was, now)}; repeat that "
+                f"command, {remedy}."
+            )
 
 
 def _hash(value: Any) -> Any:
@@ -92,8 +95,12 @@ def _say_difference(name: str, was: Any, now: Any) -> str:
     was, now = (value.get("is") if isinstance(value, dict) else value for value in (was, now))
     def said(value: Any) -> str:
         return "not given" if value in ("", None) else str(value)
-    return f"{name} {said(was)} {'are' if name.endswith('s') else 'is'} no longer what {'they were' if name.endswith('s') else 'it was'}" if was == now else (
-        f"{name} {'were' if name.endswith('s') else 'was'} {said(was)} and {'are' if name.endswith('s') else 'is'} {said(now)}")
+
+    return (
+        f"{name} {said(was)} {'are' if name.endswith('s') else 'is'} no longer what {'they were' if name.endswith('s') else 'it was'}"
+        if was == now
+        else (f"{name} {'were' if name.endswith('s') else 'was'} {said(was)} and {'are' if name.endswith('s') else 'is'} {said(now)}")
+    )
 
 # %% ../../nbs/workflow/46_unfinished.ipynb #47778f2b
 _LONGEST = 1 << 20  # bytes of a row
@@ -119,7 +126,9 @@ def whole_rows(
             raw = b""
 
 # %% ../../nbs/workflow/46_unfinished.ipynb #702cb9ff
-def _take_up(part: Path, columns: Sequence[str], firsts: Iterable[str], step: int, kept: Callable[[dict[str, str]], None]) -> tuple[int, int]:  # rows; bytes
+def _take_up(
+    part: Path, columns: Sequence[str], firsts: Iterable[str], step: int, kept: Callable[[dict[str, str]], None]
+) -> tuple[int, int]:  # rows; bytes
     "Find where an unfinished table can be gone on with."
     rows, firsts = whole_rows(part), iter(firsts)
     if next(rows, ([], 0))[0] != list(columns):
@@ -130,7 +139,10 @@ def _take_up(part: Path, columns: Sequence[str], firsts: Iterable[str], step: in
             break
         first = next(firsts, None)
         if first is None or cells[0] != _cell(first):
-            raise UserError(f"row {done + len(waiting) + 1} of {part} is of '{cells[0]}', and not of '{first or 'nothing'}': it was changed; give another file, or remove it to begin anew.")
+            raise UserError(
+                f"row {done + len(waiting) + 1} of {part} is of '{cells[0]}', and not of '{first or 'nothing'}': it was "
+                "changed; give another file, or remove it to begin anew."
+            )
         waiting.append(dict(zip(columns, cells)))
         at = end
         if len(waiting) == step:
