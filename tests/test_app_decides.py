@@ -1,8 +1,10 @@
 """The app where a bundle decides: country, risk, rejection, several photos, where it looked; on a telephone, and by keyboard alone."""
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from conftest import REPO, need
@@ -232,3 +234,37 @@ def test_a_model_without_venom_has_no_advice_about_bites():
     from snakecls.deploy.answer import can_bite, header_html, notice_html
     box = SimpleNamespace(labels=["checked", "empty"], label_facts={}, target="label", subject="checkbox", title="", problem="single_label", notice="", licence="")
     assert not can_bite(box) and not any(word in header_html(box) + notice_html(box, 2) for word in ("snake", "tourniquet", "medical", "Bitten"))
+
+
+
+def test_several_photos_never_take_an_alarm_back(tmp_path, photos):
+    "One venomous snake among harmless ones is warned of as loudly as alone, and that the photos do not agree is said, on page and to programs."
+    from snakecls.deploy.app import answer_json, decide_anew, ask_photos, _keep, _tell
+    from snakecls.deploy.predict import Predictor
+    from snakecls.evaluate.decide import ALARMS
+
+    class Colours(Predictor):  # answers as the app of these tests does
+        def probs_known(self, photos, *, bs=16):
+            rows = np.array([ANSWERS[Path(photo).stem[0]] for photo in photos], np.float32)
+            return {self.info.target: rows}, [{"score": 2.0, "threshold": 1.0, "like": True}] * len(rows)
+
+    predictor = Colours(write_trusting(tmp_path / "best"))
+    red, green = str(photos["r"]), str(photos["g"])
+    alone, calm = predictor.decide(red), predictor.decide(green)
+    assert ALARMS.index(alone.alarm["level"]) > ALARMS.index(calm.alarm["level"]) and alone.risk["level"] == "likely"
+    for files in ([red, green, green, green], [green, green, green, red]):
+        together = predictor.decide(files)
+        assert together.alarm["level"] == alone.alarm["level"] and together.risk["venom_prob"] == pytest.approx(alone.risk["venom_prob"])
+        assert list(together.apart.values()) == [3, 1] and together.in_set is None and "Almost surely" not in together.name()
+        told = answer_json(predictor, files)[0]
+        assert "Keep away" in told["caution"]["heading"] and told["dangers"]["venomous"]["at_most"] == pytest.approx(alone.risk["venom_prob"], abs=1e-6)
+        assert told["decision"]["said"] == together.sentences() and any("do not agree" in said for said in together.sentences()) and "set" not in told
+        asked = ask_photos(predictor, files)
+        page = _tell(predictor, asked).page()
+        assert "do not agree" in page and "Keep away" in page
+        again, _ = decide_anew(predictor, _keep(asked, ""), "Mexico")  # another country, from what the browser kept
+        assert "do not agree" in again and "Keep away" in again
+    same = predictor.decide([red, red])
+    assert not same.apart and not same.alone and same.alarm["level"] == alone.alarm["level"] and same.risk["tested"] is None
+    harmless = predictor.decide([green, green])  # answers to several photos were not tried, so the least is the quiet sign
+    assert harmless.alarm["level"] in ("open", calm.alarm["level"]) and "rated like" not in " ".join(harmless.sentences())

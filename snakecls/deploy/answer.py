@@ -19,7 +19,7 @@ from snakecls.data.target_dangers import (
     blind_targets, by_dangers, first_facts, first_target, say_blind, target_facts, target_state, untold_danger,
 )
 from ..data.problem import as_part, as_problem
-from ..evaluate.decide import STRANGE, say_foreign, say_why_first
+from ..evaluate.decide import STRANGE, say_apart, say_foreign, say_why_first
 from ..evaluate.risk import say_chance, say_risk
 from ..page import render
 
@@ -347,7 +347,7 @@ def _warn_strange(decision: "Decision", dangers: Sequence[str]) -> tuple[str, st
     if not dangers:
         return None
     name, risk = " or ".join(map(danger_name, dangers)), decision.risk
-    more = f" {say_risk(risk)}" if risk and risk["level"] != "unlikely" else ""
+    more = f" {say_risk(risk)}" if risk and risk["level"] != "unlikely" and not decision.strange else ""
     how = "Probably" if risk and risk["level"] == "likely" and not decision.strange else "May be"
     more = f" {say_chance(risk)}" if risk and how == "Probably" else more
     what = f"What lives in {decision.foreign}" if decision.foreign and not decision.strange else "What this photo shows"
@@ -364,6 +364,7 @@ def _decided(
     strange, names = decision.strange or bool(decision.foreign), {one.label: _shown_name(one) for one in shown}
     notes = [
         f"The answer is that of {n_photos} photos together." if n_photos > 1 else "",
+        say_apart(decision, names),
         f"With what is known of {decision.country}."
         if decision.country
         else f"Nothing is known here of {decision.asked}, so it changes nothing."

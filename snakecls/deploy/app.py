@@ -63,7 +63,7 @@ class Asked:
 
     probs: dict[str, np.ndarray]  # target -> (n_labels,)
     known: dict[str, Any] | None = None  # whether they look like anything that the model knows: `known` of a `Decision`
-    n_photos: int = 1
+    each: tuple[dict[str, np.ndarray], ...] = ()  # the same of each photo by itself, where there are several
 
 # %% ../../nbs/deploy/11_app.ipynb #42345de1
 def ask_photos(
@@ -80,7 +80,8 @@ def ask_photos(
     each = [predictor.probs_known([photo]) for photo in photos]
     parts = bundle_problem(predictor.info).parts
     probs = {target: _mean_probs([answers[target][0] for answers, _ in each], many=part.many) for target, part in zip(each[0][0], parts)}
-    return Asked(probs, join_known([known for _, (known,) in each]), len(photos))
+    alone = tuple({target: rows[0] for target, rows in answers.items()} for answers, _ in each)
+    return Asked(probs, join_known([known for _, (known,) in each]), alone if len(alone) > 1 else ())
 
 # %% ../../nbs/deploy/11_app.ipynb #d3c117d8
 def _mean_probs(each: Sequence[np.ndarray], *, many: bool) -> np.ndarray:  # (n_labels,)
@@ -95,7 +96,7 @@ def _mean_probs(each: Sequence[np.ndarray], *, many: bool) -> np.ndarray:  # (n_
 # %% ../../nbs/deploy/11_app.ipynb #2b47d072
 def _tell(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> Told:
     "Put together what is said of photos; raises `UserError` for a country that is none."
-    return tell(predictor, asked.probs, known=asked.known, country=country, n_photos=asked.n_photos)
+    return tell(predictor, asked.probs, known=asked.known, country=country, each=asked.each)
 
 # %% ../../nbs/deploy/11_app.ipynb #7658c2c6
 def _show(predictor: "Predictor | LearnerPredictor", asked: Asked, country: str = "") -> str:  # HTML
@@ -132,8 +133,10 @@ def _listed(photo: str | Sequence[str] | None) -> list[str]:
 # %% ../../nbs/deploy/11_app.ipynb #680afcae
 def _keep(asked: Asked, country: str) -> str:  # JSON
     "Write what a model said, for the browser."
-    probs = {target: [float(f"{prob:.9g}") for prob in values] for target, values in asked.probs.items()}
-    return json.dumps({"probs": probs, "known": asked.known, "n_photos": asked.n_photos, "country": country})
+    probs, *each = (
+        {target: [float(f"{prob:.9g}") for prob in values] for target, values in one.items()} for one in (asked.probs, *asked.each)
+    )
+    return json.dumps({"probs": probs, "known": asked.known, "each": each, "country": country})
 
 # %% ../../nbs/deploy/11_app.ipynb #564df38f
 def _read_kept(predictor: "Predictor | LearnerPredictor", text: str) -> tuple[Asked, str]:  # and the country of the answer that is shown
@@ -141,9 +144,10 @@ def _read_kept(predictor: "Predictor | LearnerPredictor", text: str) -> tuple[As
     targets = predictor.info.targets or {predictor.info.target: predictor.labels}
     try:
         given = json.loads(text)
-        probs = {target: np.array(given["probs"][target], np.float64) for target in targets}
-        right = all(
+        read = [{target: np.array(one[target], np.float64) for target in targets} for one in (given["probs"], *given["each"])]
+        right = len(read) <= 1 + MOST_PHOTOS and all(
             probs[target].shape == (len(labels),) and ((probs[target] >= 0) & (probs[target] <= 1)).all()
+            for probs in read
             for target, labels in targets.items()
         )
         known = given["known"] and {
@@ -151,7 +155,7 @@ def _read_kept(predictor: "Predictor | LearnerPredictor", text: str) -> tuple[As
             "threshold": float(given["known"]["threshold"]),
             "like": bool(given["known"]["like"]),
         }
-        kept, country = Asked(probs, known or None, int(given["n_photos"])), str(given["country"])
+        kept, country = Asked(read[0], known or None, tuple(read[1:])), str(given["country"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         right = False
     if not right:
@@ -304,7 +308,7 @@ def show_look(
     except UserError as e:
         return message_html("It cannot be shown", str(e)[:1].upper() + str(e)[1:], kind="error")
     name = (predictor.info.label_facts.get(predictor.labels[label]) or {}).get("common_name") or predictor.labels[label]
-    more = " Only the first photo is shown." if asked.n_photos > 1 else ""
+    more = " Only the first photo is shown." if asked.each else ""
     return render("app/look.html", label=str(name), image=jpeg_uri(image, side=640), text=text + more)
 
 # %% ../../nbs/deploy/11_app.ipynb #15d3e30d

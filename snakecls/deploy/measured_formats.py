@@ -171,8 +171,8 @@ def forms_text(table: pd.DataFrame) -> str:  # some lines
             danger = name.removesuffix("_as_harmless")
             gap = f"; difference {row[f'{name}_difference']:+.3f} ({row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f})"
             lines.append(
-                f"{'':14}{danger_name(danger)} called harmless: {row[name]:.3f} of "
-                f"{row[f'{danger}_n']}{gap * (row['form'] != table['form'][0])}"
+                f"{'':14}{danger_name(danger)} called harmless: "
+                f"{round(row[name] * row[f'{danger}_n'])} of {row[f'{danger}_n']}{gap * (row['form'] != table['form'][0])}"
             )
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from ..data.label_facts import danger_state, join_infos
 from ..data.photos import shown_pixels
 from ..data.problem import MultiLabel, OneLabel, Problem, as_part, bundle_problem
 from ..evaluate.conformal import prediction_set
-from ..evaluate.decide import Decision, check_trust, decide
+from ..evaluate.decide import Decision, check_trust, decide, heed_each
 from ..evaluate.prior import prior_countries
 from ..evaluate.rejection import rejection_score
 from ..models.batches import answer_photos
@@ -253,7 +253,9 @@ class PhotoPredictor(_PhotoProbs):
         if not photos:
             raise UserError("there is no photo in the list; give at least one.")
         answers, known = self.probs_known(photos)
-        return self.decide_probs(join_probs(next(iter(answers.values()))), country, join_known(known))
+        rows = next(iter(answers.values()))
+        together = self.decide_probs(join_probs(rows), country, join_known(known))
+        return together if len(rows) == 1 else heed_each(together, [self.decide_probs(row, country) for row in rows])
 
     def decide_probs(
         self,
@@ -466,12 +468,12 @@ class EnsemblePredictor(PhotoPredictor):
 
 # %% ../../nbs/deploy/01_predict.ipynb #65d077be
 def answer_row(
-    row: dict[str, Any],  # path, and top (label, prob, facts, perhaps above) or error; perhaps caution, dangers and targets
+    row: dict[str, Any],  # path, and top (label, prob, facts, perhaps above) or error; perhaps known, caution, dangers and targets
     dangers: Sequence[str] = (),  # from `data.label_facts.model_dangers`
     *,
     problem: Problem | str = "single_label",  # what the first target asks; of several labels, `predicted` are those above their threshold
     top: int | None = None,  # ranks, at most; None: as many as there are labels in `top`
-) -> dict[str, Any]:  # column -> value: path, predicted (joined by ';') and probabilities, ranks, dangers, caution, targets, error
+) -> dict[str, Any]:  # column -> value: path, predicted and probabilities, ranks, dangers, known, caution, targets, error
     "Write the answer to one photo as a row of a table."
     part, guesses = as_part(problem), row.get("top", [])
     above = [guess for guess in guesses if guess.get("above", True)]
@@ -481,6 +483,8 @@ def answer_row(
     values |= _rank_columns(guesses[:top])
     for key in dangers if guesses else ():
         values |= _danger_columns(key, guesses, row.get("dangers", {}))
+    if "known" in row:
+        values["known"] = "yes" if row["known"]["like"] else "no"
     if "caution" in row:
         values["caution"] = " ".join(row["caution"].values()) if row["caution"] else ""
     for target, ranked in row.get("targets", {}).items():

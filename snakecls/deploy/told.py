@@ -16,7 +16,7 @@ from ..data.label_facts import danger_name
 from ..data.problem import bundle_problem
 from ..data.target_dangers import first_facts, target_facts
 from .answer import FOREIGN, Judgement, answer_html, judge, percent, warn
-from ..evaluate.decide import STRANGE
+from ..evaluate.decide import STRANGE, heed_each
 
 if TYPE_CHECKING:
     from snakecls.deploy.export import LearnerPredictor
@@ -88,9 +88,36 @@ def tell(
     known: Mapping[str, Any] | None = None,  # whether they look like anything that the model knows, from `probs_known`
     country: str = "",  # where they were taken: any name; empty changes nothing
     top: int = 3,  # labels to show; those that a judgement needs are looked at whatever it is
-    n_photos: int = 1,
+    each: Sequence[Mapping[str, np.ndarray]] = (),  # the same of each photo by itself, where there are several
 ) -> Told:
     "Put together what is said of photos; raises `UserError` for a country that is none."
+    told = _tell_together(predictor, probs, known=known, country=country, top=top, n_photos=max(1, len(each)))
+    return told if len(each) < 2 else _heed(told, [tell(predictor, one, country=country, top=top) for one in each])
+
+
+def _heed(told: Told, each: Sequence[Told]) -> Told:
+    "Let what is said of several photos warn of all that one of them warns of."
+    judged, decision = told.judged, told.decision
+    for one in each:
+        judged = _most_careful(judged, one.judged)
+    if decision is not None:
+        decision = heed_each(decision, [one.decision for one in each if one.decision is not None])
+    if decision is not None and decision.risk and (danger := decision.risk["danger"]) in judged.at_most:
+        judged = replace(judged, at_most=judged.at_most | {danger: decision.risk["venom_prob"]})
+    promised = told.held if decision is None or decision.in_set is not None else None
+    return replace(told, judged=judged, decision=decision, held=promised, promised=told.promised if promised is not None else None)
+
+# %% ../../nbs/deploy/04_told.ipynb #b6528fd1
+def _tell_together(
+    predictor: "Predictor | LearnerPredictor",
+    probs: Mapping[str, np.ndarray],
+    *,
+    known: Mapping[str, Any] | None,
+    country: str,
+    top: int,
+    n_photos: int,
+) -> Told:
+    "Say it of one photo, or of the mean of several."
     info, (first, *rest) = predictor.info, probs.items()
     others = predictor.rank_others(dict(rest), top=10**6)
     if bundle_problem(info).parts[0].many:

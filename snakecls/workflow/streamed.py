@@ -108,7 +108,8 @@ def _row_writer(predictor: Any, top: int) -> tuple[Callable[[dict[str, Any]], di
         target: np.full(len(labels), 1 / len(labels) if not place and not part.many else 1.0, np.float32)
         for place, (target, labels) in enumerate(targets.items())
     }
-    row = tell(predictor, probs, top=top).for_programs()
+    known = {"score": 0.0, "threshold": 0.0, "like": True} if predictor.known is not None else None
+    row = tell(predictor, probs, known=known, top=top).for_programs()
     dangers = tuple(dict.fromkeys([*model_dangers(info)[0], *row.get("dangers", ())]))  # an answer for a further target may name others
     write = partial(answer_row, dangers=dangers, problem=part, top=top)
     return write, [*write({"path": ""} | row), "error"]
@@ -141,6 +142,7 @@ def stream_answers(
     _check_place(csv, listing, submission)
     predictor = Predictor(bundle)
     _ = predictor.known  # a damaged file is told once, and not of every photo
+    top = top if submission is None else max(2, top)  # the likeliest is among the first two
     country = (read_country(country) or "") if country.strip() else ""  # a mistyped one is told before photos are read
     submission = _checked(submission, predictor, say)
     for note in model_notes(predictor):

@@ -148,16 +148,23 @@ def write_submission(
     "Write the file from the answers."
     rows = whole_rows(answers)
     columns, _ = next(rows)
-    label = columns.index("predicted" if submission.several else "rank1")
+    labels = ["predicted"] if submission.several else [f"rank{i}" for i in (1, 2)]
+    prob_of = {f"rank{i}": f"prob{i}" for i in (1, 2)}
+    places = [(columns.index(name), columns.index(prob_of[name]) if name in prob_of else None) for name in labels if name in columns]
     with open(file, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(submission.columns)
         ids = iter(submission.ids) if submission.ids is not None else None
         for cells, _ in rows:
-            given = unguard_cell(cells[label])
+            given = unguard_cell(_likeliest(cells, places))
             writer.writerow(
                 [
                     _photo_name(unguard_cell(cells[0])) if ids is None else next(ids),
                     given.replace(";", " ") if submission.several else given,
                 ]
             )
+
+# %% ../../nbs/workflow/47_submission.ipynb #dec7cf4e
+def _likeliest(cells: Sequence[str], places: Sequence[tuple[int, int | None]]) -> str:
+    "Choose the label with the highest probability; the first of equal ones."
+    return cells[max(places, key=lambda place: float(cells[place[1]] or 0) if place[1] is not None else 0.0)[0]]
