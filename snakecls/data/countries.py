@@ -105,7 +105,7 @@ def read_country(
         return None
     words = _plain(text)
     guess = nearest(words, [name for name in _names() if len(name) > 3])  # a code is near to any short word
-    allowed = "give its English name or its code of two letters, such as 'Philippines' or 'PH', or leave it out."
+    allowed = "give its English name or its code of two letters, such as 'Philippines' or 'PH'."
     meant = f"did you mean '{_names()[guess]}'?" if guess and SequenceMatcher(None, guess, words).ratio() >= _ALIKE else allowed
     raise UserError(f"country '{str(text)[:60]}' is not known; {meant}")
 

@@ -270,7 +270,7 @@ def _cannot_listen(error: OSError, name: str, server_name: str, port: int | None
     if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return (f"{name} cannot listen at GRADIO_SERVER_NAME={server_name}, which is no address of this machine ({error}); "
                 "set it to 127.0.0.1 (this machine alone) or 0.0.0.0 (every network).")
-    return f"{name} cannot listen on port {port or '7860 or above'} ({error}); choose another by PORT=…."
+    return f"{name} cannot listen on port {port or '7860 or above'} ({error.strerror or error}); choose another by --port, or by PORT=…."
 
 # %% ../../nbs/deploy/10_service.ipynb #4758be0f
 def _wait_until_stopped(page: "gr.Blocks") -> None:

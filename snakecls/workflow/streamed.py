@@ -139,7 +139,8 @@ def stream_answers(
     from snakecls.data.countries import read_country
     from snakecls.deploy.predict import Predictor
 
-    _check_place(csv, listing, submission)
+    if _check_place(csv, listing, submission):
+        say(f"Note: {csv} holds answers from before, which these take the place of.")
     predictor = Predictor(bundle)
     _ = predictor.known  # a damaged file is told once, and not of every photo
     top = top if submission is None else max(2, top)  # the likeliest is among the first two
@@ -350,7 +351,7 @@ def predict_given(
     return rows, lines
 
 # %% ../../nbs/workflow/48_streamed.ipynb #ec886f14
-def _check_place(csv: str | Path | None, listing: Listing, submission: Submission | None) -> None:
+def _check_place(csv: str | Path | None, listing: Listing, submission: Submission | None) -> bool:  # whether answers are there already
     "Refuse to write over something else; raises `UserError`."
     if submission is None:
         given = listing.sources or ([shown for shown, _ in listing] if csv is not None and Path(csv).is_file() else [])
@@ -360,6 +361,7 @@ def _check_place(csv: str | Path | None, listing: Listing, submission: Submissio
             f"--csv {csv} is there already, and what --layout {submission.name} writes looks like training labels; give another "
             "name, or remove it."
         )
+    return csv is not None and Path(csv).is_file() and Path(csv).stat().st_size > 0
 
 
 def _checked(submission: Submission | None, predictor: Any, say: Callable[[str], None]) -> Submission | None:
