@@ -438,6 +438,8 @@ def notice_html(
 ) -> str:
     "Show the bundle's notice, and what the app knows and does not know."
     one = f"This program knows {n_labels} labels and gives one of them even for a photo of something else."
+    if (getattr(info, "trust", None) or {}).get("rejection"):
+        one = f"This program knows {n_labels} labels; of many photos of something else it says so, and not of all."
     several = f"This program knows {n_labels} labels. Several of them can fit a photo, or none; their percentages do not add up to 100%."
     knows = several if as_problem(info.problem).many else one
     wrong = f"It guesses from a photo and can be wrong{'; do not stake your safety on it' if model_dangers(info)[0] else ''}."
