@@ -174,6 +174,8 @@ def forms_text(table: pd.DataFrame) -> str:  # some lines
                 f"{'':14}{danger_name(danger)} called harmless: "
                 f"{round(row[name] * row[f'{danger}_n'])} of {row[f'{danger}_n']}{gap * (row['form'] != table['form'][0])}"
             )
+        if row["form"] != table["form"][0] and (lost := say_lost(row)):
+            lines.append(f"{'':14}not kept by export: {lost}")
     return "\n".join(lines)
 
 
