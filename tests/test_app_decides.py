@@ -268,3 +268,17 @@ def test_several_photos_never_take_an_alarm_back(tmp_path, photos):
     assert not same.apart and not same.alone and same.alarm["level"] == alone.alarm["level"] and same.risk["tested"] is None
     harmless = predictor.decide([green, green])  # answers to several photos were not tried, so the least is the quiet sign
     assert harmless.alarm["level"] in ("open", calm.alarm["level"]) and "rated like" not in " ".join(harmless.sentences())
+
+
+def test_where_a_model_has_no_costs_the_most_alarming_photo_speaks(tmp_path):
+    from snakecls.deploy.told import tell
+    from snakecls.deploy.predict import Predictor
+
+    predictor = Predictor(write_trusting(tmp_path / "best"))
+    predictor.info.trust.pop("risk")
+    red, green = (np.array(ANSWERS[colour], np.float32) for colour in "rg")
+    mean = np.exp((np.log(red) + 9 * np.log(green)) / 10)
+    target = predictor.info.target
+    alone, together = tell(predictor, {target: red}), tell(predictor, {target: mean / mean.sum()}, each=[{target: red}, *[{target: green}] * 9])
+    assert alone.warning[0].startswith("Venomous") and together.warning == alone.warning
+    assert together.judged.at_most["venomous"] == alone.judged.at_most["venomous"] and "do not agree" in together.page()

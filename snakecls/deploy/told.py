@@ -98,8 +98,10 @@ def tell(
 def _heed(told: Told, each: Sequence[Told]) -> Told:
     "Let what is said of several photos warn of all that one of them warns of."
     judged, decision = told.judged, told.decision
+    loudest = max([judged, *(one.judged for one in each)], key=lambda one: max(one.at_most.values(), default=0.0))
     for one in each:
         judged = _most_careful(judged, one.judged)
+    judged = replace(judged, caution=loudest.caution or judged.caution)
     if decision is not None:
         decision = heed_each(decision, [one.decision for one in each if one.decision is not None])
     if decision is not None and decision.risk and (danger := decision.risk["danger"]) in judged.at_most:

@@ -45,7 +45,7 @@ def measure_promises(
     said, kept = _say_kept(rows[0], len(predictions), unit) if len(rows) > 1 else ("", None)
     warnings = (
         count_warnings(predictions, labels, trust, target=target, countries=countries, groups=groups, unit=unit)
-        if truth.ndim == 1
+        if truth.ndim == 1 and unit == "photos"  # several photos are warned of by the most alarming, which is not in the table
         else None
     )
     cells = [(row["title"], *(_write_cell(row, key) for key in ("promised", "trained", "value"))) for row in rows]
@@ -156,7 +156,8 @@ def _say_where(source: str, unit: str) -> list[str]:
         if unit == "photos"
         else [
             "The promise is about single photos; several photos of one observation are answered more surely, so here it is "
-            "only a comparison."
+            "only a comparison. How loudly observations are warned of is not counted here, as the most alarming of their photos "
+            "decides; leave out --observation for the warnings of single photos."
         ]
     )
     return [f"In training: {source}.", *more]
